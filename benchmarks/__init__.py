@@ -1,0 +1,1 @@
+"""Benchmarks: each measures what the project claims and prints JSON."""

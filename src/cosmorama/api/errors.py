@@ -1,0 +1,71 @@
+"""Every error leaves the server in one envelope: `{"error": {"message", "type", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from cosmorama.api.services import services_of
+from cosmorama.errors import CosmoramaError, NotReadyError, QueueFullError
+
+log = logging.getLogger(__name__)
+
+
+class BodyError(CosmoramaError):
+    """A request body that cannot be read as what it should be (HTTP 422, 413 or 415)."""
+
+    kind = "invalid_request_error"
+
+    def __init__(self, message: str, *, status: int = 422) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class GenerationTimeoutError(CosmoramaError):
+    """The generation took longer than the server allows (HTTP 504)."""
+
+    status = 504
+    kind = "timeout_error"
+
+
+def envelope(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as a response."""
+    return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status, headers=headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every exception with the envelope."""
+    app.add_exception_handler(CosmoramaError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, CosmoramaError)
+    headers = {}
+    if isinstance(error, (NotReadyError, QueueFullError)):
+        headers["Retry-After"] = str(math.ceil(services_of(request).supervisor.retry_after_s))
+    return envelope(error.status, error.kind, str(error), headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return envelope(404, "not_found_error", f"there is nothing at {path}", error.headers)
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            return envelope(405, "method_not_allowed_error", f"{path} takes {allowed}, not {method}", error.headers)
+    return envelope(error.status_code, "http_error", str(error.detail), error.headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    # The traceback is for the log; a client is told nothing of the inside.
+    return envelope(500, "internal_error", "the server failed in a way it should not; its log says more")

@@ -1,0 +1,223 @@
+"""The process that owns the model: commands come in over a pipe, the engine is stepped, events go out.
+
+The parent imports this module for its messages, so nothing here imports torch before `main` runs in the child.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from cosmorama.engine.outcome import Outcome
+from cosmorama.errors import CosmoramaError, InvalidRequestError
+from cosmorama.progress import Progress
+from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.settings import Settings
+
+if TYPE_CHECKING:
+    from cosmorama.engine.engine import Engine
+    from cosmorama.engine.prepare import Preparer
+    from cosmorama.text.captioning import Captioner
+    from cosmorama.text.upsampling import Upsampler
+
+log = logging.getLogger(__name__)
+
+WAIT_FOR_INPUTS_S = 0.01
+"""How long to leave the engine alone when all it holds is waiting for its media to be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Generate `request` into the file `output`."""
+
+    job: str
+    request: GenerationRequest
+    output: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop a job within one step."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Give up everything and exit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded."""
+
+    capabilities: Capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; the process exits."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """A job got further."""
+
+    job: str
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job's end, good or bad."""
+
+    job: str
+    result: Outcome | CosmoramaError
+
+
+Command = Submit | Cancel | Stop
+Event = Ready | LoadFailed | Advanced | Finished
+
+
+def main(connection: Connection, settings: Settings) -> None:
+    """Load the model and serve until told to stop or the parent is gone. The target of the child process."""
+    # Ctrl-C reaches the whole process group; what happens to the worker then is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s worker %(name)s: %(message)s")
+    try:
+        engine = build_engine(settings)
+    except CosmoramaError as error:
+        connection.send(LoadFailed(str(error)))
+        return
+    except Exception as error:
+        log.exception("the model %s cannot be loaded", settings.model)
+        connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
+        return
+    try:
+        connection.send(Ready(engine.capabilities))
+        while serve_once(engine, connection):
+            pass
+        code = 0
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        log.warning("the server is gone; the worker follows")
+        code = 0
+    except Exception:
+        log.exception("the engine failed")
+        code = 1
+    engine.close()
+    logging.shutdown()
+    # A thread may still be downloading somebody's video; nothing is worth waiting for now.
+    os._exit(code)
+
+
+def serve_once(engine: Engine, connection: Connection) -> bool:
+    """Take the commands that wait, advance the engine by one unit and report; False when told to stop."""
+    while connection.poll(0 if engine.pending else None):
+        command: Command = connection.recv()
+        match command:
+            case Stop():
+                return False
+            case Cancel(job):
+                engine.cancel(job)
+            case Submit():
+                _submit(engine, connection, command)
+    advanced = engine.step()
+    for job, result in engine.finished():
+        connection.send(Finished(job, result))
+    if not advanced and engine.pending:
+        connection.poll(WAIT_FOR_INPUTS_S)
+    return True
+
+
+def _submit(engine: Engine, connection: Connection, command: Submit) -> None:
+    def report(progress: Progress) -> None:
+        connection.send(Advanced(command.job, progress))
+
+    try:
+        engine.submit(command.job, command.request, output=command.output, on_progress=report)
+    except InvalidRequestError as error:
+        connection.send(Finished(command.job, error))
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine that `settings` describe, its model loaded.
+
+    Raises:
+        ModelNotFoundError: no such model.
+    """
+    import torch
+
+    from cosmorama.engine.engine import Engine
+    from cosmorama.world.registry import load_world
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return Engine(load_world(settings.model), _preparer(settings), max_active=settings.max_active)
+
+
+def _preparer(settings: Settings) -> Preparer:
+    from cosmorama.engine.prepare import Preparer
+    from cosmorama.media.fetch import FetchPolicy
+
+    policy = FetchPolicy(
+        allow_urls=settings.allow_url_input,
+        allow_private=settings.allow_private_urls,
+        # Whoever sends a request is not on this machine: a path would read the server's own files.
+        allow_files=False,
+        max_bytes=settings.max_input_bytes,
+        timeout_s=settings.url_timeout_s,
+    )
+    return Preparer(fetch=policy, upsampler=_upsampler(settings), captioner=_captioner(settings))
+
+
+def _upsampler(settings: Settings) -> Upsampler:
+    from cosmorama.text.endpoint import ChatEndpoint
+    from cosmorama.text.upsampling import ChatUpsampler, SceneUpsampler
+
+    if not settings.prompt_upsampling:
+        return _unchanged
+    if settings.prompt_upsampling_endpoint_url is None:
+        return SceneUpsampler()
+    return ChatUpsampler(
+        ChatEndpoint(
+            str(settings.prompt_upsampling_endpoint_url),
+            settings.prompt_upsampling_model or "",
+            _revealed(settings.prompt_upsampling_api_key),
+            settings.prompt_upsampling_timeout_s,
+            settings.prompt_upsampling_max_tokens,
+        )
+    )
+
+
+def _unchanged(prompt: str) -> str:
+    return prompt
+
+
+def _captioner(settings: Settings) -> Captioner:
+    from cosmorama.text.captioning import ChatCaptioner, PixelCaptioner
+    from cosmorama.text.endpoint import ChatEndpoint
+
+    if settings.captioning_endpoint_url is None:
+        return PixelCaptioner()
+    return ChatCaptioner(
+        ChatEndpoint(
+            str(settings.captioning_endpoint_url),
+            settings.captioning_model or "",
+            _revealed(settings.captioning_api_key),
+            settings.captioning_timeout_s,
+            settings.captioning_max_tokens,
+        )
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,100 @@
+"""The errors that a user of Cosmorama can meet, each with the HTTP status it is answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+
+class CosmoramaError(Exception):
+    """Base of every error raised on purpose. `status` is the HTTP status, `kind` the machine-readable type."""
+
+    status = 500
+    kind = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a request: which field, what it held, and what would be accepted."""
+
+    field: str
+    value: object
+    accepted: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_brief(self.value)} is not accepted; expected {self.accepted}"
+
+
+class InvalidRequestError(CosmoramaError):
+    """A request that can never succeed as it stands (HTTP 422)."""
+
+    status = 422
+    kind = "invalid_request_error"
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("; ".join(str(problem) for problem in problems))
+
+    def __reduce__(self) -> tuple[type[InvalidRequestError], tuple[Problem, ...]]:
+        """How it travels between processes: by its problems, not by its message."""
+        return InvalidRequestError, self.problems
+
+    def renamed(self, names: Mapping[str, str]) -> InvalidRequestError:
+        """The same error with its fields under the names of another wire format."""
+        return InvalidRequestError(*(replace(p, field=names.get(p.field, p.field)) for p in self.problems))
+
+
+class MediaError(CosmoramaError):
+    """An image or video that cannot be fetched, read or is outside the limits (HTTP 422; 413 when it is too large)."""
+
+    kind = "invalid_media_error"
+
+    def __init__(self, field: str, message: str, *, status: int = 422) -> None:
+        self.field = field
+        self.message = message
+        self.status = status
+        super().__init__(f"{field}: {message}")
+
+    def __reduce__(self) -> tuple[Callable[..., MediaError], tuple[str, str]]:
+        """How it travels between processes: by its parts, not by its message."""
+        return partial(MediaError, status=self.status), (self.field, self.message)
+
+
+class ModelNotFoundError(CosmoramaError):
+    """No world model of that name or at that place (HTTP 404)."""
+
+    status = 404
+    kind = "model_not_found"
+
+
+class NotReadyError(CosmoramaError):
+    """The model is still loading or its worker is restarting (HTTP 503)."""
+
+    status = 503
+    kind = "not_ready"
+
+
+class QueueFullError(CosmoramaError):
+    """More work is waiting than the server accepts (HTTP 429)."""
+
+    status = 429
+    kind = "queue_full"
+
+
+class CancelledError(CosmoramaError):
+    """The generation was cancelled before it finished (HTTP 499, the client went away)."""
+
+    status = 499
+    kind = "cancelled"
+
+
+class WorkerError(CosmoramaError):
+    """The process that runs the model died or failed inside (HTTP 500). Only the job it was running is lost."""
+
+    kind = "worker_failed"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

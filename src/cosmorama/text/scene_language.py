@@ -1,0 +1,158 @@
+"""The scene language: what Microcosm, the embedded world model, can picture, and the words for it.
+
+Shared by the simulator that makes Microcosm's training clips and by the prompt upsampler that rewrites free text into
+`canonical_caption`. Pure Python: importing it must stay cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Color = Literal["red", "green", "blue", "yellow", "orange", "purple"]
+Shape = Literal["ball", "cube", "cylinder"]
+Motion = Literal["fall", "roll", "collide", "still"]
+Direction = Literal["left", "right"]
+Floor = Literal["grey", "green", "blue", "wooden"]
+Sky = Literal["day", "night", "studio"]
+
+COLORS: tuple[Color, ...] = get_args(Color)
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+MOTIONS: tuple[Motion, ...] = get_args(Motion)
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+FLOORS: tuple[Floor, ...] = get_args(Floor)
+SKIES: tuple[Sky, ...] = get_args(Sky)
+
+# Every word below occurs in training captions; the first of each tuple is the canonical one.
+COLOR_WORDS: dict[Color, tuple[str, ...]] = {
+    "red": ("red", "crimson", "scarlet", "ruby"),
+    "green": ("green", "emerald", "lime"),
+    "blue": ("blue", "navy", "azure", "cobalt"),
+    "yellow": ("yellow", "golden", "lemon"),
+    "orange": ("orange", "amber", "tangerine"),
+    "purple": ("purple", "violet", "magenta"),
+}
+SHAPE_WORDS: dict[Shape, tuple[str, ...]] = {
+    "ball": ("ball", "sphere", "orb", "globe"),
+    "cube": ("cube", "box", "block", "crate"),
+    "cylinder": ("cylinder", "can", "barrel", "drum"),
+}
+MOTION_WORDS: dict[Motion, tuple[str, ...]] = {
+    "fall": ("falls", "drops", "lands", "bounces", "falling", "dropping", "bouncing", "landing"),
+    "roll": ("rolls", "slides", "moves", "glides", "rolling", "sliding", "moving", "travels"),
+    "collide": ("hits", "strikes", "collides", "bumps", "crashes", "pushes", "hitting", "colliding"),
+    "still": ("rests", "stands", "sits", "stays", "resting", "standing", "still", "motionless"),
+}
+FLOOR_WORDS: dict[Floor, tuple[str, ...]] = {
+    "grey": ("grey floor", "gray floor", "concrete floor", "concrete", "grey ground"),
+    "green": ("green floor", "grass", "lawn", "meadow", "green ground"),
+    "blue": ("blue floor", "blue mat", "blue carpet", "blue ground"),
+    "wooden": ("wooden floor", "wooden table", "wood", "sand", "tan floor"),
+}
+SKY_WORDS: dict[Sky, tuple[str, ...]] = {
+    "day": ("pale blue sky", "clear sky", "daylight", "sunny day", "outdoors"),
+    "night": ("dark night sky", "dark night", "night", "darkness"),
+    "studio": ("white studio", "studio", "white background", "white room"),
+}
+
+_SKY_PHRASES: dict[Sky, str] = {
+    "day": "under a pale blue sky",
+    "night": "under a dark night sky",
+    "studio": "in a white studio",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One object: a color and a shape."""
+
+    color: Color
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.color} {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What happens in a clip.
+
+    Attributes:
+        objects: One or two objects. The first acts; in "collide" it hits the second, otherwise the second stands by.
+        motion: "fall" (and bounce or land), "roll" (balls roll, the others slide), "collide" (roll or slide into the
+            second object) or "still".
+        direction: Where the first object moves; only "roll" and "collide" have one, otherwise None.
+        floor: Color or material of the floor.
+        sky: What is behind: pale blue sky, dark night or white studio.
+    """
+
+    objects: tuple[SceneObject, ...]
+    motion: Motion
+    direction: Direction | None
+    floor: Floor
+    sky: Sky
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.objects) <= 2:
+            raise ValueError(f"a scene has one or two objects, not {len(self.objects)}")
+        if self.motion == "collide" and len(self.objects) != 2:
+            raise ValueError("a collision needs two objects")
+        if (self.direction is not None) != (self.motion in ("roll", "collide")):
+            raise ValueError(f"direction {self.direction!r} does not fit motion {self.motion!r}")
+
+
+def article(phrase: str) -> str:
+    """`phrase` with its indefinite article: "an orange ball", "a red cube"."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def travel_verb(shape: Shape) -> str:
+    """How a shape travels over the floor: balls roll, cubes and (upright) cylinders slide."""
+    return "rolls" if shape == "ball" else "slides"
+
+
+def landing_verb(shape: Shape) -> str:
+    """What a shape does when it reaches the floor."""
+    return "bounces" if shape == "ball" else "lands"
+
+
+def canonical_caption(scene: Scene) -> str:
+    """The one detailed wording of a scene; the prompt upsampler writes it and about a third of training captions are
+    it.
+
+    Example:
+        >>> canonical_caption(Scene((SceneObject("red", "ball"),), "roll", "right", "green", "day"))
+        'A red ball rolls to the right on a green floor under a pale blue sky. The camera is static.'
+    """
+    first = scene.objects[0]
+    where = f"on {article(f'{scene.floor} floor')}"
+    travels = f"{travel_verb(first.shape)} to the {scene.direction}"
+    actions: dict[Motion, str] = {
+        "fall": f"falls and {landing_verb(first.shape)} {where}",
+        "roll": f"{travels} {where}",
+        "collide": f"{travels} and hits {article(str(scene.objects[-1]))} {where}",
+        "still": f"stands still {where}",
+    }
+    text = f"{article(str(first))} {actions[scene.motion]}"
+    if scene.motion != "collide" and len(scene.objects) == 2:
+        text += f" next to {article(str(scene.objects[1]))}"
+    text = f"{text} {_SKY_PHRASES[scene.sky]}. The camera is static."
+    return text[0].upper() + text[1:]
+
+
+_MIRRORED = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}
+
+
+def mirror_caption(caption: str) -> str:
+    """`caption` for the horizontally flipped clip: left and right swapped, everything else kept. Its own inverse."""
+    return "".join(_MIRRORED.get(word, word) for word in _split_keeping_separators(caption))
+
+
+def _split_keeping_separators(text: str) -> list[str]:
+    parts: list[str] = []
+    for character in text:
+        if parts and character.isalpha() and parts[-1][-1].isalpha():
+            parts[-1] += character
+        else:
+            parts.append(character)
+    return parts

@@ -1,0 +1,1 @@
+"""Microcosm, the embedded world model: its autoencoder, its text encoder and its weights."""

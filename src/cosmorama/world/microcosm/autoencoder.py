@@ -1,0 +1,180 @@
+"""Microcosm's video autoencoder: a linear, causal block transform with a small learned decoder.
+
+The model sees the world at one eighth of the output size. A latent cell covers 8 x 8 of those pixels (64 x 64 output
+pixels) over 8 frames and holds the leading principal components of such blocks. Latent frame 0 is frame 0 alone, taken
+as eight equal frames, so that stills and clips share one latent space; latent frame k holds frames 8k - 7 to 8k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CELL = 8
+FRAMES_PER_LATENT = 8
+OUTPUT_SCALE = 8
+_LARGEST_SMALL_SIDE = 200  # a clip with a longer side is at output size and is averaged down before encoding
+
+
+class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Frames to latents and back.
+
+    Args:
+        channels: Latent channels C.
+        refiner_width: Width of the convolutions that clean decoded frames at one eighth of the size; 0 for none.
+        upsampler_width: Width of the convolutions that add detail when enlarging; 0 for bicubic enlargement only.
+    """
+
+    @register_to_config  # type: ignore[misc, unused-ignore]
+    def __init__(self, channels: int = 64, refiner_width: int = 0, upsampler_width: int = 0) -> None:
+        super().__init__()
+        block = FRAMES_PER_LATENT * CELL * CELL * 3
+        # Fitted by principal component analysis, not by gradient descent.
+        self.basis = nn.Parameter(torch.zeros(channels, block), requires_grad=False)
+        self.mean = nn.Parameter(torch.zeros(block), requires_grad=False)
+        # One factor for all channels: whitening would make the finest components as loud as the main ones.
+        self.scaling_factor = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.refiner = Refiner(refiner_width) if refiner_width else None
+        self.upsampler = Upsampler(upsampler_width) if upsampler_width else None
+
+    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape `[1, C, T, h, w]` of the latents of a clip of 8k + 1 frames of `height` x `width` output pixels."""
+        cells = (2 * -(-side // (2 * CELL * OUTPUT_SCALE)) for side in (height, width))
+        return (1, self.basis.shape[0], 1 + (frames - 1) // FRAMES_PER_LATENT, *cells)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode a clip.
+
+        Args:
+            frames: [B, 3, 1 + 8k, height, width] in [-1, 1], at output size or at one eighth of it.
+
+        Returns:
+            Latents [B, C, 1 + k, H, W]: one cell per 64 output pixels, H and W rounded up to even numbers.
+        """
+        batch, _, count = frames.shape[:3]
+        if count % FRAMES_PER_LATENT != 1:
+            raise ValueError(f"a clip has 8k + 1 frames, not {count}")
+        frames = frames.to(self.basis.dtype)
+        if max(frames.shape[-2:]) > _LARGEST_SMALL_SIDE:
+            small = F.avg_pool2d(frames.transpose(1, 2).flatten(0, 1), OUTPUT_SCALE)
+            frames = small.unflatten(0, (batch, count)).transpose(1, 2)
+        frames = torch.cat([frames[:, :, :1].expand(-1, -1, FRAMES_PER_LATENT, -1, -1), frames[:, :, 1:]], dim=2)
+        height, width = (2 * CELL * -(-side // (2 * CELL)) for side in frames.shape[-2:])
+        pad = (0, width - frames.shape[-1], 0, height - frames.shape[-2], 0, 0)
+        return self.encode_blocks(to_blocks(F.pad(frames, pad, mode="replicate")))
+
+    def encode_blocks(self, blocks: Tensor) -> Tensor:
+        """Blocks [B, T, H, W, 1536] (see `to_blocks`) to latents [B, C, T, H, W]."""
+        return cast(Tensor, ((blocks - self.mean) @ self.basis.T * self.scaling_factor).permute(0, 4, 1, 2, 3))
+
+    def decode_small(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """Decode latents [B, C, T, H, W] to 8 T frames [B, 3, 8 T, height, width] at one eighth of the output size.
+
+        `height` and `width` are those of the small frames. The first eight frames are a still; `decode_stream` shows
+        one.
+        """
+        blocks = latents.permute(0, 2, 3, 4, 1) / self.scaling_factor @ self.basis + self.mean
+        frames = from_blocks(blocks)[..., :height, :width]
+        return frames if self.refiner is None else cast(Tensor, self.refiner(frames))
+
+    @torch.no_grad()
+    def decode_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        """Decode one clip piece by piece.
+
+        Args:
+            latents: [1, C, T, H, W].
+            height: Output height in pixels, a multiple of 8.
+            width: Output width in pixels, a multiple of 8.
+
+        Yields:
+            uint8 [t, height, width, 3] in order: one frame for the first latent frame, eight for each further one. A
+            latent frame is decoded on its own, so the pieces are what decoding the clip in one go would give.
+        """
+        for index in range(latents.shape[2]):
+            latent = latents[:, :, index : index + 1].to(self.basis.dtype)
+            small = self.decode_small(latent, height // OUTPUT_SCALE, width // OUTPUT_SCALE)[0].transpose(0, 1)
+            frames = small[-1:] if index == 0 else small
+            yield torch.cat([self._enlarge(frame[None]) for frame in frames])
+
+    def _enlarge(self, frames: Tensor) -> Tensor:
+        """Small frames [t, 3, h, w] in [-1, 1] to uint8 [t, 8 h, 8 w, 3]."""
+        large = F.interpolate(frames, scale_factor=OUTPUT_SCALE, mode="bicubic", align_corners=False)
+        if self.upsampler is not None:
+            large = large + self.upsampler(frames)
+        return large.mul_(127.5).add_(128).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class Refiner(nn.Module):
+    """Cleans the linear decoder's seams and ghosts: 2-D convolutions, the eight frames of a latent as channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = 3 * FRAMES_PER_LATENT
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 5, padding=2, padding_mode="replicate"),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
+            nn.SiLU(),
+            nn.Conv2d(width, channels, 3, padding=1, padding_mode="replicate"),
+        )
+        _start_silent(self.layers[-1])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[B, 3, 8 T, h, w] to the same shape; each group of eight frames on its own."""
+        batch, _, count, height, width = frames.shape
+        groups = frames.unflatten(2, (-1, FRAMES_PER_LATENT)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        groups = groups + self.layers(groups)
+        groups = groups.view(batch, -1, 3, FRAMES_PER_LATENT, height, width)
+        return groups.transpose(1, 2).reshape(batch, 3, count, height, width)
+
+
+class Upsampler(nn.Module):
+    """Detail to add to a bicubic eightfold enlargement, by sub-pixel convolution (arXiv 1609.05158)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 5, padding=2, padding_mode="replicate"),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
+            nn.SiLU(),
+            nn.Conv2d(width, 3 * OUTPUT_SCALE**2, 3, padding=1, padding_mode="replicate"),
+            nn.PixelShuffle(OUTPUT_SCALE),
+        )
+        _start_silent(self.layers[-2])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[t, 3, h, w] to [t, 3, 8 h, 8 w]."""
+        return cast(Tensor, self.layers(frames))
+
+
+def _start_silent(layer: nn.Module) -> None:
+    """Zero a last layer: training then starts from the plain decoder."""
+    assert isinstance(layer, nn.Conv2d)
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def to_blocks(frames: Tensor) -> Tensor:
+    """Frames [B, 3, 8 T, 8 H, 8 W] to blocks [B, T, H, W, 1536] (color, frame, row, column within the block)."""
+    batch, _, count, height, width = frames.shape
+    parts = frames.reshape(
+        batch, 3, count // FRAMES_PER_LATENT, FRAMES_PER_LATENT, height // CELL, CELL, width // CELL, CELL
+    )
+    return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+
+def from_blocks(blocks: Tensor) -> Tensor:
+    """The inverse of `to_blocks`."""
+    parts = blocks.unflatten(4, (3, FRAMES_PER_LATENT, CELL, CELL)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,62 @@
+"""From a Microcosm checkpoint folder to a world model.
+
+The folder has diffusers' layout: `transformer/`, `vae/` and `text_encoder/`, each a `config.json` and safetensors, and
+`world.json` with what sampling needs to know.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
+from safetensors.torch import load_file
+
+from cosmorama.request import Capabilities, FrameRule, Range, Size
+from cosmorama.world.cosmos_flow import CosmosFlowWorld, FlowConfig
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.text_encoder import TextEncoder
+
+
+def load_microcosm(folder: Path) -> CosmosFlowWorld:
+    """Load a checkpoint in float32: half precision is only how it is stored."""
+    values: dict[str, Any] = json.loads((folder / "world.json").read_text())
+    return CosmosFlowWorld(
+        transformer=_load(CosmosTransformer3DModel, folder / "transformer"),
+        autoencoder=_load(VideoAutoencoder, folder / "vae"),
+        text_encoder=_load(TextEncoder, folder / "text_encoder"),
+        config=_flow_config(values),
+        capabilities=_capabilities(values),
+    )
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    # Read directly: diffusers' from_pretrained needs accelerate for this transformer.
+    model = kind.from_config(json.loads((folder / "config.json").read_text()))
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(_weights(folder)).items()})
+    return model.eval().requires_grad_(False)
+
+
+def _weights(folder: Path) -> Path:
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def _flow_config(values: dict[str, Any]) -> FlowConfig:
+    return FlowConfig(
+        prediction=values["prediction"],
+        timestep_scale=float(values["timestep_scale"]),
+        flow_shift=float(values["flow_shift"]),
+        guidance=tuple((float(scale), float(weight)) for scale, weight in values["guidance_map"]),
+    )
+
+
+def _capabilities(values: dict[str, Any]) -> Capabilities:
+    return Capabilities(
+        model=values["name"],
+        sizes=tuple(Size(width, height) for width, height in values["sizes"]),
+        frames=FrameRule(values["frames"]["multiple"], values["frames"]["max"]),
+        fps=Range(*values["fps"]),
+        conditioning_frames=tuple(sorted(values["conditioning_frames"], reverse=True)),
+    )

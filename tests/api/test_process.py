@@ -1,0 +1,123 @@
+"""The server while it works: health beside a generation, clients that leave, a worker that is killed, a full queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from statistics import median
+
+import httpx
+
+from cosmorama.api.app import create_app
+from cosmorama.settings import Settings
+from tests.api.conftest import BODY, LONG, MAX_ACTIVE, MAX_QUEUE, Server
+
+ACTIVE = "cosmorama_active_generations"
+QUEUED = "cosmorama_queue_depth"
+
+
+class Leaver:
+    """A client that sends a request and goes away without waiting for the answer."""
+
+    def __init__(self, server: Server) -> None:
+        url = server.client.base_url
+        self._socket = socket.create_connection((url.host, url.port or 80))
+        body = json.dumps(LONG).encode()
+        head = f"POST /v1/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        self._socket.sendall(head.encode() + b"\r\n\r\n" + body)
+
+    def leave(self) -> None:
+        self._socket.close()
+
+
+def test_health_answers_at_once_during_a_generation(server: Server) -> None:
+    leaver = Leaver(server)
+    server.wait_until(ACTIVE, 1)
+    times_s = []
+    for _ in range(30):
+        start = time.perf_counter()
+        assert server.client.get("/v1/health/ready").status_code == 200
+        times_s.append(time.perf_counter() - start)
+        time.sleep(0.03)
+    assert server.metric(ACTIVE) == 1
+    leaver.leave()
+    server.wait_until(ACTIVE, 0)
+    print(f"health: median {median(times_s) * 1e3:.1f} ms, worst {max(times_s) * 1e3:.1f} ms")
+    # The slowest of them tell of whatever else this machine was doing.
+    assert median(times_s) < 0.05
+
+
+def test_client_that_leaves_frees_the_worker(server: Server) -> None:
+    start = time.perf_counter()
+    assert server.infer(**LONG | {"steps": 1}).status_code == 200
+    one_step_s = time.perf_counter() - start
+    leavers = [Leaver(server), Leaver(server)]
+    server.wait_until(ACTIVE, 2)
+    for leaver in leavers:
+        leaver.leave()
+    # Two may be at it, and this machine has more to do; all fifty steps would take far longer.
+    assert server.wait_until(ACTIVE, 0) < 3 * one_step_s
+    assert server.infer(**BODY).status_code == 200
+    server.wait_until_clean()
+
+
+def test_full_queue_is_refused_with_a_time_to_come_again(server: Server) -> None:
+    leavers = [Leaver(server) for _ in range(MAX_ACTIVE + MAX_QUEUE)]
+    server.wait_until(ACTIVE, MAX_ACTIVE)
+    server.wait_until(QUEUED, MAX_QUEUE)
+    refused = server.infer(**BODY)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["type"] == "queue_full"
+    assert int(refused.headers["retry-after"]) >= 1
+    for leaver in leavers:
+        leaver.leave()
+    server.wait_until(ACTIVE, 0)
+    server.wait_until(QUEUED, 0)
+
+
+def test_killed_worker_fails_only_what_it_ran(server: Server) -> None:
+    restarts = server.metric("cosmorama_worker_restarts_total")
+    expected = server.infer(**BODY).json()
+    with ThreadPoolExecutor(3) as pool:
+        running: list[Future[httpx.Response]] = [pool.submit(server.infer, **LONG) for _ in range(MAX_ACTIVE)]
+        server.wait_until(ACTIVE, MAX_ACTIVE)
+        waiting = pool.submit(server.infer, **BODY)
+        server.wait_until(QUEUED, 1)
+        server.kill_worker()
+        for lost in running:
+            assert lost.result().status_code == 500
+            assert lost.result().json()["error"]["type"] == "worker_failed"
+            assert "killed by signal 9" in lost.result().json()["error"]["message"]
+        assert server.client.get("/v1/health/live").status_code == 200
+        assert server.client.get("/v1/health/ready").status_code == 503
+        assert server.infer(**BODY).status_code == 503
+        assert waiting.result().json() == expected
+    server.wait_until_ready()
+    assert server.infer(**BODY).json() == expected
+    assert server.metric("cosmorama_worker_restarts_total") == restarts + 1
+    server.wait_until_clean()
+
+
+def test_model_that_cannot_be_loaded_is_told_by_readiness() -> None:
+    async def ask() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+        app = create_app(Settings(model="no-such-model"))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        ):
+            for _ in range(600):
+                ready = await client.get("/v1/health/ready")
+                if "no-such-model" in ready.text:
+                    break
+                await asyncio.sleep(0.05)
+            return ready, await client.get("/v1/health/live"), await client.post("/v1/infer", json=BODY)
+
+    ready, live, infer = asyncio.run(ask())
+    assert ready.status_code == 503
+    assert "no-such-model" in ready.json()["message"]
+    assert live.status_code == 200
+    assert infer.status_code == 503
+    assert int(infer.headers["retry-after"]) >= 1

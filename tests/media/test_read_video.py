@@ -1,0 +1,265 @@
+"""Reading the last frames of clips of every make."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cosmorama.errors import MediaError
+from cosmorama.media.read import MediaLimits, read_video
+from cosmorama.media.write import VideoWriter
+from cosmorama.request import Output
+from tests.media.make import (
+    COLOURS,
+    Frame,
+    corners,
+    counting,
+    encode_clip,
+    encode_picture,
+    level_index,
+    quadrants,
+    real_clip,
+    swatches,
+)
+
+
+def read(
+    data: bytes,
+    *,
+    size: tuple[int, int] = (64, 48),
+    fps: float = 24,
+    frames: int = 9,
+    limits: MediaLimits | None = None,
+) -> Frame:
+    width, height = size
+    result = read_video(
+        data, "video", width=width, height=height, fps=fps, frames=frames, limits=limits or MediaLimits()
+    )
+    assert result.dtype == np.uint8
+    assert 1 <= len(result) <= frames
+    assert result.shape[1:] == (height, width, 3)
+    return result
+
+
+def levels(frames: Frame) -> list[int]:
+    return [level_index(frame) for frame in frames]
+
+
+def refused(data: bytes, limits: MediaLimits | None = None) -> MediaError:
+    with pytest.raises(MediaError) as caught:
+        read(data, limits=limits)
+    assert caught.value.field == "video"
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pix_fmt"),
+    [
+        ("mp4", "libx264", "yuv420p"),
+        ("mp4", "libx264", "yuv422p10le"),
+        ("mp4", "libx265", "yuv420p10le"),
+        ("mov", "prores_ks", "yuv422p10le"),
+        ("matroska", "ffv1", "bgr0"),
+        ("webm", "libvpx-vp9", "yuv420p"),
+        ("webm", "vp8", "yuv420p"),
+        ("avi", "mjpeg", "yuvj420p"),
+        ("avi", "mpeg4", "yuv420p"),
+        ("mpegts", "libx264", "yuv420p"),
+        ("mpeg", "mpeg2video", "yuv420p"),
+        ("flv", "flv", "yuv420p"),
+        ("asf", "wmv2", "yuv420p"),
+        ("yuv4mpegpipe", "wrapped_avframe", "yuv420p"),
+    ],
+)
+def test_containers_codecs_and_pixel_formats(container: str, codec: str, pix_fmt: str) -> None:
+    options = {"x265-params": "log-level=none", "preset": "ultrafast", "crf": "4"} if codec == "libx265" else None
+    data = encode_clip(
+        counting(12),
+        container=container,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        options=options,
+        full_range=pix_fmt in ("yuvj420p", "bgr0"),
+        rate=Fraction(25),
+    )
+    assert levels(read(data, fps=25)) == list(range(3, 12))
+
+
+def test_the_grid_ends_at_the_last_frame_whatever_the_rates() -> None:
+    data = encode_clip(counting(60), rate=Fraction(30))
+    assert levels(read(data, fps=30, frames=3)) == [57, 58, 59]
+    assert levels(read(data, fps=15, frames=4)) == [53, 55, 57, 59]
+    assert levels(read(data, fps=24, frames=5)) == [54, 55, 57, 58, 59]
+    assert levels(read(data, fps=45, frames=5)) == [56, 57, 58, 58, 59]
+    assert levels(read(data, fps=24, frames=1)) == [59]
+
+
+def test_short_clips_give_fewer_frames() -> None:
+    assert levels(read(encode_clip(counting(5)))) == [0, 1, 2, 3, 4]
+    assert levels(read(encode_clip(counting(1)))) == [0]
+    assert levels(read(encode_clip(counting(9), rate=Fraction(30)), fps=24)) == [0, 2, 3, 4, 6, 7, 8]
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_variable_frame_rate_follows_the_times(container: str) -> None:
+    times = [Fraction(t, 1000) for t in (0, 490, 530, 540, 1500, 1540, 2000)]
+    data = encode_clip(counting(7), container=container, times=times)
+    # Wanted at 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75 and 2 s.
+    assert levels(read(data, fps=4)) == [0, 1, 1, 3, 3, 4, 4, 5, 6]
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
+@pytest.mark.parametrize("gop", ["12", "1000"])
+def test_long_clips_are_entered_near_their_end_or_decoded_whole(container: str, gop: str) -> None:
+    options = {"preset": "ultrafast", "crf": "10", "g": gop, "keyint_min": gop, "sc_threshold": "0"}
+    frames = [np.full((16, 16, 3), 8 + 4 * (index % 60), np.uint8) for index in range(240)]
+    data = encode_clip(frames, container=container, options=options)
+    assert levels(read(data, size=(16, 16))) == list(range(51, 60))
+
+
+def test_the_last_part_suffices_where_the_file_can_be_entered() -> None:
+    """240 frames, of which fewer than 120 may be decoded in the two passes."""
+    data = encode_clip(counting(60) * 4, options={"g": "12", "preset": "ultrafast"})
+    read(data, limits=MediaLimits(max_frames=120))
+
+
+def test_a_file_that_ends_before_its_header_says_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (192, 32, 32, 3), np.uint8)
+    with VideoWriter(path, width=32, height=32, fps=24, output=Output(quality=9)) as writer:
+        writer.write(noise)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert len(read(data, size=(32, 32))) == 9
+    message = refused(data[: len(data) // 2]).message  # its end, which is what would be continued, is missing
+    assert f"cut off: {len(data) // 2} of at least {len(data)} bytes" in message
+
+
+@pytest.mark.parametrize(
+    ("degrees", "mirrored", "expected"),
+    [
+        (0, False, "RGBW"), (90, False, "GWRB"), (180, False, "WBGR"), (270, False, "BRWG"),
+        (0, True, "GRWB"), (90, True, "WGBR"), (180, True, "BWRG"), (270, True, "RBGW"),
+    ],
+)  # fmt: skip
+def test_rotation_metadata(degrees: int, mirrored: bool, expected: str) -> None:
+    data = encode_clip([quadrants()] * 3, rotation=(degrees, mirrored))
+    size = (64, 32) if degrees % 180 == 0 else (32, 64)
+    assert corners(read(data, size=size)[0]) == expected
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_pixel_aspect(rotation: int) -> None:
+    """A square drawn in pixels twice as wide as high is shown twice as wide."""
+    frame = np.zeros((64, 64, 3), np.uint8)
+    frame[:, 16:48] = 255
+    data = encode_clip([frame] * 3, aspect=Fraction(2), rotation=(rotation, False))
+    shown = read(data, size=(128, 64) if rotation == 0 else (64, 128))[0]
+    line = shown[32] if rotation == 0 else shown[:, 32]
+    assert (line[36:92] > 200).all()
+    assert (line[:28] < 50).all()
+    assert (line[100:] < 50).all()
+
+
+@pytest.mark.parametrize("matrix", [1, 6, 9])
+@pytest.mark.parametrize("full_range", [False, True])
+def test_tagged_colours(matrix: int, full_range: bool) -> None:
+    data = encode_clip([swatches()] * 2, matrix=matrix, full_range=full_range)
+    check_swatches(read(data, size=(256, 32))[0])
+
+
+@pytest.mark.parametrize(("height", "matrix"), [(32, 6), (720, 1)])
+def test_untagged_colours_are_taken_for_601_or_709_by_size(height: int, matrix: int) -> None:
+    frame = np.resize(swatches(), (height, 256, 3))
+    data = encode_clip([frame] * 2, matrix=matrix, container="matroska", codec="ffv1")
+    untagged = data.replace(b"\x55\xb1\x81" + bytes([matrix]), b"\x55\xb1\x81\x02")
+    assert untagged != data
+    check_swatches(read(untagged, size=(256, height))[0][:32])
+
+
+def check_swatches(frame: Frame) -> None:
+    seen = frame[16, 16::32].astype(int)
+    assert np.abs(seen - COLOURS).max() <= 4, seen
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_animated_pictures_are_clips(form: str) -> None:
+    pictures = [Image.fromarray(frame) for frame in counting(12)]
+    buffer = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    pictures[0].save(buffer, form, save_all=True, append_images=pictures[1:], duration=50, **options)  # type: ignore[arg-type]
+    assert levels(read(buffer.getvalue(), fps=20)) == list(range(3, 12))
+    assert levels(read(buffer.getvalue(), fps=10, frames=4)) == [5, 7, 9, 11]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_still_pictures_are_not_clips(form: str) -> None:
+    assert "pass it as 'image'" in refused(encode_picture(quadrants(), form)).message
+
+
+def test_files_without_pictures_that_move() -> None:
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="mp4") as file:
+        stream = file.add_stream("aac", rate=16000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        for _ in range(4):
+            file.mux(stream.encode(samples))
+        file.mux(stream.encode(None))
+    assert "no video track" in refused(sound.getvalue()).message
+    assert "not a picture or clip" in refused(b"").message
+
+
+def test_damaged_clips() -> None:
+    data = encode_clip(counting(30))
+    assert "moov" in str(data)
+    assert "cut off" in refused(data[: data.index(b"moov") - 4]).message
+    start = data.index(b"mdat") + 4
+    blank = data[:start] + bytes(data.index(b"moov") - 4 - start) + data[data.index(b"moov") - 4 :]
+    assert "no frame that can be decoded" in refused(blank).message
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["mp4", "matroska", "mpegts", "avi"]), st.data())
+def test_damaged_bytes_give_frames_or_a_media_error(container: str, draw: st.DataObject) -> None:
+    data = bytearray(encode_clip(counting(4), container=container))
+    for _ in range(draw.draw(st.integers(1, 8))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    with suppress(MediaError):
+        read(bytes(data))
+
+
+def test_limits() -> None:
+    data = encode_clip(counting(48))
+    for limits in (
+        MediaLimits(max_duration_s=1),
+        MediaLimits(max_frames=20),
+        MediaLimits(max_pixels=64 * 48 - 1),
+        MediaLimits(max_decode_s=0),
+    ):
+        assert refused(data, limits).status == 413
+    assert "at least 16 pixels" in refused(encode_clip([np.zeros((8, 64, 3), np.uint8)] * 2)).message
+    gif = encode_clip(counting(48), container="gif", codec="gif", pix_fmt="gray")
+    for limits in (MediaLimits(max_duration_s=1), MediaLimits(max_frames=20), MediaLimits(max_decode_s=0)):
+        assert refused(gif, limits).status == 413
+
+
+@pytest.mark.parametrize("name", ["bikes.mp4", "carphone_pristine.mp4"])
+def test_real_clips(name: str) -> None:
+    data = real_clip(name)
+    frames = read(data, size=(320, 192))
+    with av.open(io.BytesIO(data)) as file:
+        last = list(file.decode(video=0))[-1].to_ndarray(format="rgb24")
+    assert len(frames) == 9
+    assert frames[-1].mean() == pytest.approx(last.mean(), abs=12)
+    assert np.abs(frames[-1].astype(int) - frames[-2]).mean() < 30
+    assert frames[-1].std() > 20
