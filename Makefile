@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a red ball rolls to the right and hits a blue cube on a green floor
 DEMO_ARGS ?=
+WITH_TEST_TOOLS := .[test,train]
 
 .PHONY: demo test serve install microcosm clean
 
@@ -38,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt
-	$(call pip_install,.[test,train])
+	$(call pip_install,$(WITH_TEST_TOOLS))
 	@touch $@ $(VENV)/.installed
 
 microcosm: $(VENV)/.installed-test

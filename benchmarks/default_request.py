@@ -43,7 +43,7 @@ def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
     """One request in this process."""
     start = time.perf_counter()
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     import cosmorama
     from cosmorama.engine.prepare import PreparedRequest
@@ -63,7 +63,13 @@ def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
 
     rollout = Rollout(loaded.world, PreparedRequest(resolve(request, loaded.capabilities), PROMPT, None))
     rollout.advance()
-    with FlopCounterMode(display=False) as counter:
+
+    def attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    # The counter knows the GPU's attention operators and not the CPU's.
+    unknown = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         rollout.advance()
     step_flops = counter.get_total_flops()
     achieved = step_flops * request.steps / outcome.timings["denoise"] / 1e9

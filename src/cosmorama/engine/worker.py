@@ -92,6 +92,8 @@ def main(connection: Connection, settings: Settings) -> None:
     """Load the model and serve until told to stop or the parent is gone. The target of the child process."""
     # Ctrl-C reaches the whole process group; what happens to the worker then is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The model takes every core it gets; the process that answers clients goes first.
+    os.nice(5)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s worker %(name)s: %(message)s")
     try:
         engine = build_engine(settings)

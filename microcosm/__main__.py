@@ -1,0 +1,21 @@
+"""Makes Microcosm from nothing, stage by stage: `python -m microcosm`. Each stage resumes where it was stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+STAGES = (
+    ("dataset",),
+    ("autoencoder", "basis"),
+    ("latents",),
+    ("world", "--stage", "images", "--minutes", "40"),
+    ("world", "--stage", "clips", "--minutes", "40"),
+    ("world", "--stage", "full", "--minutes", "20"),
+    ("export",),
+    ("evaluate", "microcosm-runs/evaluation"),
+)
+
+for name, *arguments in STAGES:
+    print(f"== microcosm.{name} {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", f"microcosm.{name}", *arguments], check=True)

@@ -1,0 +1,120 @@
+"""Renders the training and held-out data: `python -m microcosm.dataset` (resumable; finished shards are kept).
+
+A shard is `<kind>-<number>.npz` with one uint8 array [N, T, height, width, 3] per frame size (named "160x88" and so
+on) and `<kind>-<number>.jsonl` with one label per shot. Everything follows from the seeds in `SPLITS`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.progress import track
+
+from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption
+from microcosm.simulate import Shot, draw_shot, render
+
+CLIP_FRAMES = 121
+DATA = Path("microcosm-data")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Seeds from `first_seed` on; `frames` per shot: 1 at a random time, or a clip from the start."""
+
+    first_seed: int
+    shards: int
+    shots_per_shard: int
+    frames: int
+
+
+SPLITS: dict[str, Split] = {
+    "images": Split(1_000_000, 34, 1000, 1),
+    "clips": Split(2_000_000, 6, 32, CLIP_FRAMES),
+    "shorts": Split(3_000_000, 12, 64, 33),
+    "heldout": Split(9_000_000, 1, 32, CLIP_FRAMES),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What is known of one stored shot: `array` and `row` say where its frames are within the shard."""
+
+    seed: int
+    array: str
+    row: int
+    fps: int
+    scene: Scene
+    caption: str
+
+
+def frame_times(shot: Shot, frames: int) -> NDArray[np.float64]:
+    """Seconds at which a shot is rendered: a clip at its rate, or one moment of the first 2.6 s."""
+    if frames > 1:
+        return np.arange(frames) / shot.fps
+    rng = np.random.default_rng((shot.seed, 1))
+    return np.array([2.6 * rng.random() ** 1.5])
+
+
+def write_shard(kind: str, number: int, folder: Path) -> None:
+    """Render shard `number` of split `kind`, unless it is there."""
+    path, split = folder / f"{kind}-{number:04d}.npz", SPLITS[kind]
+    if path.exists():
+        return
+    first = split.first_seed + number * split.shots_per_shard
+    arrays: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
+    labels = []
+    for seed in range(first, first + split.shots_per_shard):
+        shot = draw_shot(seed)
+        name = f"{shot.size_px[0]}x{shot.size_px[1]}"
+        labels.append(Label(seed, name, len(arrays[name]), shot.fps, shot.scene, canonical_caption(shot.scene)))
+        arrays[name].append(render(shot, list(frame_times(shot, split.frames))))
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(asdict(label)) + "\n" for label in labels))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(temporary, **{name: np.stack(frames) for name, frames in arrays.items()})  # type: ignore[arg-type]
+    temporary.rename(path)
+
+
+def read_shards(kind: str, folder: Path) -> Iterator[tuple[Any, list[Label]]]:
+    """The finished shards of a split: arrays by size name (loaded when asked for), and labels."""
+    for path in sorted(folder.glob(f"{kind}-*.npz")):
+        rows = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
+        with np.load(path) as arrays:
+            yield arrays, [Label(**{**row, "scene": scene_from_json(row["scene"])}) for row in rows]
+
+
+def scene_from_json(value: dict[str, Any]) -> Scene:
+    """The inverse of `dataclasses.asdict` for a scene."""
+    return Scene(**{**value, "objects": tuple(SceneObject(**thing) for thing in value["objects"])})
+
+
+def _job(job: tuple[str, int, Path]) -> None:
+    write_shard(*job)
+
+
+def main(
+    kinds: Annotated[list[str], typer.Argument(help="Splits to render.")] = list(SPLITS),  # noqa: B006
+    folder: Annotated[Path, typer.Option(help="Where the shards go.")] = DATA,
+    processes: int = 2,
+    shards: Annotated[int | None, typer.Option(help="Fewer shards than the split has.")] = None,
+) -> None:
+    """Render the data sets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        jobs = [(kind, number, folder) for number in range(shards or SPLITS[kind].shards)]
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            for _ in track(pool.imap(_job, jobs), f"{kind}", total=len(jobs)):
+                pass
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,69 @@
+"""Microcosm's video autoencoder: shapes, causality, streaming."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder, from_blocks, to_blocks
+
+
+def _autoencoder(refiner_width: int = 0, upsampler_width: int = 0) -> VideoAutoencoder:
+    torch.manual_seed(0)
+    model: VideoAutoencoder = VideoAutoencoder(16, refiner_width=refiner_width, upsampler_width=upsampler_width)
+    with torch.no_grad():
+        model.basis.copy_(torch.linalg.qr(torch.randn(1536, 16))[0].T)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.05 * torch.randn_like(parameter))
+    model.eval()
+    return model
+
+
+def _clip(frames: int, height: int = 44, width: int = 56) -> Tensor:
+    return torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_blocks_there_and_back() -> None:
+    frames = torch.randn(2, 3, 16, 24, 32)
+    torch.testing.assert_close(from_blocks(to_blocks(frames)), frames)
+
+
+@pytest.mark.parametrize(("height", "width"), [(704, 1280), (960, 960), (960, 704), (704, 960), (1280, 704)])
+def test_latents_have_the_announced_shape(height: int, width: int) -> None:
+    model = _autoencoder()
+    latents = model.encode(_clip(9, height // 8, width // 8))
+    assert tuple(latents.shape) == model.latents_shape(9, height, width)
+    assert latents.shape[3] % 2 == latents.shape[4] % 2 == 0
+
+
+def test_a_clip_at_output_size_is_averaged_down() -> None:
+    model, small = _autoencoder(), _clip(1, 88, 120)
+    large = F.interpolate(small[:, :, 0], scale_factor=8, mode="nearest")[:, :, None]
+    torch.testing.assert_close(model.encode(large), model.encode(small), rtol=1e-4, atol=1e-4)
+
+
+def test_latents_do_not_depend_on_the_future() -> None:
+    model, clip = _autoencoder(), _clip(17)
+    torch.testing.assert_close(model.encode(clip)[:, :, :2], model.encode(clip[:, :, :9]))
+
+
+def test_other_frame_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="8k"):
+        _autoencoder().encode(_clip(8))
+
+
+@pytest.mark.parametrize("widths", [(0, 0), (4, 4)], ids=["linear", "learned"])
+def test_a_stream_is_the_whole_in_pieces(widths: tuple[int, int]) -> None:
+    model = _autoencoder(*widths)
+    latents = model.encode(_clip(17))
+    pieces = list(model.decode_stream(latents, 352, 448))
+    assert [len(piece) for piece in pieces] == [1, 8, 8]
+    with torch.inference_mode():
+        small = model.decode_small(latents, 44, 56)[0, :, 7:].transpose(0, 1)
+        large = F.interpolate(small, scale_factor=8, mode="bicubic", align_corners=False)
+        if model.upsampler is not None:
+            large = large + model.upsampler(small)
+    whole = (large * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    difference = (torch.cat(pieces).int() - whole.int()).abs()
+    assert difference.max() <= 3  # the enlargement works on bytes where nothing is added to it
