@@ -66,8 +66,7 @@ def orthogonalise(batch: Tensor, iterations: int = 4) -> Tensor:
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon takes this weight: matrices inside the blocks, not the embeddings and projections at the ends."""
-    inner = "transformer_blocks." in name or name.startswith("layers.")
-    return inner and parameter.ndim == 2 and min(parameter.shape) >= 64
+    return "transformer_blocks." in name and parameter.ndim == 2 and min(parameter.shape) >= 64
 
 
 class Optimizer:

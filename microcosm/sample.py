@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from diffusers import CosmosTransformer3DModel
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
 
@@ -34,7 +34,7 @@ class Model:
     def load(cls, folder: Path) -> Model:
         """Load a weights folder in float32."""
         net, text_encoder, vae = (
-            _load(kind, folder / part)
+            load_component(kind, folder / part)
             for kind, part in (
                 (CosmosTransformer3DModel, "transformer"),
                 (TextEncoder, "text_encoder"),
@@ -107,10 +107,3 @@ def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
     """Float [B, 3, T, h, w] in [-1, 1] to uint8 [B, T, h, w, 3]."""
     pixels: NDArray[np.uint8] = (frames * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
     return pixels
-
-
-def _load(kind: Any, folder: Path) -> Any:
-    module = kind.from_config(json.loads((folder / "config.json").read_text()))
-    (file,) = folder.glob("*.safetensors")
-    module.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
-    return module.eval().requires_grad_(False)

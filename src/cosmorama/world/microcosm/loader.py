@@ -23,15 +23,16 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld:
     """Load a checkpoint in float32: half precision is only how it is stored."""
     values: dict[str, Any] = json.loads((folder / "world.json").read_text())
     return CosmosFlowWorld(
-        transformer=_load(CosmosTransformer3DModel, folder / "transformer"),
-        autoencoder=_load(VideoAutoencoder, folder / "vae"),
-        text_encoder=_load(TextEncoder, folder / "text_encoder"),
+        transformer=load_component(CosmosTransformer3DModel, folder / "transformer"),
+        autoencoder=load_component(VideoAutoencoder, folder / "vae"),
+        text_encoder=load_component(TextEncoder, folder / "text_encoder"),
         config=_flow_config(values),
         capabilities=_capabilities(values),
     )
 
 
-def _load(kind: Any, folder: Path) -> Any:
+def load_component(kind: Any, folder: Path) -> Any:
+    """One part of a checkpoint: a class with diffusers' `from_config`, its folder, in float32 and ready to evaluate."""
     # Read directly: diffusers' from_pretrained needs accelerate for this transformer.
     model = kind.from_config(json.loads((folder / "config.json").read_text()))
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(_weights(folder)).items()})
