@@ -48,7 +48,7 @@ def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
     import cosmorama
     from cosmorama.engine.prepare import PreparedRequest
     from cosmorama.engine.rollout import Rollout
-    from cosmorama.request import resolve
+    from cosmorama.resolve import resolve
 
     loaded = cosmorama.load(model)
     load_s = time.perf_counter() - start

@@ -12,7 +12,10 @@ STAGES = (
     ("world", "--stage", "images", "--minutes", "40"),
     ("world", "--stage", "clips", "--minutes", "40"),
     ("world", "--stage", "full", "--minutes", "20"),
+    ("closeups",),
+    ("decoder",),
     ("export",),
+    ("probe",),
     ("evaluate", "microcosm-runs/evaluation"),
 )
 

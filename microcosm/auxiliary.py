@@ -65,7 +65,7 @@ class Auxiliary(nn.Module):
         def keep(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             self.tokens = arguments[0]
 
-        net.transformer_blocks[layer].norm1.register_forward_pre_hook(keep)
+        net.transformer_blocks[layer].norm1.norm.register_forward_pre_hook(keep)
 
     def cell_classes(self, clean: Tensor) -> Tensor:
         """Which color of object each cell of latents [B, C, T, H, W] mostly shows: [B, T, H, W], 0 for none."""

@@ -39,7 +39,7 @@ class Split:
 
 SPLITS: dict[str, Split] = {
     "images": Split(1_000_000, 34, 1000, 1),
-    "clips": Split(2_000_000, 6, 32, CLIP_FRAMES),
+    "clips": Split(2_000_000, 10, 32, CLIP_FRAMES),
     "shorts": Split(3_000_000, 12, 64, 33),
     "heldout": Split(9_000_000, 1, 32, CLIP_FRAMES),
 }

@@ -17,6 +17,7 @@ from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, OUTPU
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.autoencoder import RUNS
 from microcosm.dataset import CLIP_FRAMES, SPLITS
+from microcosm.decoder import TRAINED
 from microcosm.simulate import SIZES
 from microcosm.world import TIMESTEP_SCALE, public
 
@@ -97,7 +98,8 @@ def main(
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     _write(net, new / "transformer")
-    _write(VideoAutoencoder.from_pretrained(runs / "vae"), new / "vae")
+    trained = runs / TRAINED
+    _write(VideoAutoencoder.from_pretrained(trained if trained.exists() else runs / "vae"), new / "vae")
     _write(text_encoder, new / "text_encoder")
     index = {
         "_class_name": "MicrocosmPipeline",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -33,7 +34,7 @@ class Muon:
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             gradient = torch.stack([_gradient(matrix) for matrix in group])
             buffer.lerp_(gradient, 1 - self.momentum)
-            update = orthogonalise(gradient.lerp_(buffer, self.momentum))
+            update = _shared(gradient.lerp_(buffer, self.momentum))
             scale = 0.2 * max(update.shape[-2:]) ** 0.5
             for matrix, part in zip(group, update, strict=True):
                 matrix.mul_(1 - learning_rate * self.weight_decay).sub_(part, alpha=learning_rate * scale)
@@ -46,6 +47,18 @@ class Muon:
         """Restore the momentum buffers."""
         for buffer, saved in zip(self.buffers, state, strict=True):
             buffer.copy_(saved)
+
+
+def _shared(batch: Tensor) -> Tensor:
+    """`orthogonalise` with the matrices divided among the data-parallel workers."""
+    if not dist.is_initialized():
+        return orthogonalise(batch)
+    mine = torch.arange(len(batch)) % dist.get_world_size() == dist.get_rank()
+    update = torch.zeros_like(batch)
+    if mine.any():
+        update[mine] = orthogonalise(batch[mine])
+    dist.all_reduce(update)
+    return update
 
 
 def _gradient(parameter: Tensor) -> Tensor:

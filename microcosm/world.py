@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,43 +25,28 @@ from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
 from microcosm.autoencoder import RUNS
-from microcosm.auxiliary import UNKNOWN, Auxiliary, scene_classes
-from microcosm.captions import empty_prompt, random_caption
-from microcosm.latents import Group, load_groups
+from microcosm.auxiliary import Auxiliary
+from microcosm.batches import STAGES, Batch, Batches, Stage
+from microcosm.captions import random_caption
+from microcosm.latents import load_groups
 from microcosm.optimizer import Optimizer
 from microcosm.parallel import agreed, average_gradients, workers
 from microcosm.simulate import draw_scene
 
 TIMESTEP_SCALE = 1000.0
 SMALLEST_T = 0.25  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
-EMPTY_SHARE = 0.12
 AUXILIARY_SHARE = 0.05
 OBJECT_WEIGHT = 0.5  # extra weight of the error in cells that show an object
-WATCHED_LAYER = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What a stage trains on: the share of each latent length in the batches, and how many make a batch."""
-
-    shares: dict[int, float]
-    batch: dict[int, int] = field(default_factory=lambda: {1: 32, 5: 8, 16: 3})
-
-
-STAGES = {
-    "images": Stage({1: 1.0}),
-    "clips": Stage({1: 0.5, 5: 0.5}),
-    "full": Stage({1: 0.3, 5: 0.25, 16: 0.45}),
-}
+WATCHED_LAYER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The transformer's size."""
 
-    heads: int = 3
-    head_width: int = 64
-    layers: int = 8
+    heads: int = 2
+    head_width: int = 80
+    layers: int = 6
 
     def build(self, channels: int, text_width: int) -> Any:
         """A transformer that predicts zero and whose blocks do nothing yet."""
@@ -96,51 +81,6 @@ def vocabulary(samples: int = 20_000) -> list[str]:
         caption = random_caption(draw_scene(rng), rng)
         found.update(words(caption), words(mirror_caption(caption)))
     return sorted(found)
-
-
-@dataclass(slots=True)
-class Batch:
-    """Inputs of one training step: clean latents [B, C, T, H, W], prompts, the clips' rate, given frames k [B],
-    and what the prompts mean [B, 8] (see `auxiliary.scene_classes`).
-    """
-
-    clean: Tensor
-    prompts: list[str]
-    fps: int
-    given: Tensor
-    targets: Tensor
-
-
-class Batches:
-    """Draws batches of one latent shape and rate at a time."""
-
-    def __init__(self, groups: list[Group], stage: Stage, seed: int) -> None:
-        self.groups, self.stage, self.rng = groups, stage, np.random.default_rng(seed)
-        weights = np.zeros(len(groups))
-        for length, share in stage.shares.items():
-            rows = [len(group.scenes) if group.latents.shape[2] == length else 0 for group in groups]
-            # Batches are drawn per sequence position, so that a share is one of the computing time.
-            weights += share / (length * stage.batch[length]) * np.array(rows) / max(1, sum(rows))
-        self.weights = weights / weights.sum()
-
-    def draw(self) -> Batch:
-        """The next batch."""
-        group = self.groups[int(self.rng.choice(len(self.groups), p=self.weights))]
-        length = group.latents.shape[2]
-        rows = self.rng.integers(len(group.scenes), size=self.stage.batch[length])
-        targets = torch.tensor([scene_classes(group.scenes[row], group.mirrored[row]) for row in rows])
-        targets[torch.from_numpy(self.rng.random(len(rows)) < EMPTY_SHARE)] = UNKNOWN
-        is_empty = (targets == UNKNOWN).all(1).tolist()
-        prompts = [
-            empty_prompt(self.rng) if empty else self._prompt(group, int(row))
-            for row, empty in zip(rows, is_empty, strict=True)
-        ]
-        given = self.rng.choice(3, size=len(rows), p=(0.5, 0.3, 0.2)) if length > 2 else np.zeros(len(rows), int)
-        return Batch(group.latents[rows].float(), prompts, group.fps, torch.from_numpy(given), targets)
-
-    def _prompt(self, group: Group, row: int) -> str:
-        caption = random_caption(group.scenes[row], self.rng)
-        return mirror_caption(caption) if group.mirrored[row] else caption
 
 
 def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
@@ -180,18 +120,22 @@ def public(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def save(path: Path, net: Any, text_encoder: TextEncoder, optimizer: Optimizer, **more: Any) -> None:
-    """Write a checkpoint in one move."""
-    state = {
-        "net": net.state_dict(),
-        "text_encoder": text_encoder.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        **more,
-        "net_config": public(net.config),
-        "text_config": public(text_encoder.config),
-    }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One run. `minutes` long, the last `decay_minutes` of it with a falling learning rate; see `main`."""
+
+    stage: str
+    minutes: float
+    decay_minutes: float
+    runs: Path
+    name: str
+    start: str
+    peak: float
+    muon: bool
+    shift: float
+    ema: float
+    seed: int
+    processes: int
 
 
 def main(
@@ -211,85 +155,127 @@ def main(
     ] = 2,
 ) -> None:
     """Train one stage."""
+    options = Options(stage, minutes, decay_minutes, runs, name, start, peak, muon, shift, ema, seed, processes)
     with workers("microcosm.world", processes) as rank:
-        train(stage, minutes, decay_minutes, runs, name, start, peak, muon, shift, ema, seed, processes, rank)
+        Training(options, rank).run()
 
 
-def train(
-    stage: str,
-    minutes: float,
-    decay_minutes: float,
-    runs: Path,
-    name: str,
-    start: str,
-    peak: float,
-    muon: bool,
-    shift: float,
-    ema: float,
-    seed: int,
-    processes: int,
-    rank: int,
-) -> None:
-    """What one worker does; the first one reports and saves."""
-    torch.manual_seed(seed)  # the weights begin alike everywhere
-    torch.set_num_threads(1)
-    plan = STAGES[stage]
-    groups = [group for kind in ("images", "clips", "shorts") for group in load_groups(kind, runs / "latents")]
-    # The first latent frames of a clip are a shorter clip.
-    groups += [replace(group, latents=group.latents[:, :, :5]) for group in groups if group.latents.shape[2] > 5]
-    batches = Batches([group for group in groups if group.latents.shape[2] in plan.shares], plan, seed)
-    text_encoder = TextEncoder(vocabulary=vocabulary())
-    net = Shape().build(groups[0].latents.shape[1], text_encoder.config.width)
-    optimizer = Optimizer([net, text_encoder], muon, ema)
-    auxiliary = Auxiliary(
-        VideoAutoencoder.from_pretrained(runs / "vae"), net.proj_out.in_features, text_encoder.config.width
-    )
-    auxiliary.watch(net, WATCHED_LAYER)
-    head_optimizer = torch.optim.Adam(auxiliary.parameters(), 3e-3)
-    progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
-    checkpoint = runs / f"{name}.pt"
-    source = checkpoint if checkpoint.exists() else runs / f"{start}.pt"
-    if source.exists():
+class Training:
+    """What one worker does; the first one (rank 0) reports and saves."""
+
+    def __init__(self, options: Options, rank: int) -> None:
+        torch.manual_seed(options.seed)  # the weights begin alike everywhere
+        torch.set_num_threads(1)
+        self.options, self.rank, self.stage = options, rank, STAGES[options.stage]
+        groups = [g for kind in ("images", "clips", "shorts") for g in load_groups(kind, options.runs / "latents")]
+        # The first latent frames of a clip are a shorter clip.
+        groups += [replace(group, latents=group.latents[:, :, :5]) for group in groups if group.latents.shape[2] > 5]
+        groups = [group for group in groups if group.latents.shape[2] in self.stage.shares]
+        self.batches = Batches(groups, self.stage, options.seed)
+        self.text_encoder = TextEncoder(vocabulary=vocabulary())
+        text_width = self.text_encoder.config.width
+        self.net = Shape().build(groups[0].latents.shape[1], text_width)
+        self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema)
+        vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
+        self.auxiliary = Auxiliary(vae, self.net.proj_out.in_features, text_width)
+        self.auxiliary.watch(self.net, WATCHED_LAYER)
+        self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
+        self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
+        self.checkpoint = options.runs / f"{options.name}.pt"
+        self._resume()
+        done = int(self.progress["steps"])
+        torch.manual_seed(options.seed + done + 1_000_003 * rank)
+        self.batches.rng = np.random.default_rng([options.seed, done, rank])
+        size = sum(parameter.numel() for parameter in self.optimizer.parameters) / 1e6
+        if rank == 0:
+            rows = sum(len(group.scenes) for group in groups)
+            print(f"{size:.1f} M weights, {rows} rows, {self.progress}", flush=True)
+
+    def _resume(self) -> None:
+        source = self.checkpoint if self.checkpoint.exists() else self.options.runs / f"{self.options.start}.pt"
+        if not source.exists():
+            return
         state = torch.load(source, weights_only=False)
-        net.load_state_dict(state["net"])
-        text_encoder.load_state_dict(state["text_encoder"])
-        optimizer.load_state_dict(state["optimizer"])
-        progress = state["progress"]
-        auxiliary.load_state_dict(state.get("auxiliary", auxiliary.state_dict()))
-    torch.manual_seed(seed + int(progress["steps"]) + 1_000_003 * rank)
-    batches.rng = np.random.default_rng([seed, int(progress["steps"]), rank])
-    size = sum(parameter.numel() for parameter in optimizer.parameters) / 1e6
-    if rank == 0:
-        print(f"{size:.1f} M weights, {sum(len(group.scenes) for group in groups)} rows, {progress}", flush=True)
+        self.net.load_state_dict(state["net"])
+        self.text_encoder.load_state_dict(state["text_encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.auxiliary.load_state_dict(state["auxiliary"])
+        self.progress = state["progress"]
 
-    begun = saved = last = time.monotonic()
-    extras: list[float] = []
-    losses: dict[int, list[float]] = {length: [] for length in plan.shares}
-    while (left_s := agreed(begun + 60 * minutes - time.monotonic())) > 0:
-        now = time.monotonic()
-        batch = batches.draw()
-        loss, extra = loss_of(net, text_encoder, auxiliary, batch, shift)
+    def run(self) -> None:
+        """Train for the time given, with a line every half minute and a checkpoint every two."""
+        options, report = self.options, Report(self.stage)
+        begun = saved = time.monotonic()
+        while (left_s := agreed(begun + 60 * options.minutes - time.monotonic())) > 0:
+            now = time.monotonic()
+            batch = self.batches.draw()
+            rate = learning_rate(options.peak, self.optimizer.steps, left_s, 60 * options.decay_minutes)
+            report.add(batch, *self._step(batch, rate))
+            self.progress["seconds"] += time.monotonic() - now
+            if self.rank == 0:
+                report.print_sometimes(self.progress)
+                if now > saved + 120:
+                    self._save()
+                    saved = now
+        if self.rank == 0:
+            self._save()
+
+    def _step(self, batch: Batch, rate: float) -> tuple[float, float]:
+        loss, extra = loss_of(self.net, self.text_encoder, self.auxiliary, batch, self.options.shift)
         (loss + AUXILIARY_SHARE * extra).backward()
-        average_gradients([*optimizer.parameters, *auxiliary.parameters()])
-        head_optimizer.step()
-        head_optimizer.zero_grad()
-        optimizer.step(learning_rate(peak, optimizer.steps, left_s, 60 * decay_minutes))
-        losses[batch.clean.shape[2]].append(loss.item())
-        extras.append(extra.item())
-        progress["steps"] += 1
-        progress["tokens"] += math.prod(batch.clean.shape) / batch.clean.shape[1] / 4 * processes
-        progress["seconds"] += time.monotonic() - now
-        if rank == 0 and now > last + 30:
-            means = "  ".join(f"{length}: {np.mean(some):.4f} ({len(some)})" for length, some in losses.items() if some)
-            done = f"{now - begun:6.0f} s  step {progress['steps']:.0f}  {progress['tokens'] / 1e6:.2f} M"
-            print(f"{done}  loss {means}  auxiliary {np.mean(extras):.3f}", flush=True)
-            extras.clear()
-            losses, last = {length: [] for length in plan.shares}, now
-        if rank == 0 and now > saved + 120:
-            save(checkpoint, net, text_encoder, optimizer, progress=progress, auxiliary=auxiliary.state_dict())
-            saved = now
-    if rank == 0:
-        save(checkpoint, net, text_encoder, optimizer, progress=progress, auxiliary=auxiliary.state_dict())
+        average_gradients([*self.optimizer.parameters, *self.auxiliary.parameters()])
+        self.head_optimizer.step()
+        self.head_optimizer.zero_grad()
+        self.optimizer.step(rate)
+        tokens = math.prod(batch.clean.shape) / batch.clean.shape[1] / math.prod(self.net.config.patch_size)
+        self.progress["steps"] += 1
+        self.progress["tokens"] += tokens * self.options.processes
+        return loss.item(), extra.item()
+
+    def _save(self) -> None:
+        """Write the checkpoint in one move."""
+        state = {
+            "net": self.net.state_dict(),
+            "text_encoder": self.text_encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "auxiliary": self.auxiliary.state_dict(),
+            "progress": self.progress,
+            "net_config": public(self.net.config),
+            "text_config": public(self.text_encoder.config),
+        }
+        torch.save(state, self.checkpoint.with_suffix(".tmp"))
+        self.checkpoint.with_suffix(".tmp").rename(self.checkpoint)
+
+
+class Report:
+    """Mean losses by latent length since the last line."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._lengths = list(stage.shares)
+        self._begun = self._last = time.monotonic()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._extras: list[float] = []
+        self._losses: dict[int, list[float]] = {length: [] for length in self._lengths}
+
+    def add(self, batch: Batch, loss: float, extra: float) -> None:
+        """Take one step's losses."""
+        self._losses[batch.clean.shape[2]].append(loss)
+        self._extras.append(extra)
+
+    def print_sometimes(self, progress: dict[str, float]) -> None:
+        """A line if the last one is half a minute old."""
+        now = time.monotonic()
+        if now < self._last + 30:
+            return
+        means = "  ".join(
+            f"{length}: {np.mean(some):.4f} ({len(some)})" for length, some in self._losses.items() if some
+        )
+        done = f"{now - self._begun:6.0f} s  step {progress['steps']:.0f}  {progress['tokens'] / 1e6:.2f} M"
+        print(f"{done}  loss {means}  auxiliary {np.mean(self._extras):.3f}", flush=True)
+        self._last = now
+        self._clear()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
 CHANNELS = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the jobs of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COSMORAMA_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmorama.errors import InvalidRequestError
-from cosmorama.request import Capabilities, FrameRule, GenerationRequest, Output, resolve
+from cosmorama.request import Capabilities, FrameRule, GenerationRequest, Output
+from cosmorama.resolve import resolve
 
 CAPABILITIES = Capabilities(model="test")
 PLAIN = GenerationRequest(prompt="a ball")

@@ -9,17 +9,20 @@ Importing the package is cheap: torch is imported when the first model is loaded
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, ModelNotFoundError
 from cosmorama.request import Capabilities, GenerationRequest, Output
 
 if TYPE_CHECKING:
+    from cosmorama.client import AsyncClient, Client
     from cosmorama.local import Model
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncClient",
     "Capabilities",
+    "Client",
     "CosmoramaError",
     "GenerationRequest",
     "InvalidRequestError",
@@ -44,3 +47,12 @@ def load(model: str = "microcosm") -> Model:
     from cosmorama.world.registry import load_world
 
     return Model(load_world(model))
+
+
+def __getattr__(name: str) -> Any:
+    # The clients bring httpx along, which a program that loads a model has no use for.
+    if name in ("AsyncClient", "Client"):
+        from cosmorama import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

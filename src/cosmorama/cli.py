@@ -1,23 +1,20 @@
-"""The command line: `cosmorama generate`, `cosmorama serve`, `cosmorama models`."""
+"""The command line: `cosmorama generate`, `serve`, `models`; `batch` and `jobs` are in `cosmorama.cli_remote`."""
 
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 
-from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
-from cosmorama.progress import Progress
+from cosmorama import cli_remote
+from cosmorama.cli_errors import errors_for_people
+from cosmorama.client.bar import progress_bar
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.media.source import media_source, output_for
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, SOLVERS, GenerationRequest, Solver
 
 if TYPE_CHECKING:
@@ -29,7 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_STAGES = {"prepare": "reading inputs", "encode": "encoding", "denoise": "denoising", "decode": "writing frames"}
+app.add_typer(cli_remote.jobs, name="jobs")
+app.command()(cli_remote.batch)
 
 
 @app.command()
@@ -51,6 +49,9 @@ def generate(
     fps: Annotated[float, typer.Option(help="Frames per second, 12 to 40.")] = 24,
     model: Annotated[str, typer.Option(help="Name or checkpoint folder.")] = "microcosm",
     solver: Annotated[str | None, typer.Option(help=", ".join(SOLVERS), show_default="the model's own")] = None,
+    reuse: Annotated[
+        float, typer.Option(help="Step reuse: accepted relative change of answers, 0 (exact) to 1.")
+    ] = 0.0,
     quality: Annotated[int, typer.Option(help="1 (small) to 9 (best).")] = 7,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File: .mp4, .webm, .gif or .zip (PNG frames).")
@@ -58,9 +59,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, without a progress bar.")] = False,
 ) -> None:
     """Generate one clip in this process."""
-    with _errors_for_people():
-        from cosmorama.local import media_source, output_for
-
+    with errors_for_people():
         width, height = _size(size)
         request = GenerationRequest(
             prompt=prompt,
@@ -76,6 +75,7 @@ def generate(
             frames=frames,
             fps=fps,
             solver=cast("Solver | None", solver),
+            reuse=reuse,
             output=output_for(output, quality),
         )
         outcome = _run(model, request, output, quiet=as_json)
@@ -92,24 +92,28 @@ def serve(
     model: Annotated[str | None, typer.Option(help="Name or checkpoint folder.", show_default="microcosm")] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(show_default="8000")] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights.", show_default="auto: as they are stored"),
+    ] = None,
+    offload: Annotated[
+        Literal["none", "model", "layer"] | None,
+        typer.Option(help="What waits in the CPU's memory to run on the GPU; see docs/memory.md.", show_default="none"),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY or NAME:KEY that lets a client in; may be repeated.", show_default="none"),
+    ] = None,
 ) -> None:
-    """Serve the model over HTTP. Every other setting is an environment variable, COSMORAMA_*; see the README."""
-    import uvicorn
+    """Serve the model over HTTP. Every other setting is an environment variable, COSMORAMA_*; see docs/settings.md."""
+    from pydantic import SecretStr
 
-    from cosmorama.api.app import create_app
+    from cosmorama.api import serve as server
     from cosmorama.settings import Settings
 
-    given = {key: value for key, value in {"model": model, "host": host, "port": port}.items() if value is not None}
-    settings = Settings().model_copy(update=given)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,  # health probes would drown everything else
-        timeout_graceful_shutdown=5,  # a generation in flight is cancelled, not waited for
-    )
+    keys = tuple(SecretStr(key) for key in api_key) if api_key else None
+    flags = {"model": model, "host": host, "port": port, "dtype": dtype, "offload": offload, "api_keys": keys}
+    server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
 
 
 @app.command()
@@ -134,42 +138,14 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _run(model: str, request: GenerationRequest, output: Path, *, quiet: bool) -> Outcome:
-    bar = ProgressBar(
-        TextColumn("{task.description:>15}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
-    with bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar(first="loading", disable=quiet) as show:
         started = time.perf_counter()
         import cosmorama
 
         loaded = cosmorama.load(model)
         loading = time.perf_counter() - started
-
-        def show(progress: Progress) -> None:
-            if progress.stage in _STAGES:
-                bar.update(
-                    task,
-                    description=_STAGES[progress.stage],
-                    completed=progress.step,
-                    total=progress.total or None,
-                )
-
         output.parent.mkdir(parents=True, exist_ok=True)
-        outcome = loaded.generate_file(request, output, on_progress=show)
+        outcome = loaded.generate_file(
+            request, output, on_progress=lambda progress: show(progress.stage, progress.step, progress.total)
+        )
     return replace(outcome, timings={"load": loading, **outcome.timings})
-
-
-@contextmanager
-def _errors_for_people() -> Iterator[None]:
-    """A mistake is answered in one sentence and exit status 2, never with a traceback."""
-    try:
-        yield
-    except CosmoramaError as error:
-        typer.echo(f"cosmorama: {error}", err=True)
-        raise typer.Exit(2) from None

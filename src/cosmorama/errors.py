@@ -68,6 +68,20 @@ class ModelNotFoundError(CosmoramaError):
     kind = "model_not_found"
 
 
+class AuthenticationError(CosmoramaError):
+    """The server wants an API key, and this is none of its own (HTTP 401)."""
+
+    status = 401
+    kind = "authentication_error"
+
+
+class ServerUnreachableError(CosmoramaError):
+    """A client could not reach its server for as long as it tried (as HTTP 503)."""
+
+    status = 503
+    kind = "server_unreachable"
+
+
 class NotReadyError(CosmoramaError):
     """The model is still loading or its worker is restarting (HTTP 503)."""
 
@@ -76,10 +90,21 @@ class NotReadyError(CosmoramaError):
 
 
 class QueueFullError(CosmoramaError):
-    """More work is waiting than the server accepts (HTTP 429)."""
+    """More work is waiting than the server accepts (HTTP 429); `retry_after_s` guesses when there is room again."""
 
     status = 429
     kind = "queue_full"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class DeadlineExceededError(CosmoramaError):
+    """The generation was not finished by its deadline (HTTP 504)."""
+
+    status = 504
+    kind = "timeout_error"
 
 
 class CancelledError(CosmoramaError):
@@ -90,11 +115,33 @@ class CancelledError(CosmoramaError):
 
 
 class WorkerError(CosmoramaError):
-    """The process that runs the model died or failed inside (HTTP 500). Only the job it was running is lost."""
+    """The process that runs the model died or failed inside (HTTP 500)."""
 
     kind = "worker_failed"
 
 
+class NotEnoughMemoryError(CosmoramaError):
+    """The model, or one generation on it, does not fit in memory (HTTP 507)."""
+
+    status = 507
+    kind = "not_enough_memory"
+
+
+class WorkerDiedError(WorkerError):
+    """The worker died while it held this generation, which can be given to the next one.
+
+    Attributes:
+        suspect: Whether this generation may have been what killed it.
+    """
+
+    def __init__(self, message: str, *, suspect: bool) -> None:
+        self.suspect = suspect
+        super().__init__(message)
+
+
 def _brief(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a list nested as deep
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

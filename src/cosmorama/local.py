@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import base64
-import io
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict, Unpack
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from typing import Unpack
 
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, Preparer
 from cosmorama.engine.rollout import Rollout
-from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
+from cosmorama.errors import CosmoramaError
 from cosmorama.media.fetch import FetchPolicy
+from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.media.write import VideoWriter, mime_type
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, Container, GenerationRequest, MediaSource, Output, Solver, resolve
+from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource, Output
+from cosmorama.resolve import resolve
 from cosmorama.world.base import World
-
-Picture = MediaSource | Image.Image | npt.NDArray[np.uint8]
-"""An image as a path, URL, base64 text, encoded bytes, PIL image or uint8 array `[H, W, 3]`."""
-
-
-class Knobs(TypedDict, total=False):
-    """The sampling knobs of `GenerationRequest`, all optional; see there for ranges and defaults."""
-
-    negative_prompt: str
-    prompt_upsampling: bool | None
-    seed: int | None
-    guidance_scale: float
-    steps: int
-    width: int
-    height: int
-    frames: int
-    fps: float
-    solver: Solver | None
-    guidance_interval: tuple[float, float]
-    guidance_rescale: float
-    conditioning_frames: int | None
 
 
 class Model:
@@ -157,44 +133,3 @@ class Generation:
             data = base64.b64encode(self.save(Path(folder) / "clip.mp4").read_bytes()).decode()
         source = f"data:{mime_type(Output())};base64,{data}"
         return f'<video controls autoplay loop muted style="max-width: 100%" src="{source}"></video>'
-
-
-_CONTAINERS: dict[str, Container] = {".mp4": "mp4", ".webm": "webm", ".gif": "gif", ".zip": "png"}
-
-
-def output_for(path: Path, quality: int = 7) -> Output:
-    """The output format that a file's suffix stands for.
-
-    Raises:
-        InvalidRequestError: an unknown suffix, or a quality outside 1 to 9.
-    """
-    problems = []
-    container = _CONTAINERS.get(path.suffix.lower())
-    if container is None:
-        problems.append(Problem("output", path.name, f"a file name ending in {', '.join(_CONTAINERS)}"))
-    if not 1 <= quality <= 9:
-        problems.append(Problem("quality", quality, "an integer from 1 to 9"))
-    if problems or container is None:
-        raise InvalidRequestError(*problems)
-    return Output(container, quality=quality)
-
-
-def media_source(value: MediaSource) -> MediaSource:
-    """A path given as text becomes a `Path`; URLs, data URLs, base64 text and bytes stay what they are."""
-    if isinstance(value, str) and "://" not in value and not value.startswith("data:"):
-        path = Path(value).expanduser()
-        # Base64 of any real image is longer than a path may be.
-        if len(value) < 1024 and (path.exists() or path.suffix):
-            return path
-    return value
-
-
-def image_source(value: Picture) -> MediaSource:
-    """The same for images, with PIL images and arrays encoded losslessly."""
-    if isinstance(value, np.ndarray):
-        value = Image.fromarray(value)
-    if isinstance(value, Image.Image):
-        buffer = io.BytesIO()
-        value.save(buffer, "png")
-        return buffer.getvalue()
-    return media_source(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Stage = Literal["queued", "prepare", "encode", "denoise", "decode", "done"]
@@ -16,6 +16,8 @@ class Progress:
     stage: Stage
     step: int = 0
     total: int = 0
+    remaining_s: float | None = field(default=None, compare=False)
+    """Estimated seconds of work left, from measured ones; None before anything was measured."""
 
 
 ProgressCallback = Callable[[Progress], None]

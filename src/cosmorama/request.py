@@ -1,35 +1,35 @@
 """The one description of work, and what a model says it can do.
 
-Every wire format is turned into a `GenerationRequest`; every model publishes `Capabilities`; `resolve` checks the one
-against the other before anything expensive starts. Defaults and ranges are those of the Sampling Control page of
-NIM for Cosmos (Predict1 generation) unless a model's capabilities say otherwise.
+Every wire format is turned into a `GenerationRequest`; every model publishes `Capabilities`; `cosmorama.resolve`
+checks the one against the other before anything expensive starts. Defaults and ranges are those of the Sampling
+Control page of NIM for Cosmos (Predict1 generation) unless a model's capabilities say otherwise.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
-from cosmorama.errors import InvalidRequestError, Problem
-
-Mode = Literal["text2world", "image2world", "video2world"]
-Container = Literal["mp4", "webm", "gif", "png"]
+Mode = Literal["text2world", "image2world", "video2world", "transfer", "forward_dynamics", "inverse_dynamics", "policy"]
+Container = Literal["mp4", "webm", "gif", "png", "jpeg"]
 Codec = Literal["h264", "vp9", "av1"]
 Solver = Literal["euler", "unipc", "dpmpp_2m", "edm_euler"]
+ControlKind = Literal["edge", "depth", "seg", "vis"]
 MediaSource = str | bytes | Path
 """An http(s) URL, data URL or raw base64 (`str`), encoded file contents (`bytes`), or a local file (`Path`)."""
 
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES: tuple[Mode, ...] = ("text2world", "image2world", "video2world")
+"""What every prompt-driven world model does; the others are for models made for them."""
+CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 CODECS: dict[Container, tuple[Codec, ...]] = {
     "mp4": ("h264", "av1", "vp9"),
     "webm": ("vp9", "av1"),
     "gif": (),
     "png": (),
+    "jpeg": (),
 }
 MAX_SEED = 2**32 - 1
 PROMPT_MAX_WORDS = 250
@@ -79,6 +79,28 @@ class FrameRule:
         return 1 + math.ceil((frames - 1) / self.multiple) * self.multiple
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a model uses where a client leaves the choice to it; the fields are those of `GenerationRequest`."""
+
+    width: int = 1280
+    height: int = 704
+    frames: int = 121
+    fps: float = 24
+    steps: int = 35
+    guidance_scale: float = 7.0
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+
+
+@dataclass(frozen=True, slots=True)
+class ActionDomain:
+    """A kind of robot: the number that models know it by, its name, and how many numbers an action of it has."""
+
+    id: int
+    name: str
+    width: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a world model can do; published by the model, shown by the server, enforced by `resolve`."""
@@ -95,6 +117,28 @@ class Capabilities:
     """Numbers of frames the model can continue from, most first; an image is always one."""
     solvers: tuple[Solver, ...] = ("euler", "unipc", "dpmpp_2m")
     default_solver: Solver = "euler"
+    family: str = "microcosm"
+    """Which of the families in `cosmorama.world` runs it."""
+    defaults: Defaults = Defaults()
+    size_multiple: int | None = None
+    """Other sizes are made too if both sides are multiples of this; None: only `sizes`."""
+    max_pixels: int = 1280 * 720
+    """Width times height of the largest of those other sizes."""
+    flow_shift: Range | None = None
+    """Accepted shifts of the noise schedule; None: the model's own only."""
+    controls: tuple[ControlKind, ...] = ()
+    action_domains: tuple[ActionDomain, ...] = ()
+    adapters: tuple[str, ...] = ()
+    """Names of the LoRA adapters that are loaded."""
+    reuse: Range | None = Range(0, 1)
+    """Accepted thresholds of step reuse; None: the model is always evaluated at every step."""
+    longest: int | None = None
+    """Frames of the longest clip, where one over `frames.maximum` is continued from its own last frames; None: none."""
+
+    @property
+    def most_frames(self) -> int:
+        """Frames of the longest clip that is accepted."""
+        return self.longest or self.frames.maximum
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +148,56 @@ class Output:
     container: Container = "mp4"
     codec: Codec | None = None
     quality: int = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A clip that the result follows in structure.
+
+    Attributes:
+        kind: What the clip shows: edges, depth, segmentation or a blurred picture.
+        weight: How closely it is followed, 0 to 1.
+        source: The control clip itself; None computes it from the request's `video`.
+        preset: For computed controls: how strong the edge threshold or the blur is.
+    """
+
+    kind: ControlKind
+    weight: float = 1.0
+    source: MediaSource | None = field(default=None, repr=False)
+    preset: Literal["very_low", "low", "medium", "high", "very_high"] = "medium"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a robot does, or is to find out: the body it has, and one row of numbers per step.
+
+    Attributes:
+        domain: One of the model's `action_domains`, by number.
+        values: `[steps][numbers]`, for forward dynamics; None where the model answers with them.
+        steps: How many actions; a multiple of 4. The clip has one frame more.
+    """
+
+    domain: int
+    values: tuple[tuple[float, ...], ...] | None = None
+    steps: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a finished file holds: frame size in pixels, number of frames, frames per second."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter by name, and how strongly it acts."""
+
+    name: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +221,19 @@ class GenerationRequest:
         guidance_rescale: 0 to 1, pulls the guided prediction's spread back to the unguided one's (arXiv 2305.08891).
         conditioning_frames: How many last frames of `video` to continue from; None means the most the model takes.
         output: Container, codec and quality of the file.
+        task: A mode that the inputs alone do not tell; None means that `mode` follows from them.
+        keep: Which frames of `video` are the condition: its first or its last.
+        flow_shift: Shift of the noise schedule towards noise, where the model takes it; None means the model's own.
+        reuse: 0 to 1: the network's last answer is used again while it is expected to change by less than this, in
+            parts of its size; 0 is exact; None means the server's choice, which is 0 unless set.
+        controls: For transfer: what the result follows.
+        action: For the action modes.
+        adapters: LoRA adapters to apply.
+        model: Name of the model that is to make it; None means the server's first, or the only one.
+        fit: A size or rate that the model lacks is made at its nearest one and resampled, instead of refused.
+        left_open: Fields that the client did not set and whose value here is only a wire format's default: where the
+            model does not take it, `resolve` takes the nearest value that it does.
+        target: Filled in by `resolve` for `fit`: what was asked for; size, frames and rate are then the model's.
     """
 
     prompt: str | None = None
@@ -146,117 +253,56 @@ class GenerationRequest:
     guidance_rescale: float = 0.0
     conditioning_frames: int | None = None
     output: Output = Output()
+    task: Mode | None = None
+    keep: Literal["first", "last"] = "last"
+    flow_shift: float | None = None
+    reuse: float | None = None
+    controls: tuple[Control, ...] = ()
+    action: Action | None = None
+    adapters: tuple[Adapter, ...] = ()
+    model: str | None = None
+    fit: bool = False
+    left_open: tuple[str, ...] = ()
+    target: Target | None = None
+
+    @property
+    def result(self) -> Target:
+        """What the file holds, which for a fitted request is not what the model makes."""
+        return self.target or Target(self.width, self.height, self.frames, self.fps)
 
     @property
     def mode(self) -> Mode:
-        """The mode that the given inputs imply."""
+        """The task, or the mode that the given inputs imply."""
+        if self.task is not None:
+            return self.task
+        if self.controls:
+            return "transfer"
         if self.video is not None:
             return "video2world"
         return "image2world" if self.image is not None else "text2world"
 
 
-def resolve(request: GenerationRequest, capabilities: Capabilities) -> GenerationRequest:
-    """Check a request against a model and fill in what it left open (seed, solver, upsampling, conditioning frames).
+class Knobs(TypedDict, total=False):
+    """The knobs of `GenerationRequest` beside its prompt, image and video, all optional; see there for each."""
 
-    Raises:
-        InvalidRequestError: naming every field that is wrong, its value and what is accepted.
-    """
-    problems = list(_problems(request, capabilities))
-    if problems:
-        raise InvalidRequestError(*problems)
-    text_only = request.mode == "text2world"
-    return replace(
-        request,
-        seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-        solver=request.solver or capabilities.default_solver,
-        prompt_upsampling=text_only if request.prompt_upsampling is None else request.prompt_upsampling,
-        conditioning_frames=_conditioning_frames(request, capabilities),
-    )
-
-
-def _conditioning_frames(request: GenerationRequest, capabilities: Capabilities) -> int:
-    if request.mode == "text2world":
-        return 0
-    if request.mode == "image2world":
-        return 1
-    if request.conditioning_frames is not None:
-        return request.conditioning_frames
-    # Something must be left to generate, so a short request continues from fewer frames.
-    fitting = [n for n in capabilities.conditioning_frames if n < request.frames]
-    return max(fitting, default=min(capabilities.conditioning_frames))
-
-
-def _problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
-    yield from _prompt_problems(request, capabilities)
-    if request.image is not None and request.video is not None:
-        yield Problem("video", "both image and video", "either an image or a video, not both")
-    elif request.mode not in capabilities.modes:
-        yield Problem("mode", request.mode, f"one of {_listed(capabilities.modes)} for {capabilities.model}")
-    if request.seed is not None and not (_is_int(request.seed) and 0 <= request.seed <= MAX_SEED):
-        yield Problem("seed", request.seed, f"an integer from 0 to {MAX_SEED}, or null to draw one")
-    if not _in(request.guidance_scale, capabilities.guidance_scale):
-        yield Problem("guidance_scale", request.guidance_scale, f"a number from {capabilities.guidance_scale}")
-    if not (_is_int(request.steps) and request.steps in capabilities.steps):
-        yield Problem("steps", request.steps, f"an integer from {capabilities.steps}")
-    size = Size(request.width, request.height)
-    if size not in capabilities.sizes:
-        yield Problem("size", str(size), f"width x height, one of {_listed(capabilities.sizes)}")
-    if not (_is_int(request.frames) and 1 <= request.frames <= capabilities.frames.maximum):
-        yield Problem("frames", request.frames, f"an integer from 1 to {capabilities.frames.maximum}")
-    if not _in(request.fps, capabilities.fps):
-        yield Problem("fps", request.fps, f"a number from {capabilities.fps}")
-    yield from _sampling_problems(request, capabilities)
-    yield from _output_problems(request.output)
-
-
-def _prompt_problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
-    if request.mode == "text2world" and not (request.prompt or "").strip():
-        yield Problem("prompt", request.prompt, "a text (it may only be left out when an image or a video is given)")
-    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        words = len((text or "").split())
-        if words > capabilities.prompt_words:
-            yield Problem(name, f"{words} words", f"at most {capabilities.prompt_words} words")
-
-
-def _sampling_problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
-    if request.solver is not None and request.solver not in capabilities.solvers:
-        yield Problem("solver", request.solver, f"one of {_listed(capabilities.solvers)}")
-    start, end = request.guidance_interval
-    if not (_in(start, _UNIT) and _in(end, _UNIT) and start <= end):
-        yield Problem("guidance_interval", request.guidance_interval, "fractions of the steps, 0 <= start <= end <= 1")
-    if not _in(request.guidance_rescale, _UNIT):
-        yield Problem("guidance_rescale", request.guidance_rescale, "a number from 0 to 1")
-    given, counts = request.conditioning_frames, capabilities.conditioning_frames
-    if given is None:
-        return
-    if request.mode != "video2world":
-        if given != _conditioning_frames(request, capabilities):  # what `resolve` fills in may come back
-            yield Problem("conditioning_frames", given, "no value unless a video is given")
-    elif given not in counts or given >= max(request.frames, 2):
-        yield Problem("conditioning_frames", given, f"one of {_listed(counts)}, less than frames")
-
-
-def _output_problems(output: Output) -> Iterator[Problem]:
-    codecs = CODECS.get(output.container)
-    if codecs is None:
-        yield Problem("output.container", output.container, f"one of {_listed(tuple(CODECS))}")
-    elif output.codec is not None and output.codec not in codecs:
-        accepted = f"one of {_listed(codecs)}" if codecs else "no codec"
-        yield Problem("output.codec", output.codec, f"{accepted} in {output.container}")
-    if not (_is_int(output.quality) and 1 <= output.quality <= 9):
-        yield Problem("output.quality", output.quality, "an integer from 1 to 9")
-
-
-_UNIT = Range(0, 1)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _in(value: object, accepted: Range) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value in accepted
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
+    negative_prompt: str
+    prompt_upsampling: bool | None
+    seed: int | None
+    guidance_scale: float
+    steps: int
+    width: int
+    height: int
+    frames: int
+    fps: float
+    solver: Solver | None
+    guidance_interval: tuple[float, float]
+    guidance_rescale: float
+    conditioning_frames: int | None
+    task: Mode | None
+    keep: Literal["first", "last"]
+    flow_shift: float | None
+    reuse: float | None
+    controls: tuple[Control, ...]
+    action: Action | None
+    adapters: tuple[Adapter, ...]
+    fit: bool

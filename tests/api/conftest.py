@@ -24,6 +24,7 @@ COMMAND = (sys.executable, "-c", "from cosmorama.cli import main; main()", "serv
 MAX_INPUT_BYTES = 3_000_000
 MAX_ACTIVE = 2
 MAX_QUEUE = 1
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SMALL: dict[str, Any] = {"width": 960, "height": 704, "frames_count": 1}
 BODY: dict[str, Any] = {"prompt": "a red ball rolls to the right", "seed": 7, "steps": 1, "video_params": SMALL}
 """The cheapest thing to ask for."""
@@ -37,7 +38,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     client: httpx.Client
-    artifacts: Path
+    state: Path
 
     def infer(self, **body: Any) -> httpx.Response:
         return self.client.post("/v1/infer", json=body)
@@ -46,7 +47,7 @@ class Server:
         lines = self.client.get("/v1/metrics").text.splitlines()
         return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
-    def wait_until(self, name: str, value: float, timeout_s: float = 30) -> float:
+    def wait_until(self, name: str, value: float, timeout_s: float = 120) -> float:
         """Seconds until a metric has a value."""
         start = time.monotonic()
         while self.metric(name) != value:
@@ -54,7 +55,7 @@ class Server:
             time.sleep(0.02)
         return time.monotonic() - start
 
-    def wait_until_ready(self, timeout_s: float = 60) -> None:
+    def wait_until_ready(self, timeout_s: float = 280) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
@@ -65,9 +66,9 @@ class Server:
         raise AssertionError(self.client.get("/v1/health/ready").text)
 
     def wait_until_clean(self, timeout_s: float = 5) -> None:
-        """Nothing is left on the disk, at the latest a moment after the last answer."""
+        """No clip is left on the disk, at the latest a moment after the last answer."""
         deadline = time.monotonic() + timeout_s
-        while left := list(self.artifacts.rglob("*")):
+        while left := [path for path in self.state.rglob("clip*") if path.is_file()]:
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
 
@@ -81,13 +82,15 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of this folder; every test leaves it idle and ready."""
-    artifacts = tmp_path_factory.mktemp("artifacts")
+    state = tmp_path_factory.mktemp("state")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = {
         "COSMORAMA_PORT": str(port),
-        "COSMORAMA_ARTIFACTS": str(artifacts),
+        "COSMORAMA_STATE_DIR": str(state),
+        "COSMORAMA_LEASE_S": "2",
+        "COSMORAMA_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "COSMORAMA_MAX_INPUT_BYTES": str(MAX_INPUT_BYTES),
         "COSMORAMA_MAX_ACTIVE": str(MAX_ACTIVE),
         "COSMORAMA_MAX_QUEUE": str(MAX_QUEUE),
@@ -96,14 +99,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("COSMORAMA_", "NIM_"))}
     process = subprocess.Popen(COMMAND, env=clean | settings)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        running = Server(process, client, artifacts)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=240) as client:
+        running = Server(process, client, state)
         try:
             running.wait_until_ready()
             yield running
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(15) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="session")

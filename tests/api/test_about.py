@@ -108,3 +108,41 @@ def test_liveness_needs_no_key() -> None:
 
 def test_the_http_process_does_not_import_torch(server: Server) -> None:
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+def test_web_pages_of_other_origins_are_let_in_only_when_named() -> None:
+    def ask(origins: tuple[str, ...]) -> httpx.Response:
+        async def preflight() -> httpx.Response:
+            app = create_app(Settings(cors_origins=origins, api_keys=(SecretStr("key"),)))
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+                headers = {"Origin": "https://studio.example", "Access-Control-Request-Method": "POST"}
+                return await client.options("/v1/infer", headers=headers)
+
+        return asyncio.run(preflight())
+
+    assert "access-control-allow-origin" not in ask(()).headers
+    assert "access-control-allow-origin" not in ask(("https://other.example",)).headers
+    assert ask(("https://studio.example",)).headers["access-control-allow-origin"] == "https://studio.example"
+
+
+def test_the_documentation_page_loads_nothing_from_elsewhere() -> None:
+    async def ask() -> tuple[str, list[httpx.Response]]:
+        app = create_app(Settings())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            page = (await client.get("/docs")).text
+            found = re.findall(r'(?:src|href)="([^"]+)"', page)
+            return page, [await client.get(path) for path in found]
+
+    page, loaded = asyncio.run(ask())
+    assert "://" not in page
+    assert len(loaded) >= 2
+    assert {answer.status_code for answer in loaded} == {200}
+
+
+def test_a_key_may_have_a_name() -> None:
+    async def ask() -> httpx.Response:
+        app = create_app(Settings(api_keys=(SecretStr("studio:first-key"),)))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.get("/v1/version", headers={"Authorization": "Bearer first-key"})
+
+    assert asyncio.run(ask()).status_code == 200

@@ -2,73 +2,59 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
-import httpx
+import pytest
 
-from cosmorama.api.app import create_app
-from cosmorama.api.metrics import Metrics
-from cosmorama.api.services import Services
-from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.supervisor import Supervisor
-from cosmorama.progress import ProgressCallback
-from cosmorama.request import GenerationRequest
-from cosmorama.settings import Settings
-from tests.api.conftest import BODY
+from tests.api.fake_app import clips, run, serving
 
-
-class Endless(Supervisor):
-    """Never finishes; notes that it was cancelled."""
-
-    cancelled = False
-
-    async def generate(
-        self, request: GenerationRequest, *, output: Path, on_progress: ProgressCallback | None = None
-    ) -> Outcome:
-        output.write_bytes(b"half a clip")
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.cancelled = True
-        raise AssertionError
-
-
-class Broken(Supervisor):
-    """Has a bug."""
-
-    async def generate(
-        self, request: GenerationRequest, *, output: Path, on_progress: ProgressCallback | None = None
-    ) -> Outcome:
-        raise ZeroDivisionError("secret of the inside")
-
-
-def ask(supervisor: Supervisor, settings: Settings, folder: Path) -> httpx.Response:
-    async def post() -> httpx.Response:
-        app = create_app(settings)
-        app.state.services = Services(settings, supervisor, Metrics(supervisor), folder)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post("/v1/infer", json=BODY)
-
-    return asyncio.run(post())
+BODY = {"prompt": "a red ball", "seed": 7, "steps": 2}
 
 
 def test_generation_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
-    settings = Settings(request_timeout_s=0.05)
-    supervisor = Endless(settings)
-    answer = ask(supervisor, settings, tmp_path)
-    assert answer.status_code == 504
-    assert answer.json()["error"]["type"] == "timeout_error"
-    assert "0.05 s" in answer.json()["error"]["message"]
-    assert supervisor.cancelled
-    assert list(tmp_path.iterdir()) == []
+    async def test() -> None:
+        async with serving(tmp_path, request_timeout_s=0.5) as server:
+            server.supervisor.gate.clear()
+            answer = await server.client.post("/v1/infer", json=BODY)
+            assert answer.status_code == 504
+            assert answer.json()["error"]["type"] == "timeout_error"
+            assert "0.5 s" in answer.json()["error"]["message"]
+            [job] = (await server.jobs.list()).jobs
+            assert job.state == "cancelled"
+            assert server.supervisor.cancelled == [f"{job.id}.1"]
+
+    run(test)
+    assert clips(tmp_path) == []
 
 
-def test_bug_is_a_500_that_tells_nothing_of_the_inside(tmp_path: Path) -> None:
-    settings = Settings()
-    answer = ask(Broken(settings), settings, tmp_path)
-    assert answer.status_code == 500
-    assert answer.json()["error"].keys() == {"message", "type", "code"}
-    assert "secret" not in answer.text
-    assert list(tmp_path.iterdir()) == []
+def test_bug_in_a_generation_is_a_500_that_tells_nothing_of_the_inside(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            server.supervisor.fail = ZeroDivisionError("secret of the inside")
+            answer = await server.client.post("/v1/infer", json=BODY)
+            assert answer.status_code == 500
+            assert answer.json()["error"].keys() == {"message", "type", "code"}
+            assert answer.json()["error"]["type"] == "worker_failed"
+            assert "secret" not in answer.text
+            server.supervisor.fail = None
+            assert (await server.client.post("/v1/infer", json=BODY)).status_code == 200
+
+    run(test)
+    assert clips(tmp_path) == []
+
+
+def test_bug_in_the_server_is_a_500_that_tells_nothing_of_the_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret of the inside")
+
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            monkeypatch.setattr("cosmorama.jobs.service.Jobs.submit", broken)
+            answer = await server.client.post("/v1/infer", json=BODY)
+            assert answer.status_code == 500
+            assert answer.json()["error"].keys() == {"message", "type", "code"}
+            assert "secret" not in answer.text
+
+    run(test)

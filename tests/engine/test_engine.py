@@ -17,6 +17,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CancelledError, CosmoramaError, InvalidRequestError, MediaError, WorkerError
 from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
+from cosmorama.world.base import Inputs, ReadText, Sampling
 from cosmorama.world.cosmos_flow import CosmosFlowWorld
 
 REQUEST = GenerationRequest(prompt="a red ball falls", seed=5, steps=3, frames=9, width=960, height=704)
@@ -31,7 +32,7 @@ def engine(tiny_world: CosmosFlowWorld) -> Iterator[Engine]:
 
 def run(engine: Engine) -> dict[str, Outcome | CosmoramaError]:
     results: dict[str, Outcome | CosmoramaError] = {}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # only against going on for ever
     while engine.pending:
         assert time.monotonic() < deadline
         if not engine.step():
@@ -69,17 +70,76 @@ def test_a_request_alone_and_among_others_gives_the_same_bytes(engine: Engine, t
     assert digest(tmp_path / "other.mp4") != digest(tmp_path / "alone.mp4")
 
 
-def test_active_requests_advance_in_turn(engine: Engine, tmp_path: Path) -> None:
+def test_short_and_urgent_work_overtakes_long_work_between_its_steps(engine: Engine, tmp_path: Path) -> None:
     steps: list[str] = []
 
     def watch(name: str):
-        return lambda progress: steps.append(name) if progress.stage == "denoise" and progress.step else None
+        def note(progress: Progress) -> None:
+            if progress.stage == "denoise" and progress.step:
+                steps.append(name)
+            if progress.stage == "denoise" and name == "long" and progress.step == 2:
+                engine.submit(
+                    "short", replace(long, steps=1), output=tmp_path / "short.mp4", on_progress=watch("short")
+                )
+                engine.submit(
+                    "urgent", long, output=tmp_path / "urgent.mp4", on_progress=watch("urgent"), priority="high"
+                )
 
-    for name in ("a", "b"):
-        engine.submit(name, replace(REQUEST, steps=6), output=tmp_path / f"{name}.mp4", on_progress=watch(name))
+        return note
+
+    long = replace(REQUEST, steps=8, frames=1)
+    engine.submit("long", long, output=tmp_path / "long.mp4", on_progress=watch("long"))
+    results = run(engine)
+    assert {type(result) for result in results.values()} == {Outcome}
+    assert steps.index("urgent") < len(steps) - 1 - steps[::-1].index("long")
+    assert list(results) == ["urgent", "short", "long"]
+
+
+def test_a_request_beyond_the_places_is_taken_in_only_if_it_goes_first(
+    tiny_world: CosmosFlowWorld, tmp_path: Path
+) -> None:
+    engine = Engine(tiny_world, max_active=1)
+    begun: list[str] = []
+
+    def watch(name: str):
+        return lambda progress: begun.append(name) if progress.stage == "prepare" else None
+
+    for name, priority in (("first", "normal"), ("second", "normal"), ("urgent", "high"), ("urgent too", "high")):
+        path = tmp_path / f"{name}.mp4"
+        engine.submit(name, REQUEST, output=path, on_progress=watch(name), priority=priority, age_s=9 - len(name))
+        engine.step()
+    assert begun == ["first", "urgent"]
     run(engine)
-    assert steps.count("a") == steps.count("b") == 6
-    assert steps.index("b") < 6  # b's first step came before a's last
+    assert begun == ["first", "urgent", "urgent too", "second"]
+    engine.close()
+
+
+def test_a_watched_request_shows_what_it_will_look_like(engine: Engine, tmp_path: Path) -> None:
+    import io
+
+    previews: list[bytes] = []
+    for name, request in (("job", replace(REQUEST, steps=20, frames=1)), ("unwatched", replace(REQUEST, frames=1))):
+        engine.submit(name, request, output=tmp_path / f"{name}.mp4", on_preview=previews.append)
+    engine.watch("job", True)
+    run(engine)
+    assert 4 <= len(previews) <= 8
+    pictures = [Image.open(io.BytesIO(preview)) for preview in previews]
+    assert {picture.format for picture in pictures} == {"JPEG"}
+    assert pictures[0].size == (320, 235)
+    first, last = (np.asarray(pictures[i], np.float32) for i in (0, -1))
+    assert first.std() > 1  # something is to be seen
+    assert np.abs(first - last).mean() > 0.1  # and it changes
+
+
+def test_remaining_time_is_told_once_something_was_measured(engine: Engine, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    engine.submit("job", REQUEST, output=tmp_path / "job.mp4", on_progress=seen.append)
+    run(engine)
+    steps = [progress for progress in seen if progress.stage == "denoise"]
+    assert steps[0].remaining_s is None
+    told = [progress.remaining_s for progress in steps[1:]]
+    assert all(remaining is not None and remaining > 0 for remaining in told)
+    assert seen[-1].remaining_s == 0
 
 
 def test_progress_is_reported_at_every_step(engine: Engine, tmp_path: Path) -> None:
@@ -137,14 +197,18 @@ def test_a_bad_request_is_refused_at_once(engine: Engine, tmp_path: Path) -> Non
 def test_bad_media_and_a_crash_inside_hurt_only_their_own_job(
     engine: Engine, tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoise = tiny_world.denoise
+    begin = tiny_world.begin
 
-    def fragile(latents, sigma, text, conditioning, fps):
-        if fps == 13:
-            raise RuntimeError("out of memory")
-        return denoise(latents, sigma, text, conditioning, fps)
+    def fragile(inputs: Inputs, read: ReadText) -> Sampling:
+        sampling = begin(inputs, read)
+        if inputs.request.fps == 13:
+            monkeypatch.setattr(sampling, "denoise", out_of_memory)
+        return sampling
 
-    monkeypatch.setattr(tiny_world, "denoise", fragile)
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tiny_world, "begin", fragile)
     engine.submit("crash", replace(REQUEST, fps=13), output=tmp_path / "crash.mp4")
     engine.submit("media", replace(REQUEST, image=b"not an image"), output=tmp_path / "media.mp4")
     engine.submit("good", REQUEST, output=tmp_path / "good.mp4")
@@ -157,18 +221,21 @@ def test_bad_media_and_a_crash_inside_hurt_only_their_own_job(
 
 
 def test_everything_that_should_matter_changes_the_frames(engine: Engine, tmp_path: Path) -> None:
-    with_image = replace(REQUEST, image=still(300, 200, 90), prompt_upsampling=False)
+    clip = replace(REQUEST, frames=2)
+    still_only = replace(REQUEST, frames=1)
+    with_image = replace(clip, image=still(300, 200, 90), prompt_upsampling=False)
     variants = {
-        "base": REQUEST,
-        "seed": replace(REQUEST, seed=6),
-        "prompt": replace(REQUEST, prompt="a blue cube falls"),
-        "negative": replace(REQUEST, negative_prompt="red"),
-        "guidance": replace(REQUEST, guidance_scale=3),
-        "interval": replace(REQUEST, guidance_interval=(0.5, 1.0)),
-        "rescale": replace(REQUEST, guidance_rescale=0.7),
-        "steps": replace(REQUEST, steps=4),
-        "solver": replace(REQUEST, solver="dpmpp_2m"),
-        "fps": replace(REQUEST, fps=12),
+        "base": still_only,
+        "seed": replace(still_only, seed=6),
+        "prompt": replace(still_only, prompt="a blue cube falls"),
+        "negative": replace(still_only, negative_prompt="red"),
+        "guidance": replace(still_only, guidance_scale=3),
+        "interval": replace(still_only, guidance_interval=(0.5, 1.0)),
+        "rescale": replace(still_only, guidance_rescale=0.7),
+        "steps": replace(still_only, steps=4),
+        "solver": replace(still_only, solver="dpmpp_2m"),
+        "clip": clip,
+        "fps": replace(clip, fps=12),
         "image": with_image,
         "other image": replace(with_image, image=still(300, 200, 180)),
     }

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.world.microcosm.autoencoder import VideoAutoencoder, from_blocks, to_blocks
+from cosmorama.world.microcosm.autoencoder import Upsampler, VideoAutoencoder, from_blocks, to_blocks
 
 
 def _autoencoder(refiner_width: int = 0, upsampler_width: int = 0) -> VideoAutoencoder:
@@ -61,9 +61,16 @@ def test_a_stream_is_the_whole_in_pieces(widths: tuple[int, int]) -> None:
     assert [len(piece) for piece in pieces] == [1, 8, 8]
     with torch.inference_mode():
         small = model.decode_small(latents, 44, 56)[0, :, 7:].transpose(0, 1)
-        large = F.interpolate(small, scale_factor=8, mode="bicubic", align_corners=False)
-        if model.upsampler is not None:
-            large = large + model.upsampler(small)
+        if model.upsampler is None:
+            large = F.interpolate(small, scale_factor=8, mode="bicubic", align_corners=False)
+        else:
+            large = model.upsampler.enlarge(small)
     whole = (large * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     difference = (torch.cat(pieces).int() - whole.int()).abs()
     assert difference.max() <= 3  # the enlargement works on bytes where nothing is added to it
+
+
+def test_an_untrained_upsampler_is_bicubic() -> None:
+    small = _clip(1)[:, :, 0]
+    bicubic = F.interpolate(small, scale_factor=8, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(Upsampler(4).enlarge(small), bicubic, rtol=1e-4, atol=1e-5)

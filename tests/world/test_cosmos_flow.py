@@ -11,32 +11,48 @@ import pytest
 import torch
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.cosmos_flow import CosmosFlowWorld
+from cosmorama.request import GenerationRequest
+from cosmorama.world.base import Inputs
+from cosmorama.world.cosmos_flow import CosmosFlowSampling, CosmosFlowWorld
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.registry import known_models, load_world
 
+PLAIN = GenerationRequest(
+    prompt="a red ball", seed=1, solver="euler", width=960, height=704, frames=17, steps=4, negative_prompt=""
+)
 
-def latents_for(world: CosmosFlowWorld, frames: int = 17) -> torch.Tensor:
-    shape = world.latents_shape(frames, 704, 960)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+def begin(world: CosmosFlowWorld, given: torch.Tensor | None = None, **changes: object) -> CosmosFlowSampling:
+    request = replace(PLAIN, **changes)  # type: ignore[arg-type]
+    return world.begin(Inputs(request=request, prompt="a red ball", frames=given), world.encode_text)
+
+
+def picture(seed: int = 0, frames: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (frames, 704, 960, 3), dtype=torch.uint8, generator=generator)
 
 
 def test_conditioning_latents_come_back_exactly_and_steer_the_rest(tiny_world: CosmosFlowWorld) -> None:
-    latents, text = latents_for(tiny_world), tiny_world.encode_text("a red ball")
-    known = latents[:, :, :1] * 0.5
-    free = tiny_world.denoise(latents, 0.8, text, None, 24)
-    conditioned = tiny_world.denoise(latents, 0.8, text, known, 24)
+    free, given = begin(tiny_world), begin(tiny_world, picture())
+    latents = free.initial()
+    assert torch.equal(latents, given.initial())
+    conditioned = given.denoise(latents, 1)
     assert conditioned.shape == latents.shape
-    assert torch.equal(conditioned[:, :, :1], known)
-    assert not torch.allclose(conditioned[:, :, 1:], free[:, :, 1:])
+    assert torch.equal(conditioned[:, :, :1], tiny_world.encode_frames(picture()))
+    assert not torch.allclose(conditioned[:, :, 1:], free.denoise(latents, 1)[:, :, 1:])
 
 
 def test_noise_in_conditioning_frames_has_no_effect(tiny_world: CosmosFlowWorld) -> None:
-    latents, text = latents_for(tiny_world), tiny_world.encode_text("a red ball")
+    sampling = begin(tiny_world, picture())
+    latents = sampling.initial()
     other = torch.cat([latents[:, :, :1] + 3, latents[:, :, 1:]], dim=2)
-    known = torch.zeros_like(latents[:, :, :1])
-    a, b = (tiny_world.denoise(x, 0.8, text, known, 24) for x in (latents, other))
-    assert torch.equal(a, b)
+    assert torch.equal(sampling.denoise(latents, 1), sampling.denoise(other, 1))
+
+
+def test_the_negative_prompt_is_read_when_asked_for(tiny_world: CosmosFlowWorld) -> None:
+    sampling = begin(tiny_world, negative_prompt="blue cube")
+    latents = sampling.initial()
+    assert not torch.equal(sampling.denoise(latents, 1), sampling.denoise(latents, 1, negative=True))
 
 
 def test_a_sample_and_a_velocity_network_mean_different_clean_latents(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -44,10 +60,10 @@ def test_a_sample_and_a_velocity_network_mean_different_clean_latents(tiny_check
     shutil.copytree(tiny_checkpoint, folder)
     values = json.loads((folder / "world.json").read_text())
     (folder / "world.json").write_text(json.dumps({**values, "prediction": "sample"}))
-    sample, velocity = load_microcosm(folder), load_microcosm(tiny_checkpoint)
-    latents, text = latents_for(sample), sample.encode_text("a red ball")
-    x0 = sample.denoise(latents, 0.5, text, None, 24)
-    torch.testing.assert_close(velocity.denoise(latents, 0.5, text, None, 24), latents - 0.5 * x0)
+    sample, velocity = begin(load_microcosm(folder)), begin(load_microcosm(tiny_checkpoint))
+    latents, sigma = sample.initial(), sample.schedule.sigmas[2]
+    x0 = sample.denoise(latents, 2)
+    torch.testing.assert_close(velocity.denoise(latents, 2), latents - sigma * x0)
 
 
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:
@@ -56,14 +72,15 @@ def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWo
 
 
 def test_a_conditioning_image_is_encoded_like_the_first_frame_of_a_clip(tiny_world: CosmosFlowWorld) -> None:
-    clip = torch.randint(0, 256, (9, 704, 960, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clip = picture(frames=9)
     whole, first = tiny_world.encode_frames(clip), tiny_world.encode_frames(clip[:1])
-    assert whole.shape == tiny_world.latents_shape(9, 704, 960)
+    assert whole.shape == begin(tiny_world, frames=9).initial().shape
     torch.testing.assert_close(whole[:, :, :1], first)
 
 
 def test_decoding_yields_every_frame_once(tiny_world: CosmosFlowWorld) -> None:
-    chunks = list(tiny_world.decode(latents_for(tiny_world), 704, 960))
+    sampling = begin(tiny_world)
+    chunks = list(sampling.decode(sampling.initial()))
     assert sum(len(chunk) for chunk in chunks) == 17
     assert all(chunk.dtype == torch.uint8 and chunk.shape[1:] == (704, 960, 3) for chunk in chunks)
 

@@ -38,7 +38,9 @@ def psnr(a: Frame, b: Frame) -> float:
 def reconstruction(model: Model, frames: Frame) -> Frame:
     """What the autoencoder makes of frames `[T, H, W, 3]`: the best that any continuation could show of them."""
     latents = model.world.encode_frames(torch.from_numpy(frames.copy()))
-    return np.concatenate([chunk.numpy() for chunk in model.world.decode(latents, *frames.shape[1:3])])
+    return np.concatenate(
+        [chunk.numpy() for chunk in model.world.autoencoder.decode_stream(latents, *frames.shape[1:3])]
+    )
 
 
 def test_the_weights_are_safetensors_and_small() -> None:

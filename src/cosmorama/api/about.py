@@ -1,10 +1,9 @@
-"""What this server is: version, licence, model, capabilities, metrics."""
+"""What this server is: version, licence, models, metrics."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -13,8 +12,7 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosmorama import __version__
-from cosmorama.api.services import Services, ServicesOf
-from cosmorama.errors import NotReadyError
+from cosmorama.api.services import ServicesOf
 
 API_VERSION = "1.0.0"
 DEFAULT_MODEL = "microcosm"
@@ -44,12 +42,13 @@ async def license_() -> dict[str, Any]:
 
 @router.get("/v1/metadata")
 async def metadata_(services: ServicesOf) -> dict[str, Any]:
-    """The model being served."""
-    name = _model_name(services)
-    configured = services.settings.model
+    """The default model, and the names of all."""
+    name = services.supervisor.names[0]
+    settings = services.settings
+    configured = settings.models.get(name, settings.model)
     return {
         "version": __version__,
-        "modelInfo": [{"shortName": name, "modelUrl": ""}],
+        "modelInfo": [{"shortName": each, "modelUrl": ""} for each in services.supervisor.names],
         "selectedModelProfileId": name,
         "checkpoint": "default" if configured == DEFAULT_MODEL else configured,
         "model_type": "generator",
@@ -62,36 +61,23 @@ async def metadata_(services: ServicesOf) -> dict[str, Any]:
 @router.get("/v1/manifest")
 async def manifest(services: ServicesOf) -> dict[str, str]:
     """The model profile as a YAML document (JSON is YAML)."""
-    name = _model_name(services)
+    name = services.supervisor.names[0]
     profile = {"profile_id": name, "model": services.settings.model, "release": __version__}
     return {"manifest_file": json.dumps({"schema_version": "1.0", "profiles": [profile]}, indent=2)}
 
 
 @router.get("/v1/models")
 async def models(services: ServicesOf) -> dict[str, Any]:
-    """The model being served, in the list shape of the OpenAI API."""
-    entry = {"id": _model_name(services), "object": "model", "created": _started_at, "owned_by": "cosmorama"}
-    return {"object": "list", "data": [entry]}
+    """The models being served, the default one first, in the list shape of the OpenAI API."""
+    entry = {"object": "model", "created": _started_at, "owned_by": "cosmorama"}
+    return {"object": "list", "data": [{"id": name, **entry} for name in services.supervisor.names]}
 
 
-@router.get("/v1/capabilities")
-async def capabilities(services: ServicesOf) -> dict[str, Any]:
-    """What requests the model takes."""
-    found = services.supervisor.capabilities
-    if found is None:
-        raise NotReadyError(services.supervisor.reason)
-    return asdict(found)
-
-
+@router.get("/metrics", response_class=Response, include_in_schema=False)
 @router.get("/v1/metrics", response_class=Response)
 async def metrics(services: ServicesOf) -> Response:
     """Prometheus text."""
     return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _model_name(services: Services) -> str:
-    found = services.supervisor.capabilities
-    return found.model if found else services.settings.model
 
 
 def _licence_text() -> str | None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
-from cosmorama.api import about, health
-from cosmorama.api.dialects import predict1
+from cosmorama.api import about, capabilities, health, infer, videos
+from cosmorama.api import jobs as jobs_routes
+from cosmorama.api.dialects.table import DIALECTS
 from cosmorama.api.errors import add_error_handlers
 from cosmorama.api.metrics import Metrics
-from cosmorama.api.middleware import CountInference, RequireKey
+from cosmorama.api.middleware import QUIET_PATHS, CountInference, RequireKey
 from cosmorama.api.services import Services
+from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
+from cosmorama.engine.workers import Workers
+from cosmorama.jobs.observer import Observers
+from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
+from cosmorama.telemetry import Tracing, requests_telemetry, tracer_provider
 
-_BODIES = (predict1.InferBody, predict1.InferAnswer)
+_BODIES = tuple(dialect.body for dialect in DIALECTS)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -31,39 +37,51 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: None reads them from the environment.
     """
     settings = settings or Settings()
-    supervisor = Supervisor(settings)
+    supervisor: Workers = ModelPool(settings) if settings.models else Supervisor(settings)
     metrics = Metrics(supervisor)
+    tracing = Tracing(tracer_provider()) if settings.otel else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with ExitStack() as resources:
-            if settings.artifacts is None:
-                folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cosmorama-")))
-            else:
-                folder = settings.artifacts
-                folder.mkdir(parents=True, exist_ok=True)
-            app.state.services = Services(settings, supervisor, metrics, folder)
+        observers = Observers((metrics,) if tracing is None else (metrics, tracing))
+        jobs = Jobs(settings, supervisor, observer=observers)
+        metrics.queued = lambda: jobs.queued
+        app.state.services = Services(settings, supervisor, metrics, jobs)
+        try:
+            await jobs.start()
             await supervisor.start()
-            try:
-                yield
-            finally:
-                await supervisor.stop()
+            yield
+        finally:
+            await jobs.stop()
+            await supervisor.stop()
+            if tracing is not None:
+                tracing.close()
 
-    app = FastAPI(
+    # Its documentation page brings its own scripts instead of loading them from elsewhere.
+    app = FastAPIOffline(
         title="Cosmorama",
         summary="An open, self-hosted inference server for world foundation models.",
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
+        telemetry=requests_telemetry(None if tracing is None else tracing.provider, QUIET_PATHS),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for router in (predict1.router, health.router, about.router):
+    for router in (infer.router, health.router, about.router, capabilities.router, jobs_routes.router, videos.router):
         app.include_router(router)
     add_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(CountInference, metrics=metrics)
     if settings.api_keys:
         app.add_middleware(RequireKey, keys=settings.api_keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.openapi = _with_bodies(app.openapi)  # type: ignore[method-assign]
     return app
 

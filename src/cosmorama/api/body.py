@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
+import pydantic_core
+from annotated_types import Ge, Gt, Le, Lt
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cosmorama.api.errors import BodyError
@@ -15,12 +20,31 @@ from cosmorama.errors import Problem
 
 TEXT_ALLOWANCE_BYTES = 1 << 20
 """Room in a body for everything that is not the image or the video."""
+_SHORTEST_PART = 4
+"""Characters that a name must have to be looked for inside others."""
+_LONGEST_NAME = 64
+"""Characters of an unknown field's name that are looked at; likeness costs time that grows with their square."""
+_MOST_MESSAGES = 16
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 class WireModel(BaseModel):
     """Base of wire formats: unknown fields, "35" for 35, 35.0 for 35, true for 1 and NaN are all refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True)
+
+
+class DialectBody(WireModel):
+    """Base of the whole body of a wire format, so that an error can say which other format has an unknown field."""
+
+    dialect: ClassVar[str]
+
+
+class WireError(BodyError):
+    """A body that is not what its wire format says (HTTP 422)."""
+
+    def __init__(self, messages: Iterable[str]) -> None:
+        super().__init__("; ".join(dict.fromkeys(messages)))
 
 
 Wire = TypeVar("Wire", bound=WireModel)
@@ -31,26 +55,67 @@ def body_limit(max_input_bytes: int) -> int:
     return (max_input_bytes + 2) // 3 * 4 + TEXT_ALLOWANCE_BYTES
 
 
-async def read_json(request: Request, model: type[Wire], limit: int) -> Wire:
-    """The body of `request` as `model`.
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """The body of `request`, a JSON object.
 
     Raises:
         BodyError: with status 413 as soon as more than `limit` bytes are announced or received, 415 for a body that
-            is not called JSON, 422 naming every field that is wrong.
+            is not called JSON, 422 for one that is no JSON object.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Insisting on it also keeps web pages of other origins out: browsers ask first before they send this type.
     if media_type != "application/json":
         raise BodyError(f"the body's Content-Type must be application/json, not {media_type or 'empty'}", status=415)
-    body = await _read(request, limit)
+    return parse_object(await read_bytes(request, limit))
+
+
+async def read_json(request: Request, model: type[Wire], limit: int) -> Wire:
+    """The body of `request` as a wire model; raises as `read_object` and `validate`."""
+    return validate(await read_object(request, limit), model)
+
+
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
+    """A JSON object from its text.
+
+    Raises:
+        BodyError: it is not valid JSON, or not an object.
+    """
     try:
-        return model.model_validate_json(body)
+        value = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BodyError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BodyError("the body must be a JSON object")
+    return value
+
+
+def validate(body: Mapping[str, Any], model: type[Wire]) -> Wire:
+    """A JSON object as a wire model.
+
+    Raises:
+        WireError: naming every field that is wrong, its value and what is accepted.
+    """
+    try:
+        return model.model_validate(body)
     except ValidationError as error:
-        messages = [_message(details, model) for details in error.errors(include_url=False)]
-        raise BodyError("; ".join(dict.fromkeys(messages))) from None
+        raise wire_error(error, model) from None
 
 
-async def _read(request: Request, limit: int) -> bytearray:
+def wire_error(error: ValidationError, model: type[BaseModel]) -> WireError:
+    """What pydantic says is wrong with a body, in this server's words."""
+    found = error.errors(include_url=False)
+    messages = [_message(details, model) for details in found[:_MOST_MESSAGES]]
+    if len(found) > _MOST_MESSAGES:
+        messages.append(f"and {len(found) - _MOST_MESSAGES} more")
+    return WireError(messages)
+
+
+async def read_bytes(request: Request, limit: int) -> bytearray:
+    """The body of `request`.
+
+    Raises:
+        BodyError: with status 413 as soon as more than `limit` bytes are announced or received.
+    """
     announced = request.headers.get("content-length", "")
     body = bytearray()
     if not (announced.isdecimal() and int(announced) > limit):
@@ -60,48 +125,124 @@ async def _read(request: Request, limit: int) -> bytearray:
                 break
         else:
             return body
-    raise BodyError(f"the body is larger than this server accepts ({limit:,} bytes)", status=413)
+    raise too_large(limit)
+
+
+def too_large(limit: int) -> BodyError:
+    """The answer to a body of more than `limit` bytes."""
+    return BodyError(f"the body is larger than this server accepts ({limit:,} bytes)", status=413)
+
+
+def nearest(name: str, paths: Mapping[str, str], *, cutoff: float = 0.6) -> str | None:
+    """The path among `paths` (by field name) whose name is most like `name`, or has it as a part; None if none is."""
+    name = name.lower()
+    near = difflib.get_close_matches(name, paths, n=1, cutoff=cutoff)
+    if not near and len(name) >= _SHORTEST_PART:
+        near = [known for known in paths if len(known) >= _SHORTEST_PART and (known in name or name in known)]
+    return paths[min(near, key=len)] if near else None
+
+
+@functools.cache
+def field_paths(model: type[BaseModel], prefix: str = "") -> Mapping[str, str]:
+    """Every field of a wire model at every level, by its own name: {"width": "video_params.width"}."""
+    paths: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        paths[name] = prefix + name
+        inner = _inner(field)
+        if inner is not None:
+            paths = {**field_paths(inner, f"{prefix}{name}."), **paths}
+    return paths
 
 
 def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in details["loc"])
-    match details["type"]:
-        case "json_invalid":
-            return f"the body is not valid JSON: {details['msg'].removeprefix('Invalid JSON: ')}"
-        case "extra_forbidden":
-            return _unknown_field(details["loc"], model)
-        case "missing" | "too_long" | "too_short":
-            return f"{where}: {details['msg']}"
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        return _unknown_field(details["loc"], model)
+    if kind == "missing":
+        field = _field_at(details["loc"], model)
+        return f"{where}: Field required" + (f"; {_accepted(field)}" if field and _choices(field) else "")
+    if kind in ("too_long", "too_short", "string_too_long", "string_too_short"):
+        return f"{where}: {details['msg']}"
     if not where:
         return "the body must be a JSON object"
+    field = _field_at(details["loc"], model)
     accepted = details["msg"].removeprefix("Input should be ")
+    if kind in _OUT_OF_RANGE and field is not None:
+        accepted = _accepted(field)
     return str(Problem(where, details["input"], accepted))
 
 
 def _unknown_field(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    *parents, name = (str(part) for part in location)
-    known = _known_fields(model, parents)
+    *parents, name = (str(part)[:_LONGEST_NAME] for part in location)
+    prefix = "".join(f"{parent}." for parent in parents)
+    level = _model_at(location[:-1], model)
+    known = level.model_fields if level else {}
     # A field of another level is a likely slip too: frames_count belongs into video_params.
-    paths = {known_name: ".".join([*parents, known_name]) for known_name in known}
-    paths = {**_all_paths(model), **paths}
-    near = difflib.get_close_matches(name.lower(), paths, n=1)
-    hint = f"did you mean '{paths[near[0]]}'?" if near else f"known here: {', '.join(sorted(known))}"
-    return f"unknown field '{'.'.join([*parents, name])}'; {hint}"
+    here = {**field_paths(model), **{known_name: prefix + known_name for known_name in known}}
+    others = {body.dialect: field_paths(body) for body in DialectBody.__subclasses__() if body is not model}
+    owners = [dialect for dialect, paths in others.items() if name in paths]
+    if not issubclass(model, DialectBody):
+        owners, others = [], {}
+    # Where the very name is known elsewhere, only a good likeness is worth a word.
+    near = nearest(name, here, cutoff=0.8 if owners else 0.6)
+    hints = [f"did you mean '{near}'?"] if near else []
+    if owners:
+        hints.append(
+            f"{name} belongs to the dialect {' or '.join(owners)}, and this body was read as {_read_as(model)}"
+        )
+    if not hints and not parents:
+        found = {dialect: nearest(name, paths) for dialect, paths in others.items()}
+        hints += [f"did you mean '{path}' of the dialect {dialect}?" for dialect, path in found.items() if path][:1]
+    return f"unknown field '{prefix}{name}'; {'; '.join(hints) or 'known here: ' + ', '.join(sorted(known))}"
 
 
-def _known_fields(model: type[BaseModel], parents: list[str]) -> Mapping[str, Any]:
-    for parent in parents:
-        inner = model.model_fields[parent].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
-        model = inner
-    return model.model_fields
+def _read_as(model: type[BaseModel]) -> str:
+    return model.dialect if issubclass(model, DialectBody) else model.__name__
 
 
-def _all_paths(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
-    paths = {}
-    for name, field in model.model_fields.items():
-        paths[name] = prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            paths |= _all_paths(field.annotation, f"{prefix}{name}.")
-    return paths
+def _accepted(field: FieldInfo) -> str:
+    """The range or the choices of a field in words."""
+    if choices := _choices(field):
+        return f"one of {', '.join(choices)}"
+    low = next((str(m.ge if isinstance(m, Ge) else m.gt) for m in field.metadata if isinstance(m, (Ge, Gt))), None)
+    high = next((str(m.le if isinstance(m, Le) else m.lt) for m in field.metadata if isinstance(m, (Le, Lt))), None)
+    kind = "an integer" if int in _types(field.annotation) else "a number"
+    if low is not None and high is not None:
+        return f"{kind} from {low} to {high}"
+    return f"{kind} of at least {low}" if high is None else f"{kind} of at most {high}"
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    return [str(value) for value in _types(field.annotation) if isinstance(value, str)]
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types and literal values that an annotation is made of."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) in (tuple, list, dict) or not arguments:
+        yield annotation
+        return
+    for argument in arguments:
+        yield from _types(argument)
+
+
+def _inner(field: FieldInfo | None) -> type[BaseModel] | None:
+    if field is None:
+        return None
+    annotation = field.annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def _model_at(location: Iterable[int | str], model: type[BaseModel]) -> type[BaseModel] | None:
+    found: type[BaseModel] | None = model
+    for part in location:
+        found = _inner(found.model_fields.get(str(part))) if found else None
+    return found
+
+
+def _field_at(location: tuple[int | str, ...], model: type[BaseModel]) -> FieldInfo | None:
+    *parents, name = location
+    level = _model_at(parents, model)
+    return level.model_fields.get(str(name)) if level else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,6 @@ from cosmorama.engine.outcome import Outcome
 
 CHUNK_BYTES = 3 << 18
 """A multiple of three: base64 of the pieces joins to base64 of the whole."""
-
-
-def new_place(artifacts: Path) -> Path:
-    """Where to write one clip: in a folder of its own, so that a writer that is killed leaves nothing elsewhere."""
-    return Path(tempfile.mkdtemp(dir=artifacts)) / "clip"
 
 
 def discard(clip: Path) -> None:

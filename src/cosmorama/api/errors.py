@@ -11,10 +11,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from cosmorama.api.services import services_of
-from cosmorama.errors import CosmoramaError, NotReadyError, QueueFullError
+from cosmorama.errors import CosmoramaError
 
 log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5
+"""What a client is told that comes too early, where nothing better is known."""
 
 
 class BodyError(CosmoramaError):
@@ -25,13 +27,6 @@ class BodyError(CosmoramaError):
     def __init__(self, message: str, *, status: int = 422) -> None:
         self.status = status
         super().__init__(message)
-
-
-class GenerationTimeoutError(CosmoramaError):
-    """The generation took longer than the server allows (HTTP 504)."""
-
-    status = 504
-    kind = "timeout_error"
 
 
 def envelope(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -46,12 +41,17 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
+def answer(error: CosmoramaError) -> JSONResponse:
+    """The response to an error that was raised on purpose."""
+    headers = {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", None) or RETRY_AFTER_S)))
+    return envelope(error.status, error.kind, str(error), headers)
+
+
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CosmoramaError)
-    headers = {}
-    if isinstance(error, (NotReadyError, QueueFullError)):
-        headers["Retry-After"] = str(math.ceil(services_of(request).supervisor.retry_after_s))
-    return envelope(error.status, error.kind, str(error), headers)
+    return answer(error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -18,11 +18,15 @@ async def live() -> JSONResponse:
 
 @router.get("/ready", summary="Is a model loaded", responses={503: {"description": "Not yet, or not any more."}})
 async def ready(services: ServicesOf) -> JSONResponse:
-    """503 with the reason until the model is loaded, and while its worker process is started anew."""
+    """503 with the reason until the model is loaded, while its worker is started anew, and before the server ends."""
     supervisor = services.supervisor
-    if supervisor.ready:
+    if services.jobs.draining:
+        reason = "the server is about to end"
+    elif supervisor.ready:
         return _body(200, "ready", "Service is ready", "Cosmorama readiness check")
-    return _body(503, "not ready", f"Service is not ready: {supervisor.reason}", "Cosmorama readiness check")
+    else:
+        reason = supervisor.reason
+    return _body(503, "not ready", f"Service is not ready: {reason}", "Cosmorama readiness check")
 
 
 def _body(status_code: int, status: str, message: str, description: str) -> JSONResponse:

@@ -5,65 +5,131 @@ Names without a prefix are those documented for NIM for Cosmos; ours begin with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cosmorama.api.gpu_metrics import gpu_collector
 from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.supervisor import Supervisor
+from cosmorama.engine.workers import Workers
+from cosmorama.jobs.observer import Observer
+from cosmorama.jobs.record import STATES, Job, JobError, State
 
-_STAGE_BUCKETS_S = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
+_SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
+_STEPS_PER_SECOND = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Metrics:
-    """The metrics of one application, in a registry of their own."""
+class Metrics(Observer):
+    """The metrics of one application, in a registry of their own.
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._registry = CollectorRegistry()
-        GCCollector(self._registry)
-        ProcessCollector(registry=self._registry)
+    Attributes:
+        queued: How many jobs wait, set by who knows it.
+    """
+
+    def __init__(self, supervisor: Workers) -> None:
+        self.queued: Callable[[], int] = lambda: 0
+        self._registry = registry = CollectorRegistry()
+        GCCollector(registry)
+        ProcessCollector(registry=registry)
         # The model's memory and processor time are the worker's, not this process's.
-        ProcessCollector("cosmorama_worker", lambda: supervisor.worker_pid or "none", registry=self._registry)
-        self._registry.register(_SupervisorCollector(supervisor))
-        self._requests = Counter("request_count", "Inference requests received.", registry=self._registry)
-        self._answers = Counter(
-            "cosmorama_answers", "Inference requests answered.", ["status"], registry=self._registry
+        ProcessCollector("cosmorama_worker", lambda: supervisor.worker_pid or "none", registry=registry)
+        registry.register(_StateCollector(supervisor, lambda: self.queued()))
+        if (gpus := gpu_collector()) is not None:
+            registry.register(gpus)
+        self._requests = Counter("request_count", "Inference requests received.", registry=registry)
+        self._key_requests = Counter(
+            "cosmorama_key_requests", "Inference requests by the name of the API key.", ["key"], registry=registry
+        )
+        self._answers = Counter("cosmorama_answers", "Inference requests answered.", ["status"], registry=registry)
+        self._jobs = Counter("cosmorama_jobs", "Jobs that are over, by how they ended.", ["state"], registry=registry)
+        for state in ("succeeded", "failed", "cancelled"):
+            self._jobs.labels(state)
+        self._waits = Histogram(
+            "cosmorama_queue_wait_seconds",
+            "From a job's acceptance to the start of its work.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._jobs_seconds = Histogram(
+            "cosmorama_job_seconds", "From a job's acceptance to its clip.", registry=registry, buckets=_SECONDS
         )
         self._stages = Histogram(
             "cosmorama_stage_seconds",
             "Work per generation and stage.",
             ["stage"],
-            registry=self._registry,
-            buckets=_STAGE_BUCKETS_S,
+            registry=registry,
+            buckets=_SECONDS,
         )
+        self._rates = Histogram(
+            "cosmorama_steps_per_second",
+            "Denoising steps per second of denoising work, per generation.",
+            registry=registry,
+            buckets=_STEPS_PER_SECOND,
+        )
+        self._work = {
+            "steps": Counter(
+                "cosmorama_denoising_steps", "Denoising steps of finished generations.", registry=registry
+            ),
+            "frames": Counter("cosmorama_frames", "Frames of finished generations.", registry=registry),
+            "prompt_tokens": Counter(
+                "cosmorama_prompt_tokens", "Text tokens read for finished generations.", registry=registry
+            ),
+        }
+        self._cache = Counter(
+            "cosmorama_text_cache", "Prompts looked up among remembered embeddings.", ["result"], registry=registry
+        )
+        for result in ("hit", "miss"):
+            self._cache.labels(result)
 
-    def received(self) -> None:
-        """Count an inference request."""
+    def received(self, key_name: str | None = None) -> None:
+        """Count an inference request, and whose it is where the server has keys."""
         self._requests.inc()
+        if key_name is not None:
+            self._key_requests.labels(key_name).inc()
 
     def answered(self, status: int) -> None:
         """Count the answer to an inference request."""
         self._answers.labels(str(status)).inc()
 
-    def made(self, outcome: Outcome) -> None:
+    def made(self, job: Job, outcome: Outcome) -> None:
         """Observe a finished generation."""
         for stage, seconds in outcome.timings.items():
             self._stages.labels(stage).observe(seconds)
+        counts = {"steps": job.request.steps, "frames": outcome.frames} | outcome.counts
+        for name, counter in self._work.items():
+            counter.inc(counts.get(name, 0))
+        self._cache.labels("hit").inc(counts.get("text_cache_hits", 0))
+        self._cache.labels("miss").inc(counts.get("text_cache_misses", 0))
+        self._jobs_seconds.observe(max(time.time() - job.created_at, 0))
+        if denoising_s := outcome.timings.get("denoise"):
+            self._rates.observe(counts["steps"] / denoising_s)
+
+    def started(self, job: Job) -> None:
+        """Observe how long a job waited."""
+        if job.started_at is not None and job.attempts <= 1:
+            self._waits.observe(max(job.started_at - job.created_at, 0))
+
+    def ended(self, job: Job, state: State, error: JobError | None) -> None:
+        """Count a job that is over."""
+        assert state in STATES
+        self._jobs.labels(state).inc()
 
     def text(self) -> bytes:
         """Everything, in Prometheus text format."""
         return generate_latest(self._registry)
 
 
-class _SupervisorCollector(Collector):
-    def __init__(self, supervisor: Supervisor) -> None:
+class _StateCollector(Collector):
+    def __init__(self, supervisor: Workers, queued: Callable[[], int]) -> None:
         self._supervisor = supervisor
+        self._queued = queued
 
     def collect(self) -> Iterator[Metric]:
         supervisor = self._supervisor
         yield GaugeMetricFamily("cosmorama_ready", "1 when generations are accepted.", int(supervisor.ready))
-        yield GaugeMetricFamily("cosmorama_queue_depth", "Generations waiting for their turn.", supervisor.queued)
+        yield GaugeMetricFamily("cosmorama_queue_depth", "Jobs waiting for their turn.", self._queued())
         yield GaugeMetricFamily("cosmorama_active_generations", "Generations worked on.", supervisor.active)
         yield CounterMetricFamily("cosmorama_worker_restarts", "Workers started anew.", supervisor.restarts)

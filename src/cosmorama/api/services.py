@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from cosmorama.api.metrics import Metrics
-from cosmorama.engine.supervisor import Supervisor
+from cosmorama.engine.workers import Workers
+from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of a running server. Clips being made live in the folder `artifacts`."""
+    """The parts of a running server."""
 
     settings: Settings
-    supervisor: Supervisor
+    supervisor: Workers
     metrics: Metrics
-    artifacts: Path
+    jobs: Jobs
 
 
 def services_of(request: Request) -> Services:

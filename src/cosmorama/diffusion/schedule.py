@@ -16,7 +16,7 @@ _LARGEST_FLOW_SIGMA = 1 - 1e-6  # as in diffusers; keeps log(alpha) finite where
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`steps + 1` noise levels, strictly falling, the last one 0.
+    """`steps + 1` noise levels, falling. The last one is 0, or the small one that a checkpoint is sampled down to.
 
     `flow`: alpha = 1 - sigma, sigma in [0, 1] (rectified flow, arXiv 2209.03003). `edm`: alpha = 1 (arXiv 2206.00364).
     """

@@ -17,6 +17,9 @@ class EmbeddingCache:
         self._entries: OrderedDict[str, TextEmbedding] = OrderedDict()
         self._bytes = 0
 
+    def __contains__(self, prompt: str) -> bool:
+        return prompt in self._entries
+
     def __call__(self, prompt: str) -> TextEmbedding:
         """The embedding of `prompt`, computed at most once while it is remembered."""
         if prompt in self._entries:
@@ -24,8 +27,27 @@ class EmbeddingCache:
             return self._entries[prompt]
         embedding = self._encode(prompt)
         self._entries[prompt] = embedding
-        self._bytes += embedding.states.nbytes
+        self._bytes += embedding.nbytes
         while self._bytes > self._max_bytes and len(self._entries) > 1:
             _, dropped = self._entries.popitem(last=False)
-            self._bytes -= dropped.states.nbytes
+            self._bytes -= dropped.nbytes
+        return embedding
+
+
+class Reader:
+    """Reads the prompts of one request through the cache, and counts.
+
+    Attributes:
+        counts: Lookups that found the embedding, lookups that did not, and text tokens in what was read.
+    """
+
+    def __init__(self, cache: EmbeddingCache) -> None:
+        self._cache = cache
+        self.counts = {"text_cache_hits": 0, "text_cache_misses": 0, "prompt_tokens": 0}
+
+    def __call__(self, prompt: str) -> TextEmbedding:
+        """The embedding of `prompt`."""
+        self.counts["text_cache_hits" if prompt in self._cache else "text_cache_misses"] += 1
+        embedding = self._cache(prompt)
+        self.counts["prompt_tokens"] += embedding.states.shape[1]
         return embedding

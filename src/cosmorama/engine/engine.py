@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cosmorama.engine.embeddings import EmbeddingCache
+from cosmorama.engine.embeddings import EmbeddingCache, Reader
+from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
+from cosmorama.engine.preview import jpeg
 from cosmorama.engine.rollout import Rollout
+from cosmorama.engine.scheduler import Candidate, Priority, admit, order
 from cosmorama.errors import CancelledError, CosmoramaError, WorkerError
+from cosmorama.logs import about
+from cosmorama.media.resample import resampled
 from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback, Stage
-from cosmorama.request import Capabilities, GenerationRequest, resolve
+from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.resolve import resolve
 from cosmorama.world.base import World
+from cosmorama.world.memory import explained
 
 log = logging.getLogger(__name__)
+
+PREVIEWS = 8
+"""Of a whole generation, where somebody watches it."""
 
 
 @dataclass(slots=True)
@@ -30,10 +39,18 @@ class _Job:
     request: GenerationRequest
     output: Path
     on_progress: ProgressCallback
+    on_preview: Callable[[bytes], None] | None
+    priority: Priority
+    accepted_at: float
+    progress: Progress = field(default_factory=lambda: Progress("queued"))
+    watched: bool = False
     preparing: Future[PreparedRequest] | None = None
+    reader: Reader | None = None
     rollout: Rollout | None = None
     frames: Iterator[Frames] | None = None
     writer: VideoWriter | None = None
+    shown: int = 0
+    """Windows of the rollout that are written."""
     written: int = 0
     cancelled: bool = False
     timings: dict[str, float] = field(default_factory=dict)
@@ -41,7 +58,7 @@ class _Job:
 
 
 class Engine:
-    """Advances several requests in turn. Not thread-safe: one thread (the worker's loop) calls it.
+    """Advances several requests, at every step the one that the scheduler puts first. Not thread-safe.
 
     Results do not depend on what else is in flight: every rollout has its own noise, history and latents.
     """
@@ -51,11 +68,12 @@ class Engine:
         self._world = world
         self._preparer = preparer or Preparer()
         self._max_active = max_active
-        self._waiting: deque[_Job] = deque()
-        self._active: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
+        self._active: list[_Job] = []
+        self._estimator = Estimator()
         self._finished: list[tuple[str, Outcome | CosmoramaError]] = []
         self._embeddings = EmbeddingCache(world.encode_text)
-        self._threads = ThreadPoolExecutor(max_active, thread_name_prefix="prepare")
+        self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prepare")
 
     @property
     def pending(self) -> int:
@@ -63,15 +81,40 @@ class Engine:
         return len(self._waiting) + len(self._active)
 
     def submit(
-        self, job: str, request: GenerationRequest, *, output: Path, on_progress: ProgressCallback | None = None
+        self,
+        job: str,
+        request: GenerationRequest,
+        *,
+        output: Path,
+        on_progress: ProgressCallback | None = None,
+        on_preview: Callable[[bytes], None] | None = None,
+        priority: Priority = "normal",
+        age_s: float = 0.0,
     ) -> None:
         """Accept a request under the name `job`; its file will be written to `output`.
+
+        Args:
+            job: Unique among those in flight.
+            request: What to make.
+            output: Where the file will be.
+            on_progress: Called after every unit of work.
+            on_preview: Called with a small JPEG every few steps while the job is watched.
+            priority: Class of service.
+            age_s: Seconds since the request was accepted, wherever that was.
 
         Raises:
             InvalidRequestError: at once, when the model cannot make this.
         """
         resolved = resolve(request, self.capabilities)
-        self._waiting.append(_Job(job, resolved, output, on_progress or (lambda progress: None)))
+        accepted_at = time.monotonic() - age_s
+        report = on_progress or (lambda progress: None)
+        self._waiting.append(_Job(job, resolved, output, report, on_preview, priority, accepted_at))
+
+    def watch(self, job: str, watched: bool) -> None:
+        """Begin or end making previews of a request."""
+        for candidate in (*self._waiting, *self._active):
+            if candidate.name == job:
+                candidate.watched = watched
 
     def cancel(self, job: str) -> None:
         """Stop a request before its next unit of work. A request that has already finished stays so."""
@@ -87,12 +130,8 @@ class Engine:
     def step(self) -> bool:
         """Advance one request by one unit of work; False when none could be advanced now."""
         self._activate()
-        for _ in range(len(self._active)):
-            job = self._active[0]
-            self._active.rotate(-1)
-            if self._advance(job):
-                return True
-        return False
+        by_name = {job.name: job for job in self._active}
+        return any(self._advance(by_name[next_.name]) for next_ in order(map(self._candidate, self._active)))
 
     def close(self) -> None:
         """Give up what is in flight and release threads and half-written files."""
@@ -101,63 +140,108 @@ class Engine:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _activate(self) -> None:
-        for job in [job for job in self._waiting if job.cancelled]:
-            self._finish(job, CancelledError("cancelled before it started"))
-        while self._waiting and len(self._active) < self._max_active:
-            job = self._waiting.popleft()
+        for job in [job for job in (*self._active, *self._waiting) if job.cancelled]:
+            self._finish(job, CancelledError("cancelled"))
+        while chosen := admit(
+            [self._candidate(job) for job in self._active],
+            [self._candidate(job) for job in self._waiting],
+            self._max_active,
+        ):
+            job = next(job for job in self._waiting if job.name == chosen.name)
+            self._waiting.remove(job)
             self._active.append(job)
-            job.on_progress(Progress("prepare"))
+            self._report(job, Progress("prepare"))
             job.preparing = self._threads.submit(self._prepare, job)
 
+    def _candidate(self, job: _Job) -> Candidate:
+        remaining_s = self._estimator.remaining_s(job.request, job.progress)
+        return Candidate(job.name, job.priority, time.monotonic() - job.accepted_at, remaining_s)
+
+    def _report(self, job: _Job, progress: Progress) -> None:
+        remaining_s = self._estimator.remaining_s(job.request, progress) if self._estimator.measured else None
+        job.progress = replace(progress, remaining_s=remaining_s)
+        job.on_progress(job.progress)
+
     def _prepare(self, job: _Job) -> PreparedRequest:
-        with _timed(job, "prepare"):
+        with about(job.name), _timed(job, "prepare"):
             return self._preparer(job.request, self.capabilities)
 
     def _advance(self, job: _Job) -> bool:
         """One unit of work for `job`, whose failure is its own; False while it waits for its inputs."""
-        if job.cancelled:
-            self._finish(job, CancelledError("cancelled"))
-            return True
         assert job.preparing is not None
         if not job.preparing.done():
             return False
+        with about(job.name):
+            return self._advance_prepared(job, job.preparing)
+
+    def _advance_prepared(self, job: _Job, preparing: Future[PreparedRequest]) -> bool:
         try:
-            outcome = self._work(job, job.preparing.result())
+            outcome = self._work(job, preparing.result())
         except CosmoramaError as error:
             self._finish(job, error)
         except Exception as error:
             log.exception("job %s failed", job.name)
+            if (explanation := explained(error, job.request)) is not None:
+                self._finish(job, explanation)
+                return True
             self._finish(job, WorkerError(f"the generation failed inside the model: {type(error).__name__}: {error}"))
         else:
             if outcome is not None:
+                log.debug("made in %.2f s of work: %s", sum(outcome.timings.values()), outcome.timings)
                 self._finish(job, outcome)
         return True
 
     def _work(self, job: _Job, prepared: PreparedRequest) -> Outcome | None:
         if job.rollout is None:
-            job.rollout = Rollout(self._world, prepared, self._embeddings)
-        if not job.rollout.done:
-            with _timed(job, job.rollout.progress.stage):
-                job.on_progress(job.rollout.advance())
+            job.reader = Reader(self._embeddings)
+            job.rollout = Rollout(self._world, prepared, job.reader)
+        if job.rollout.clean == job.shown:
+            before = job.rollout.index
+            with _timed(job, job.rollout.progress.stage) as spent:
+                progress = job.rollout.advance()
+            # What held steps take says nothing about evaluated ones.
+            if job.rollout.index > before and not job.request.reuse:
+                self._estimator.denoised(job.request, 1 / job.rollout.windows, spent())
+            self._report(job, progress)
+            self._preview(job, job.rollout, progress)
             return None
         return self._decode(job, job.rollout)
 
+    def _preview(self, job: _Job, rollout: Rollout, progress: Progress) -> None:
+        if not job.watched or job.on_preview is None or rollout.done or progress.step % -(-progress.total // PREVIEWS):
+            return
+        with _timed(job, "preview"):
+            try:
+                frame = rollout.preview()
+                picture = None if frame is None else jpeg(frame)
+            except Exception:
+                log.exception("no preview of job %s", job.name)
+                return
+        if picture is not None:
+            job.on_preview(picture)
+
     def _decode(self, job: _Job, rollout: Rollout) -> Outcome | None:
-        request = rollout.prepared.request
-        if job.frames is None or job.writer is None:
-            job.frames = rollout.decode()
+        request, result = rollout.prepared.request, rollout.prepared.request.result
+        if job.frames is None:
+            job.frames = rollout.decode(job.shown)
+            if request.target is not None:
+                job.frames = resampled(job.frames, request.fps, request.target)
+        if job.writer is None:
             job.writer = job.resources.enter_context(
-                VideoWriter(
-                    job.output, width=request.width, height=request.height, fps=request.fps, output=request.output
-                )
+                VideoWriter(job.output, width=result.width, height=result.height, fps=result.fps, output=request.output)
             )
-        with _timed(job, "decode"):
+        with _timed(job, "decode") as decoding:
             chunk = next(job.frames, None)
         if chunk is not None:
-            with _timed(job, "write"):
+            with _timed(job, "write") as writing:
                 job.writer.write(chunk)
             job.written += len(chunk)
-            job.on_progress(Progress("decode", job.written, request.frames))
+            self._estimator.decoded(job.request, len(chunk), decoding() + writing())
+            # While windows are still to be sampled, denoising is what there is to wait for.
+            self._report(job, Progress("decode", job.written, result.frames) if rollout.done else rollout.progress)
+            return None
+        job.shown, job.frames = rollout.clean, None
+        if not rollout.done:
             return None
         with _timed(job, "write"):
             job.resources.close()
@@ -166,11 +250,14 @@ class Engine:
             path=job.output,
             seed=request.seed,
             prompt=rollout.prepared.prompt,
-            width=request.width,
-            height=request.height,
+            width=result.width,
+            height=result.height,
             frames=job.written,
-            fps=request.fps,
+            fps=result.fps,
             timings=dict(job.timings),
+            action=rollout.actions,
+            counts={"steps": rollout.index, "evaluations": rollout.evaluations}
+            | (job.reader.counts if job.reader else {}),
         )
 
     def _finish(self, job: _Job, result: Outcome | CosmoramaError) -> None:
@@ -182,14 +269,17 @@ class Engine:
             # Leaving the writer's context with the error makes it remove the half-written file.
             job.resources.__exit__(type(result), result, None)
         else:
-            job.on_progress(Progress("done"))
+            self._report(job, Progress("done"))
         self._finished.append((job.name, result))
 
 
 @contextmanager
-def _timed(job: _Job, stage: Stage | str) -> Iterator[None]:
+def _timed(job: _Job, stage: Stage | str) -> Iterator[Callable[[], float]]:
+    """Adds the time of the block to the stage's; what it gives tells the seconds since the block began, or it took."""
     start = time.perf_counter()
+    end: float | None = None
     try:
-        yield
+        yield lambda: (end or time.perf_counter()) - start
     finally:
-        job.timings[stage] = job.timings.get(stage, 0.0) + time.perf_counter() - start
+        end = time.perf_counter()
+        job.timings[stage] = job.timings.get(stage, 0.0) + end - start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -19,3 +19,8 @@ class Outcome:
     fps: float
     timings: dict[str, float]
     """Seconds of work per stage."""
+    action: tuple[tuple[float, ...], ...] | None = None
+    """Actions `[steps][numbers]` that the model predicted, for policy and inverse dynamics."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What was done besides, by name: `steps`, network `evaluations`, `prompt_tokens`, `text_cache_hits`,
+    `text_cache_misses`."""

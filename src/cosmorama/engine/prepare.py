@@ -5,17 +5,21 @@ None of it touches the model, so it runs in threads beside the denoising of othe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.media.controls import computed
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.media.read import MediaLimits, read_image, read_video
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, GenerationRequest, MediaSource
 from cosmorama.text.captioning import Captioner, PixelCaptioner
-from cosmorama.text.upsampling import SceneUpsampler, Upsampler
+from cosmorama.text.upsampling import Upsampler, built_in_upsampler
+from cosmorama.world.base import Inputs
 
 Frames = npt.NDArray[np.uint8]
 
@@ -27,6 +31,14 @@ class PreparedRequest:
     request: GenerationRequest
     prompt: str
     frames: Frames | None
+    controls: dict[str, Frames] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The same as the model takes it."""
+        frames = None if self.frames is None else torch.from_numpy(self.frames)
+        controls = {kind: torch.from_numpy(clip) for kind, clip in self.controls.items()}
+        return Inputs(request=self.request, prompt=self.prompt, frames=frames, controls=controls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,8 @@ class Preparer:
 
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     limits: MediaLimits = field(default_factory=MediaLimits)
-    upsampler: Upsampler = field(default_factory=SceneUpsampler)
+    upsampler: Upsampler | None = None
+    """None: the built-in one of the model's family, if it has one."""
     captioner: Captioner = field(default_factory=PixelCaptioner)
 
     def __call__(self, request: GenerationRequest, capabilities: Capabilities) -> PreparedRequest:
@@ -45,13 +58,53 @@ class Preparer:
             MediaError: the image or video cannot be fetched or read.
             InvalidRequestError: the video is shorter than the conditioning frames that were asked for.
         """
-        frames = self._conditioning_frames(request, capabilities)
+        frames = seen = None
+        controls: dict[str, Frames] = {}
+        if request.mode == "transfer":
+            request, controls, seen = self._controls(request)
+        else:
+            frames = seen = self._conditioning_frames(request, capabilities)
         prompt = (request.prompt or "").strip()
-        if not prompt and frames is not None:
-            prompt = self.captioner(frames, request.fps)
+        if not prompt and seen is not None:
+            prompt = self.captioner(seen, request.fps)
         elif request.prompt_upsampling:
-            prompt = self.upsampler(prompt)
-        return PreparedRequest(request, prompt, frames)
+            prompt = (self.upsampler or built_in_upsampler(capabilities.family))(prompt)
+        return PreparedRequest(request, prompt, frames, controls)
+
+    def _controls(self, request: GenerationRequest) -> tuple[GenerationRequest, dict[str, Frames], Frames | None]:
+        """The control clips, and the video where there is one, all from their beginnings and equally long.
+
+        `frames` of the request is the most that is made: a shorter clip makes a shorter result.
+        """
+        clip = None if request.video is None else self._read(request, request.video, "video", request.frames, "first")
+        controls: dict[str, Frames] = {}
+        for control in request.controls:
+            if control.source is None:
+                controls[control.kind] = computed(control, clip)
+            else:
+                field = f"controls.{control.kind}.source"
+                controls[control.kind] = self._read(request, control.source, field, request.frames, "first")
+        length = min((len(frames) for frames in controls.values()), default=request.frames)
+        if length < request.frames:
+            target = request.target and replace(
+                request.target, frames=max(1, round(length * request.target.fps / request.fps))
+            )
+            request = replace(request, frames=length, target=target)
+        return request, {kind: frames[:length] for kind, frames in controls.items()}, clip
+
+    def _read(
+        self, request: GenerationRequest, source: MediaSource, field: str, frames: int, keep: Literal["first", "last"]
+    ) -> Frames:
+        return read_video(
+            load_bytes(source, field, self.fetch),
+            field,
+            width=request.width,
+            height=request.height,
+            fps=request.fps,
+            frames=frames,
+            keep=keep,
+            limits=self.limits,
+        )
 
     def _conditioning_frames(self, request: GenerationRequest, capabilities: Capabilities) -> Frames | None:
         if request.image is not None:
@@ -59,17 +112,14 @@ class Preparer:
             return read_image(data, "image", width=request.width, height=request.height, limits=self.limits)[None]
         if request.video is None:
             return None
+        if request.mode in ("policy", "forward_dynamics"):
+            return self._read(request, request.video, "video", 1, "first")
+        if request.mode == "inverse_dynamics":
+            frames = self._read(request, request.video, "video", request.frames, "first")
+            # A clip that ends before the actions do stands still.
+            return np.concatenate([frames, np.repeat(frames[-1:], request.frames - len(frames), axis=0)])
         wanted = request.conditioning_frames or 1
-        data = load_bytes(request.video, "video", self.fetch)
-        frames = read_video(
-            data,
-            "video",
-            width=request.width,
-            height=request.height,
-            fps=request.fps,
-            frames=wanted,
-            limits=self.limits,
-        )
+        frames = self._read(request, request.video, "video", wanted, request.keep)
         if len(frames) == wanted:
             return frames
         # A clip shorter than asked for is continued from as many frames as the model can take of it.
@@ -77,4 +127,4 @@ class Preparer:
         if not counts:
             accepted = f"a clip of at least {min(capabilities.conditioning_frames)} frames at {request.fps:g} fps"
             raise InvalidRequestError(Problem("video", f"{len(frames)} frames", accepted))
-        return frames[-max(counts) :]
+        return frames[: max(counts)] if request.keep == "first" else frames[-max(counts) :]

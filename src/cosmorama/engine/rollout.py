@@ -1,104 +1,259 @@
-"""One request being sampled: its noise, its conditions, its place in the schedule. Nothing in it is shared."""
+"""One request being sampled: its noise, its conditions, its place in the schedule. Nothing in it is shared.
+
+A clip longer than the model makes at once is sampled in windows: each further one continues from the last frames of the
+one before, as a request with that clip would, with noise from a seed of its own that follows from the request's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cosmorama.diffusion.guidance import Guidance
-from cosmorama.diffusion.schedule import Schedule
-from cosmorama.diffusion.solvers import SOLVER_STEPS, History, initial_noise
+from cosmorama.diffusion.reuse import Memory, estimate
+from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
-from cosmorama.world.base import TextEmbedding, World
-
-EncodeText = Callable[[str], TextEmbedding]
+from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Sampling, Stepper, World
 
 
 class Rollout:
     """Advances one prepared request through the sampling equation, one denoising step at a time."""
 
-    def __init__(self, world: World, prepared: PreparedRequest, encode_text: EncodeText | None = None) -> None:
+    def __init__(self, world: World, prepared: PreparedRequest, read: ReadText | None = None) -> None:
         request = prepared.request
         if request.seed is None or request.solver is None:
             raise ValueError("a rollout needs a resolved request: see cosmorama.request.resolve")
         self.prepared = prepared
         self._world = world
-        self._encode_text = encode_text or world.encode_text
-        self._solver = SOLVER_STEPS[request.solver]
-        self._guidance = Guidance(
-            world.guidance_weight(request.guidance_scale), request.guidance_interval, request.guidance_rescale
+        self._read = read or world.encode_text
+        self._planned = window_frames(request.frames, world.capabilities)
+        self._windows: list[Window] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the latents of all windows are clean."""
+        return self.clean == len(self._planned)
+
+    @property
+    def clean(self) -> int:
+        """How many windows are sampled to the end and can be decoded."""
+        return sum(window.done for window in self._windows)
+
+    @property
+    def windows(self) -> int:
+        """How many windows the clip is sampled in."""
+        return len(self._planned)
+
+    @property
+    def index(self) -> int:
+        """Denoising steps taken, in all windows."""
+        return sum(window.index for window in self._windows)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network was asked so far; a model that steps itself is not counted."""
+        return sum(window.evaluations for window in self._windows)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the rollout is; the total is that of all windows from the first step on."""
+        if not self._windows:
+            return Progress("encode")
+        return Progress("denoise", self.index, self._windows[0].steps * len(self._planned))
+
+    @property
+    def latents(self) -> Tensor:
+        """The latents of the newest window as they are now, in the family's own shape."""
+        if not self._windows:
+            raise RuntimeError("the rollout has not started")
+        return self._windows[-1].latents
+
+    @torch.inference_mode()
+    def advance(self) -> Progress:
+        """Do the next unit of work: begin a window (read the conditions, draw the noise), or take a denoising step."""
+        if isinstance(self._world, Adaptable):
+            self._world.select(self.prepared.request.adapters)
+        if not self.done:
+            if len(self._windows) == self.clean:
+                self._windows.append(self._next_window())
+            else:
+                self._windows[-1].step()
+        return self.progress
+
+    def decode(self, start: int = 0) -> Iterator[Frames]:
+        """The frames of the windows sampled so far, from window `start` on: uint8 `[t, H, W, 3]` in chunks.
+
+        Every frame comes once: the frames that a window continues from are shown by the window before.
+        """
+        for window in self._windows[start:]:
+            yield from window.frames()
+
+    @property
+    def actions(self) -> tuple[tuple[float, ...], ...] | None:
+        """The actions `[steps][numbers]` that were predicted, where the request asks for them."""
+        return self._windows[-1].actions if self._windows else None
+
+    def preview(self) -> Frames | None:
+        """One frame of the clean clip as it is estimated now, uint8 `[H, W, 3]`; None before the first step."""
+        return self._windows[-1].preview() if self._windows else None
+
+    def _next_window(self) -> Window:
+        request, number = self.prepared.request, len(self._windows)
+        frames = self._planned[number]
+        kept = _overlap(self._world.capabilities) if number + 1 < len(self._planned) else 0
+        if number == 0:
+            inputs = replace(self.prepared.inputs, request=replace(request, frames=frames))
+            return Window(self._world.begin(inputs, self._read), inputs.request, kept=kept)
+        given = self._windows[-1].ending
+        following = replace(
+            request,
+            frames=frames,
+            seed=_seed_of(request, number),
+            image=None,
+            video=None,
+            task="video2world",
+            conditioning_frames=len(given),
         )
-        self.schedule: Schedule = world.schedule(request.steps, request.solver)
+        inputs = Inputs(request=following, prompt=self.prepared.prompt, frames=torch.from_numpy(given))
+        return Window(self._world.begin(inputs, self._read), following, repeated=len(given), kept=kept)
+
+
+class Window:
+    """One clip that the model makes at once.
+
+    Attributes:
+        latents: As they are now.
+        index: Denoising steps taken.
+        evaluations: How often the network was asked.
+    """
+
+    def __init__(self, sampling: Sampling, request: GenerationRequest, *, repeated: int = 0, kept: int = 0) -> None:
+        """Begin.
+
+        Args:
+            sampling: What is sampled.
+            request: Of this window alone.
+            repeated: First frames that are those it continues from, and are not shown again.
+            kept: Last frames that another window continues from.
+        """
+        assert request.solver is not None
+        self.latents = sampling.initial()
         self.index = 0
+        self.evaluations = 0
+        self._sampling = sampling
+        self._request = request
+        self._repeated, self._kept = repeated, kept
+        self._solver = SOLVER_STEPS[request.solver]
+        self._guidance = Guidance(sampling.guidance_weight, request.guidance_interval, request.guidance_rescale)
         self._history = History()
-        self._latents: Tensor | None = None
-        self._conditioning: Tensor | None = None
-        self._text: TextEmbedding | None = None
-        self._negative: TextEmbedding | None = None
+        self._memory = Memory()
+        self._denoised: Tensor | None = None
+        self._ending: Frames | None = None
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps in all."""
+        sampling = self._sampling
+        return sampling.schedule.steps * (sampling.chunks if isinstance(sampling, Chunked) else 1)
 
     @property
     def done(self) -> bool:
         """Whether the latents are clean."""
-        return self._latents is not None and self.index == self.schedule.steps
+        return self.index == self.steps
 
-    @property
-    def progress(self) -> Progress:
-        """Where the rollout is."""
-        if self._latents is None:
-            return Progress("encode")
-        return Progress("denoise", self.index, self.schedule.steps)
-
-    @property
-    def latents(self) -> Tensor:
-        """The latents `[1, C, T, H, W]` as they are now."""
-        if self._latents is None:
-            raise RuntimeError("the rollout has not started")
-        return self._latents
-
-    @torch.inference_mode()
-    def advance(self) -> Progress:
-        """Do the next unit of work: read the conditions and draw the noise, or take one denoising step."""
-        if self._latents is None:
-            self._begin()
-        elif not self.done:
-            self._denoise()
-        return self.progress
-
-    def decode(self) -> Iterator[Frames]:
-        """The frames so far, uint8 `[t, H, W, 3]` in chunks, trimmed to exactly the number asked for."""
-        request = self.prepared.request
-        left = request.frames
-        with torch.inference_mode():
-            for chunk in self._world.decode(self.latents, request.height, request.width):
-                yield np.ascontiguousarray(chunk[:left].numpy())
-                left -= min(left, len(chunk))
-                if left == 0:
-                    return
-
-    def _begin(self) -> None:
-        request, world = self.prepared.request, self._world
-        assert request.seed is not None
-        self._text = self._encode_text(self.prepared.prompt)
-        if self._guidance.weight != 1:
-            self._negative = self._encode_text(request.negative_prompt)
-        if self.prepared.frames is not None:
-            self._conditioning = world.encode_frames(torch.from_numpy(self.prepared.frames))
-        frames = world.capabilities.frames.next(request.frames)
-        shape = world.latents_shape(frames, request.height, request.width)
-        self._latents = initial_noise(shape, request.seed) * self.schedule.sigmas[0]
-
-    def _denoise(self) -> None:
-        assert self._text is not None
-        denoised = self._predict(self._text)
-        if self._guidance.acts_at(self.index, self.schedule.steps) and self._negative is not None:
-            denoised = self._guidance.combine(denoised, self._predict(self._negative))
-        self._latents, self._history = self._solver(self.latents, denoised, self.schedule, self.index, self._history)
+    def step(self) -> None:
+        """Take a denoising step."""
+        if isinstance(self._sampling, Stepper):
+            self.latents = self._sampling.step(self.latents, self.index)
+        else:
+            self._denoise(self._sampling)
         self.index += 1
 
-    def _predict(self, text: TextEmbedding) -> Tensor:
-        sigma = self.schedule.sigmas[self.index]
-        return self._world.denoise(self.latents, sigma, text, self._conditioning, self.prepared.request.fps)
+    def frames(self) -> Iterator[Frames]:
+        """Its frames without those that it continues from, in chunks, trimmed to exactly the number asked for."""
+        position = 0
+        ending: list[Frames] = []
+        with torch.inference_mode():
+            for chunk in self._sampling.decode(self.latents):
+                frames = np.ascontiguousarray(chunk[: self._request.frames - position].numpy())
+                new = frames[max(self._repeated - position, 0) :]
+                position += len(frames)
+                if self._request.frames - position < self._kept:
+                    ending.append(frames)
+                if len(new):
+                    yield new
+                if position == self._request.frames:
+                    break
+        if self._kept:
+            self._ending = np.concatenate(ending)[-self._kept :]
+
+    @property
+    def ending(self) -> Frames:
+        """The frames that the next window continues from; decoded now unless that was done before."""
+        if self._ending is None:
+            for _ in self.frames():
+                pass
+        assert self._ending is not None
+        return self._ending
+
+    @property
+    def actions(self) -> tuple[tuple[float, ...], ...] | None:
+        """The actions `[steps][numbers]` that were predicted, where the request asks for them."""
+        predicted = self._sampling.actions(self.latents) if isinstance(self._sampling, Acting) else None
+        return None if predicted is None else tuple(map(tuple, predicted.tolist()))
+
+    def preview(self) -> Frames | None:
+        """One frame of the clean clip as it is estimated now, uint8 `[H, W, 3]`; None before the first step.
+
+        Only the beginning of the clip is decoded: the frame is the last of the second chunk, so that it shows more than
+        the picture that a clip may start from.
+        """
+        if self._denoised is None:
+            return None
+        with torch.inference_mode():
+            *_, chunk = islice(self._sampling.decode(self._denoised), 2)
+            return np.ascontiguousarray(chunk[-1].numpy())
+
+    def _denoise(self, sampling: Sampling) -> None:
+        schedule = sampling.schedule
+        index = self.index % schedule.steps
+        if index == 0 and self.index > 0 and isinstance(sampling, Chunked):
+            self.latents, self._history, self._memory = sampling.next_chunk(self.latents), History(), Memory()
+
+        def evaluate(negative: bool) -> Tensor:
+            self.evaluations += 1
+            return sampling.denoise(self.latents, index, negative=negative)
+
+        self._denoised, self._memory = estimate(
+            evaluate, self._guidance, schedule, index, self._request.reuse or 0.0, self._memory
+        )
+        self.latents, self._history = self._solver(self.latents, self._denoised, schedule, index, self._history)
+
+
+def window_frames(frames: int, capabilities: Capabilities) -> tuple[int, ...]:
+    """Frames of each window of a clip of `frames`; all but the first begin with those they continue from."""
+    most = capabilities.frames.maximum
+    if frames <= most:
+        return (frames,)
+    rest, overlap = frames - most, _overlap(capabilities)
+    further = math.ceil(rest / (most - overlap))
+    return (most, *(min(most, rest - i * (most - overlap) + overlap) for i in range(further)))
+
+
+def _overlap(capabilities: Capabilities) -> int:
+    """Frames that a window continues from: the most that the model takes."""
+    return max(capabilities.conditioning_frames)
+
+
+def _seed_of(request: GenerationRequest, window: int) -> int:
+    """The seed of a window after the first, well mixed, so that neighbouring seeds do not share windows."""
+    assert request.seed is not None
+    return int(np.random.SeedSequence((request.seed, window)).generate_state(1)[0])

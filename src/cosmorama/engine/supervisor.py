@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.process import WorkerProcess
-from cosmorama.engine.worker import Advanced, Cancel, Event, Finished, LoadFailed, Ready, Stop, Submit
-from cosmorama.errors import CosmoramaError, NotReadyError, QueueFullError, WorkerError
+from cosmorama.engine.scheduler import Priority
+from cosmorama.engine.worker import Advanced, Cancel, Event, Finished, LoadFailed, Previewed, Ready, Stop, Submit, Watch
+from cosmorama.engine.workers import PreviewCallback
+from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotReadyError, WorkerDiedError
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest, resolve
+from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -23,23 +26,14 @@ log = logging.getLogger(__name__)
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Waits before the first, second, ... restart in a row; the last one repeats."""
 STOP_GRACE_S = 10.0
-MAX_ATTEMPTS = 3
-"""How many workers a request may be handed to, in case it is the request that kills them before they can say so."""
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    request: GenerationRequest
-    output: Path
+class _Generation:
     on_progress: ProgressCallback
+    on_preview: PreviewCallback
     result: asyncio.Future[Outcome]
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    attempts: int = 0
-    started_at: float | None = None
-
-    @property
-    def running(self) -> bool:
-        return self.started_at is not None
+    progress: Progress = field(default_factory=lambda: Progress("queued"))
 
 
 class Supervisor:
@@ -50,6 +44,7 @@ class Supervisor:
         reason: In words, why it is not.
         capabilities: What the model takes, once one was loaded.
         restarts: How often the worker had to be started again.
+        on_ready: Called when a worker has loaded the model.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,24 +52,20 @@ class Supervisor:
         self.reason = "the model is loading"
         self.capabilities: Capabilities | None = None
         self.restarts = 0
+        self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
-        self._jobs: dict[str, _Job] = {}
+        self._generations: dict[str, _Generation] = {}
+        self._advanced_last: str | None = None
         self._worker: WorkerProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
         self._load_error = ""
         self._failures = 0
-        self._typical_s = 30.0
 
     @property
     def active(self) -> int:
         """Generations being worked on."""
-        return sum(job.running for job in self._jobs.values())
-
-    @property
-    def queued(self) -> int:
-        """Generations accepted and not begun."""
-        return len(self._jobs) - self.active
+        return sum(generation.progress.stage != "queued" for generation in self._generations.values())
 
     @property
     def worker_pid(self) -> int | None:
@@ -82,9 +73,36 @@ class Supervisor:
         return self._worker.pid if self._worker else None
 
     @property
-    def retry_after_s(self) -> int:
-        """A guess at when a refused client may come again."""
-        return max(1, round(self._typical_s)) if self.ready else 5
+    def names(self) -> tuple[str, ...]:
+        """The one model by its name."""
+        return (self._settings.model if self.capabilities is None else self.capabilities.model,)
+
+    def find(self, model: str | None) -> str:
+        """The name of the model that a request means; None: the only one.
+
+        Raises:
+            ModelNotFoundError: it is another one.
+            NotReadyError: that is not known yet.
+        """
+        if model in (None, self._settings.model, *self.names):
+            return self.names[0]
+        if self.capabilities is None:
+            raise NotReadyError(self.reason)
+        raise ModelNotFoundError(f"there is no model {model!r} here; there is: {self.names[0]}")
+
+    async def capabilities_of(self, name: str) -> Capabilities:
+        """What the model takes.
+
+        Raises:
+            NotReadyError: it is not loaded now.
+        """
+        if not self.ready or self.capabilities is None:
+            raise NotReadyError(self.reason)
+        return self.capabilities
+
+    def takes(self, name: str) -> bool:
+        """Whether the model can be given a generation now."""
+        return self.ready
 
     async def start(self) -> None:
         """Start the worker; returns before the model is loaded."""
@@ -103,43 +121,56 @@ class Supervisor:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
-        self._fail_all(WorkerError("the server stopped before the generation finished"))
+        self._lose_all("the server stopped before the generation finished", blame=False)
 
     async def generate(
-        self, request: GenerationRequest, *, output: Path, on_progress: ProgressCallback | None = None
+        self,
+        request: GenerationRequest,
+        *,
+        output: Path,
+        name: str | None = None,
+        priority: Priority = "normal",
+        age_s: float = 0.0,
+        on_progress: ProgressCallback | None = None,
+        on_preview: PreviewCallback | None = None,
     ) -> Outcome:
         """Generate a clip into `output`. Cancelling the calling task cancels the generation within one step.
+
+        Args:
+            request: What to make.
+            output: Where the file will be.
+            name: For `watch`; unique among those in flight.
+            priority: Class of service.
+            age_s: Seconds since the request was accepted.
+            on_progress: Called at every unit of work.
+            on_preview: Called with a small JPEG every few steps while the generation is watched.
 
         Raises:
             InvalidRequestError: the model cannot make this.
             NotReadyError: no model is loaded now.
-            QueueFullError: too many generations wait already.
             MediaError: the image or video cannot be used.
-            WorkerError: the worker died or failed while it made this.
+            WorkerDiedError: the worker died while it had this.
+            WorkerError: it failed inside.
         """
-        if not self.ready or self.capabilities is None:
+        if not self.ready or self.capabilities is None or self._worker is None:
             raise NotReadyError(self.reason)
-        # With its seed drawn here, a request that is handed to a second worker stays the same request.
         request = resolve(request, self.capabilities)
-        if len(self._jobs) >= self._settings.max_active + self._settings.max_queue:
-            raise QueueFullError(f"{self.queued} generations are waiting already; try again later")
+        name = name or uuid.uuid4().hex
         result: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        job = _Job(request, output, on_progress or (lambda progress: None), result)
-        self._jobs[job.name] = job
-        self._hand_over(job)
+        ignore = lambda _: None  # noqa: E731
+        self._generations[name] = _Generation(on_progress or ignore, on_preview or ignore, result)
+        self._worker.send(Submit(name, request, output, priority, age_s))
         try:
-            return await job.result
+            return await result
         except asyncio.CancelledError:
             if self._worker is not None:
-                self._worker.send(Cancel(job.name))
+                self._worker.send(Cancel(name))
             raise
 
-    def _hand_over(self, job: _Job) -> None:
-        if job.result.done() or self._worker is None:  # cancelled while no worker was there
-            del self._jobs[job.name]
-            return
-        job.attempts += 1
-        self._worker.send(Submit(job.name, job.request, job.output))
+    def watch(self, name: str, watched: bool) -> None:
+        """Begin or end making previews of a generation."""
+        if self._worker is not None and name in self._generations:
+            self._worker.send(Watch(name, watched))
 
     async def _keep_alive(self) -> None:
         while True:
@@ -164,37 +195,37 @@ class Supervisor:
             case Ready(capabilities):
                 self.capabilities = capabilities
                 self.ready, self.reason = True, "ready"
-                for job in list(self._jobs.values()):
-                    self._hand_over(job)
+                self.on_ready()
             case LoadFailed(reason):
                 self._load_error = reason
                 self.reason = f"the model could not be loaded: {reason}"
-            case Advanced(name, progress) if name in self._jobs:
-                self._on_progress(self._jobs[name], progress)
-            case Finished(name, result) if name in self._jobs:
+            case Advanced(name, progress) if name in self._generations:
+                self._advanced_last = name
+                self._on_progress(self._generations[name], progress)
+            case Previewed(name, jpeg) if name in self._generations:
+                if not self._generations[name].result.done():
+                    self._generations[name].on_preview(jpeg)
+            case Finished(name, result) if name in self._generations:
                 self._failures = 0
-                self._finish(self._jobs.pop(name), result)
+                self._finish(self._generations.pop(name), result)
 
-    def _on_progress(self, job: _Job, progress: Progress) -> None:
-        if job.started_at is None and progress.stage != "queued":
-            job.started_at = time.monotonic()
-        if job.result.done():
+    def _on_progress(self, generation: _Generation, progress: Progress) -> None:
+        generation.progress = progress
+        if generation.result.done():
             return
         try:
-            job.on_progress(progress)
+            generation.on_progress(progress)
         except Exception:
             log.exception("a progress callback failed")
 
-    def _finish(self, job: _Job, result: Outcome | CosmoramaError) -> None:
-        if job.result.done():
+    def _finish(self, generation: _Generation, result: Outcome | CosmoramaError) -> None:
+        if generation.result.done():
             if isinstance(result, Outcome):  # finished while it was being cancelled: nobody waits for the file
                 result.path.unlink(missing_ok=True)
         elif isinstance(result, CosmoramaError):
-            job.result.set_exception(result)
+            generation.result.set_exception(result)
         else:
-            if job.started_at is not None:
-                self._typical_s = 0.5 * self._typical_s + 0.5 * (time.monotonic() - job.started_at)
-            job.result.set_result(result)
+            generation.result.set_result(result)
 
     def _on_death(self, code: int) -> None:
         was_ready, self.ready = self.ready, False
@@ -203,17 +234,15 @@ class Supervisor:
             self.reason = f"the worker process died ({_exit_in_words(code)})"
         elif not self._load_error:
             self.reason = f"the worker process died while it loaded the model ({_exit_in_words(code)})"
-        if not was_ready:
-            self._fail_all(NotReadyError(self.reason))
-        for name, job in list(self._jobs.items()):
-            if job.running or job.attempts >= MAX_ATTEMPTS:
-                del self._jobs[name]
-                self._finish(job, WorkerError(f"{self.reason} while it ran this generation; it can be sent again"))
+        self._lose_all(self.reason, blame=True)
 
-    def _fail_all(self, error: CosmoramaError) -> None:
-        while self._jobs:
-            _, job = self._jobs.popitem()
-            self._finish(job, error)
+    def _lose_all(self, reason: str, *, blame: bool) -> None:
+        """Fail everything in flight; `blame` what was stepped last, and whose media was being read at that moment."""
+        while self._generations:
+            name, generation = self._generations.popitem()
+            suspect = blame and (name == self._advanced_last or generation.progress.stage == "prepare")
+            self._finish(generation, WorkerDiedError(f"{reason} while it made this clip", suspect=suspect))
+        self._advanced_last = None
 
 
 def _exit_in_words(code: int) -> str:

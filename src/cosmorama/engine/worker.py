@@ -9,14 +9,17 @@ import logging
 import os
 import signal
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from cosmorama import logs
 from cosmorama.engine.outcome import Outcome
-from cosmorama.errors import CosmoramaError, InvalidRequestError
+from cosmorama.engine.scheduler import Priority
+from cosmorama.errors import CosmoramaError, InvalidRequestError, ModelNotFoundError
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from cosmorama.engine.prepare import Preparer
     from cosmorama.text.captioning import Captioner
     from cosmorama.text.upsampling import Upsampler
+    from cosmorama.world.base import World
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +39,21 @@ WAIT_FOR_INPUTS_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Generate `request` into the file `output`."""
+    """Generate `request` into the file `output`; it was accepted `age_s` seconds ago."""
 
     job: str
     request: GenerationRequest
     output: Path
+    priority: Priority = "normal"
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Begin or end sending previews of a job."""
+
+    job: str
+    watched: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,14 @@ class Advanced:
 
 
 @dataclass(frozen=True, slots=True)
+class Previewed:
+    """What a watched job looks like now."""
+
+    job: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A job's end, good or bad."""
 
@@ -84,8 +106,8 @@ class Finished:
     result: Outcome | CosmoramaError
 
 
-Command = Submit | Cancel | Stop
-Event = Ready | LoadFailed | Advanced | Finished
+Command = Submit | Watch | Cancel | Stop
+Event = Ready | LoadFailed | Advanced | Previewed | Finished
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -94,7 +116,7 @@ def main(connection: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The model takes every core it gets; the process that answers clients goes first.
     os.nice(5)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s worker %(name)s: %(message)s")
+    logs.configure(settings, "worker")
     try:
         engine = build_engine(settings)
     except CosmoramaError as error:
@@ -130,6 +152,8 @@ def serve_once(engine: Engine, connection: Connection) -> bool:
                 return False
             case Cancel(job):
                 engine.cancel(job)
+            case Watch(job, watched):
+                engine.watch(job, watched)
             case Submit():
                 _submit(engine, connection, command)
     advanced = engine.step()
@@ -144,8 +168,19 @@ def _submit(engine: Engine, connection: Connection, command: Submit) -> None:
     def report(progress: Progress) -> None:
         connection.send(Advanced(command.job, progress))
 
+    def show(jpeg: bytes) -> None:
+        connection.send(Previewed(command.job, jpeg))
+
     try:
-        engine.submit(command.job, command.request, output=command.output, on_progress=report)
+        engine.submit(
+            command.job,
+            command.request,
+            output=command.output,
+            on_progress=report,
+            on_preview=show,
+            priority=command.priority,
+            age_s=command.age_s,
+        )
     except InvalidRequestError as error:
         connection.send(Finished(command.job, error))
 
@@ -159,11 +194,46 @@ def build_engine(settings: Settings) -> Engine:
     import torch
 
     from cosmorama.engine.engine import Engine
-    from cosmorama.world.registry import load_world
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    return Engine(load_world(settings.model), _preparer(settings), max_active=settings.max_active)
+    return Engine(_world(settings), _preparer(settings), max_active=settings.max_active)
+
+
+def _world(settings: Settings) -> World:
+    if settings.parallel == "none":
+        return load_model(settings)
+    from cosmorama.world.parallel import Follower, GuidanceParallel
+
+    follower = Follower(partial(load_model, settings, rank=1), threads=settings.threads)
+    world = load_model(settings)
+    follower.ready()
+    return GuidanceParallel(world, follower)
+
+
+def load_model(settings: Settings, rank: int = 0) -> World:
+    """The model and its adapters, as settings describe them, on the GPU with number `rank` if there are so many.
+
+    Raises:
+        CosmoramaError: it cannot be had, or does not fit.
+    """
+    import torch
+
+    from cosmorama.world.registry import load_world
+
+    world = load_world(
+        settings.model,
+        dtype=None if settings.dtype == "auto" else settings.dtype,
+        device=f"cuda:{rank}" if rank < torch.cuda.device_count() else None,
+        offload=settings.offload,
+    )
+    if not settings.adapters:
+        return world
+    if settings.offload == "layer":
+        raise ModelNotFoundError("adapters cannot be loaded with offload 'layer': their layers would not be offloaded")
+    from cosmorama.world.adapters import AdaptedWorld
+
+    return AdaptedWorld(world, settings.adapters)
 
 
 def _preparer(settings: Settings) -> Preparer:
@@ -181,14 +251,14 @@ def _preparer(settings: Settings) -> Preparer:
     return Preparer(fetch=policy, upsampler=_upsampler(settings), captioner=_captioner(settings))
 
 
-def _upsampler(settings: Settings) -> Upsampler:
+def _upsampler(settings: Settings) -> Upsampler | None:
     from cosmorama.text.endpoint import ChatEndpoint
-    from cosmorama.text.upsampling import ChatUpsampler, SceneUpsampler
+    from cosmorama.text.upsampling import ChatUpsampler, unchanged
 
     if not settings.prompt_upsampling:
-        return _unchanged
+        return unchanged
     if settings.prompt_upsampling_endpoint_url is None:
-        return SceneUpsampler()
+        return None
     return ChatUpsampler(
         ChatEndpoint(
             str(settings.prompt_upsampling_endpoint_url),
@@ -198,10 +268,6 @@ def _upsampler(settings: Settings) -> Upsampler:
             settings.prompt_upsampling_max_tokens,
         )
     )
-
-
-def _unchanged(prompt: str) -> str:
-    return prompt
 
 
 def _captioner(settings: Settings) -> Captioner:

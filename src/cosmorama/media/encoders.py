@@ -154,6 +154,25 @@ class GifEncoder:
             self._file.close()
 
 
+class JpegEncoder:
+    """One picture, in JPEG."""
+
+    def __init__(self, path: Path, *, quality: int) -> None:
+        self._path = path
+        # 55 to 95 of JPEG's own scale; above 95 files grow and pictures do not get better. 0: no chroma subsampling.
+        self._options = {"quality": 50 + 5 * quality, "subsampling": 0 if quality >= 7 else 2}
+        self._count = 0
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        self._count += 1
+        if self._count > 1:
+            raise ValueError("a JPEG file holds one frame; write a clip to another container")
+        Image.fromarray(frame).save(self._path, "JPEG", **self._options)
+
+    def close(self) -> None:
+        pass
+
+
 class PngEncoder:
     """Numbered PNG files in a ZIP archive: frame_00001.png and so on."""
 

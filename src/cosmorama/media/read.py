@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +14,7 @@ from cosmorama.media.fit import fit
 from cosmorama.media.limits import MediaLimits
 from cosmorama.media.picture import AnimatedPicture, read_picture
 from cosmorama.media.sniff import Kind, sniff
-from cosmorama.media.timeline import pick_last, span_s
+from cosmorama.media.timeline import pick_first, pick_last, span_s
 
 __all__ = ["MediaLimits", "read_image", "read_video"]
 
@@ -42,12 +45,14 @@ def read_video(
     height: int,
     fps: float,
     frames: int,
+    keep: Literal["first", "last"] = "last",
     limits: MediaLimits = _DEFAULT_LIMITS,
 ) -> NDArray[np.uint8]:
     """The last frames of a clip at `fps` frames per second: uint8 RGB `[n, height, width, 3]`, 1 <= n <= `frames`.
 
-    The last frame is the clip's last; each one before it is the one nearest in time, 1 / `fps` seconds earlier. n is
-    smaller than `frames` where the clip is too short. Scaled to cover the size and cropped around the centre, with
+    The last frame is the clip's last; each one before it is the one nearest in time, 1 / `fps` seconds earlier. With
+    `keep` "first" it is the other way round: the clip's first frame, and those that follow. n is smaller than `frames`
+    where the clip is too short. Scaled to cover the size and cropped around the centre, with
     rotation and pixel aspect as the file asks.
 
     Raises:
@@ -55,7 +60,10 @@ def read_video(
     """
     kind = _kind(data, field)
     clip = (Clip if kind.what == "clip" else AnimatedPicture)(data, kind.name, field, limits)
-    indices = pick_last(clip.tail(span_s(fps, frames)), fps, frames)
+    if keep == "last":
+        indices = pick_last(clip.tail(span_s(fps, frames)), fps, frames)
+    else:
+        indices = pick_first(clip.tail(math.inf), fps, frames)
     fitted: dict[int, NDArray[np.uint8]] = {}
     chosen = sorted(set(indices))
     for index, (picture, pixel_aspect) in zip(chosen, clip.pictures(chosen), strict=True):

@@ -33,6 +33,16 @@ def pick_last(times_s: Sequence[float], fps: float, frames: int) -> list[int]:
     return [_nearest(times_s, time) for time in wanted]
 
 
+def pick_first(times_s: Sequence[float], fps: float, frames: int) -> list[int]:
+    """Indices of the frames nearest in time to the first `frames` points of a grid that starts at the first frame.
+
+    Arguments and result as for `pick_last`.
+    """
+    start = times_s[0]
+    available = math.floor((times_s[-1] - start) * fps + _SLACK) + 1
+    return [_nearest(times_s, start + k / fps) for k in range(min(frames, available))]
+
+
 def _nearest(times_s: Sequence[float], time: float) -> int:
     after = min(bisect.bisect_left(times_s, time), len(times_s) - 1)
     before = max(after - 1, 0)

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmorama.media.encoders import CodecEncoder, Encoder, GifEncoder, PngEncoder
+from cosmorama.media.encoders import CodecEncoder, Encoder, GifEncoder, JpegEncoder, PngEncoder
 from cosmorama.request import CODECS, Container, Output
 
 _FILES: dict[Container, tuple[str, str]] = {
@@ -19,11 +19,12 @@ _FILES: dict[Container, tuple[str, str]] = {
     "webm": (".webm", "video/webm"),
     "gif": (".gif", "image/gif"),
     "png": (".zip", "application/zip"),
+    "jpeg": (".jpg", "image/jpeg"),
 }
 
 
 def suffix(output: Output) -> str:
-    """The file name's end, with its dot: .mp4, .webm, .gif, or .zip for numbered PNG frames."""
+    """The file name's end, with its dot: .mp4, .webm, .gif, .jpg, or .zip for numbered PNG frames."""
     return _FILES[output.container][0]
 
 
@@ -137,6 +138,8 @@ def _encoder(path: Path, width: int, height: int, fps: float, output: Output) ->
         return GifEncoder(path, width=width, height=height, rate=rate)
     if output.container == "png":
         return PngEncoder(path)
+    if output.container == "jpeg":
+        return JpegEncoder(path, quality=output.quality)
     codec = output.codec or CODECS[output.container][0]
     return CodecEncoder(
         path,

@@ -1,66 +1,152 @@
-"""The contract between the engine and a world model: four verbs, and the facts the engine needs around them."""
+"""The contract between the engine and a world model.
+
+A `World` is a loaded model. It keeps no state between calls: whatever belongs to one request (conditioning latents,
+cached keys and values, the random stream) lives in the `Sampling` that `begin` returns, which its rollout owns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule
-from cosmorama.request import Capabilities, Solver
+from cosmorama.request import Adapter, Capabilities, GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
 class TextEmbedding:
-    """One prompt as the denoiser reads it: `states` `[1, S, D]`, `mask` `[1, S]` bool (True = a real token) or None."""
+    """One prompt as the denoiser reads it.
+
+    Attributes:
+        states: `[1, S, D]`.
+        mask: bool `[1, S]`, True on real tokens; None where every row counts.
+        repeats: How many equal rows the last one stands for.
+    """
 
     states: Tensor
     mask: Tensor | None = None
+    repeats: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return int(self.states.nbytes + (0 if self.mask is None else self.mask.nbytes))
+
+
+ReadText = Callable[[str], TextEmbedding]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a request gives to a model, with its media at hand.
+
+    Attributes:
+        request: Resolved: seed, solver and conditioning frames are filled in.
+        prompt: The text to use.
+        frames: Conditioning frames, uint8 `[K, height, width, 3]`, K a count the model takes; None for text alone.
+        controls: Control clips by kind, uint8 `[T, height, width, 3]`.
+    """
+
+    request: GenerationRequest
+    prompt: str
+    frames: Tensor | None = None
+    controls: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Sampling(Protocol):
+    """One request on one model. Latents are float32; their shape is the family's own, usually `[1, C, T, H, W]`.
+
+    The denoiser's contract is data prediction: whatever a network was trained to output, `denoise` returns its estimate
+    of the clean latents, conditioning frames included, as its family samples them.
+    """
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise levels this request is sampled at."""
+        ...
+
+    @property
+    def guidance_weight(self) -> float:
+        """The weight `w` in `uncond + w * (cond - uncond)` that the request's guidance scale means to this family."""
+        ...
+
+    def initial(self) -> Tensor:
+        """The latents at the first level, drawn from the request's seed. Called once, before `denoise`."""
+        ...
+
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents at level `index`; `negative` reads the negative prompt instead of the prompt.
+
+        Per level it is called for the prompt first; the negative evaluation may be left out.
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
+        ...
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """A sampling with a solver of its own: it is told to go on instead of asked for its estimate."""
+
+    def step(self, latents: Tensor, index: int) -> Tensor:
+        """The latents at level `index + 1`."""
+        ...
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """A sampling of several clips, one after another on the same levels, each from the end of the one before."""
+
+    @property
+    def chunks(self) -> int:
+        """How many."""
+        ...
+
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """The next one's latents at the first level, when the one before is clean."""
+        ...
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """A sampling that may answer with actions."""
+
+    def actions(self, latents: Tensor) -> Tensor | None:
+        """The actions `[steps, numbers]` in clean latents; None where the request asks for none."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A world model with adapters, which act on whatever it does until others are selected."""
+
+    def select(self, adapters: tuple[Adapter, ...]) -> None:
+        """Let these adapters act from now on, and no others."""
+        ...
 
 
 class World(Protocol):
-    """A world model. It keeps no state between calls, so calls for different requests may be interleaved freely.
-
-    Latents are `[1, C, T, H, W]` float32. The denoiser's contract is data prediction: whatever a network was trained to
-    output, `denoise` returns its estimate of the clean latents.
-    """
+    """A world model. Samplings of different requests may be advanced in any order."""
 
     @property
     def capabilities(self) -> Capabilities:
         """What requests this model takes."""
         ...
 
-    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape of the latents of `frames` (a count the model can make) frames of `height` x `width` pixels."""
-        ...
-
-    def schedule(self, steps: int, solver: Solver) -> Schedule:
-        """The noise levels this model is sampled at."""
-        ...
-
-    def guidance_weight(self, scale: float) -> float:
-        """The weight `w` in `uncond + w * (cond - uncond)` that a request's guidance scale means to this family."""
-        ...
-
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Read a prompt; the empty string is the unconditional one."""
         ...
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Conditioning frames, uint8 `[T, H, W, 3]` with a count the model can make, to clean latents."""
-        ...
+    def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
+        """Read the conditions of a request.
 
-    def denoise(
-        self, latents: Tensor, sigma: float, text: TextEmbedding, conditioning: Tensor | None, fps: float
-    ) -> Tensor:
-        """Estimate the clean latents from noisy ones at level `sigma`.
-
-        `conditioning` `[1, C, K, H, W]` holds the clean latents of the first K latent frames, which come back as given.
+        Args:
+            inputs: The request.
+            read: `encode_text`, perhaps behind a cache.
         """
-        ...
-
-    def decode(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
-        """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
         ...

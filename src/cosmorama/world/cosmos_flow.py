@@ -17,9 +17,11 @@ from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3D
 from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
-from cosmorama.request import Capabilities, Solver
-from cosmorama.world.base import TextEmbedding
-from cosmorama.world.cosmos_forward import cosmos_forward
+from cosmorama.diffusion.solvers import initial_noise
+from cosmorama.request import Capabilities
+from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.cosmos_forward import Positions, cosmos_forward, positions_of
+from cosmorama.world.text_context import TextContext, projected, text_context
 
 Prediction = Literal["sample", "velocity"]
 
@@ -79,36 +81,16 @@ class CosmosFlowWorld:
         config: FlowConfig,
         capabilities: Capabilities,
     ) -> None:
-        self._transformer = transformer
-        self._autoencoder = autoencoder
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.config = config
         self._text_encoder = text_encoder
-        self._config = config
         self._capabilities = capabilities
 
     @property
     def capabilities(self) -> Capabilities:
         """What requests this model takes."""
         return self._capabilities
-
-    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape `[1, C, T, h, w]` of the latents of a clip."""
-        return self._autoencoder.latents_shape(frames, height, width)
-
-    def schedule(self, steps: int, solver: Solver) -> Schedule:
-        """Shifted, evenly spaced flow times; Karras's levels for `edm_euler`."""
-        if solver == "edm_euler":
-            return karras_flow_schedule(steps)
-        return flow_schedule(steps, shift=self._config.flow_shift)
-
-    def guidance_weight(self, scale: float) -> float:
-        """Piecewise linear through the checkpoint's own points, held constant outside them."""
-        points = self._config.guidance
-        if scale <= points[0][0]:
-            return points[0][1]
-        for (x0, y0), (x1, y1) in pairwise(points):
-            if scale <= x1:
-                return y0 + (y1 - y0) * (scale - x0) / (x1 - x0)
-        return points[-1][1]
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
@@ -120,37 +102,87 @@ class CosmosFlowWorld:
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Conditioning frames, uint8 `[T, H, W, 3]`, to clean latents `[1, C, K, h, w]`."""
         pixels = frames.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
-        return self._autoencoder.encode(pixels)
+        return self.autoencoder.encode(pixels)
+
+    def guidance_weight(self, scale: float) -> float:
+        """Piecewise linear through the checkpoint's own points, held constant outside them."""
+        points = self.config.guidance
+        if scale <= points[0][0]:
+            return points[0][1]
+        for (x0, y0), (x1, y1) in pairwise(points):
+            if scale <= x1:
+                return y0 + (y1 - y0) * (scale - x0) / (x1 - x0)
+        return points[-1][1]
+
+    def begin(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
+        """Read the prompts and encode the conditioning frames of a request."""
+        return CosmosFlowSampling(self, inputs, read)
+
+
+class CosmosFlowSampling:
+    """One request on a model of this family."""
+
+    def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
+        self._world, self._request = world, inputs.request
+        self.guidance_weight = world.guidance_weight(inputs.request.guidance_scale)
+        self._text = read(inputs.prompt)
+        self._negative = read(inputs.request.negative_prompt) if self.guidance_weight != 1 else None
+        self._known = None if inputs.frames is None else world.encode_frames(inputs.frames)
+        self._contexts: dict[bool, TextContext] = {}
+        self._positions: Positions | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """Shifted, evenly spaced flow times; Karras's levels for `edm_euler`."""
+        if self._request.solver == "edm_euler":
+            return karras_flow_schedule(self._request.steps)
+        return flow_schedule(self._request.steps, shift=self._request.flow_shift or self._world.config.flow_shift)
+
+    def initial(self) -> Tensor:
+        """Noise `[1, C, T, h, w]`."""
+        request = self._request
+        assert request.seed is not None
+        frames = self._world.capabilities.frames.next(request.frames)
+        shape = self._world.autoencoder.latents_shape(frames, request.height, request.width)
+        return initial_noise(shape, request.seed) * self.schedule.sigmas[0]
 
     @torch.inference_mode()
-    def denoise(
-        self, latents: Tensor, sigma: float, text: TextEmbedding, conditioning: Tensor | None, fps: float
-    ) -> Tensor:
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
         """Estimate the clean latents `[1, C, T, h, w]`; the conditioning frames come back exactly as given."""
+        config, sigma, conditioning = self._world.config, self.schedule.sigmas[index], self._known
         batch, _, frames, height, width = latents.shape
-        timesteps = torch.full((batch, frames), sigma * self._config.timestep_scale)
+        timesteps = torch.full((batch, frames), sigma * config.timestep_scale)
         mask = torch.zeros(batch, 1, frames, height, width)
         known = 0
         if conditioning is not None:
             known = conditioning.shape[2]
             mask[:, :, :known] = 1
-            timesteps[:, :known] = self._config.conditioning_timestep
+            timesteps[:, :known] = config.conditioning_timestep
             latents = torch.cat([conditioning, latents[:, :, known:]], dim=2)
+        if self._positions is None:
+            self._positions = positions_of(self._world.transformer, latents, self._request.fps)
         output = cosmos_forward(
-            self._transformer,
+            self._world.transformer,
             latents,
             timesteps,
-            text.states,
-            text_mask=text.mask,
+            self._context(negative),
             condition_mask=mask,
-            fps=fps,
+            positions=self._positions,
         )
-        denoised = output if self._config.prediction == "sample" else latents - sigma * output
+        denoised = output if config.prediction == "sample" else latents - sigma * output
         if conditioning is None:
             return denoised
         return torch.cat([conditioning, denoised[:, :, known:]], dim=2)
 
-    def decode(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    def _context(self, negative: bool) -> TextContext:
+        """What the network's blocks read of a prompt, the same at every step."""
+        if negative not in self._contexts:
+            text, net = self._negative if negative else self._text, self._world.transformer
+            assert text is not None
+            self._contexts[negative] = text_context(net, projected(net, text.states), mask=text.mask)
+        return self._contexts[negative]
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         with torch.inference_mode():
-            yield from self._autoencoder.decode_stream(latents, height, width)
+            yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)

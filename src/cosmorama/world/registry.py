@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.savings import ALL_SAVINGS, Savings
 
 if TYPE_CHECKING:
+    import torch
+
     from cosmorama.world.base import World
+    from cosmorama.world.checkpoint import LoadOptions
+    from cosmorama.world.memory import Offload
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +42,122 @@ def known_models() -> tuple[KnownModel, ...]:
     return (MICROCOSM,)
 
 
-def load_world(name_or_path: str) -> World:
-    """Load a world model by its name, or from the folder of a checkpoint laid out like Microcosm's.
+def load_world(
+    name_or_path: str,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    savings: Savings = ALL_SAVINGS,
+    offload: Offload = "none",
+) -> World:
+    """Load a world model.
+
+    Args:
+        name_or_path: A known model's name, the folder of a checkpoint, or its id on the Hugging Face hub, perhaps
+            with a revision: `owner/name@revision`. Folders are laid out as diffusers saves pipelines, or like
+            Microcosm's.
+        dtype: Of the weights, for example `bfloat16`; None keeps them as they are stored. Microcosm's are float32.
+        device: Where the model runs; None is CUDA where there is some, else the CPU. Microcosm runs on the CPU.
+        savings: What is computed once instead of again and again; see there.
+        offload: What waits in the CPU's memory while it does not run: nothing, the text encoder (`model`), or every
+            layer of it and of the denoiser (`layer`). Only where the model runs on a GPU; not for Microcosm.
 
     Raises:
-        ModelNotFoundError: neither a known name nor a checkpoint folder; names what is missing.
+        NotEnoughMemoryError: the weights cannot fit.
+        ModelNotFoundError: neither a known name nor a checkpoint of a family that is served, or an incomplete one;
+            names what is missing.
     """
-    folder = next((model.folder for model in known_models() if model.name == name_or_path), Path(name_or_path))
-    if not folder.is_dir():
-        names = ", ".join(model.name for model in known_models())
-        raise ModelNotFoundError(f"there is no model {name_or_path!r}: give a checkpoint folder or one of: {names}")
-    missing = [part for part in _MICROCOSM_LAYOUT if not (folder / part).exists()]
-    if missing:
-        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing)}")
-    from cosmorama.world.microcosm.loader import load_microcosm
+    folder = _folder_of(name_or_path)
+    if (folder / "world.json").exists():
+        missing = [part for part in _MICROCOSM_LAYOUT if not (folder / part).exists()]
+        if missing:
+            raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing)}")
+        from cosmorama.world.microcosm.loader import load_microcosm
 
-    return load_microcosm(folder)
+        return load_microcosm(folder)
+    load = _loader_of(folder)
+    from cosmorama.world.checkpoint import LoadOptions
+    from cosmorama.world.memory import check_weights_fit
+
+    options = LoadOptions(_device(device), _dtype(dtype), savings, offload)
+    check_weights_fit(folder, options)
+    return load(folder, options)
 
 
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
+_PIPELINES = {
+    "CosmosTextToWorldPipeline": ("cosmorama.world.predict1", "load_text_to_world"),
+    "CosmosVideoToWorldPipeline": ("cosmorama.world.predict1", "load_video_to_world"),
+    "Cosmos2TextToImagePipeline": ("cosmorama.world.predict2", "load_text_to_image"),
+    "Cosmos2VideoToWorldPipeline": ("cosmorama.world.predict2", "load_video_to_world"),
+    "Cosmos2_5_PredictBasePipeline": ("cosmorama.world.predict25", "load"),
+    "Cosmos2_5_TransferPipeline": ("cosmorama.world.transfer25", "load"),
+    "Cosmos3OmniPipeline": ("cosmorama.world.cosmos3", "load"),
+}
+"""Which function of which module loads a checkpoint of a diffusers pipeline, from its folder and `LoadOptions`."""
+_ANY_OTHER = ("cosmorama.world.generic", "load_generic")
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja", "*/spiece.model")
+"""Configs, tokenizers and safetensors of a pipeline's parts; no code, and nothing that has to be unpickled."""
+
+
+def _folder_of(name: str) -> Path:
+    folder = next((model.folder for model in known_models() if model.name == name), Path(name))
+    if folder.is_dir():
+        return folder
+    names = ", ".join(model.name for model in known_models())
+    hub_id = _HUB_ID.fullmatch(name)
+    if hub_id is None:
+        raise ModelNotFoundError(
+            f"there is no model {name!r}: give a checkpoint folder, owner/name on the Hugging Face hub, "
+            f"or one of: {names}"
+        )
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id["id"], revision=hub_id["revision"], allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ModelNotFoundError(
+            f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"
+        ) from error
+
+
+def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelNotFoundError(
+            f"{folder} is not a complete checkpoint: missing model_index.json, or for one like Microcosm's: "
+            "missing world.json"
+        )
+    try:
+        pipeline = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelNotFoundError(f"{index} cannot be read: it names no pipeline in _class_name") from None
+    module, function = _PIPELINES.get(str(pipeline), _ANY_OTHER)
+    try:
+        import accelerate  # noqa: F401 - diffusers loads with it
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install 'cosmorama[cosmos]'") from error
+    load: Callable[[Path, LoadOptions], World] = getattr(importlib.import_module(module), function)
+    return load
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    if not isinstance(dtype, str):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; it must be a floating-point type of torch, for example bfloat16")
+    return found

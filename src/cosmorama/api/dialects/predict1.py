@@ -6,19 +6,18 @@ Fields, defaults and ranges are those of the Sampling Control page of NIM for Co
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import Field
 
-from cosmorama.api.body import WireModel, body_limit, read_json
-from cosmorama.api.clips import ClipFile, ClipJSON
-from cosmorama.api.dialects.predict1_examples import EXAMPLES
-from cosmorama.api.generate import generate
-from cosmorama.api.services import ServicesOf
-from cosmorama.errors import InvalidRequestError
-from cosmorama.media.write import mime_type
+from cosmorama.api.body import DialectBody, WireModel, validate
+from cosmorama.api.dialects.answers import clip_answer, used
+from cosmorama.api.dialects.base import Dialect
+from cosmorama.engine.outcome import Outcome
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Output
+from cosmorama.settings import Settings
 
 WIRE_NAMES = {
     "frames": "video_params.frames_count",
@@ -44,8 +43,10 @@ class OutputParams(WireModel):
     quality: int | None = None
 
 
-class InferBody(WireModel):
-    """What a client sends."""
+class InferBody(DialectBody):
+    """What a client of the Predict1 NIM sends."""
+
+    dialect: ClassVar[str] = "predict1"
 
     prompt: str | None = Field(None, description="Up to 250 words; required unless an image or a video is given.")
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
@@ -57,82 +58,68 @@ class InferBody(WireModel):
     steps: int = Field(35, description="1 to 50.")
     video_params: VideoParams = VideoParams()
     solver: str | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    # Not strict: arrays in JSON are lists, the numbers in it are checked as strictly as all.
+    guidance_interval: tuple[float, float] = Field((0.0, 1.0), strict=False)
     guidance_rescale: float = 0.0
+    reuse: float | None = Field(None, description="Step reuse, 0 (exact) to 1; null: the server's choice.")
     conditioning_frames: int | None = None
     output: OutputParams = OutputParams()
 
 
-class InferAnswer(WireModel):
-    """What a client gets."""
-
-    b64_video: str = Field(description="The clip, in base64.")
-    seed: int = Field(description="The seed that was used.")
-    upsampled_prompt: str | None = Field(description="The text that was used.")
-
-
-def to_request(body: InferBody, *, default_quality: int) -> GenerationRequest:
-    """The request that a body describes; whether a model can make it is not decided here."""
-    params, output = body.video_params, body.output
+def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
+    """A decoded body to the request it describes; whether a model can make it is not decided here."""
+    wire = validate(body, InferBody)
+    params, output = wire.video_params, wire.output
     return GenerationRequest(
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt,
-        prompt_upsampling=body.prompt_upsampling,
-        image=body.image,
-        video=body.video,
-        seed=body.seed,
-        guidance_scale=body.guidance_scale,
-        steps=body.steps,
+        prompt=wire.prompt,
+        negative_prompt=wire.negative_prompt,
+        prompt_upsampling=wire.prompt_upsampling,
+        image=wire.image,
+        video=wire.video,
+        seed=wire.seed,
+        guidance_scale=wire.guidance_scale,
+        steps=wire.steps,
         width=params.width,
         height=params.height,
         frames=params.frames_count,
         fps=params.frames_per_sec,
-        # These two are names that `resolve` checks, with the model's own list in the error.
-        solver=body.solver,  # type: ignore[arg-type]
-        guidance_interval=body.guidance_interval,
-        guidance_rescale=body.guidance_rescale,
-        conditioning_frames=body.conditioning_frames,
+        # These are names that `resolve` checks, with the model's own list in the error.
+        solver=wire.solver,  # type: ignore[arg-type]
+        guidance_interval=wire.guidance_interval,
+        guidance_rescale=wire.guidance_rescale,
+        reuse=wire.reuse,
+        conditioning_frames=wire.conditioning_frames,
         output=Output(
             container=output.container,  # type: ignore[arg-type]
             codec=output.codec,  # type: ignore[arg-type]
-            quality=default_quality if output.quality is None else output.quality,
+            quality=settings.video_quality if output.quality is None else output.quality,
         ),
+        fit=settings.size_policy == "fit",
+        left_open=tuple(_left_open(body)),
     )
 
 
-_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferBody"}, "examples": EXAMPLES}},
-}
+def _left_open(body: Mapping[str, Any]) -> Iterator[str]:
+    params = body.get("video_params", {})
+    if "width" not in params and "height" not in params:
+        yield "size"
+    if "frames_count" not in params:
+        yield "frames"
+    if "frames_per_sec" not in params:
+        yield "fps"
+    yield from (name for name in ("guidance_scale", "steps") if name not in body)
 
-router = APIRouter(tags=["generation"])
+
+def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
+    """`{"b64_video", "seed", "upsampled_prompt"}`."""
+    return clip_answer(request, generation, outcome, used(outcome), name="b64_video")
 
 
-@router.post(
-    "/v1/infer",
-    summary="Generate a world from text, an image or a video",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The clip. With `Accept: video/mp4`, the file itself instead of JSON.",
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/InferAnswer"}},
-                "video/mp4": {},
-            },
-        }
-    },
-    openapi_extra={"requestBody": _BODY},
+DIALECT = Dialect(
+    name=InferBody.dialect,
+    parse=parse,
+    recognises=lambda body: True,
+    answer=answer,
+    body=InferBody,
+    wire_names=WIRE_NAMES,
 )
-async def infer(request: Request, services: ServicesOf) -> Response:
-    """Generate a clip and answer when it is finished. Going away cancels it."""
-    settings = services.settings
-    body = await read_json(request, InferBody, body_limit(settings.max_input_bytes))
-    generation = to_request(body, default_quality=settings.video_quality)
-    try:
-        outcome = await generate(request, generation, services)
-    except InvalidRequestError as error:
-        raise error.renamed(WIRE_NAMES) from None
-    accept = request.headers.get("accept", "")
-    if "video/" in accept and "application/json" not in accept:
-        return ClipFile(outcome, mime_type(generation.output))
-    return ClipJSON("b64_video", outcome.path, {"seed": outcome.seed, "upsampled_prompt": outcome.prompt})

@@ -60,4 +60,5 @@ def _capabilities(values: dict[str, Any]) -> Capabilities:
         frames=FrameRule(values["frames"]["multiple"], values["frames"]["max"]),
         fps=Range(*values["fps"]),
         conditioning_frames=tuple(sorted(values["conditioning_frames"], reverse=True)),
+        longest=values["frames"]["max"] + 3 * (values["frames"]["max"] - max(values["conditioning_frames"])),
     )

@@ -1,0 +1,307 @@
+"""What the server costs beside the engine, and what its scheduling gains, each against a goal.
+
+    overhead    a synchronous request's time at the client, minus the bare engine's for the same request, in turn
+    cancel      from a cancellation to the first finished unit of work of the job that waited behind it
+    schedule    32 mixed jobs on the engine, its scheduling against first come, first served
+    accept      jobs accepted per second, while the worker works
+    memory      growth of resident memory per 1,000 tiny jobs (only with --full)
+
+    python -m benchmarks.server --json                 # on a tiny checkpoint with random weights
+    python -m benchmarks.server --json --full          # and overhead with Microcosm's default request, and memory
+    python -m benchmarks.server --only accept cancel
+
+Every process computes on one thread. Times are wall time, so other load on the machine shows; `load` is its average
+over one minute. `schedule` counts CPU time, on which other load has little influence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.serving import running_server, tiny_checkpoint
+from cosmorama.engine.scheduler import Candidate
+from cosmorama.request import GenerationRequest
+
+PROMPT = "a red ball rolls to the right and hits a blue cube on a green floor"
+SMALL = GenerationRequest(prompt=PROMPT, seed=1, width=64, height=64, frames=9, steps=4)
+LONG = replace(SMALL, width=256, height=256, frames=121, steps=35)
+DEFAULT = GenerationRequest(prompt=PROMPT, seed=1)
+CONNECTIONS = 8
+
+
+def main() -> None:
+    """Parse arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--full", action="store_true", help="Microcosm's default request too (minutes), and memory")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all counts: less is faster and coarser")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a line per part")
+    arguments = parser.parse_args()
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_checkpoint(Path(folder) / "tiny")
+        for name in arguments.only:
+            for measured, figure in PARTS[name](model, Path(folder) / name, arguments.scale, arguments.full).items():
+                figures[measured] = figure | {"load": round(os.getloadavg()[0], 1)}
+                if not arguments.json:
+                    print(f"{measured}: {figures[measured]}", flush=True)
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+
+
+def overhead(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
+    """Medians of differences; every request once on each side, whose turn it is to be first alternating."""
+    found = _differences(model, folder / "tiny", SMALL, max(3, round(40 * scale)))
+    added_s = statistics.median(b - a for a, b in found)
+    figures = {
+        "overhead_ms": _figure(1000 * added_s, "< 30", added_s < 0.03)
+        | {"engine_ms": round(1000 * statistics.median(a for a, _ in found), 1), "pairs": len(found)}
+    }
+    if full:
+        found = _differences("microcosm", folder / "microcosm", DEFAULT, max(1, round(3 * scale)))
+        share = statistics.median((b - a) / a for a, b in found)
+        engine_s = round(statistics.median(a for a, _ in found), 1)
+        figures["overhead_default_share"] = _figure(share, "< 0.01", share < 0.01, 4) | {"engine_s": engine_s}
+    return figures
+
+
+def cancel(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
+    """The one that waits is as long as the one that is cancelled, so that the scheduler does not begin it before."""
+    waits, steps = [], []
+    with running_server(model, folder, MAX_ACTIVE="1") as server:
+        client = server.client()
+        for _ in range(max(3, round(15 * scale))):
+            first = client.call("POST", "/v1/jobs", _body(LONG))["id"]
+            second = client.call("POST", "/v1/jobs", _body(LONG))["id"]
+            watching, seen = server.client(), []
+            for state in watching.events(first):
+                if state["stage"] == "denoise":
+                    seen.append(time.perf_counter())
+                if len(seen) == 6:
+                    break
+            watching.close()
+            steps += [b - a for a, b in pairwise(seen)]
+            watching = server.client()
+            with ThreadPoolExecutor(1) as other:
+                start = time.perf_counter()
+                cancelling = other.submit(client.call, "POST", f"/v1/jobs/{first}/cancel")
+                next(state for state in watching.events(second) if state["stage"] in ("encode", "denoise"))
+                waits.append(time.perf_counter() - start)
+                cancelling.result()
+            watching.close()
+            client.call("POST", f"/v1/jobs/{second}/cancel")
+    step_s, wait_s = statistics.median(steps), statistics.median(waits)
+    figure = _figure(1000 * wait_s, f"< {1000 * step_s + 50:.0f}", wait_s < step_s + 0.05)
+    return {"cancel_to_next_start_ms": figure | {"step_ms": round(1000 * step_s, 1), "worst": round(1000 * max(waits))}}
+
+
+def schedule(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
+    """In a burst, in random order: half stills, a third short clips, the rest long ones."""
+    jobs = max(8, round(32 * scale))
+    kinds = [replace(SMALL, width=256, height=256, frames=frames, steps=steps) for frames, steps in _MIX]
+    requests = [replace(kinds[number % len(kinds)], seed=number) for number in range(jobs)]
+    rounds = []
+    for number in range(3 if scale >= 1 else 1):
+        random.Random(number).shuffle(requests)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rounds.append([pool.apply(_burst, (str(model), requests, fifo)) for fifo in (True, False)])
+    latency = statistics.median(b["mean_latency_s"] / a["mean_latency_s"] for a, b in rounds)
+    total = statistics.median(b["total_s"] / a["total_s"] for a, b in rounds)
+    return {
+        "mean_latency_ratio": _figure(latency, "<= 0.6", latency <= 0.6, 3) | {"fifo_then_ours": rounds},
+        "total_time_ratio": _figure(total, "<= 1.03", total <= 1.03, 3),
+    }
+
+
+_MIX = ((1, 4), (1, 4), (17, 8), (1, 4), (17, 8), (121, 20))
+"""Frames and steps of every six jobs."""
+
+
+def accept(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
+    """Each connection sends its share, one after the other, while the worker makes a long clip and then these."""
+    count = max(CONNECTIONS, round(1000 * scale))
+    with running_server(model, folder, MAX_QUEUE=str(2 * count)) as server:
+        server.client().call("POST", "/v1/jobs", _body(LONG))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds = pool.apply(_flood, (server.port, count))
+    rate = count / seconds
+    return {"accepted_per_s": _figure(rate, ">= 300", rate >= 300) | {"jobs": count, "connections": CONNECTIONS}}
+
+
+def memory(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
+    """A line through resident memory over the second half of the jobs: by then caches are full."""
+    if not full:
+        return {}
+    count, samples = round(2000 * scale), []
+    tiny = replace(SMALL, frames=1, steps=1)
+    with running_server(model, folder, MAX_QUEUE=str(count)) as server, ThreadPoolExecutor(4) as threads:
+        clients = [server.client() for _ in range(4)]
+        before = server.resident_mb()
+        for done in range(0, count, 100):
+            makers = [threads.submit(_make, client, tiny, 25) for client in clients]
+            for maker in makers:
+                maker.result()
+            samples.append((done + 100, server.resident_mb()))
+    after = samples[-1][1]
+    late = samples[len(samples) // 2 :]
+    figures = {}
+    for process in before:
+        slope = statistics.linear_regression([n for n, _ in late], [mb[process] for _, mb in late]).slope * 1000
+        figure = _figure(slope, "< 2", slope < 2, 2)
+        mb = {"before_mb": round(before[process], 1), "after_mb": round(after[process], 1)}
+        figures[f"memory_{process}_mb_per_1000_jobs"] = figure | mb
+    return figures
+
+
+PARTS: dict[str, Callable[[Path, Path, float, bool], dict[str, Any]]] = {
+    "overhead": overhead,
+    "cancel": cancel,
+    "schedule": schedule,
+    "accept": accept,
+    "memory": memory,
+}
+
+
+def _figure(value: float, goal: str, met: bool, digits: int = 1) -> dict[str, Any]:
+    return {"value": round(value, digits), "goal": goal, "met": met}
+
+
+def _body(request: GenerationRequest) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "steps": request.steps,
+        "video_params": {"width": request.width, "height": request.height, "frames_count": request.frames},
+    }
+
+
+def _differences(model: str | Path, folder: Path, request: GenerationRequest, pairs: int) -> list[tuple[float, float]]:
+    """Seconds of the bare engine and of the server."""
+    ours, theirs = multiprocessing.Pipe()
+    engine = multiprocessing.get_context("spawn").Process(target=_serve_bare, args=(theirs, str(model)), daemon=True)
+    engine.start()
+    with ExitStack() as running:
+        running.callback(engine.kill)
+        client = running.enter_context(running_server(model, folder)).client()
+
+        def bare() -> float:
+            ours.send(request)
+            return float(ours.recv())
+
+        def served() -> float:
+            start = time.perf_counter()
+            client.call("POST", "/v1/infer", _body(request))
+            return time.perf_counter() - start
+
+        if request is not DEFAULT:  # the first one warms caches that last
+            bare(), served()
+        found = []
+        for number in range(pairs):
+            if number % 2:
+                with_server = served()
+                found.append((bare(), with_server))
+            else:
+                found.append((bare(), served()))
+    return found
+
+
+def _serve_bare(connection: Connection, model: str) -> None:
+    """The engine in a process of its own, as the server's worker has it, without the server."""
+    import torch
+
+    import cosmorama
+
+    torch.set_num_threads(1)
+    os.nice(5)  # as the worker is
+    loaded = cosmorama.load(model)
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            request = connection.recv()
+            start = time.perf_counter()
+            loaded.generate_file(request, Path(folder) / "clip.mp4")
+            connection.send(time.perf_counter() - start)
+
+
+def _burst(model: str, requests: Sequence[GenerationRequest], fifo: bool) -> dict[str, float]:
+    """All requests at once; CPU seconds until each was finished."""
+    import torch
+
+    from cosmorama.engine import engine as module
+    from cosmorama.engine.engine import Engine
+    from cosmorama.errors import CosmoramaError
+    from cosmorama.world.registry import load_world
+
+    torch.set_num_threads(1)
+    with ExitStack() as patches, tempfile.TemporaryDirectory() as folder:
+        if fifo:
+            patches.enter_context(patch.object(module, "order", _oldest_first))
+            patches.enter_context(patch.object(module, "admit", _one_at_a_time))
+        engine = Engine(load_world(model))
+        engine.submit("warm", requests[0], output=Path(folder) / "warm.mp4")
+        finished: dict[str, float] = {}
+        start = 0.0
+        while engine.pending or not start:
+            if not engine.step():
+                time.sleep(0.001)
+            for name, result in engine.finished():
+                if isinstance(result, CosmoramaError):
+                    raise result
+                finished[name] = time.process_time() - start
+            if not engine.pending and not start:
+                finished.clear()
+                start = time.process_time()
+                for number, request in enumerate(requests):
+                    engine.submit(str(number), request, output=Path(folder) / f"{number}.mp4")
+        engine.close()
+    return {"mean_latency_s": statistics.fmean(finished.values()), "total_s": max(finished.values())}
+
+
+def _oldest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda candidate: -candidate.age_s)
+
+
+def _one_at_a_time(held: Sequence[Candidate], waiting: Sequence[Candidate], slots: int) -> Candidate | None:
+    return None if held or not waiting else _oldest_first(waiting)[0]
+
+
+def _flood(port: int, count: int) -> float:
+    """Seconds until `count` jobs are accepted."""
+    from benchmarks.serving import Client
+
+    clients = [Client(port) for _ in range(CONNECTIONS)]
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        for client in clients:
+            client.call("GET", "/v1/health/ready")
+
+        def send(number: int) -> None:
+            for _ in range(number, count, CONNECTIONS):
+                clients[number].call("POST", "/v1/jobs", _body(SMALL))
+
+        start = time.perf_counter()
+        list(threads.map(send, range(CONNECTIONS)))
+        return time.perf_counter() - start
+
+
+def _make(client: Any, request: GenerationRequest, count: int) -> None:
+    for _ in range(count):
+        client.call("POST", "/v1/infer", _body(request))
+
+
+if __name__ == "__main__":
+    main()

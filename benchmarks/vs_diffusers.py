@@ -1,0 +1,288 @@
+"""Cosmos models in Cosmorama's engine and in diffusers' own pipelines: the same weights, requests and seeds, on a CPU.
+
+The checkpoints are of real architecture and mid-size (8 blocks, 512 wide, text 1024 wide), with random weights. Both
+sides run in one process in turns, and CPU time is taken, so that what else the machine does touches both alike. The
+loop's time is per evaluation of the network: diffusers evaluates Predict2 once more than its result depends on, and
+that would flatter a comparison of few steps. Whole requests count everything, as a user would.
+
+    python -m benchmarks.vs_diffusers --json            about ten minutes on two cores
+    python -m benchmarks.vs_diffusers --case 880        the smallest size alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROMPT = "a red ball rolls to the right on green floor and hits a blue cube"
+NEGATIVE = "ugly blurred dark scene"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One request on one kind of checkpoint, image to world. Without guidance: it only doubles the evaluations."""
+
+    name: str
+    kind: str
+    tokens: int
+    width: int
+    height: int
+    frames: int
+    steps: int
+    threads: int = 1
+    repeats: int = 2
+    dtype: str = "float32"
+
+
+KINDS = ("predict2-video2world", "predict2.5")
+CASES = (
+    *(Case("880", kind, 880, 320, 176, 13, 3, threads=threads, repeats=3) for threads in (1, 2) for kind in KINDS),
+    *(Case("2240", kind, 2240, 448, 320, 13, 2, threads=threads) for threads in (1, 2) for kind in KINDS),
+    Case("2240 bf16", "predict2-video2world", 2240, 448, 320, 13, 2, dtype="bfloat16"),
+    *(Case("7920", "predict2-video2world", 7920, 640, 352, 33, 2, threads=threads, repeats=1) for threads in (1, 2)),
+)
+
+
+@dataclass(slots=True)
+class Sample:
+    """CPU seconds of one request: all of it, the network, the video encoder; and how often the network ran."""
+
+    request_s: float = 0.0
+    loop_s: float = 0.0
+    encode_s: float = 0.0
+    evaluations: int = 0
+
+
+def build(case: Case, folder: Path) -> Any:
+    """Write the checkpoint of a case; diffusers' pipeline on it."""
+    from tests.world.checkpoints import save_predict
+
+    pipeline = save_predict(
+        case.kind,
+        folder,
+        text_width=1024,
+        num_attention_heads=8,
+        attention_head_dim=64,
+        num_layers=8,
+        mlp_ratio=4.0,
+        adaln_lora_dim=256,
+        max_size=(128, 240, 240),
+    )
+    import torch
+
+    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+        part.to(getattr(torch, case.dtype))
+    return pipeline
+
+
+def picture(case: Case) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The image that the clip starts from."""
+    y, x, c = np.ogrid[: case.height, : case.width, :3]
+    return (127.5 + 127.5 * np.sin(x / 9 + y / 7 + c)).astype(np.uint8)
+
+
+def ours(case: Case, world: Any) -> Sample:
+    """The request in Cosmorama's engine."""
+    from cosmorama.engine.prepare import PreparedRequest
+    from cosmorama.engine.rollout import Rollout
+    from cosmorama.request import GenerationRequest
+    from cosmorama.resolve import resolve
+
+    request = GenerationRequest(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        image=b"handed over decoded",
+        seed=1,
+        guidance_scale=1.0,
+        steps=case.steps,
+        width=case.width,
+        height=case.height,
+        frames=case.frames,
+        fps=16,
+    )
+    prepared = PreparedRequest(resolve(request, world.capabilities), PROMPT, picture(case)[None])
+    sample = Sample()
+    with watched(world.parts.transformer, world.parts.autoencoder.vae, sample):
+        start = time.process_time()
+        rollout = Rollout(world, prepared)
+        rollout.advance()
+        loop = time.process_time()
+        while not rollout.done:
+            rollout.advance()
+        sample.loop_s = time.process_time() - loop
+        for _ in rollout.decode():
+            pass
+        sample.request_s = time.process_time() - start
+    return sample
+
+
+def theirs(case: Case, pipeline: Any) -> Sample:
+    """The request in diffusers' pipeline."""
+    import torch
+    from PIL import Image
+
+    from tests.world.reference import without_torchvision
+
+    sample = Sample()
+    began: list[float] = []
+    hook = pipeline.transformer.register_forward_pre_hook(lambda *_: began.append(time.process_time()))
+
+    def ended(_pipeline: Any, _step: int, _timestep: Any, _values: dict[str, Any]) -> dict[str, Any]:
+        sample.loop_s = time.process_time() - began[0]
+        return {}
+
+    options: dict[str, Any] = {"fps": 16} if case.kind.startswith("predict2-") else {}
+    with without_torchvision(), watched(pipeline.transformer, pipeline.vae, sample):
+        start = time.process_time()
+        pipeline(
+            image=Image.fromarray(picture(case)),
+            prompt=PROMPT,
+            negative_prompt=NEGATIVE,
+            height=case.height,
+            width=case.width,
+            num_frames=case.frames,
+            num_inference_steps=case.steps,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(1),
+            output_type="np",
+            callback_on_step_end=ended,
+            **options,
+        )
+        sample.request_s = time.process_time() - start
+    hook.remove()
+    return sample
+
+
+@contextmanager
+def watched(transformer: Any, vae: Any, sample: Sample) -> Iterator[None]:
+    """Count evaluations of the network, and the CPU time of the video encoder."""
+
+    def evaluated(*_: Any) -> None:
+        sample.evaluations += 1
+
+    encode = vae.encode
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        start = time.process_time()
+        result = encode(*arguments, **options)
+        sample.encode_s += time.process_time() - start
+        return result
+
+    hook = transformer.proj_out.register_forward_hook(evaluated)
+    vae.encode = timed
+    try:
+        yield
+    finally:
+        hook.remove()
+        del vae.encode
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Both sides in turns; medians, and how many times faster Cosmorama is."""
+    import torch
+
+    from cosmorama.world.registry import load_world
+
+    torch.set_num_threads(case.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = build(case, Path(folder))
+        world = load_world(folder, device="cpu", dtype=case.dtype)
+    sides: dict[str, Callable[[], Sample]] = {
+        "cosmorama": partial(ours, case, world),
+        "diffusers": partial(theirs, case, pipeline),
+    }
+    samples: dict[str, list[Sample]] = {side: [] for side in sides}
+    for _ in range(case.repeats):
+        for side, run in sides.items():
+            samples[side].append(run())
+    result: dict[str, Any] = {
+        "case": case.name,
+        "kind": case.kind,
+        "tokens": case.tokens,
+        "frames": case.frames,
+        "dtype": case.dtype,
+        "threads": case.threads,
+        "steps": case.steps,
+    }
+    for side, runs in samples.items():
+        result[side] = {
+            "request_cpu_s": statistics.median(run.request_s for run in runs),
+            "loop_cpu_s_per_evaluation": statistics.median(run.loop_s / run.evaluations for run in runs),
+            "evaluations": runs[0].evaluations,
+            "encode_cpu_s": statistics.median(run.encode_s for run in runs),
+        }
+    ratios = {name: result["diffusers"][name] / result["cosmorama"][name] for name in result["diffusers"]}
+    result["times_faster"] = {
+        "loop": ratios["loop_cpu_s_per_evaluation"],
+        "request": ratios["request_cpu_s"],
+        "conditioning_encode": ratios["encode_cpu_s"],
+    }
+    return result
+
+
+def peak_memory(case: Case, side: str) -> int:
+    """Peak resident bytes of a process that loads one side and makes one request."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of, (case, side))
+
+
+def _peak_of(case: Case, side: str) -> int:
+    import torch
+
+    from cosmorama.world.registry import load_world
+
+    torch.set_num_threads(case.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = build(case, Path(folder))
+        if side == "cosmorama":
+            del pipeline
+            ours(case, load_world(folder, device="cpu", dtype=case.dtype))
+        else:
+            theirs(case, pipeline)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Run the cases that were asked for and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--case", choices=sorted({case.name for case in CASES}), help="only this one; default: all")
+    chosen = parser.parse_args()
+    cases = [case for case in CASES if chosen.case in (None, case.name)]
+    results = []
+    for case in cases:
+        results.append(measure(case))
+        if not chosen.json:
+            faster = ", ".join(f"{name} {value:.2f}x" for name, value in results[-1]["times_faster"].items())
+            print(f"{case.name} tokens, {case.kind}, {case.threads} thread(s): {faster}", flush=True)
+    smallest = cases[0]
+    memory = {side: peak_memory(smallest, side) for side in ("cosmorama", "diffusers")}
+    if chosen.json:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": multiprocessing.cpu_count()}
+        print(
+            json.dumps(
+                {"machine": machine, "cases": results, "peak_bytes": {"case": smallest.name, **memory}}, indent=2
+            )
+        )
+    else:
+        print(
+            f"peak memory at {smallest.name} tokens:", ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in memory.items())
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The OpenAI Videos dialect: what `POST /v1/videos` takes, and a job as its `video` object.
+
+Beyond OpenAI's own fields (`prompt`, `input_reference`, `model`, `seconds`, `size`) it takes the sampling knobs, which
+the official client sends with `extra_body`. Any size is made: at the model's nearest one, then resampled.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from fastapi import Request, Response
+from pydantic import Field, ValidationError, field_validator
+
+from cosmorama.api.body import DialectBody, WireModel, validate, wire_error
+from cosmorama.api.clips import ClipFile
+from cosmorama.api.dialects.base import Dialect
+from cosmorama.engine.outcome import Outcome
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.jobs.record import Job, State
+from cosmorama.media.sniff import sniff
+from cosmorama.media.write import mime_type
+from cosmorama.progress import Progress
+from cosmorama.request import (
+    DEFAULT_NEGATIVE_PROMPT,
+    MAX_SEED,
+    GenerationRequest,
+    MediaSource,
+    Output,
+    Size,
+    Solver,
+)
+from cosmorama.settings import Settings
+
+NAME = "openai"
+DEFAULT_SECONDS = "4"
+DEFAULT_SIZE = "720x1280"
+DEFAULT_FPS = 24.0
+REMIXED_FROM = "remixed_from_video_id"
+"""The label of a job that is a remix."""
+WIRE_NAMES = {"frames": "seconds", "image": "input_reference", "video": "input_reference"}
+_CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
+_STATUS: dict[State, str] = {
+    "queued": "queued",
+    "running": "in_progress",
+    "succeeded": "completed",
+    "failed": "failed",
+    "cancelled": "failed",
+}
+_DENOISING = (2, 90)
+_DECODING = (90, 99)
+"""From and to which per cent of the whole the two long stages go."""
+
+
+class Reference(WireModel):
+    """A picture or clip that is not uploaded: one of the three. A text instead of this object stands for its `url`."""
+
+    url: str | None = Field(None, description="URL, data URL or base64 of either. Not known to OpenAI.")
+    image_url: str | None = Field(None, description="URL, data URL or base64 of a picture.")
+    video_url: str | None = Field(None, description="URL, data URL or base64 of a clip. Not known to OpenAI.")
+    file_id: str | None = Field(None, description="Not supported: null. There is no file storage here.")
+
+
+class VideoBody(DialectBody):
+    """What a client of OpenAI's Videos API sends, and the sampling knobs."""
+
+    dialect: ClassVar[str] = NAME
+
+    prompt: str = Field(min_length=1)
+    model: str | None = Field(None, description="The model that is loaded, or null.")
+    seconds: str = Field(DEFAULT_SECONDS, description="Length of the clip; a number is taken too.")
+    size: str = Field(DEFAULT_SIZE, description="Width x height in pixels, both even.")
+    input_reference: Reference | None = Field(None, description="A picture to start from, or a clip to continue.")
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    prompt_upsampling: bool | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    steps: int = 35
+    guidance_scale: float = 7.0
+    fps: float = DEFAULT_FPS
+    frames: int | None = Field(None, description="Instead of seconds.")
+    solver: Solver | None = None
+    guidance_rescale: float = 0.0
+    conditioning_frames: int | None = None
+    flow_shift: float | None = None
+    quality: int | None = Field(None, ge=1, le=9)
+
+    @field_validator("seconds", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @field_validator("input_reference", mode="before")
+    @classmethod
+    def _as_object(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+class RemixBody(WireModel):
+    """What a client sends to make a video again with another prompt."""
+
+    prompt: str = Field(min_length=1)
+
+
+def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
+    """A decoded JSON body to the request it describes."""
+    return _to_request(validate(body, VideoBody), body.keys(), None, settings)
+
+
+def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settings) -> GenerationRequest:
+    """The fields of a form, all of them texts, and the upload `input_reference`, to the request they describe.
+
+    Fields of an object come as `input_reference[image_url]`.
+
+    Raises:
+        WireError: naming every field that is wrong.
+    """
+    body: dict[str, Any] = {}
+    for name, text in fields.items():
+        outer, bracket, inner = name.partition("[")
+        if bracket:
+            body.setdefault(outer, {})[inner.removesuffix("]")] = text
+        elif text:  # an empty field is one that a form was not filled in with
+            body[name] = text
+    if upload is not None and "input_reference" in body:
+        raise InvalidRequestError(Problem("input_reference", "an upload and a value", "one of the two"))
+    try:
+        wire = VideoBody.model_validate_strings(body, strict=False)
+    except ValidationError as error:
+        raise wire_error(error, VideoBody) from None
+    return _to_request(wire, body.keys(), upload, settings)
+
+
+def remix_of(fields: Mapping[str, str]) -> RemixBody:
+    """The fields of a form as what a remix takes."""
+    return validate(fields, RemixBody)
+
+
+def video_object(job: Job) -> dict[str, Any]:
+    """A job as OpenAI's `video` object; a cancelled job has failed."""
+    result = job.request.result
+    error = job.error
+    return {
+        "id": job.id,
+        "object": "video",
+        "model": job.model,
+        "status": _STATUS[job.state],
+        "progress": percent(job.progress, job.state),
+        "created_at": int(job.created_at),
+        "completed_at": int(job.finished_at) if job.state == "succeeded" and job.finished_at else None,
+        "expires_at": None,
+        "prompt": job.request.prompt,
+        "seconds": f"{result.frames / result.fps:g}",
+        "size": str(Size(result.width, result.height)),
+        "seed": job.request.seed,
+        "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
+        "error": None if error is None else {"code": error.type, "message": error.text},
+    }
+
+
+def percent(progress: Progress, state: State) -> int:
+    """How much of a job is done, 0 to 100: by denoising steps, then by decoded frames."""
+    if state == "succeeded":
+        return 100
+    if progress.stage == "done":  # made, and being put in its place
+        return _DECODING[1]
+    low, high = {"denoise": _DENOISING, "decode": _DECODING}.get(progress.stage, (0, 0))
+    if not progress.total:
+        return {"encode": 1}.get(progress.stage, low)
+    return low + math.floor((high - low) * progress.step / progress.total)
+
+
+def _to_request(wire: VideoBody, given: Any, upload: bytes | None, settings: Settings) -> GenerationRequest:
+    size = _size(wire.size)
+    media = upload if upload is not None else _reference(wire.input_reference)
+    is_clip = media is not None and _is_clip(media, wire.input_reference)
+    names = {"steps": "steps", "guidance_scale": "guidance_scale", "fps": "fps"}
+    left_open = [name for field, name in names.items() if field not in given]
+    if "seconds" not in given and "frames" not in given:
+        left_open.append("frames")
+    return GenerationRequest(
+        prompt=wire.prompt,
+        negative_prompt=wire.negative_prompt,
+        prompt_upsampling=wire.prompt_upsampling,
+        image=None if is_clip else media,
+        video=media if is_clip else None,
+        seed=wire.seed,
+        steps=wire.steps,
+        guidance_scale=wire.guidance_scale,
+        width=size.width,
+        height=size.height,
+        frames=_frames(wire),
+        fps=wire.fps,
+        solver=wire.solver,
+        guidance_rescale=wire.guidance_rescale,
+        conditioning_frames=wire.conditioning_frames,
+        flow_shift=wire.flow_shift,
+        output=Output(quality=settings.video_quality if wire.quality is None else wire.quality),
+        model=wire.model,
+        fit=True,
+        left_open=tuple(left_open),
+    )
+
+
+def _size(text: str) -> Size:
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if found is None:
+        raise InvalidRequestError(Problem("size", text, "width x height in pixels, such as 1280x720"))
+    return Size(int(found[1]), int(found[2]))
+
+
+def _frames(wire: VideoBody) -> int:
+    if wire.frames is not None:
+        return wire.frames
+    try:
+        seconds = float(wire.seconds)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 3600:
+        raise InvalidRequestError(Problem("seconds", wire.seconds, "a number above 0 and at most 3600"))
+    return max(1, round(seconds * wire.fps))
+
+
+def _reference(reference: Reference | None) -> str | None:
+    if reference is None:
+        return None
+    given = [url for url in (reference.url, reference.image_url, reference.video_url) if url]
+    if reference.file_id is not None or len(given) != 1:
+        accepted = "an image_url or a video_url (file_id is not supported: there is no file storage here)"
+        raise InvalidRequestError(Problem("input_reference", sorted(reference.model_fields_set), accepted))
+    return given[0]
+
+
+def _is_clip(media: MediaSource, reference: Reference | None) -> bool:
+    """Whether media is a clip: as its field says, else by its contents, else by the name in its URL."""
+    if isinstance(media, bytes):
+        return _holds_clip(media)
+    if reference is not None and not reference.url:
+        return reference.video_url is not None
+    text = str(media).strip()
+    if text[:5].lower() == "data:":
+        return text[5:11].lower() == "video/"
+    if text[:8].lower().startswith(("http://", "https://")):
+        return _path_of(text).lower().endswith(_CLIP_SUFFIXES)
+    head = "".join(text[:2048].split())
+    try:
+        return _holds_clip(binascii.a2b_base64(head[: len(head) // 4 * 4]))
+    except ValueError:  # not base64; whoever fetches it says so
+        return False
+
+
+def _holds_clip(data: bytes) -> bool:
+    kind = sniff(data)
+    return kind is not None and kind.what == "clip"
+
+
+def _path_of(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
+
+
+def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
+    """The file itself."""
+    return ClipFile(outcome, mime_type(generation.output))
+
+
+DIALECT = Dialect(
+    name=NAME,
+    parse=parse,
+    recognises=lambda body: False,
+    answer=answer,
+    body=VideoBody,
+    wire_names=WIRE_NAMES,
+)

@@ -1,0 +1,206 @@
+"""Jobs over HTTP: `POST /v1/jobs` in any wire format, then look, follow, fetch, cancel."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic_core import to_json
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from cosmorama.api.body import body_limit, read_object
+from cosmorama.api.dialects.base import Dialect, choose
+from cosmorama.api.dialects.table import DIALECTS
+from cosmorama.api.ranges import ranged
+from cosmorama.api.services import ServicesOf
+from cosmorama.api.submission import deadline_of, owner_of, priority_of, submission_of
+from cosmorama.errors import InvalidRequestError, MediaError, Problem
+from cosmorama.jobs.feed import number
+from cosmorama.jobs.record import STATES, JobEvent
+from cosmorama.jobs.service import Jobs
+
+JOB_FIELDS = ("dialect", "priority", "deadline_s", "webhook_url", "metadata")
+"""What a body of `POST /v1/jobs` may hold beside the wire format's own fields."""
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_JOB: dict[str, Any] = {"description": "The job.", "content": {"application/json": {"schema": {"type": "object"}}}}
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "description": "A body of `POST /v1/infer` in any wire format, and these fields, all optional.",
+                "properties": {
+                    "dialect": {"enum": [dialect.name for dialect in DIALECTS], "description": "Default: by shape."},
+                    "priority": {"enum": ["high", "normal", "low"], "default": "normal"},
+                    "deadline_s": {"type": "number", "description": "Fail if not finished after so many seconds."},
+                    "webhook_url": {"type": "string", "description": "Told when the job is over."},
+                    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+                },
+                "additionalProperties": True,
+            }
+        }
+    },
+}
+
+
+@router.post(
+    "",
+    summary="Accept a generation and answer at once",
+    status_code=202,
+    responses={202: _JOB, 409: {"description": "The Idempotency-Key was used for another request."}},
+    openapi_extra={"requestBody": _BODY},
+)
+async def submit(request: Request, services: ServicesOf, dialect: str | None = None) -> Response:
+    """The job is on the disk when this answers. An `Idempotency-Key` makes it safe to send again."""
+    settings = services.settings
+    body = await read_object(request, body_limit(settings.max_input_bytes))
+    given = {name: body.pop(name) for name in JOB_FIELDS if name in body}
+    asked = submission_of(request, settings)
+    spoken = choose(DIALECTS, body, dialect or _text(given.get("dialect"), "dialect"))
+    generation = spoken.parse(body, settings)
+    try:
+        job = await services.jobs.submit(
+            generation,
+            dialect=spoken.name,
+            priority=priority_of(given["priority"], "priority") if "priority" in given else asked.priority,
+            idempotency_key=asked.idempotency_key,
+            deadline_s=deadline_of(given["deadline_s"], "deadline_s") if "deadline_s" in given else asked.deadline_s,
+            owner=asked.owner,
+            webhook_url=_text(given.get("webhook_url"), "webhook_url"),
+            metadata=_labels(given.get("metadata")),
+        )
+    except (InvalidRequestError, MediaError) as error:
+        raise _in_words_of(spoken, error) from None
+    return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
+
+
+@router.get("", summary="List jobs, newest first", responses={200: {"description": "A page of jobs."}})
+async def list_jobs(
+    request: Request,
+    services: ServicesOf,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[str, Query(description="1 to 100.")] = "20",
+    state: Annotated[str | None, Query(description=", ".join(STATES))] = None,
+) -> Response:
+    """A page of the caller's jobs."""
+    if not limit.isdecimal() or len(limit) > 9:
+        raise InvalidRequestError(Problem("limit", limit, "an integer from 1 to 100"))
+    if state is not None and state not in STATES:
+        raise InvalidRequestError(Problem("state", state, f"one of {', '.join(STATES)}"))
+    owner = owner_of(request, services.settings)
+    page = await services.jobs.list(cursor=cursor, limit=int(limit), state=state, owner=owner)
+    return JSONResponse(
+        {"object": "list", "data": [job.summary() for job in page.jobs], "next_cursor": page.cursor},
+    )
+
+
+@router.get("/{job_id}", summary="A job as it is now", responses={200: _JOB})
+async def get(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """Its state, stage, place in the queue and ETA; at the end its result or its error."""
+    job = await services.jobs.get(job_id, owner=owner_of(request, services.settings))
+    return JSONResponse(job.summary())
+
+
+@router.delete("/{job_id}", summary="Cancel a job, or delete a finished one", responses={200: _JOB})
+async def delete(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """A job that is not over is cancelled within one denoising step and can still be seen; a finished one is gone."""
+    owner = owner_of(request, services.settings)
+    job = await services.jobs.get(job_id, owner=owner)
+    if not job.final:
+        return JSONResponse((await services.jobs.cancel(job_id, owner=owner)).summary())
+    await services.jobs.delete(job_id, owner=owner)
+    return JSONResponse({"id": job_id, "object": "job", "deleted": True})
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: _JOB})
+async def cancel(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """Stop a job within one denoising step. One that is over stays as it is, with its clip."""
+    job = await services.jobs.cancel(job_id, owner=owner_of(request, services.settings))
+    return JSONResponse(job.summary())
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=EventSourceResponse,
+    responses={200: {"description": "Server-sent events: `status`, `preview`, and one of the final states."}},
+)
+async def events(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """Events from the present state to the end. `Last-Event-ID` leaves out what was seen; 204 if that was the end."""
+    owner = owner_of(request, services.settings)
+    job = await services.jobs.get(job_id, owner=owner)
+    last = request.headers.get("last-event-id", "")
+    after = int(last) if last.isdecimal() and len(last) < 19 else 0
+    if job.final and after >= number(job):
+        return Response(status_code=204)
+    return EventSourceResponse(_stream(services.jobs, job_id, after))
+
+
+@router.get(
+    "/{job_id}/content",
+    summary="The clip",
+    response_class=Response,
+    responses={200: {"description": "The file.", "content": {"video/mp4": {}}}, 206: {"description": "A part of it."}},
+)
+async def content(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """The file of a succeeded job, or the part of it that a `Range` header names."""
+    found = await services.jobs.open_content(job_id, owner=owner_of(request, services.settings))
+    if found.path is not None:
+        return FileResponse(
+            found.path, media_type=found.media_type, filename=found.name, content_disposition_type="inline"
+        )
+    return ranged(request, found)
+
+
+@router.get("/{job_id}/answer", summary="The answer in the job's own wire format", response_class=Response)
+async def answer(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """What the synchronous request would have been answered with."""
+    job = await services.jobs.get(job_id, owner=owner_of(request, services.settings))
+    spoken = choose(DIALECTS, {}, job.dialect)
+    if job.error is not None:
+        raise _in_words_of(spoken, job.error.exception())
+    path = await services.jobs.checkout(job_id)
+    assert job.result is not None
+    return spoken.answer(request, job.request, replace(job.result.outcome, path=path))
+
+
+async def _stream(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    async for event in jobs.events(job_id, after=after):
+        yield ServerSentEvent(_data(event), event=event.kind, id=str(event.number))
+
+
+def _data(event: JobEvent) -> str:
+    if event.preview is not None:
+        return to_json({"media_type": "image/jpeg", "data": base64.b64encode(event.preview).decode()}).decode()
+    assert event.job is not None
+    return to_json(event.job.summary()).decode()
+
+
+def _in_words_of(dialect: Dialect, error: Exception) -> Exception:
+    """An error under the names that the client knows."""
+    if isinstance(error, InvalidRequestError):
+        return error.renamed(dialect.wire_names)
+    if isinstance(error, MediaError):
+        return MediaError(dialect.wire_names.get(error.field, error.field), error.message, status=error.status)
+    return error
+
+
+def _text(value: object, name: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidRequestError(Problem(name, value, "a string"))
+
+
+def _labels(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, dict) and all(isinstance(label, str) for label in value.values()):
+        return value
+    raise InvalidRequestError(Problem("metadata", value, "an object whose values are strings"))

@@ -1,0 +1,76 @@
+"""How a request asks to be treated, apart from what it asks for: in headers, the same in every wire format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from fastapi import Request
+
+from cosmorama.engine.scheduler import PRIORITIES, Priority
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.settings import Settings
+
+PRIORITY_HEADER = "X-Cosmorama-Priority"
+DEADLINE_HEADER = "X-Cosmorama-Deadline-S"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """The first arguments of `Jobs.submit` besides the request."""
+
+    owner: str
+    priority: Priority = "normal"
+    idempotency_key: str | None = None
+    deadline_s: float | None = None
+
+
+def owner_of(request: Request, settings: Settings) -> str:
+    """Whose jobs a client may see and makes: a digest of its API key; empty where the server has no keys."""
+    if not settings.api_keys:
+        return ""
+    _, _, key = request.headers.get("authorization", "").partition(" ")
+    return sha256(key.strip().encode("latin-1")).hexdigest()[:32]
+
+
+def submission_of(request: Request, settings: Settings) -> Submission:
+    """What the headers say.
+
+    Raises:
+        InvalidRequestError: naming the header that is wrong.
+    """
+    return Submission(
+        owner=owner_of(request, settings),
+        priority=priority_of(request.headers.get(PRIORITY_HEADER, "normal"), PRIORITY_HEADER),
+        idempotency_key=request.headers.get(IDEMPOTENCY_HEADER),
+        deadline_s=deadline_of(request.headers.get(DEADLINE_HEADER), DEADLINE_HEADER),
+    )
+
+
+def priority_of(value: object, name: str) -> Priority:
+    """A priority class by name.
+
+    Raises:
+        InvalidRequestError: it is none; the error calls the value `name`.
+    """
+    if value not in PRIORITIES:
+        raise InvalidRequestError(Problem(name, value, f"one of {', '.join(PRIORITIES)}"))
+    return value
+
+
+def deadline_of(value: object, name: str) -> float | None:
+    """Seconds, more than 0, as a number or its text; None stays None.
+
+    Raises:
+        InvalidRequestError: it is none; the error calls the value `name`.
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
+    except (ValueError, OverflowError):
+        seconds = 0.0
+    if not 0 < seconds <= 1e9:
+        raise InvalidRequestError(Problem(name, value, "a number of seconds, more than 0"))
+    return seconds

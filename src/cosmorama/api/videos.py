@@ -1,0 +1,233 @@
+"""OpenAI's Videos API: the official client works with this server as its base URL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
+
+from cosmorama.api.body import body_limit, read_json, read_object
+from cosmorama.api.clips import discard
+from cosmorama.api.dialects import openai_videos
+from cosmorama.api.dialects.base import worded
+from cosmorama.api.errors import BodyError
+from cosmorama.api.errors import answer as answer_to
+from cosmorama.api.form import read_form
+from cosmorama.api.ranges import ranged
+from cosmorama.api.services import Services, ServicesOf
+from cosmorama.api.submission import owner_of, submission_of
+from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.jobs.record import Job, JobNotFoundError
+from cosmorama.media.stills import spritesheet, thumbnail
+from cosmorama.request import GenerationRequest
+
+POLL_AFTER_MS = 500
+"""What the official client is told about how often to ask."""
+STILLS: dict[str, tuple[str, Callable[..., bytes]]] = {
+    "thumbnail": ("image/webp", thumbnail),
+    "spritesheet": ("image/jpeg", spritesheet),
+}
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors are in OpenAI's words: `param` besides the message, and 400 for an invalid request."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler, with its errors answered."""
+        handler = super().get_route_handler()
+
+        async def answered(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except CosmoramaError as error:
+                return _error(request, error)
+
+        return answered
+
+
+def _error(request: Request, error: CosmoramaError) -> JSONResponse:
+    usual = answer_to(error)
+    param = None
+    if isinstance(error, InvalidRequestError):
+        param = error.problems[0].field
+    elif isinstance(error, MediaError):
+        param = error.field
+    invalid = usual.status_code == 422
+    body = {
+        "error": {
+            "message": str(error),
+            "type": "invalid_request_error" if usual.status_code < 500 else "server_error",
+            "param": param,
+            "code": error.kind,
+        }
+    }
+    headers = {name: value for name, value in usual.headers.items() if name == "retry-after"}
+    return JSONResponse(body, 400 if invalid else usual.status_code, headers)
+
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"], route_class=OpenAIRoute)
+
+_VIDEO: dict[str, Any] = {
+    "description": "The video.",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+_SCHEMA = {"$ref": "#/components/schemas/VideoBody"}
+
+
+@router.post(
+    "",
+    summary="Begin a video",
+    responses={200: _VIDEO},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _SCHEMA}, "multipart/form-data": {"schema": _SCHEMA}},
+        }
+    },
+)
+async def create(request: Request, services: ServicesOf) -> Response:
+    """Accept a generation, as a form or as JSON, and answer with the video as it is now: queued."""
+    settings = services.settings
+    limit = body_limit(settings.max_input_bytes)
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        fields, upload = await read_form(request, "input_reference", limit)
+        generation = openai_videos.parse_form(fields, upload, settings)
+    else:
+        generation = openai_videos.parse(await read_object(request, limit), settings)
+    return await _begin(request, generation, services)
+
+
+@router.get("", summary="List videos", responses={200: {"description": "A page of videos."}})
+async def list_videos(
+    request: Request,
+    services: ServicesOf,
+    after: Annotated[str | None, Query(description="The page begins after this video.")] = None,
+    limit: Annotated[str, Query(description="1 to 100.")] = "20",
+    order: Annotated[str, Query(description="By time of creation: asc or desc.")] = "desc",
+) -> Response:
+    """The caller's videos, newest first."""
+    if not limit.isdecimal() or len(limit) > 9:
+        raise InvalidRequestError(Problem("limit", limit, "an integer from 1 to 100"))
+    if order not in ("asc", "desc"):
+        raise InvalidRequestError(Problem("order", order, "asc or desc"))
+    try:
+        page = await services.jobs.list(
+            cursor=after,
+            limit=int(limit),
+            owner=owner_of(request, services.settings),
+            dialect=openai_videos.NAME,
+            ascending=order == "asc",
+        )
+    except InvalidRequestError as error:
+        raise error.renamed({"cursor": "after"}) from None
+    data = [openai_videos.video_object(job) for job in page.jobs]
+    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+    return JSONResponse({"object": "list", "data": data, **ends, "has_more": page.cursor is not None})
+
+
+@router.get("/{video_id}", summary="A video as it is now", responses={200: _VIDEO})
+async def retrieve(video_id: str, request: Request, services: ServicesOf) -> Response:
+    """Its status, and how many per cent are done."""
+    job = await _job(video_id, request, services)
+    headers = {} if job.final else {"openai-poll-after-ms": str(POLL_AFTER_MS)}
+    return JSONResponse(openai_videos.video_object(job), headers=headers)
+
+
+@router.delete("/{video_id}", summary="Delete a video", responses={200: {"description": "It is gone."}})
+async def delete(video_id: str, request: Request, services: ServicesOf) -> Response:
+    """Remove a video and its files; one that is being made is cancelled first."""
+    job = await _job(video_id, request, services)
+    await services.jobs.delete(job.id, owner=job.owner)
+    return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
+
+
+@router.get(
+    "/{video_id}/content",
+    summary="The clip, or a picture of it",
+    response_class=Response,
+    responses={
+        200: {"description": "The file.", "content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
+        206: {"description": "A part of it."},
+    },
+)
+async def content(
+    video_id: str,
+    request: Request,
+    services: ServicesOf,
+    variant: Annotated[str, Query(description="video, thumbnail or spritesheet.")] = "video",
+) -> Response:
+    """The file of a completed video, its first frame (WebP), or sixteen of its moments on a sheet (JPEG)."""
+    if variant != "video" and variant not in STILLS:
+        raise InvalidRequestError(Problem("variant", variant, f"one of video, {', '.join(STILLS)}"))
+    job = await _job(video_id, request, services)
+    found = await services.jobs.open_content(job.id, owner=job.owner)
+    if variant in STILLS:
+        media_type, make = STILLS[variant]
+        clip = await services.jobs.checkout(job.id)
+        try:
+            return Response(await asyncio.to_thread(make, clip), media_type=media_type)
+        finally:
+            discard(clip)
+    if found.path is not None:
+        return FileResponse(
+            found.path, media_type=found.media_type, filename=found.name, content_disposition_type="inline"
+        )
+    return ranged(request, found)
+
+
+@router.post(
+    "/{video_id}/remix",
+    summary="Make a video again with another prompt",
+    responses={200: _VIDEO},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": openai_videos.RemixBody.model_json_schema()}},
+        }
+    },
+)
+async def remix(video_id: str, request: Request, services: ServicesOf) -> Response:
+    """Begin a video with the inputs, the settings and the seed of another, and a new prompt."""
+    limit = body_limit(services.settings.max_input_bytes)
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        fields, _ = await read_form(request, "input_reference", limit)
+        body = openai_videos.remix_of(fields)
+    else:
+        body = await read_json(request, openai_videos.RemixBody, limit)
+    source = await _job(video_id, request, services)
+    if source.state != "succeeded":
+        raise BodyError(f"{video_id} is not completed, and only a completed video can be remixed", status=409)
+    again = replace(await services.jobs.restored(source), prompt=body.prompt)
+    return await _begin(request, again, services, {openai_videos.REMIXED_FROM: source.id})
+
+
+async def _begin(
+    request: Request, generation: GenerationRequest, services: Services, labels: dict[str, str] | None = None
+) -> Response:
+    asked = submission_of(request, services.settings)
+    try:
+        job = await services.jobs.submit(
+            generation,
+            dialect=openai_videos.NAME,
+            priority=asked.priority,
+            idempotency_key=asked.idempotency_key,
+            deadline_s=asked.deadline_s,
+            owner=asked.owner,
+            metadata=labels,
+        )
+    except (InvalidRequestError, MediaError) as error:
+        raise worded(error, openai_videos.WIRE_NAMES) from None
+    return JSONResponse(openai_videos.video_object(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
+
+
+async def _job(video_id: str, request: Request, services: Services) -> Job:
+    """The caller's video of that id; jobs of other wire formats are none."""
+    job = await services.jobs.get(video_id, owner=owner_of(request, services.settings))
+    if job.dialect != openai_videos.NAME:
+        raise JobNotFoundError(f"there is no video {video_id}")
+    return job

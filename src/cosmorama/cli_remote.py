@@ -1,0 +1,138 @@
+"""Commands that talk to a server: `cosmorama jobs ...`; and `cosmorama batch`, which can do without one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cosmorama.cli_errors import errors_for_people
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+ServerOption = Annotated[str, typer.Option(help="Address of the server.", envvar="COSMORAMA_SERVER")]
+KeyOption = Annotated[str | None, typer.Option(help="API key.", envvar="COSMORAMA_API_KEY", show_envvar=True)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+jobs = typer.Typer(help="The jobs of a server.", no_args_is_help=True)
+
+
+@jobs.command("list")
+def list_(
+    state: Annotated[
+        str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.", show_default="all")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 20,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    from itertools import islice
+
+    from cosmorama.client import Client
+    from cosmorama.client.protocol import State
+
+    with errors_for_people(), Client(server, api_key=api_key, patience_s=0) as client:
+        found = [job.status for job in islice(client.jobs(state=cast("State | None", state)), limit)]
+    if as_json:
+        typer.echo(json.dumps([status.model_dump(mode="json") for status in found], indent=2))
+        return
+    table = Table(box=None)
+    table.add_column("id", no_wrap=True, min_width=28)
+    for name in ("state", "stage", "created", "model", "prompt"):
+        table.add_column(name, no_wrap=True)
+    for status in found:
+        created = datetime.fromtimestamp(status.created_at).isoformat(" ", "seconds")
+        stage = f"{status.stage} {status.step}/{status.total}" if status.total else status.stage
+        prompt = str(status.request.get("prompt") or "")
+        table.add_row(status.id, status.state, stage, created, status.model, prompt[:60])
+    Console().print(table)
+
+
+@jobs.command()
+def show(job_id: str, server: ServerOption = DEFAULT_SERVER, api_key: KeyOption = None) -> None:
+    """Print all that the server tells of a job, as JSON."""
+    from cosmorama.client import Client
+
+    with errors_for_people(), Client(server, api_key=api_key, patience_s=0) as client:
+        typer.echo(client.job(job_id).status.model_dump_json(indent=2))
+
+
+@jobs.command()
+def cancel(job_id: str, server: ServerOption = DEFAULT_SERVER, api_key: KeyOption = None) -> None:
+    """Stop a job within one denoising step."""
+    from cosmorama.client import Client
+
+    with errors_for_people(), Client(server, api_key=api_key, patience_s=0) as client:
+        typer.echo(f"{job_id}  {client.job(job_id).cancel().state}")
+
+
+@jobs.command()
+def watch(
+    job_id: str,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Download the clip when it is finished.")
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key: KeyOption = None,
+) -> None:
+    """Show a job's progress until it is over. Ctrl-C leaves the job alone."""
+    from cosmorama.client import Client
+
+    with errors_for_people(), Client(server, api_key=api_key) as client:
+        job = client.job(job_id)
+        job.wait(progress_bar=True)
+        saved = "" if output is None else f"  {job.download(output)}"
+        typer.echo(f"{job_id}  {job.status.state}{saved}")
+
+
+def batch(
+    requests: Annotated[Path, typer.Argument(help="JSON Lines: one object per clip, with the fields of a request.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the clips and the manifest.")],
+    server: Annotated[
+        str | None, typer.Option(help="Address of a server; without one, a model in this process.")
+    ] = None,
+    api_key: KeyOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name; or, without a server, a checkpoint folder too.", show_default="the usual")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Jobs on the server at a time.", min=1, max=256)] = 4,
+) -> None:
+    """Make many clips. Started again, it goes on where it stopped: finished rows are skipped."""
+    from rich.progress import Progress
+
+    from cosmorama import batch as batches
+    from cosmorama.client import AsyncClient
+
+    with errors_for_people():
+        rows = batches.read_rows(requests)
+    console = Console(stderr=True)
+    bar = Progress(console=console)
+    task = bar.add_task("clips", total=len(rows))
+
+    def told(row: batches.Row, how: Literal["made", "skipped", "failed"]) -> None:
+        bar.advance(task)
+        if how != "skipped":
+            bar.console.print(f"{row.name}: {how}", highlight=False)
+
+    async def all_of_them() -> batches.Report:
+        if server is None:
+            return await batches.run(rows, output, batches.in_process(model or "microcosm"), on_row=told)
+        async with AsyncClient(server, api_key=api_key) as client:
+            make = batches.on_server(client, model)
+            return await batches.run(rows, output, make, parallel=parallel, on_row=told)
+
+    with errors_for_people(), bar:
+        report = asyncio.run(all_of_them())
+    typer.echo(f"{len(report.made)} made, {len(report.skipped)} were there, {len(report.failed)} failed in {output}")
+    for name, error in report.failed.items():
+        typer.echo(f"{name}: {error}", err=True)
+    if report.failed:
+        raise typer.Exit(1)

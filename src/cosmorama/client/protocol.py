@@ -1,0 +1,301 @@
+"""What both clients say and understand, apart from how they wait: bodies, answers, errors, when to try again."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import httpx
+from httpx_sse import ServerSentEvent
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from cosmorama.client.errors import error_of
+from cosmorama.errors import CosmoramaError, ServerUnreachableError
+from cosmorama.jobs.record import JobConflictError
+from cosmorama.media.source import Picture, image_source, media_source, output_for
+from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+BUSY = frozenset({429, 502, 503, 504})
+"""Answers after which the same call may succeed."""
+LONGEST_WAIT_S = 60.0
+_INTERNAL = frozenset({"left_open", "target"})
+"""Fields that a server fills in."""
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job can be told beside its request.
+
+    Attributes:
+        priority: Class of service.
+        deadline_s: Seconds from acceptance after which it fails if it is not finished.
+        metadata: Own labels: at most 16, names up to 64 and values up to 512 characters.
+        webhook_url: Told when the job is over.
+        idempotency_key: The same key gives the same job again. Drawn anew for every call where it is left out.
+    """
+
+    priority: Literal["high", "normal", "low"]
+    deadline_s: float
+    metadata: Mapping[str, str]
+    webhook_url: str
+    idempotency_key: str
+
+
+class ErrorBody(BaseModel):
+    """Why a job failed."""
+
+    message: str
+    type: str
+    code: int
+
+
+class ResultBody(BaseModel):
+    """What a job made."""
+
+    content_url: str | None
+    media_type: str
+    bytes: int
+    seed: int
+    upsampled_prompt: str
+    timings_s: dict[str, float] = {}
+
+
+class JobStatus(BaseModel):
+    """A job as the server last told of it. Times are seconds since the epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    state: State
+    model: str
+    mode: str
+    priority: str
+    stage: str
+    step: int
+    total: int
+    created_at: float
+    queue_position: int | None = None
+    eta_s: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    attempts: int = 0
+    request: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    error: ErrorBody | None = None
+    result: ResultBody | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the job is over."""
+        return self.state not in ("queued", "running")
+
+    def raise_for_state(self) -> JobStatus:
+        """The status itself unless the job failed or was cancelled.
+
+        Raises:
+            CosmoramaError: the error that a caller of the model itself would have got.
+        """
+        if self.error is not None and self.state in ("failed", "cancelled"):
+            raise error_of(self.error.code, self.error.type, self.error.message)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A finished clip and what was used to make it.
+
+    Attributes:
+        data: The file's contents.
+        seed: The seed that was used.
+        prompt: The text that was used.
+        media_type: Such as `video/mp4`.
+        job: The job that made it.
+    """
+
+    data: bytes
+    seed: int
+    prompt: str
+    media_type: str
+    job: JobStatus
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file; folders are made where they are missing."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.data)
+        return path
+
+
+class Patience:
+    """When a call that found the server busy, or did not find it, is made again.
+
+    The server's `Retry-After` counts where it says one; otherwise the waits double from half a second on.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._ends_at = time.monotonic() + patience_s
+        self._next_s = 0.5
+
+    def wait_s(self, response: httpx.Response | None) -> float | None:
+        """Seconds until the next attempt; None when it would come too late."""
+        asked = None if response is None else response.headers.get("Retry-After")
+        if asked is not None and asked.isdecimal():
+            wait_s = float(asked)
+        else:
+            wait_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_WAIT_S)
+        return wait_s if time.monotonic() + wait_s <= self._ends_at else None
+
+
+def client_arguments(server: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    """The arguments of an httpx client for a server."""
+    headers = {"User-Agent": "cosmorama-client"}
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
+    return {"base_url": server, "headers": headers, "timeout": timeout_s, "follow_redirects": True}
+
+
+def unreachable(server: httpx.URL, failure: Exception | None) -> ServerUnreachableError:
+    """The error of a server that did not answer."""
+    return ServerUnreachableError(f"{server} cannot be reached: {failure or 'no answer'}")
+
+
+def request_of(
+    prompt: str | None,
+    *,
+    image: Picture | None,
+    video: MediaSource | None,
+    output: str | Path,
+    **knobs: Unpack[Knobs],
+) -> GenerationRequest:
+    """The request that the arguments of `generate` describe.
+
+    Raises:
+        InvalidRequestError: `output` has a suffix that stands for no format.
+    """
+    return GenerationRequest(
+        prompt=prompt,
+        image=None if image is None else image_source(image),
+        video=None if video is None else media_source(video),
+        output=output_for(Path(output)),
+        **knobs,
+    )
+
+
+def submit_arguments(request: GenerationRequest, model: str | None, options: JobOptions) -> dict[str, Any]:
+    """The arguments of an httpx request that submits a job. Local files are read and sent along."""
+    body: dict[str, Any] = {"dialect": "cosmorama", **body_of(request)}
+    if model is not None:
+        body["model"] = model
+    headers = {"Idempotency-Key": options.get("idempotency_key") or uuid.uuid4().hex}
+    body |= {name: value for name, value in options.items() if name != "idempotency_key" and value is not None}
+    return {"method": "POST", "url": "/v1/jobs", "json": body, "headers": headers}
+
+
+def body_of(request: GenerationRequest) -> dict[str, Any]:
+    """A request in the server's own wire format: what differs from the defaults, so that older servers take it too."""
+    usual = GenerationRequest()
+    return {
+        field.name: _wire(getattr(request, field.name))
+        for field in fields(request)
+        if field.name not in _INTERNAL and getattr(request, field.name) != getattr(usual, field.name)
+    }
+
+
+def _wire(value: Any) -> Any:
+    if isinstance(value, (bytes, Path)):
+        return media_text(value)
+    if is_dataclass(value):
+        return {field.name: _wire(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_wire(item) for item in value]
+    return value
+
+
+def media_text(source: MediaSource) -> str:
+    """A URL or base64 text as it is; contents and local files in base64.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, str):
+        return source
+    return base64.b64encode(source if isinstance(source, bytes) else source.expanduser().read_bytes()).decode()
+
+
+def status_of(response: httpx.Response) -> JobStatus:
+    """A job from the answer that shows it."""
+    status: JobStatus = _parsed(JobStatus, response)
+    return status
+
+
+def capabilities_of(response: httpx.Response) -> Capabilities:
+    """A model's capabilities from the answer that shows them."""
+    known = {field.name for field in fields(Capabilities)}
+    try:
+        return TypeAdapter(Capabilities).validate_python({k: v for k, v in response.json().items() if k in known})
+    except (ValueError, AttributeError) as error:
+        raise _not_understood(response) from error
+
+
+def page_of(response: httpx.Response) -> tuple[list[JobStatus], str | None]:
+    """Some jobs, and the cursor that continues after them."""
+    page: _Page = _parsed(_Page, response)
+    return page.data, page.next_cursor
+
+
+class _Page(BaseModel):
+    data: list[JobStatus]
+    next_cursor: str | None = None
+
+
+def event_status(event: ServerSentEvent) -> JobStatus | None:
+    """The job that an event shows; None for previews, and for a comment that only keeps the connection alive."""
+    # httpx-sse makes an empty event of the blank line after a comment, once an id was sent.
+    if event.event == "preview" or not event.data:
+        return None
+    return JobStatus.model_validate_json(event.data)
+
+
+def clip_of(status: JobStatus, content: bytes) -> Clip:
+    """The clip of a succeeded job."""
+    result = status.result
+    if result is None:
+        raise JobConflictError(f"job {status.id} has no clip: it is {status.state}")
+    return Clip(content, result.seed, result.upsampled_prompt, result.media_type, status)
+
+
+def part_of(path: Path, job_id: str) -> Path:
+    """Where a download is kept until it is whole. The job's id is in it, so that no two clips are ever mixed."""
+    return path.with_name(f".{path.name}.{job_id}.part")
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """A response whose body was read, unless it is an error.
+
+    Raises:
+        CosmoramaError: the error that the server answered with, as the class it has in `cosmorama.errors`.
+    """
+    if response.is_success:
+        return response
+    try:
+        error = response.json()["error"]
+        kind, message = str(error["type"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):  # a proxy's own page
+        kind, message = "", f"{response.reason_phrase or 'an error'} from {response.url}"
+    raise error_of(response.status_code, kind, message)
+
+
+def _parsed(model: Any, response: httpx.Response) -> Any:
+    try:
+        return model.model_validate_json(response.content)
+    except ValidationError as error:
+        raise _not_understood(response) from error
+
+
+def _not_understood(response: httpx.Response) -> CosmoramaError:
+    return CosmoramaError(f"the answer of {response.url} is not a Cosmorama server's")

@@ -1,0 +1,230 @@
+"""What a job is, to everyone outside the store: an immutable snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.scheduler import Priority
+from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.progress import Progress
+from cosmorama.request import GenerationRequest
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+FINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
+"""States that a job never leaves."""
+
+
+class JobNotFoundError(CosmoramaError):
+    """No job of that id, or it belongs to somebody else, or it was deleted (HTTP 404)."""
+
+    status = 404
+    kind = "job_not_found"
+
+
+class JobConflictError(CosmoramaError):
+    """The job's state, or an earlier use of the idempotency key, does not allow this (HTTP 409)."""
+
+    status = 409
+    kind = "conflict"
+
+
+class ContentGoneError(CosmoramaError):
+    """The job's result existed and was removed: delivered to the client that waited, or too old (HTTP 410)."""
+
+    status = 410
+    kind = "content_gone"
+
+
+class StoreUnavailableError(CosmoramaError):
+    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503)."""
+
+    status = 503
+    kind = "store_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed or was cancelled: the error that a synchronous client would have got.
+
+    Attributes:
+        type: `CosmoramaError.kind`.
+        status: Its HTTP status.
+        message: In words.
+        problems: For invalid requests: the fields that are wrong, under the names of `GenerationRequest`.
+        field: For media: the input that cannot be used.
+    """
+
+    type: str
+    status: int
+    message: str
+    problems: tuple[Problem, ...] = ()
+    field: str | None = None
+
+    @classmethod
+    def of(cls, error: CosmoramaError) -> JobError:
+        """The record of an error."""
+        if isinstance(error, InvalidRequestError):
+            return cls(error.kind, error.status, str(error), problems=error.problems)
+        if isinstance(error, MediaError):
+            return cls(error.kind, error.status, error.message, field=error.field)
+        return cls(error.kind, error.status, str(error))
+
+    @property
+    def text(self) -> str:
+        """The message as a client reads it."""
+        return str(self.exception())
+
+    def exception(self) -> CosmoramaError:
+        """The error again, to be raised: an `InvalidRequestError`, a `MediaError`, or a `JobFailedError`."""
+        if self.problems:
+            return InvalidRequestError(*self.problems)
+        if self.field is not None:
+            return MediaError(self.field, self.message, status=self.status)
+        return JobFailedError(self)
+
+
+class JobFailedError(CosmoramaError):
+    """A job's recorded error, raised to whoever waited for it, with the status and kind it had."""
+
+    def __init__(self, error: JobError) -> None:
+        self.status = error.status
+        self.kind = error.type
+        super().__init__(error.message)
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """The clip of a succeeded job.
+
+    Attributes:
+        outcome: What was really used to make it; its `path` is the clip's name only, see `Jobs.open_content`.
+        media_type: Such as `video/mp4`.
+        bytes: Size of the clip.
+        available: False once the clip was removed from the artifact store.
+    """
+
+    outcome: Outcome
+    media_type: str
+    bytes: int
+    available: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A snapshot of a job.
+
+    Attributes:
+        id: Unique, URL-safe, ordered by acceptance within a server: `job_` and 26 letters and digits.
+        state: Where it is in its life.
+        dialect: Name of the wire format it came in.
+        model: Name of the model it was accepted for.
+        owner: Whose it is: a digest of the API key, or empty where the server has no keys.
+        request: As accepted: resolved, seed drawn. Media that came inline is in the artifact store and stands here as a
+            `Path`, its key there; URLs are as they came.
+        priority: Class of service.
+        metadata: The client's own labels.
+        progress: Stage, and steps done of all.
+        queue_position: 1 for the next to start; None when not queued.
+        eta_s: Seconds until it is expected to be finished; None when unknown or over.
+        created_at, started_at, finished_at, deadline_at: Seconds since the epoch; None: not yet (no deadline).
+        attempts: How often it was started; more than one after a crash.
+        error: Of failed and cancelled jobs.
+        result: Of succeeded jobs.
+        idempotency_key: The key it was accepted under, if any.
+        webhook_url: Told when the job is over, if any.
+        attached: Whether a client waits for it on a connection, and nobody wants it otherwise.
+    """
+
+    id: str
+    state: State
+    dialect: str
+    model: str
+    owner: str
+    request: GenerationRequest
+    priority: Priority
+    created_at: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress = field(default_factory=lambda: Progress("queued"))
+    queue_position: int | None = None
+    eta_s: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    deadline_at: float | None = None
+    attempts: int = 0
+    error: JobError | None = None
+    result: JobResult | None = None
+    idempotency_key: str | None = None
+    webhook_url: str | None = None
+    attached: bool = False
+
+    @property
+    def final(self) -> bool:
+        """Whether the job is over."""
+        return self.state in FINAL
+
+    def summary(self) -> dict[str, Any]:
+        """The job in JSON: what `GET /v1/jobs/{id}` answers and webhooks carry. Holds no media and no prompt inputs."""
+        request, result = self.request, self.result
+        return {
+            "id": self.id,
+            "object": "job",
+            "state": self.state,
+            "dialect": self.dialect,
+            "model": self.model,
+            "mode": request.mode,
+            "priority": self.priority,
+            "stage": self.progress.stage,
+            "step": self.progress.step,
+            "total": self.progress.total,
+            "queue_position": self.queue_position,
+            "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "deadline_at": self.deadline_at,
+            "attempts": self.attempts,
+            "request": {
+                "prompt": request.prompt,
+                "seed": request.seed,
+                "steps": request.steps,
+                "width": request.result.width,
+                "height": request.result.height,
+                "frames": request.result.frames,
+                "fps": request.result.fps,
+            },
+            "metadata": dict(self.metadata),
+            "error": None
+            if self.error is None
+            else {"message": self.error.text, "type": self.error.type, "code": self.error.status},
+            "result": None
+            if result is None
+            else {
+                "content_url": f"/v1/jobs/{self.id}/content" if result.available else None,
+                "media_type": result.media_type,
+                "bytes": result.bytes,
+                "seed": result.outcome.seed,
+                "upsampled_prompt": result.outcome.prompt,
+                "timings_s": {stage: round(seconds, 3) for stage, seconds in result.outcome.timings.items()},
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job. Numbers grow, also across restarts, so a client can say what it has seen.
+
+    Attributes:
+        number: For `Last-Event-ID`.
+        kind: `status` (any change short of the end), `preview`, or the final state.
+        job: The job then; None for previews.
+        preview: A small JPEG of a frame as it is estimated now, for previews.
+    """
+
+    number: int
+    kind: Literal["status", "preview", "succeeded", "failed", "cancelled"]
+    job: Job | None = None
+    preview: bytes | None = None

@@ -1,0 +1,277 @@
+"""Takes jobs from the queue, has them made, and records how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cosmorama.engine.workers import Workers
+from cosmorama.errors import (
+    CancelledError,
+    CosmoramaError,
+    DeadlineExceededError,
+    NotReadyError,
+    WorkerDiedError,
+    WorkerError,
+)
+from cosmorama.jobs.artifacts import Artifacts, Published
+from cosmorama.jobs.codec import pack_outcome, restore_media
+from cosmorama.jobs.feed import Feeds
+from cosmorama.jobs.observer import Observer
+from cosmorama.jobs.record import Job, JobError, StoreUnavailableError
+from cosmorama.jobs.scratch import Scratch
+from cosmorama.jobs.store import Finish, Hold, Store
+from cosmorama.logs import about
+from cosmorama.media.write import mime_type, suffix
+from cosmorama.progress import Progress
+
+log = logging.getLogger(__name__)
+
+MAX_BLAMED = 3
+"""How many processes may die of a job before it is given up."""
+STORE_RETRIES_S = (0.2, 1.0, 3.0)
+"""Waits between attempts to use the artifact store, before the job fails of it."""
+RECORD_RETRY_S = 1.0
+"""Wait between attempts to record an end: as long as the database is down, there is nothing better to do."""
+
+CANCELLED = JobError.of(CancelledError("cancelled"))
+
+_T = TypeVar("_T")
+Reason = Literal["cancel", "lost", "stop"]
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A job this server has claimed.
+
+    Attributes:
+        hold: The claim.
+        job: As it was claimed, with the progress since.
+        generating: Whether it takes a place in the worker; false while its result is stored.
+        task: What runs it.
+        reason: Why the task is being cancelled, if it is.
+        error: What the job ends with then.
+    """
+
+    hold: Hold
+    job: Job
+    generating: bool = True
+    task: asyncio.Task[None] | None = None
+    reason: Reason | None = None
+    error: JobError | None = None
+
+    @property
+    def name(self) -> str:
+        """The generation's name at the worker."""
+        return f"{self.hold.job_id}.{self.hold.attempt}"
+
+
+class Runner:
+    """Runs claimed jobs, each in a task.
+
+    Args:
+        store, call: The store, and how to call its blocking methods.
+        artifacts, scratch: Where inputs are and results go; where clips are made.
+        supervisor: Who makes them.
+        feeds: Who is told.
+        on_change: Called when a place has become free.
+        observer: Told of what happens to jobs here.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        call: Callable[..., Awaitable[Any]],
+        artifacts: Artifacts,
+        scratch: Scratch,
+        supervisor: Workers,
+        feeds: Feeds,
+        *,
+        on_change: Callable[[], None],
+        observer: Observer,
+    ) -> None:
+        self.running: dict[str, Running] = {}
+        self._store = store
+        self._call = call
+        self._artifacts = artifacts
+        self._scratch = scratch
+        self._supervisor = supervisor
+        self._feeds = feeds
+        self._on_change = on_change
+        self._observer = observer
+
+    def start(self, hold: Hold, job: Job) -> None:
+        """Run a claimed job."""
+        self._observer.started(job)
+        running = self.running[job.id] = Running(hold, job)
+        if feed := self._feeds.find(job.id):
+            feed.update(job)
+        with about(job.id):
+            running.task = asyncio.create_task(self._run(running), name=running.name)
+
+    def interrupt(self, job_id: str, reason: Reason, error: JobError = CANCELLED) -> asyncio.Task[None] | None:
+        """Stop running a job: its client cancels it, the claim is lost, or the server stops; the task to wait for.
+
+        A clip that is made already is stored all the same.
+        """
+        running = self.running.get(job_id)
+        if running is None or running.task is None:
+            return None
+        if running.reason is None and running.generating:
+            running.reason, running.error = reason, error
+            running.task.cancel()
+        return running.task
+
+    async def stop(self) -> None:
+        """Put everything back into the queue."""
+        tasks = [self.interrupt(job_id, "stop") for job_id in list(self.running)]
+        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+
+    async def settle(self, hold: Hold, *, cancelled: JobError | None, blame: bool) -> None:
+        """Decide about a claim that no task is at: the job is finished already, to be cancelled, or to begin anew."""
+        published = await asyncio.to_thread(self._artifacts.published, hold.job_id, hold.attempt)
+        if published is not None:
+            await self._call(self._store.finish, hold, _success(published))
+        elif cancelled is not None:
+            await self._call(self._store.finish, hold, Finish("cancelled", cancelled))
+        else:
+            await self._give_back(hold, "the server died", blame=blame)
+        self._feeds.touch(hold.job_id)
+
+    async def _run(self, running: Running) -> None:
+        hold, job = running.hold, running.job
+        clip = self._scratch.place(suffix(job.request.output))
+        with self._feeds.using(job.id) as feed:
+            try:
+                finish = await self._make(running, clip)
+            except asyncio.CancelledError:
+                finish = None
+                if running.reason == "cancel":
+                    finish = Finish("cancelled", running.error)
+            except WorkerDiedError as error:
+                finish = None
+                await self._persist(self._give_back, hold, str(error), blame=error.suspect)
+            except NotReadyError:
+                finish = None
+                await self._persist(self._give_back, hold, "", blame=False)
+            except CosmoramaError as error:
+                finish = Finish("failed", JobError.of(error))
+            except Exception as error:
+                log.exception("job %s failed", job.id)
+                finish = Finish("failed", JobError.of(WorkerError(f"the server failed: {type(error).__name__}")))
+            finally:
+                running.generating = False
+                await asyncio.to_thread(self._scratch.discard, clip)
+            try:
+                if running.reason == "stop":
+                    await self._call(self._store.release, hold)
+                elif finish is not None and running.reason != "lost":
+                    await self._persist(self._store.finish, hold, finish)
+                    self._observer.ended(job, finish.state, finish.error)
+                    log.info("%s after %.1f s", finish.state, time.time() - job.created_at)
+                    if finish.state != "succeeded":
+                        await asyncio.to_thread(self._artifacts.remove, job.id, inputs=False)
+            except StoreUnavailableError as error:
+                log.warning("job %s: %s", job.id, error)
+            finally:
+                if self.running.get(job.id) is running:  # given back, it may have been claimed again already
+                    del self.running[job.id]
+                    feed.job = None
+                feed.touch()
+                self._on_change()
+
+    async def _make(self, running: Running, clip: Path) -> Finish:
+        job, hold = running.job, running.hold
+        request = job.request
+        request = await self._patiently(lambda: restore_media(request, self._artifacts.read))
+        left_s = None if job.deadline_at is None else max(job.deadline_at - time.time(), 0)
+        try:
+            async with asyncio.timeout(left_s):
+                outcome = await self._supervisor.generate(
+                    request,
+                    output=clip,
+                    name=running.name,
+                    priority=job.priority,
+                    age_s=time.time() - job.created_at,
+                    on_progress=lambda progress: self._advanced(running, progress),
+                    on_preview=lambda jpeg: self._previewed(job.id, jpeg),
+                )
+        except TimeoutError:
+            raise DeadlineExceededError("the job was not finished by its deadline") from None
+        running.generating = False
+        self._observer.made(job, outcome)
+        self._on_change()
+        published = await self._patiently(
+            lambda: self._artifacts.publish(
+                outcome.path,
+                job.id,
+                hold.attempt,
+                media_type=mime_type(request.output),
+                outcome=pack_outcome(outcome),
+                durable=not job.attached,
+            )
+        )
+        return _success(published)
+
+    def _advanced(self, running: Running, progress: Progress) -> None:
+        running.job = replace(running.job, state="running", progress=progress, eta_s=progress.remaining_s)
+        self._observer.advanced(running.job)
+        if feed := self._feeds.find(running.job.id):
+            feed.update(running.job)
+            if progress.stage == "prepare":  # the worker knows it now
+                self.show_previews(running.job.id)
+
+    def _previewed(self, job_id: str, jpeg: bytes) -> None:
+        if feed := self._feeds.find(job_id):
+            feed.show(jpeg)
+
+    def show_previews(self, job_id: str) -> None:
+        """Have previews made of a job while somebody besides its own task watches it."""
+        running, feed = self.running.get(job_id), self._feeds.find(job_id)
+        if running is not None and feed is not None:
+            self._supervisor.watch(running.name, feed.previewing > 0)
+
+    async def _give_back(self, hold: Hold, reason: str, *, blame: bool) -> None:
+        if blame and (await self._call(self._store.blame, hold) or 0) >= MAX_BLAMED:
+            message = f"{reason}; so it went {MAX_BLAMED} times with this job, and it is given up"
+            await self._call(self._store.finish, hold, Finish("failed", JobError.of(WorkerError(message))))
+        else:
+            await self._call(self._store.release, hold)
+
+    async def _patiently(self, use: Callable[[], _T]) -> _T:
+        """Use the artifact store, which may be away for a moment."""
+        for wait_s in STORE_RETRIES_S:
+            try:
+                return await asyncio.to_thread(use)
+            except StoreUnavailableError as error:
+                log.warning("%s", error)
+                await asyncio.sleep(wait_s)
+        return await asyncio.to_thread(use)
+
+    async def _persist(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Record something in the database, however long it takes to come back."""
+        while True:
+            try:
+                if asyncio.iscoroutinefunction(method):
+                    await method(*arguments, **options)
+                else:
+                    await self._call(method, *arguments, **options)
+                return
+            except StoreUnavailableError as error:
+                log.warning("%s", error)
+                await asyncio.sleep(RECORD_RETRY_S)
+
+
+def _success(published: Published) -> Finish:
+    return Finish(
+        "succeeded",
+        outcome=published.outcome,
+        media_type=published.media_type,
+        result_key=published.key,
+        result_bytes=published.bytes,
+    )

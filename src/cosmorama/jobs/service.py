@@ -1,0 +1,410 @@
+"""The jobs of a server: submit, look, wait, cancel. What routes and dialects program against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cosmorama.engine.scheduler import Priority
+from cosmorama.engine.workers import Workers
+from cosmorama.errors import CancelledError, InvalidRequestError, NotReadyError, Problem
+from cosmorama.jobs.artifacts import Artifacts
+from cosmorama.jobs.board import Board
+from cosmorama.jobs.codec import restore_media
+from cosmorama.jobs.content import Content
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.dispatcher import Dispatcher
+from cosmorama.jobs.feed import Feeds, status
+from cosmorama.jobs.intake import Intake, Terms
+from cosmorama.jobs.lookout import Lookout
+from cosmorama.jobs.observer import Observer, Observers
+from cosmorama.jobs.record import (
+    ContentGoneError,
+    Job,
+    JobConflictError,
+    JobError,
+    JobEvent,
+    JobNotFoundError,
+    State,
+    StoreUnavailableError,
+)
+from cosmorama.jobs.runner import Runner
+from cosmorama.jobs.scratch import Scratch
+from cosmorama.jobs.store import Store
+from cosmorama.jobs.upkeep import Upkeep
+from cosmorama.jobs.webhooks import Webhooks
+from cosmorama.media.write import suffix
+from cosmorama.request import GenerationRequest
+from cosmorama.settings import Settings
+
+POLL_S = 1.0
+"""How often a job that another server runs is looked at, for those who wait for it here."""
+MAX_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, newest first; `cursor` continues after them, None at the end."""
+
+    jobs: tuple[Job, ...]
+    cursor: str | None
+
+
+class Jobs:
+    """The jobs of one server process. All methods are for one event loop.
+
+    `owner` None sees every job; otherwise those of that owner only.
+
+    Args:
+        settings: Where jobs are kept, and their limits.
+        supervisor: Who makes them.
+        observer: Told of what happens to jobs here.
+
+    Raises:
+        InvalidRequestError: the database URL or the artifact URL is none.
+        OSError: the state folder cannot be written.
+    """
+
+    def __init__(self, settings: Settings, supervisor: Workers, *, observer: Observer | None = None) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        folder = settings.state_dir
+        url = settings.database_url
+        database = Database(f"sqlite:///{folder / 'jobs.sqlite3'}" if url is None else url.get_secret_value())
+        # SQLite has one writer at a time anyway; queueing for it here is fairer than its own waiting.
+        self._threads = ThreadPoolExecutor(1 if database.is_sqlite else 4, thread_name_prefix="jobs")
+        self._store = Store(database, settings.lease_s)
+        self._upkeep = Upkeep(self._store)
+        self._artifacts = Artifacts(settings.artifacts or folder / "artifacts")
+        self._scratch = Scratch(folder / "scratch")
+        self._feeds, self._board = Feeds(), Board()
+        self._lookout = Lookout(self._upkeep, self._call, self._board)
+        self._observer = observer or Observer()
+        server = self._scratch.server
+        self._intake = Intake(settings, self._store, self._call, self._artifacts, supervisor, self._board, server)
+        self._dispatcher = Dispatcher(
+            settings,
+            self._store,
+            self._call,
+            self._artifacts,
+            supervisor,
+            self._feeds,
+            self._lookout,
+            server,
+        )
+        self._runner = Runner(
+            self._store,
+            self._call,
+            self._artifacts,
+            self._scratch,
+            supervisor,
+            self._feeds,
+            on_change=self._changed,
+            observer=Observers((self._board, self._observer)),
+        )
+        secret = settings.webhook_secret
+        self._webhooks = None
+        if secret is not None:
+            self._webhooks = Webhooks(
+                self._store, self._call, secret.get_secret_value(), allow_private=settings.allow_private_urls
+            )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for their turn, as last seen."""
+        return self._board.queued
+
+    async def start(self) -> None:
+        """Open the store, and begin to work on what is in it.
+
+        Raises:
+            StoreUnavailableError: the database is not there, or another version made it.
+        """
+        await self._call(self._store.database.create)
+        self._supervisor.on_ready = self._on_ready
+        self._spawn(self._dispatcher.run(self._runner))
+        if self._webhooks is not None:
+            self._spawn(self._webhooks.run())
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called: nothing is accepted any more."""
+        return self._dispatcher.draining
+
+    async def drain(self, limit_s: float) -> int:
+        """Accept nothing and begin nothing any more, and let what runs come to its end, for `limit_s` at most.
+
+        Returns:
+            How many jobs are left for another server, or for this one when it is started again.
+        """
+        self._dispatcher.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while tasks := [running.task for running in self._runner.running.values() if running.task is not None]:
+                    await asyncio.wait(tasks)
+        with suppress(StoreUnavailableError):
+            await self._lookout.look()
+        return len(self._board.jobs)
+
+    async def stop(self) -> None:
+        """Put what runs back into the queue and close the store. To be called before the supervisor stops."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._intake.stop()
+        await self._runner.stop()
+        await asyncio.to_thread(self._threads.shutdown)
+        self._store.database.close()
+        self._scratch.close()
+
+    async def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        dialect: str,
+        priority: Priority = "normal",
+        idempotency_key: str | None = None,
+        deadline_s: float | None = None,
+        owner: str = "",
+        webhook_url: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        attached: bool = False,
+    ) -> Job:
+        """Accept a request. When this returns, the job survives anything that happens to this process.
+
+        Args:
+            request: Checked against the model here; inline media goes to the artifact store.
+            dialect: Name of the wire format, for those who ask for the answer later.
+            priority: Class of service.
+            idempotency_key: The same key and owner give the same job again, as it is by now.
+            deadline_s: Seconds from now after which the job fails if it is not finished; None: no limit.
+            owner: Whose job it is.
+            webhook_url: Told when the job is over.
+            metadata: The client's own labels: at most 16, names up to 64 and values up to 512 characters.
+            attached: A client waits for it on this very process: if the process dies, nobody does, and the job is
+                cancelled instead of finished.
+
+        Raises:
+            InvalidRequestError: the model cannot make this.
+            MediaError: an inline picture or clip is not valid base64 or too large.
+            NotReadyError: no model is loaded now.
+            QueueFullError: too many jobs wait already, or too many of this owner; says how many and when to come again.
+            JobConflictError: the idempotency key was used for another request.
+            StoreUnavailableError: the database or the artifact store is down or full.
+        """
+        if self.draining:
+            raise NotReadyError("the server is about to end and accepts nothing new")
+        terms = Terms(
+            dialect=dialect,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            deadline_s=deadline_s,
+            owner=owner,
+            webhook_url=webhook_url,
+            metadata=metadata or {},
+            attached=attached,
+        )
+        accepted = await self._intake.accept(request, terms)
+        if isinstance(accepted, str):
+            return await self.get(accepted)
+        self._board.add(accepted)
+        self._dispatcher.arrived()
+        (job,) = await self._lookout.placed((accepted,), self._runner.running)
+        self._observer.accepted(job)
+        return job
+
+    async def get(self, job_id: str, *, owner: str | None = None) -> Job:
+        """The job as it is now.
+
+        Raises:
+            JobNotFoundError: there is none of that id, or it is not this owner's.
+        """
+        job: Job = await self._call(self._store.get, job_id, owner)
+        return (await self._lookout.placed((job,), self._runner.running))[0]
+
+    async def list(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int = 20,
+        state: State | None = None,
+        owner: str | None = None,
+        dialect: str | None = None,
+        ascending: bool = False,
+    ) -> Page:
+        """Jobs, newest first (oldest first if `ascending`), `limit` (1 to 100) at a time.
+
+        `cursor` is a job's id: the page begins after it.
+
+        Raises:
+            InvalidRequestError: a cursor that is no job of this server, a limit outside its range.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequestError(Problem("limit", limit, f"an integer from 1 to {MAX_PAGE}"))
+        try:
+            # One more than asked for tells whether there are more.
+            found = await self._call(
+                lambda: self._store.page(
+                    cursor=cursor, limit=limit + 1, state=state, owner=owner, dialect=dialect, ascending=ascending
+                )
+            )
+        except JobNotFoundError:
+            raise InvalidRequestError(Problem("cursor", cursor, "the id of a job")) from None
+        jobs = await self._lookout.placed(tuple(found[:limit]), self._runner.running)
+        return Page(jobs, jobs[-1].id if len(found) > limit else None)
+
+    async def restored(self, job: Job) -> GenerationRequest:
+        """The request of a job with its inline media in place, so that it can be submitted again.
+
+        Raises:
+            StoreUnavailableError: the artifact store is away.
+        """
+        return await asyncio.to_thread(restore_media, job.request, self._artifacts.read)
+
+    async def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
+        """Stop a job within one denoising step. A job that is over stays as it is; either way its state is returned.
+
+        Where another server runs the job, it is still `running` in the answer, and stops within about a second.
+
+        Raises:
+            JobNotFoundError: as `get`.
+        """
+        job: Job = await self._call(self._store.get, job_id, owner)
+        error = JobError.of(CancelledError("cancelled"))
+        if await self._call(self._store.cancel, job_id, error) == "queued":
+            self._observer.ended(job, "cancelled", error)
+        task = self._runner.interrupt(job_id, "cancel")
+        if task is not None:
+            await asyncio.wait((task,))
+        self._feeds.touch(job_id)
+        self._dispatcher.wake()
+        return await self.get(job_id, owner=owner)
+
+    async def delete(self, job_id: str, *, owner: str | None = None) -> None:
+        """Cancel the job if it is not over, and remove it and its files.
+
+        Raises:
+            JobNotFoundError: as `get`.
+            TimeoutError: another server runs it and does not stop.
+        """
+        job = await self.cancel(job_id, owner=owner)
+        if not job.final:
+            await self.wait(job_id, timeout_s=10 * POLL_S)
+        await asyncio.to_thread(self._artifacts.remove, job_id)
+        await self._call(self._store.remove, job_id)
+
+    async def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job once it is over.
+
+        Raises:
+            TimeoutError: it was not over in time; it goes on.
+            JobNotFoundError: as `get`.
+        """
+        async with asyncio.timeout(timeout_s):
+            with self._feeds.using(job_id) as feed:
+                while True:
+                    seen = feed.version
+                    if feed.job is None:  # it does not run here, or has just ended here
+                        job: Job = await self._call(self._store.get, job_id)
+                        if job.final:
+                            return job
+                    await feed.change(seen, POLL_S)
+
+    async def events(self, job_id: str, *, after: int = 0, owner: str | None = None) -> AsyncIterator[JobEvent]:
+        """What happens to the job, from its present state until its end, events after number `after` only.
+
+        Raises:
+            JobNotFoundError: as `get`, at the first step of the iteration.
+        """
+        job = await self.get(job_id, owner=owner)
+        with self._feeds.using(job_id) as feed:
+            feed.previewing += 1
+            self._runner.show_previews(job_id)
+            try:
+                while True:
+                    seen, preview = feed.version, feed.preview
+                    job = feed.job or await self.get(job_id)
+                    news = [event for event in (status(job), preview) if event is not None and event.number > after]
+                    for event in sorted(news, key=lambda event: event.number):
+                        after = event.number
+                        yield event
+                    if job.final:
+                        return
+                    await feed.change(seen, POLL_S)
+            finally:
+                feed.previewing -= 1
+                self._runner.show_previews(job_id)
+
+    async def open_content(self, job_id: str, *, owner: str | None = None) -> Content:
+        """The clip of a succeeded job.
+
+        Raises:
+            JobNotFoundError: as `get`.
+            JobConflictError: the job has not succeeded (yet); says what its state is.
+            ContentGoneError: the clip was removed.
+        """
+        job = await self.get(job_id, owner=owner)
+        if job.result is None:
+            raise JobConflictError(f"job {job_id} is {job.state}; only a job that succeeded has a clip")
+        key = await self._call(self._store.result_key, job_id)
+        if key is None:
+            raise ContentGoneError(f"the clip of job {job_id} was removed")
+        name = f"{job_id}{suffix(job.request.output)}"
+        path = self._artifacts.local_path(key)
+        return Content(self._artifacts, key, path, job.result.media_type, job.result.bytes, name)
+
+    async def checkout(self, job_id: str) -> Path:
+        """A private local copy of the clip, in a folder of its own; the caller deletes the folder (`api.clips`).
+
+        Raises:
+            JobNotFoundError, JobConflictError, ContentGoneError: as `open_content`.
+            StoreUnavailableError: the artifact store is away.
+        """
+        content = await self.open_content(job_id)
+        target = self._scratch.place(Path(content.name).suffix)
+        try:
+            await asyncio.to_thread(self._artifacts.checkout, content.key, target)
+        except BaseException:
+            self._scratch.discard(target)
+            raise
+        return target
+
+    def forget_content(self, job_id: str) -> None:
+        """Remove a job's files, soon: who waited for them has them."""
+        self._spawn(self._drop(job_id))
+
+    async def _drop(self, job_id: str) -> None:
+        with suppress(StoreUnavailableError):
+            await self._call(self._store.drop_content, job_id)
+            await asyncio.to_thread(self._artifacts.remove, job_id)
+
+    async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a blocking method of the store in its own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, method, *arguments)
+
+    def _changed(self) -> None:
+        self._dispatcher.wake()
+        if self._webhooks is not None:
+            self._webhooks.wake()
+
+    def _on_ready(self) -> None:
+        self._spawn(self._learn())
+
+    async def _learn(self) -> None:
+        """Before the first generation, expect what the last ones took."""
+        if not self._board.estimator.measured:
+            with suppress(StoreUnavailableError):
+                for request, outcome in await self._call(self._upkeep.recent, self._supervisor.names[0]):
+                    self._board.estimator.finished(request, outcome.timings)
+        self._dispatcher.wake()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

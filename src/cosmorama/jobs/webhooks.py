@@ -1,0 +1,138 @@
+"""Telling clients that their jobs are over, as Standard Webhooks (https://www.standardwebhooks.com) has it.
+
+A delivery is a column of the job's row, so it survives this process, and any server of the store may make it. It is
+made at least once; `webhook-id` is the same every time, so that a receiver can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import httpcore
+import httpx
+from pydantic_core import to_json
+from standardwebhooks import Webhook
+
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.jobs.record import Job, JobNotFoundError, StoreUnavailableError
+from cosmorama.jobs.store import Store
+from cosmorama.jobs.upkeep import Due, Upkeep
+from cosmorama.media.connect import Deadline, GuardedBackend, RefusedAddressError
+
+log = logging.getLogger(__name__)
+
+RETRIES_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 43200.0)
+"""Waits after the first, second, ... failure; after the last the delivery is given up."""
+TIMEOUT_S = 10.0
+LOOK_EVERY_S = 2.0
+_GONE = 410
+
+
+def check_url(url: str) -> None:
+    """Refuse what can never be delivered to.
+
+    Raises:
+        InvalidRequestError: not an http(s) URL, or one with a user name or a password.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or len(url) > 2048:
+        raise InvalidRequestError(Problem("webhook_url", url, "an http(s) URL without a password"))
+
+
+def message(job: Job) -> bytes:
+    """The body that tells of a job's end."""
+    when = datetime.fromtimestamp(job.finished_at or job.created_at, UTC).isoformat()
+    return to_json({"type": f"job.{job.state}", "timestamp": when, "data": job.summary()})
+
+
+class Webhooks:
+    """Delivers what is due.
+
+    Args:
+        store, call: The store, and how to call its blocking methods.
+        secret: Signs the messages.
+        allow_private: Whether receivers may be at addresses that are not on the public internet.
+    """
+
+    def __init__(
+        self, store: Store, call: Callable[..., Awaitable[Any]], secret: str, *, allow_private: bool = False
+    ) -> None:
+        self._store = store
+        self._upkeep = Upkeep(store)
+        self._call = call
+        self._signer = Webhook(secret)
+        self._allow_private = allow_private
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """A job with a webhook is over."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            self._woken.clear()
+            try:
+                due = await self._call(self._upkeep.take_webhooks)
+                await asyncio.gather(*(self._deliver(item) for item in due))
+            except StoreUnavailableError:
+                due = []  # the dispatcher has said so in the log
+            except Exception:
+                log.exception("a round of webhooks failed")
+                due = []
+            if not due:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+
+    async def _deliver(self, due: Due) -> None:
+        try:
+            job = await self._call(self._store.get, due.job_id)
+        except JobNotFoundError:
+            return
+        problem = await asyncio.to_thread(self._post, due.url, job)
+        retry_in_s = None
+        if problem is not None:
+            last = due.attempts > len(RETRIES_S) or problem == str(_GONE)
+            # Jitter, so that a receiver that was away is not met by all of them at once.
+            retry_in_s = None if last else RETRIES_S[due.attempts - 1] * random.uniform(0.9, 1.1)
+            log.warning("webhook of job %s, attempt %d: %s%s", job.id, due.attempts, problem, "; given up" * last)
+        await self._call(self._upkeep.set_webhook, due.job_id, retry_in_s)
+
+    def _post(self, address: str, job: Job) -> str | None:
+        """Post the message; what went wrong, if anything did."""
+        url, body = httpx.URL(address), message(job)
+        number, now = f"msg_{job.id}", datetime.now(UTC)
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": url.netloc.decode("ascii"),
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "User-Agent": "cosmorama",
+            "Connection": "close",
+            "webhook-id": number,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._signer.sign(number, now, body.decode()),
+        }
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        backend = GuardedBackend(Deadline.after(TIMEOUT_S), self._allow_private)
+        try:
+            # A redirect is not followed: it could lead a signed message anywhere.
+            with (
+                httpcore.ConnectionPool(httpx.create_ssl_context(), network_backend=backend) as pool,
+                pool.stream("POST", target, headers=headers, content=body) as response,
+            ):
+                if 200 <= response.status < 300:
+                    return None
+                return str(response.status)
+        except RefusedAddressError:
+            return "the address is not on the public internet"
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError, ValueError) as error:
+            return str(error) or type(error).__name__

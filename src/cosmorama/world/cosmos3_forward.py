@@ -1,0 +1,181 @@
+"""The forward pass of a Cosmos3 transformer in its two halves: text once, generated tokens at every step.
+
+In `Cosmos3OmniTransformer.forward` (diffusers) text and generated tokens go through every layer together. But text
+tokens attend only to text, and carry neither noise nor a timestep: all that the generated tokens ever see of them is
+one key and one value per layer. `understand` computes those once; `generate` is the rest, with the same arithmetic on
+the same modules. The timestep embedding, which diffusers evaluates for every noisy token, is evaluated once as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines `[N, 1, head_dim]`."""
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one layer `[S, key_value_heads, head_dim]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the generated tokens are, and which of them carry noise; vision tokens first, then actions.
+
+    Attributes:
+        rows, columns: Latent rows and columns of a frame, before they are padded to whole patches.
+        rotary: Of all generated tokens.
+        noisy: bool `[N, 1]`: True on tokens that are denoised, False on the given ones.
+        domain: Number of the robot whose action projections are used; None without actions.
+    """
+
+    rows: int
+    columns: int
+    rotary: Rotary
+    noisy: Tensor
+    domain: int | None = None
+
+
+def rotary_embedding(model: nn.Module, positions: Tensor) -> Rotary:
+    """Rotary embedding at positions (time, row, column) `[3, N]`, as the model interleaves the three."""
+    net: Any = model
+    dtype = net.proj_in.weight.dtype
+    cos, sin = net.rotary_emb(positions.unsqueeze(1), device=positions.device, dtype=dtype)
+    return cos.squeeze(0).unsqueeze(1), sin.squeeze(0).unsqueeze(1)
+
+
+def understand(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Run text through the understanding half.
+
+    Args:
+        model: A `Cosmos3OmniTransformer`.
+        tokens: Token numbers `[S]`.
+
+    Returns:
+        Keys and values of every layer, `[1, S, layers * 2 * key_value_heads * head_dim]`: one row per token, as
+        `text_memory` unpacks it.
+    """
+    net: Any = model
+    rotary = rotary_embedding(model, torch.arange(len(tokens), device=tokens.device).expand(3, -1))
+    hidden = net.embed_tokens(tokens)
+    memory: list[Tensor] = []
+    last = len(net.layers) - 1
+    for index, layer in enumerate(net.layers):
+        attn = layer.self_attn
+        normed = layer.input_layernorm(hidden)
+        key = attn.norm_k(_heads(attn.to_k(normed), attn.head_dim))
+        seen = key if attn.k_norm_und_for_gen is None else attn.k_norm_und_for_gen(key)
+        value = _heads(attn.to_v(normed), attn.head_dim)
+        memory += [_rotate(seen, rotary).flatten(1), value.flatten(1)]
+        if index == last:
+            break  # what the last layer would make of the text, nothing reads
+        query = _rotate(attn.norm_q(_heads(attn.to_q(normed), attn.head_dim)), rotary)
+        hidden = hidden + attn.to_out(_attend(query, _rotate(key, rotary), value, causal=True))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return torch.cat(memory, dim=1)[None]
+
+
+def text_memory(model: nn.Module, states: Tensor) -> list[KeyValue]:
+    """What `understand` returned, layer by layer (views, not copies)."""
+    net: Any = model
+    attn = net.layers[0].self_attn
+    parts = states[0].unflatten(1, (len(net.layers), 2, attn.num_key_value_heads, attn.head_dim))
+    return [(parts[:, index, 0], parts[:, index, 1]) for index in range(len(net.layers))]
+
+
+def generate(
+    model: nn.Module,
+    memory: list[KeyValue],
+    layout: Layout,
+    latents: Tensor,
+    timestep: float,
+    actions: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the generation half.
+
+    Args:
+        model: A `Cosmos3OmniTransformer`.
+        memory: Keys and values of the text.
+        layout: Of the tokens.
+        latents: `[1, C, T, h, w]`.
+        timestep: Of the noisy tokens, in the scheduler's unit.
+        actions: `[A, action_dim]`.
+
+    Returns:
+        The predicted velocities of the latents and of the actions, in the shapes of both; on given tokens they mean
+        nothing.
+    """
+    net: Any = model
+    weight = net.proj_in.weight
+    hidden = net.proj_in(patchify(latents.to(weight.dtype), net.config.latent_patch_size))
+    vision = len(hidden)
+    if actions is not None:
+        embedded = _robot_linear(net.action_proj_in, actions.to(weight.dtype), layout.domain)
+        hidden = torch.cat([hidden, embedded + net.action_modality_embed])
+    hidden = torch.where(layout.noisy, hidden + _timestep_embedding(net, timestep).to(weight.dtype), hidden)
+    for layer, (text_key, text_value) in zip(net.layers, memory, strict=True):
+        hidden = _generation_layer(layer, hidden, text_key, text_value, layout.rotary)
+    hidden = net.norm_moe_gen(hidden)
+    shape = (latents.shape[2], layout.rows, layout.columns)
+    velocity = unpatchify(net.proj_out(hidden[:vision]), net.config.latent_patch_size, shape)
+    if actions is None:
+        return velocity, None
+    return velocity, _robot_linear(net.action_proj_out, hidden[vision:], layout.domain)
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """`[1, C, T, h, w]` to tokens `[T * rows * columns, patch * patch * C]`; odd sides are padded with zeros."""
+    _, _, _, height, width = latents.shape
+    padded = F.pad(latents[0], (0, -width % patch, 0, -height % patch))
+    blocks = padded.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [C, T, rows, p, columns, p]
+    return cast(Tensor, blocks.permute(1, 2, 4, 3, 5, 0).flatten(3, 5).flatten(0, 2))
+
+
+def unpatchify(tokens: Tensor, patch: int, shape: tuple[int, int, int]) -> Tensor:
+    """Tokens back to `[1, C, T, h, w]`, without the padding."""
+    frames, height, width = shape
+    rows, columns = -(-height // patch), -(-width // patch)
+    blocks = tokens.view(frames, rows, columns, patch, patch, -1).permute(5, 0, 1, 3, 2, 4)
+    return blocks.flatten(4, 5).flatten(2, 3)[None, :, :, :height, :width]
+
+
+def _generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: Tensor, rotary: Rotary) -> Tensor:
+    attn = layer.self_attn
+    normed = layer.input_layernorm_moe_gen(hidden)
+    query = _rotate(attn.norm_added_q(_heads(attn.add_q_proj(normed), attn.head_dim)), rotary)
+    key = _rotate(attn.norm_added_k(_heads(attn.add_k_proj(normed), attn.head_dim)), rotary)
+    value = _heads(attn.add_v_proj(normed), attn.head_dim)
+    attended = _attend(query, torch.cat([text_key, key]), torch.cat([text_value, value]))
+    hidden = hidden + attn.to_add_out(attended)
+    return cast(Tensor, hidden + layer.mlp_moe_gen(layer.post_attention_layernorm_moe_gen(hidden)))
+
+
+def _timestep_embedding(net: Any, timestep: float) -> Tensor:
+    projected = net.time_proj(torch.tensor([timestep], device=net.proj_in.weight.device) * net.config.timestep_scale)
+    return cast(Tensor, net.time_embedder(projected.to(next(net.time_embedder.parameters()).dtype)))
+
+
+def _robot_linear(linear: Any, x: Tensor, domain: int | None) -> Tensor:
+    """A `DomainAwareLinear` for rows `[N, in]` of one robot; diffusers copies the robot's weights once per row."""
+    weight = linear.fc.weight[domain].view(linear.input_size, linear.output_size)
+    return torch.addmm(linear.bias.weight[domain], x, weight)
+
+
+def _heads(projected: Tensor, head_dim: int) -> Tensor:
+    return cast(Tensor, projected.unflatten(-1, (-1, head_dim)))
+
+
+def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    cos, sin = rotary
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-high, low], dim=-1) * sin
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    """Attention over tokens `[N, heads, head_dim]`, with several query heads to one key: `[N, heads * head_dim]`."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
+    return attended[0].transpose(0, 1).flatten(1)

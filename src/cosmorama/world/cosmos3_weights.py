@@ -1,0 +1,94 @@
+"""The weights of a Cosmos3 transformer: only those that generating needs, and the understanding half on demand.
+
+About half of the weights are read by text alone, once per prompt. `TextHalf` can let go of them in between. The head
+that predicts text tokens is never loaded: generating has no use for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
+from safetensors import safe_open
+from torch import Tensor
+
+from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.checkpoint import LoadOptions, read_json
+
+_UNUSED = re.compile(r"lm_head\.|audio_")
+_TEXT_HALF = re.compile(
+    r"embed_tokens\.|norm\.|layers\.\d+\.(input_layernorm|post_attention_layernorm|mlp|"
+    r"self_attn\.(to_q|to_k|to_v|to_out|norm_q|norm_k|k_norm_und_for_gen))\."
+)
+
+
+def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransformer:
+    """Load a `Cosmos3OmniTransformer` from its folder, ready to evaluate.
+
+    Raises:
+        ModelNotFoundError: weights are missing.
+    """
+    config = read_json(folder / "config.json")
+    with torch.device("meta"):  # nothing is initialized only to be overwritten
+        model: Any = Cosmos3OmniTransformer.from_config({**config, "sound_gen": False})
+    del model.lm_head
+    weights = dict(_read(folder, lambda name: not _UNUSED.match(name)))
+    for name, tensor in weights.items():
+        exact = name.startswith("time_embedder.")  # as in diffusers, which keeps it in float32
+        weights[name] = tensor.to(options.device, torch.float32 if exact else options.dtype or tensor.dtype)
+    model.load_state_dict(weights, assign=True, strict=False)
+    # Not a weight, so not in the file: made again outside of the meta device.
+    model.rotary_emb = type(model.rotary_emb)(
+        head_dim=model.config.head_dim,
+        rope_theta=model.config.rope_theta,
+        rope_axes_dim=model.config.rope_axes_dim,
+    ).to(options.device)
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing[:3])}")
+    return model.eval().requires_grad_(False)
+
+
+class TextHalf:
+    """The weights that only text runs through.
+
+    Attributes:
+        resident: Whether they are in memory now.
+    """
+
+    def __init__(self, model: torch.nn.Module, folder: Path) -> None:
+        self.resident = True
+        self._folder = folder
+        self._parameters = {name: p for name, p in model.named_parameters() if _TEXT_HALF.match(name)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held now."""
+        return sum(parameter.nbytes for parameter in self._parameters.values())
+
+    def release(self) -> None:
+        """Let go of them."""
+        for parameter in self._parameters.values():
+            parameter.data = parameter.data.new_empty(0)
+        self.resident = False
+
+    def restore(self) -> None:
+        """Have them in memory: the very same numbers, read again from the checkpoint."""
+        if self.resident:
+            return
+        for name, tensor in _read(self._folder, self._parameters.__contains__):
+            parameter = self._parameters[name]
+            parameter.data = tensor.to(parameter.device, parameter.dtype)
+        self.resident = True
+
+
+def _read(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                if wanted(name):
+                    yield name, opened.get_tensor(name)

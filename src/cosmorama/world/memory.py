@@ -1,0 +1,184 @@
+"""What a checkpoint needs of memory, what there is, and how to do with less.
+
+Weights are counted from the headers of the files, exactly. What a clip needs beside them is only estimated: it depends
+on kernels and on what the allocator keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
+from cosmorama.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from cosmorama.world.checkpoint import LoadOptions
+
+log = logging.getLogger(__name__)
+
+Offload = Literal["none", "model", "layer"]
+"""What waits in the CPU's memory to run layer by layer: nothing, the text encoder, or the denoiser as well."""
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2}
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+_ALIVE_PER_TOKEN = 14
+"""Vectors of the denoiser's width that are alive at once in a block, per token: the stream, what is normalized,
+queries, keys, values, what is attended, and four times the width within the feed-forward layer, twice."""
+M = TypeVar("M", bound=nn.Module)
+
+
+def check_weights_fit(folder: Path, options: LoadOptions) -> None:
+    """Refuse to load what cannot fit, before it is read, and log what it will need.
+
+    Args:
+        folder: A checkpoint's, with a folder for every part.
+        options: How it will be loaded.
+
+    Raises:
+        NotEnoughMemoryError: says what is needed, what there is, and what to change.
+    """
+    dtype, device, offload = options.dtype, torch.device(options.device), options.offload
+    parts = {part.name: weight_bytes(part, dtype) for part in sorted(folder.iterdir()) if part.is_dir()}
+    away = sum(size for part, size in parts.items() if _waits(part, offload))
+    needed = {device: sum(parts.values()) - away}
+    if away:
+        cpu = torch.device("cpu")
+        needed[cpu] = needed.get(cpu, 0) + away
+    activations = activation_bytes(folder, dtype)
+    for place, size in needed.items():
+        free = available_bytes(place)
+        more = f", and about {_gb(activations)} for a clip of the default size" if place == device else ""
+        log.info("%s: weights take %s%s; %s are free on %s", folder.name, _gb(size), more, _gb(free), place)
+        if size > free:
+            advice = "a dtype of half the size (COSMORAMA_DTYPE=bfloat16)"
+            if place.type != "cpu":
+                advice += " or COSMORAMA_OFFLOAD=model, then layer,"
+            raise NotEnoughMemoryError(
+                f"the weights of {folder.name} take {_gb(size)} and {_gb(free)} are free on {place}: {advice} may help"
+            )
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
+    """Bytes of the weights in a folder's safetensors, as they will be in memory."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        for name, entry in _header(file).items():
+            if name != "__metadata__":
+                stored = entry["dtype"]
+                size = dtype.itemsize if dtype is not None and stored in _FLOATS else _SIZES.get(stored, 1)
+                total += prod(entry["shape"]) * size
+    return total
+
+
+def activation_bytes(folder: Path, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> int:
+    """A rough estimate of what the denoiser has alive beside its weights.
+
+    Args:
+        folder: A checkpoint's.
+        dtype: In which it computes; None is taken for two bytes.
+        tokens: Of a clip; None: those of 93 frames of 1280x704 at the compression of the Wan 2.1 autoencoder and 2x2
+            patches, the usual clip of the Cosmos models.
+    """
+    try:
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+    except (OSError, ValueError):
+        return 0
+    width = config.get("hidden_size") or config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
+    tokens = 24 * 44 * 80 if tokens is None else tokens
+    return int(tokens * width * _ALIVE_PER_TOKEN * (2 if dtype is None else dtype.itemsize))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: of the GPU, or of this machine and the container that limits it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in zip(_LIMITS, _USED, strict=True):
+        try:
+            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return free
+
+
+def place(module: M, device: torch.device | str, offload: Offload = "none") -> M:
+    """Put a part of a model where it runs, or where it waits to run layer by layer.
+
+    Offloading is diffusers' group offloading of single layers, the only kind that does not depend on who calls them:
+    the Cosmos models' blocks are never called as a whole here.
+    """
+    kind = "text_encoder" if type(module).__module__.startswith("transformers.") else "denoiser"
+    if not _waits(kind if "AutoencoderKL" not in type(module).__name__ else "vae", offload):
+        return module.to(device)
+    if torch.device(device).type == "cpu":
+        raise ModelNotFoundError(f"offload is {offload!r}, but the model runs on the CPU, where its weights are anyway")
+    offload_layers(module, torch.device(device))
+    return module
+
+
+def offload_layers(module: nn.Module, device: torch.device, *, disk: Path | None = None) -> None:
+    """Let each layer's weights come to `device` just before it runs and leave after it.
+
+    Args:
+        module: On the CPU.
+        device: Where it runs.
+        disk: A folder for the weights, instead of the CPU's memory.
+    """
+    from diffusers.hooks.group_offloading import apply_group_offloading
+
+    apply_group_offloading(
+        module,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+        use_stream=device.type == "cuda",  # the next layer travels while this one computes
+        offload_to_disk_path=None if disk is None else str(disk),
+    )
+    for parameter in module.parameters(recurse=False):  # belong to no layer
+        parameter.data = parameter.data.to(device)
+
+
+def explained(error: BaseException, request: GenerationRequest) -> NotEnoughMemoryError | None:
+    """What to tell whose request ran out of memory; None for any other error. Gives back what the allocator keeps."""
+    # The CPU's allocator has no error type of its own.
+    refused = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if not (refused or isinstance(error, MemoryError | torch.OutOfMemoryError)):
+        return None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return NotEnoughMemoryError(
+        f"not enough memory for {request.frames} frames of {request.width}x{request.height}: ask for fewer frames or a "
+        "smaller size"
+    )
+
+
+def _waits(part: str, offload: Offload) -> bool:
+    """Whether a part of a checkpoint, by its folder's name, waits in the CPU's memory."""
+    if offload == "none" or part == "vae":
+        return False
+    return offload == "layer" or part.startswith("text_encoder")
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header: dict[str, Any] = json.loads(opened.read(length))
+    except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
+    return header
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

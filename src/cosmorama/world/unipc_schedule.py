@@ -1,0 +1,72 @@
+"""The noise levels of a checkpoint that comes with a `UniPCMultistepScheduler`, as that scheduler places them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+from cosmorama.diffusion.schedule import Schedule
+from cosmorama.errors import ModelNotFoundError
+
+_NEEDED = {
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "predict_x0": True,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "lower_order_final": True,
+    "thresholding": False,
+    "final_sigmas_type": "zero",
+    "use_dynamic_shifting": False,
+}
+"""What `cosmorama.diffusion.solvers.unipc` and a flow schedule stand for; diffusers' other variants are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A schedule, and what the network reads as the timestep at each of its levels but the last.
+
+    The scheduler casts timesteps to integers, so they are not exactly 1000 times the noise level.
+    """
+
+    schedule: Schedule
+    timesteps: tuple[int, ...]
+
+
+def check_unipc(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a scheduler that samples differently from what is implemented.
+
+    Raises:
+        ModelNotFoundError: naming the value that is not supported.
+    """
+    defaults = UniPCMultistepScheduler().config
+    for name, needed in _NEEDED.items():
+        value = config.get(name, defaults[name])
+        if value != needed:
+            raise ModelNotFoundError(f"{where}: {name} is {value!r}; only {needed!r} is supported")
+
+
+def unipc_levels(
+    config: Mapping[str, Any], steps: int, *, flow_shift: float | None = None, native: bool = False
+) -> Levels:
+    """The levels of a request.
+
+    Args:
+        config: The scheduler's own configuration.
+        steps: At least 1.
+        flow_shift: Replaces the checkpoint's. diffusers ignores it where Karras's levels are configured; here it means
+            evenly spaced flow times with that shift.
+        native: Space the flow times as `Cosmos3OmniPipeline` does with `use_native_flow_schedule`.
+    """
+    changes = {} if flow_shift is None else {"flow_shift": flow_shift, "use_karras_sigmas": False}
+    scheduler: Any = UniPCMultistepScheduler.from_config(dict(config), **changes)
+    if native:
+        first = 1.0 - 1.0 / scheduler.config.num_train_timesteps
+        scheduler.set_timesteps(steps, sigmas=np.linspace(first, 0.0, steps + 1)[:-1])
+    else:
+        scheduler.set_timesteps(steps)
+    return Levels(Schedule(tuple(scheduler.sigmas.tolist())), tuple(scheduler.timesteps.tolist()))

@@ -1,0 +1,75 @@
+"""The Wan video tokenizers, 2.1 (Predict2 to Transfer2.5) and 2.2 (Cosmos3), decoding frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
+from torch import Tensor
+
+from cosmorama.world.checkpoint import ON_CPU, LoadOptions, load_module
+from cosmorama.world.pixels import to_frames
+
+
+class WanAutoencoder:
+    """A causal tokenizer: the first latent frame is the first frame alone, each further one is four frames.
+
+    Latents are float32 and normalized by the checkpoint's own mean and deviation. The decoder's memory of earlier
+    frames belongs to each call of `decode_stream`, so any number of clips can be decoded in turns.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae: Any = vae
+        config = self.vae.config
+        self.spatial: int = config.scale_factor_spatial
+        self.temporal: int = config.scale_factor_temporal
+        channels = (1, config.z_dim, 1, 1, 1)
+        self._mean = torch.tensor(config.latents_mean, device=vae.device).view(channels)
+        self._deviation = torch.tensor(config.latents_std, device=vae.device).view(channels)
+
+    @classmethod
+    def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> WanAutoencoder:
+        """From a checkpoint's `vae` folder.
+
+        Raises:
+            ModelNotFoundError: the weights do not fit the config.
+        """
+        return cls(load_module(AutoencoderKLWan, folder, options))
+
+    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape `[1, C, T, h, w]` of the latents of a clip of frames in pixels."""
+        length = 1 + (frames - 1) // self.temporal
+        return 1, self.vae.config.z_dim, length, height // self.spatial, width // self.spatial
+
+    def encode(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Frames `[1, 3, T, H, W]` in -1..1 to latents `[1, C, T', h, w]`.
+
+        Args:
+            frames: 4k + 1 of them.
+            noise: Standard normal `[1, C, T', h, w]` draws from what the encoder is unsure of; None takes the mean.
+        """
+        distribution = self.vae.encode(frames.to(self.vae.device, self.vae.dtype)).latent_dist
+        latents = distribution.mean
+        if noise is not None:
+            latents = latents + distribution.std * noise.to(latents.device, latents.dtype)
+        return cast(Tensor, (latents.float() - self._mean) / self._deviation)
+
+    def decode_pixels(self, latents: Tensor) -> Iterator[Tensor]:
+        """Latents `[1, C, T, h, w]` to pixels `[1, 3, t, H, W]` in -1..1: the first frame, then four at a time."""
+        z = self.vae.post_quant_conv((latents * self._deviation + self._mean).to(self.vae.dtype))
+        memory: list[Any] = [None] * self.vae._cached_conv_counts["decoder"]
+        for index in range(z.shape[2]):
+            pixels = self.vae.decoder(
+                z[:, :, index : index + 1], feat_cache=memory, feat_idx=[0], first_chunk=index == 0
+            )
+            if self.vae.config.patch_size is not None:
+                pixels = unpatchify(pixels, patch_size=self.vae.config.patch_size)
+            yield pixels.clamp(-1, 1)
+
+    def decode_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        """Latents to uint8 frames `[t, height, width, 3]`, in order."""
+        for pixels in self.decode_pixels(latents):
+            yield to_frames(pixels[..., :height, :width])

@@ -1,0 +1,172 @@
+"""What each dialect answers, over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import pytest
+from PIL import Image
+
+from cosmorama.api.dialects.predict1_examples import EXAMPLES
+from tests.api.dialects.conftest import running
+
+PREDICT1 = {"prompt": "a", "seed": 1, "video_params": {"width": 64, "height": 64, "frames_count": 3}}
+COSMOS3 = {"model_mode": "text2video", "prompt": "a", "seed": 1, "num_frames": 25, "resolution": "256"}
+
+
+def ask(client: httpx.Client, body: dict[str, Any], **headers: str) -> httpx.Response:
+    answer = client.post("/v1/infer", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def shown(clip: bytes) -> tuple[int, int, int, float]:
+    """Width, height, frames and rate of a clip."""
+    with av.open(io.BytesIO(clip)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate is not None
+        return stream.width, stream.height, sum(1 for _ in container.decode(video=0)), float(stream.average_rate)
+
+
+@pytest.mark.parametrize(
+    ("body", "keys", "expected"),
+    [
+        (PREDICT1, {"b64_video", "seed", "upsampled_prompt"}, (64, 64, 3, 24)),
+        (
+            {"prompt": "a", "seed": 1, "resolution": "256_1_1", "num_output_frames": 5},
+            {"b64_video", "seed", "upsampled_prompt"},
+            (256, 256, 5, 16),
+        ),
+        (
+            {"prompt": "a", "seed": 1, "resolution": "256", "fps": 6, "num_output_frames": 25},
+            {"b64_video", "seed", "upsampled_prompt"},
+            (320, 192, 25, 6),
+        ),
+        (COSMOS3, {"b64_video", "seed", "action"}, (320, 192, 25, 24)),
+    ],
+    ids=["predict1", "predict25", "generator1", "cosmos3"],
+)
+def test_clips(
+    body: dict[str, Any], keys: set[str], expected: tuple[int, int, int, float], painter: httpx.Client
+) -> None:
+    answer = ask(painter, body).json()
+    assert answer.keys() == keys
+    assert answer["seed"] == 1
+    assert shown(base64.b64decode(answer["b64_video"], validate=True)) == expected
+
+
+def test_text2image_is_a_jpeg(painter: httpx.Client) -> None:
+    body = {"model_mode": "text2image", "prompt": "a", "resolution": "256_1_1"}
+    answer = ask(painter, body).json()
+    assert answer.keys() == {"b64_image", "seed"}
+    with Image.open(io.BytesIO(base64.b64decode(answer["b64_image"], validate=True))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (256, 256))
+    file = ask(painter, body | {"seed": answer["seed"]}, accept="image/jpeg")
+    assert file.headers["content-type"] == "image/jpeg"
+    assert file.content == base64.b64decode(answer["b64_image"])
+
+
+def test_transfer_answers_clip_and_seed(painter: httpx.Client, mp4: bytes) -> None:
+    body = {"prompt": "a", "video": base64.b64encode(mp4).decode(), "edge": {}, "resolution": "256", "seed": 3}
+    answer = ask(painter, body).json()
+    assert answer.keys() == {"b64_video", "seed"}
+    assert answer["seed"] == 3
+
+
+@pytest.mark.parametrize(("mode", "media"), [("policy", "jpeg"), ("inverse_dynamics", "mp4")])
+def test_predicted_actions(mode: str, media: str, painter: httpx.Client, request: pytest.FixtureRequest) -> None:
+    reference = base64.b64encode(request.getfixturevalue(media)).decode()
+    params = {"domain_name": "av", "action_chunk_size": 4}
+    body = {"model_mode": mode, "prompt": "a", "input_reference": reference, "action_params": params}
+    answer = ask(painter, body).json()
+    assert answer["action"] == {
+        "data": [[0.5] * 9] * 4,
+        "shape": [4, 9],
+        "dtype": "float32",
+        "raw_action_dim": 9,
+        "action_mode": mode,
+        "domain_id": 1,
+    }
+    assert shown(base64.b64decode(answer["b64_video"]))[2] == 5
+
+
+def test_forward_dynamics_answers_no_action(painter: httpx.Client, jpeg: bytes) -> None:
+    params = {"domain_name": "av", "action": [[0.0] * 9] * 4}
+    reference = base64.b64encode(jpeg).decode()
+    body = {"model_mode": "forward_dynamics", "prompt": "a", "input_reference": reference, "action_params": params}
+    assert ask(painter, body).json()["action"] is None
+
+
+def test_size_policy(painter: httpx.Client, tmp_path: Path) -> None:
+    body = PREDICT1 | {"video_params": {"width": 200, "height": 100, "frames_count": 2, "frames_per_sec": 50}}
+    refused = painter.post("/v1/infer", json=body)
+    assert refused.status_code == 422
+    assert "200x100" in refused.json()["error"]["message"]
+    with running(tmp_path, size_policy="fit") as fitting:
+        assert shown(ask(fitting, body, accept="video/mp4").content) == (200, 100, 2, 50)
+        odd = PREDICT1 | {"video_params": {"width": 201, "height": 100, "frames_count": 2}}
+        message = fitting.post("/v1/infer", json=odd).json()["error"]["message"]
+        assert "201x100 is not accepted; expected width x height, even numbers" in message.replace("'", "")
+
+
+def test_pinned_dialect(tmp_path: Path) -> None:
+    with running(tmp_path, dialect="cosmos3") as pinned:
+        refused = pinned.post("/v1/infer", json=PREDICT1)
+        assert refused.status_code == 422
+        message = refused.json()["error"]["message"]
+        assert "model_mode: Field required; one of text2image, text2video" in message
+        assert "video_params belongs to the dialect predict1" in message
+
+
+class NimClient:
+    """How published clients of the NIM read an answer; nothing in it knows this server."""
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+
+    def text2world(self, prompt: str, folder: Path, **options: Any) -> tuple[Path, int]:
+        response = httpx.post(f"{self.base_url}/v1/infer", json={"prompt": prompt, **options}, timeout=300)
+        payload = response.json()
+        if response.status_code != 200 or payload.get("status") in ("failed", "error"):
+            error = payload.get("error", payload)
+            raise RuntimeError(error.get("message") if isinstance(error, dict) else error or payload.get("detail"))
+        path = folder / "world.mp4"
+        path.write_bytes(base64.b64decode(payload["b64_video"], validate=True))
+        return path, payload["seed"]
+
+
+def test_a_nim_client_needs_another_base_url_and_nothing_else(painter: httpx.Client, tmp_path: Path) -> None:
+    client = NimClient(str(painter.base_url).rstrip("/"))
+    assert httpx.get(f"{client.base_url}/v1/health/ready").json()["status"] == "ready"
+    params = {"width": 96, "height": 64, "frames_count": 10, "frames_per_sec": 24}
+    path, seed = client.text2world("a red ball rolls", tmp_path, seed=42, steps=35, video_params=params)
+    assert seed == 42
+    assert shown(path.read_bytes()) == (96, 64, 10, 24)
+    with pytest.raises(RuntimeError, match="steps: 0 is not accepted"):
+        client.text2world("a", tmp_path, steps=0)
+
+
+@pytest.mark.parametrize("mode", ["text2world", "image2world", "video2world"])
+def test_the_documented_curl_commands(
+    mode: str, painter: httpx.Client, jpeg: bytes, mp4: bytes, tmp_path: Path
+) -> None:
+    """As documented, but for two things: the port, and data URLs for the two pictures: tests have no network."""
+    body = json.loads(json.dumps(EXAMPLES[mode]["value"]))
+    for field, data in (("image", jpeg), ("video", mp4)):
+        if field in body:
+            body[field] = f"data:;base64,{base64.b64encode(data).decode()}"
+    sent = tmp_path / "body.json"
+    sent.write_text(json.dumps(body, indent=2))
+    command = ["curl", "-sS", "-X", "POST", str(painter.base_url.join("/v1/infer"))]
+    command += ["-H", "Accept: application/json", "-H", "Content-Type: application/json", "-d", f"@{sent}"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert answer.keys() == {"b64_video", "seed", "upsampled_prompt"}, answer
+    assert (answer["seed"], answer["upsampled_prompt"]) == (42, body["prompt"])
+    assert shown(base64.b64decode(answer["b64_video"], validate=True)) == (1280, 704, 121, 24)

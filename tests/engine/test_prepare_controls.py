@@ -1,0 +1,96 @@
+"""What reaches a model of a request with controls, actions, or a choice of the clip's end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from cosmorama.engine.prepare import PreparedRequest, Preparer
+from cosmorama.errors import InvalidRequestError, MediaError
+from cosmorama.request import Action, ActionDomain, Capabilities, Control, FrameRule, GenerationRequest, Size, Target
+from cosmorama.resolve import resolve
+from tests.media.make import encode_clip
+
+WIDTH, HEIGHT, LENGTH = 64, 48, 12
+CAPABILITIES = Capabilities(
+    model="anything",
+    modes=("video2world", "transfer", "inverse_dynamics", "policy"),
+    sizes=(Size(WIDTH, HEIGHT),),
+    frames=FrameRule(1, 480),
+    conditioning_frames=(5, 1),
+    controls=("edge", "depth", "vis"),
+    action_domains=(ActionDomain(6, "umi", 10),),
+)
+REQUEST = GenerationRequest(prompt="a ramp", width=WIDTH, height=HEIGHT, frames=480, fps=24, seed=1)
+
+
+def ramp(length: int = LENGTH) -> bytes:
+    """A clip whose frames get brighter by 16 levels each."""
+    frames = [np.full((HEIGHT, WIDTH, 3), 20 + 16 * index, np.uint8) for index in range(length)]
+    return encode_clip(frames, rate=Fraction(24))
+
+
+def prepared(request: GenerationRequest) -> PreparedRequest:
+    return Preparer()(resolve(request, CAPABILITIES), CAPABILITIES)
+
+
+def brightness(frames: np.ndarray | None) -> list[int]:
+    assert frames is not None
+    return [round((float(frame.mean()) - 20) / 16) for frame in frames]
+
+
+def test_controls_are_read_from_the_beginning_and_the_shortest_decides() -> None:
+    controls = (Control("depth", source=ramp(12)), Control("edge", source=ramp(9)))
+    made = prepared(replace(REQUEST, controls=controls))
+    assert {kind: len(frames) for kind, frames in made.controls.items()} == {"depth": 9, "edge": 9}
+    assert brightness(made.controls["depth"]) == list(range(9))
+    assert made.request.frames == 9
+    assert made.frames is None
+
+
+def test_no_more_frames_are_made_than_asked_for() -> None:
+    made = prepared(replace(REQUEST, frames=5, controls=(Control("depth", source=ramp()),)))
+    assert (made.request.frames, len(made.controls["depth"])) == (5, 5)
+
+
+def test_a_fitted_request_is_shortened_at_its_own_rate() -> None:
+    target = Target(WIDTH, HEIGHT, 960, 48)
+    resolved = resolve(replace(REQUEST, controls=(Control("depth", source=ramp()),)), CAPABILITIES)
+    made = Preparer()(replace(resolved, target=target), CAPABILITIES)
+    assert (made.request.frames, made.request.result.frames) == (12, 24)
+
+
+def test_edges_and_blur_are_computed_from_the_video() -> None:
+    pytest.importorskip("cv2")
+    made = prepared(replace(REQUEST, video=ramp(), controls=(Control("edge"), Control("vis"))))
+    assert not made.controls["edge"].any()
+    assert brightness(made.controls["vis"]) == list(range(LENGTH))
+
+
+def test_a_prompt_is_not_needed_where_there_is_a_video() -> None:
+    made = prepared(replace(REQUEST, prompt=None, video=ramp(), controls=(Control("depth", source=ramp()),)))
+    assert made.prompt
+
+
+def test_a_control_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(MediaError, match=r"controls\.depth\.source"):
+        prepared(replace(REQUEST, controls=(Control("depth", source=b"no clip"),)))
+    with pytest.raises(InvalidRequestError, match=r"controls\.depth\.source"):
+        prepared(replace(REQUEST, video=ramp(), controls=(Control("depth"),)))
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("first", [0, 1, 2, 3, 4]), ("last", [7, 8, 9, 10, 11])])
+def test_a_clip_is_continued_from_the_end_that_was_chosen(keep: str, kept: list[int]) -> None:
+    made = prepared(replace(REQUEST, video=ramp(), frames=29, keep=keep))  # type: ignore[arg-type]
+    assert brightness(made.frames) == kept
+
+
+def test_inverse_dynamics_sees_the_whole_clip_and_a_policy_its_first_frame() -> None:
+    action = Action(6, None, 16)
+    whole = prepared(replace(REQUEST, task="inverse_dynamics", video=ramp(), frames=17, action=action))
+    assert brightness(whole.frames) == [*range(12), *[11] * 5]
+    first = prepared(replace(REQUEST, task="policy", video=ramp(), frames=17, action=action))
+    assert brightness(first.frames) == [0]

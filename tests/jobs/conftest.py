@@ -1,0 +1,104 @@
+"""Databases to keep jobs in: SQLite, and a Postgres of our own where its programs are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.store import Store
+
+
+@dataclass
+class Postgres:
+    """A Postgres cluster in a temporary folder, listening on a Unix socket there and nowhere else."""
+
+    programs: Path
+    folder: Path
+    user: str | None
+
+    def control(self, *arguments: str) -> None:
+        command = [self.programs / "pg_ctl", "-D", self.folder / "data", "-w", "-l", self.folder / "log", *arguments]
+        subprocess.run(command, check=True, user=self.user, cwd=self.folder, stdout=subprocess.DEVNULL, timeout=60)
+
+    def start(self) -> None:
+        self.control("start", "-o", f"-k {self.folder} -c listen_addresses='' -c fsync=off")
+
+    def stop(self) -> None:
+        self.control("stop", "-m", "immediate")
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        name = f"t{uuid4().hex}"
+        subprocess.run(
+            [self.programs / "createdb", "-h", self.folder, "-U", "cosmorama", name],
+            check=True,
+            user=self.user,
+            cwd=self.folder,
+            timeout=60,
+        )
+        return f"postgresql://cosmorama@/{name}?host={self.folder}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running cluster; tests that need it are skipped where Debian's package postgresql is not installed."""
+    initdb = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if initdb is None:
+        pytest.skip("Postgres is not installed (Debian package postgresql)")
+    pytest.importorskip("psycopg", reason="the Postgres driver is not installed (pip install cosmorama[postgres])")
+    # Not pytest's own folder: Postgres refuses to run as root, and its user cannot go in there.
+    folder = Path(tempfile.mkdtemp(prefix="cosmorama-pg-", dir="/tmp"))
+    user = None
+    if os.getuid() == 0:
+        user = "postgres"
+        shutil.chown(folder, user)
+    cluster = Postgres(Path(initdb).resolve().parent, folder, user)
+    make = [initdb, "-D", folder / "data", "-U", "cosmorama", "-A", "trust", "--no-sync"]
+    subprocess.run(make, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=120)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    cluster: Postgres = request.getfixturevalue("postgres")
+    return cluster.new_database()
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """A store in it, with leases of a fifth of a second."""
+    database = Database(database_url)
+    database.create()
+    yield Store(database, lease_s=0.2)
+    database.close()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def pass_lease() -> None:
+    """Wait until every lease of `store` has expired."""
+    time.sleep(0.25)

@@ -1,0 +1,64 @@
+"""Clips in the artifact store: whole or not there, whatever fails on the way."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from cosmorama.jobs.artifacts import Artifacts
+from cosmorama.jobs.record import StoreUnavailableError
+
+
+@pytest.fixture(params=["folder", "remote"])
+def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artifacts:
+    return Artifacts(tmp_path / "store" if request.param == "folder" else f"memory://{tmp_path.name}")
+
+
+def test_publishing_can_be_tried_again_wherever_it_failed(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"a clip")
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise StoreUnavailableError("No space left on device")
+
+        patch.setattr(artifacts, "put", full)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+    assert artifacts.published("job", 1) is None
+    made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+    assert artifacts.published("job", 1) == made
+    assert (artifacts.read(made.key), made.bytes) == (b"a clip", 6)
+    assert not clip.exists()
+
+
+def test_a_clip_is_copied_to_another_file_system_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = Artifacts(tmp_path / "store")
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"a clip")
+    replace = Path.replace
+
+    def from_elsewhere(self: Path, target: Path) -> Path:
+        if self == clip:
+            raise OSError(errno.EXDEV, "another file system")
+        return replace(self, target)
+
+    def half(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b"a c")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", from_elsewhere)
+    with monkeypatch.context() as patch:
+        patch.setattr("cosmorama.jobs.artifacts.shutil.copyfile", half)
+        with pytest.raises(StoreUnavailableError, match="No space left"):
+            artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+    assert clip.exists()
+    assert artifacts.published("job", 1) is None
+    made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+    assert artifacts.read(made.key) == b"a clip"
+    assert not clip.exists()

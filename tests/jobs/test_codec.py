@@ -1,0 +1,119 @@
+"""What is stored of a request is the request."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosmorama.errors import InvalidRequestError, MediaError, Problem, WorkerError
+from cosmorama.jobs.codec import (
+    fingerprint,
+    pack_error,
+    pack_request,
+    place_media,
+    restore_media,
+    take_media,
+    unpack_error,
+    unpack_request,
+)
+from cosmorama.jobs.record import JobError
+from cosmorama.request import Action, Adapter, Container, Control, ControlKind, GenerationRequest, Output
+
+media = st.one_of(
+    st.none(),
+    st.binary(min_size=1, max_size=40),
+    st.binary(min_size=1, max_size=40).map(lambda data: base64.b64encode(data).decode()),
+    st.just("https://example.com/a.png"),
+)
+numbers = st.floats(-1e6, 1e6)
+requests = st.builds(
+    GenerationRequest,
+    prompt=st.none() | st.text(),
+    negative_prompt=st.text(),
+    prompt_upsampling=st.none() | st.booleans(),
+    image=media,
+    video=media,
+    seed=st.none() | st.integers(0, 2**32 - 1),
+    guidance_scale=numbers,
+    steps=st.integers(1, 100),
+    fps=numbers,
+    guidance_interval=st.tuples(numbers, numbers),
+    output=st.builds(Output, st.sampled_from(get_args(Container)), st.none(), st.integers(1, 9)),
+    controls=st.lists(st.builds(Control, st.sampled_from(get_args(ControlKind)), numbers, media), max_size=2).map(
+        tuple
+    ),
+    action=st.none()
+    | st.builds(Action, st.integers(0, 9), st.lists(st.tuples(numbers, numbers), max_size=3).map(tuple)),
+    adapters=st.lists(st.builds(Adapter, st.text(max_size=5), numbers), max_size=2).map(tuple),
+)
+
+
+def decoded(source: object) -> object:
+    return base64.b64decode(source) if isinstance(source, str) and "://" not in source else source
+
+
+@given(requests)
+def test_round_trip(request: GenerationRequest) -> None:
+    bare, blobs = take_media(request, max_bytes=1000)
+    packed = pack_request(place_media(bare, "inputs/job_1"))
+    assert json.loads(packed)["version"] == 1
+    stored = unpack_request(packed)
+    assert stored.mode == request.mode
+    back = restore_media(stored, lambda key: blobs[key.removeprefix("inputs/job_1/")])
+    for field in fields(GenerationRequest):
+        if field.name not in ("image", "video", "controls"):
+            assert getattr(back, field.name) == getattr(request, field.name)
+    assert (back.image, back.video) == (decoded(request.image), decoded(request.video))
+    assert [c.source for c in back.controls] == [decoded(c.source) for c in request.controls]
+    assert [(c.kind, c.weight) for c in back.controls] == [(c.kind, c.weight) for c in request.controls]
+
+
+def test_media_is_not_in_the_document_and_is_checked() -> None:
+    inline = base64.b64encode(b"picture" * 100).decode()
+    bare, blobs = take_media(GenerationRequest(image=inline), max_bytes=1000)
+    assert blobs == {"image": b"picture" * 100}
+    assert inline not in pack_request(bare)
+    for bad in ("not base64!", Path("/etc/hostname")):
+        with pytest.raises(MediaError):
+            take_media(GenerationRequest(image=bad), max_bytes=1000)
+    with pytest.raises(MediaError) as large:
+        take_media(GenerationRequest(image=inline), max_bytes=10)
+    assert large.value.status == 413
+
+
+def test_fingerprints_tell_requests_apart() -> None:
+    def of(dialect: str = "a", blob: bytes = b"x", **changes: object) -> str:
+        bare, blobs = take_media(GenerationRequest(image=blob, **changes), 100)  # type: ignore[arg-type]
+        return fingerprint(dialect, bare, blobs)
+
+    assert of() == of()
+    assert len({of(), of("b"), of(blob=b"y"), of(steps=9), of(seed=1)}) == 5
+
+
+def test_a_later_version_is_refused() -> None:
+    document = json.loads(pack_request(GenerationRequest(prompt="x"))) | {"version": 2}
+    with pytest.raises(ValueError, match="version 2"):
+        unpack_request(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequestError(Problem("steps", 99, "1 to 50"), Problem("size", "1x1", "another")),
+        MediaError("image", "is too large", status=413),
+        WorkerError("it died"),
+    ],
+)
+def test_errors_come_back_as_they_were(error: InvalidRequestError | MediaError | WorkerError) -> None:
+    again = unpack_error(pack_error(JobError.of(error))).exception()
+    assert (str(again), again.status, again.kind) == (str(error), error.status, error.kind)
+    if isinstance(error, InvalidRequestError):
+        assert isinstance(again, InvalidRequestError)
+        assert "num_steps" in str(again.renamed({"steps": "num_steps"}))

@@ -1,0 +1,545 @@
+"""Jobs as routes use them, on a supervisor that makes clips in milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from cosmorama.errors import InvalidRequestError, MediaError, NotReadyError, QueueFullError, WorkerError
+from cosmorama.jobs.artifacts import Artifacts
+from cosmorama.jobs.record import (
+    ContentGoneError,
+    Job,
+    JobConflictError,
+    JobEvent,
+    JobNotFoundError,
+    StoreUnavailableError,
+)
+from cosmorama.jobs.service import Jobs
+from cosmorama.settings import Settings
+from tests.jobs.conftest import Postgres
+from tests.jobs.fake import REQUEST, FakeSupervisor
+
+SLOW = replace(REQUEST, steps=50)
+
+
+def settings_in(folder: Path, **changes: object) -> Settings:
+    return Settings(state_dir=folder, lease_s=1, **changes)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[tuple[Jobs, FakeSupervisor]]:
+    supervisor = FakeSupervisor(settings)
+    jobs = Jobs(settings, supervisor)
+    await jobs.start()
+    try:
+        yield jobs, supervisor
+    finally:
+        await jobs.stop()
+
+
+def run(test: Callable[[], Awaitable[None]], limit_s: float = 30) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(limit_s):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def content(jobs: Jobs, job_id: str) -> bytes:
+    return b"".join([piece async for piece in (await jobs.open_content(job_id)).read()])
+
+
+def test_submit_wait_fetch_delete(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            job = await jobs.submit(REQUEST, dialect="predict1", metadata={"a": "b"})
+            assert job.state in ("queued", "running")
+            job = await jobs.wait(job.id)
+            assert job.state == "succeeded"
+            assert job.result is not None
+            assert job.result.outcome.seed == 3
+            assert (await content(jobs, job.id)).startswith(b"a whole clip of a red ball")
+            opened = await jobs.open_content(job.id)
+            assert b"".join([piece async for piece in opened.read(2, 7)]) == b"whole"
+            copy = await jobs.checkout(job.id)
+            assert copy.name == "clip.mp4"
+            assert copy.read_bytes() == await content(jobs, job.id)
+            await jobs.delete(job.id)
+            assert copy.exists()
+            with pytest.raises(JobNotFoundError):
+                await jobs.get(job.id)
+            assert [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == []
+            assert len(supervisor.started) == 1
+
+    run(life)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_inline_media_goes_to_the_artifact_store_and_back_to_the_worker(tmp_path: Path) -> None:
+    picture = b"\x89PNG" + bytes(range(256)) * 100
+
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            request = replace(REQUEST, image=base64.b64encode(picture).decode())
+            job = await jobs.submit(request, dialect="predict1")
+            assert job.request.image == Path(f"inputs/{job.id}/image")
+            assert job.request.mode == "image2world"
+            await jobs.wait(job.id)
+            assert supervisor.seen[0].image == picture
+            link = await jobs.submit(replace(REQUEST, image="https://example.com/a.png"), dialect="predict1")
+            await jobs.wait(link.id)
+            assert supervisor.seen[1].image == "https://example.com/a.png"
+            with pytest.raises(MediaError, match="base64"):
+                await jobs.submit(replace(REQUEST, image="no picture!"), dialect="predict1")
+            with pytest.raises(MediaError, match="local file"):
+                await jobs.submit(replace(REQUEST, image=Path("/etc/hostname")), dialect="predict1")
+        database = (tmp_path / "jobs.sqlite3").read_bytes()
+        assert picture[:64] not in database
+        assert base64.b64encode(picture)[:64] not in database
+
+    run(life)
+
+
+def test_what_is_refused_is_refused_before_anything_is_stored(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            for bad in (
+                {"deadline_s": 0.0},
+                {"idempotency_key": ""},
+                {"metadata": {"a": "b" * 513}},
+                {"webhook_url": "http://example.com/"},
+                {"priority": "urgent"},
+            ):
+                with pytest.raises(InvalidRequestError, match=f"(?i){next(iter(bad)).partition('_')[0]}"):
+                    await jobs.submit(REQUEST, dialect="predict1", **bad)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequestError, match="steps"):
+                await jobs.submit(replace(REQUEST, steps=99), dialect="predict1")
+            supervisor.ready, supervisor.reason = False, "the model is loading"
+            with pytest.raises(NotReadyError, match="loading"):
+                await jobs.submit(REQUEST, dialect="predict1")
+            assert (await jobs.list()).jobs == ()
+            for limit in (0, 101):
+                with pytest.raises(InvalidRequestError, match="limit"):
+                    await jobs.list(limit=limit)
+            with pytest.raises(InvalidRequestError, match="cursor"):
+                await jobs.list(cursor="nobody")
+
+    run(life)
+
+
+def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_active=1, max_queue=1)) as (jobs, supervisor):
+            await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)  # something is measured
+            supervisor.gate.clear()
+            first = await jobs.submit(SLOW, dialect="predict1")
+            second = await jobs.submit(SLOW, dialect="predict1")
+            with pytest.raises(QueueFullError, match="number") as refused:
+                await jobs.submit(SLOW, dialect="predict1")
+            assert refused.value.retry_after_s is not None
+            assert 0 < refused.value.retry_after_s < 60
+            second = await jobs.get(second.id)
+            assert second.queue_position == 1
+            first = await jobs.get(first.id)
+            assert first.queue_position is None
+            assert second.eta_s is not None
+            assert first.eta_s is not None
+            assert second.eta_s > first.eta_s > 0
+
+    run(life)
+
+
+def test_idempotency(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            open_seed = replace(REQUEST, seed=None, image=base64.b64encode(b"picture").decode())
+            one, two = await asyncio.gather(
+                *(jobs.submit(open_seed, dialect="predict1", idempotency_key="k") for _ in range(2))
+            )
+            assert one.id == two.id
+            assert one.request.seed == two.request.seed
+            await jobs.wait(one.id)
+            again = await jobs.submit(open_seed, dialect="predict1", idempotency_key="k")
+            assert (again.id, again.state) == (one.id, "succeeded")
+            assert len(supervisor.started) == 1
+            for other in (replace(open_seed, steps=4), replace(open_seed, image=base64.b64encode(b"other").decode())):
+                with pytest.raises(JobConflictError, match=one.id):
+                    await jobs.submit(other, dialect="predict1", idempotency_key="k")
+            elsewhere = await jobs.submit(REQUEST, dialect="predict1", idempotency_key="k", owner="other")
+            assert elsewhere.id != one.id
+            # What the refused and the repeated ones brought is not kept.
+            assert {path.parent.name for path in (tmp_path / "artifacts" / "inputs").rglob("image")} == {one.id}
+
+    run(life)
+
+
+def test_owners_see_their_own(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, _):
+            mine = await jobs.submit(REQUEST, dialect="predict1", owner="me")
+            await jobs.wait(mine.id)
+            for call in (jobs.get, jobs.cancel, jobs.delete, jobs.open_content):
+                with pytest.raises(JobNotFoundError):
+                    await call(mine.id, owner="you")
+            with pytest.raises(JobNotFoundError):
+                await anext(jobs.events(mine.id, owner="you"))
+            assert (await jobs.list(owner="you")).jobs == ()
+            assert [job.id for job in (await jobs.list(owner="me")).jobs] == [mine.id]
+
+    run(life)
+
+
+def test_pages_cover_everything_once(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, _):
+            made = [(await jobs.submit(REQUEST, dialect="predict1")).id for _ in range(7)]
+            for ascending in (False, True):
+                seen: list[str] = []
+                cursor = None
+                while True:
+                    page = await jobs.list(cursor=cursor, limit=3, ascending=ascending)
+                    seen += [job.id for job in page.jobs]
+                    cursor = page.cursor
+                    if cursor is None:
+                        break
+                assert seen == (made if ascending else made[::-1])
+
+    run(life)
+
+
+def test_cancelling_frees_the_worker_at_once(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_active=1)) as (jobs, supervisor):
+            first = await jobs.submit(SLOW, dialect="predict1")
+            second = await jobs.submit(SLOW, dialect="predict1")
+            while not supervisor.started:
+                await asyncio.sleep(0.005)
+            assert (await jobs.cancel(second.id)).state == "cancelled"
+            third = await jobs.submit(REQUEST, dialect="predict1")
+            start = time.monotonic()
+            cancelled = await jobs.cancel(first.id)
+            assert cancelled.state == "cancelled"
+            assert cancelled.error is not None
+            assert cancelled.error.status == 499
+            assert (await jobs.wait(third.id)).state == "succeeded"
+            assert time.monotonic() - start < 2
+            assert [name.partition(".")[0] for name in supervisor.started] == [first.id, third.id]
+            assert (await jobs.cancel(third.id)).state == "succeeded"
+            with pytest.raises(JobConflictError, match="cancelled"):
+                await jobs.open_content(first.id)
+
+    run(life)
+
+
+def test_failures_keep_their_shape(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            supervisor.fail = MediaError("image", "cannot be read", status=413)
+            failed = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
+            assert failed.state == "failed"
+            assert failed.error is not None
+            error = failed.error.exception()
+            assert isinstance(error, MediaError)
+            assert (error.field, error.status, str(error)) == ("image", 413, "image: cannot be read")
+            supervisor.fail = ZeroDivisionError("a secret")
+            failed = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
+            assert failed.error is not None
+            assert failed.error.type == WorkerError.kind
+            assert "secret" not in failed.error.text
+
+    run(life)
+
+
+def test_a_job_survives_its_worker_but_not_for_ever(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            supervisor.die = True
+            job = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
+            assert (job.state, job.attempts) == ("succeeded", 2)
+
+            job = await jobs.submit(REQUEST, dialect="predict1")
+            while not (await jobs.get(job.id)).final:
+                supervisor.die = True
+                await asyncio.sleep(0.005)
+            supervisor.die = None
+            job = await jobs.get(job.id)
+            assert (job.state, job.attempts) == ("failed", 3)
+            assert job.error is not None
+            assert "killed by signal 9" in job.error.text
+            assert "3 times" in job.error.text
+
+    run(life)
+
+
+def test_a_deadline_fails_the_job_in_the_queue_and_at_work(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_active=1)) as (jobs, supervisor):
+            supervisor.gate.clear()
+            at_work = await jobs.submit(SLOW, dialect="predict1", deadline_s=2)
+            while not supervisor.started:
+                await asyncio.sleep(0.01)
+            waiting = await jobs.submit(replace(SLOW, frames=121), dialect="predict1", deadline_s=0.5)
+            for job in [await jobs.wait(job.id) for job in (at_work, waiting)]:
+                assert job.state == "failed"
+                assert job.error is not None
+                assert job.error.status == 504
+            assert supervisor.cancelled == [f"{at_work.id}.1"]
+
+    run(life)
+
+
+def test_short_work_overtakes_long(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_active=1)) as (jobs, _):
+            await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
+            queue = [await jobs.submit(replace(SLOW, seed=i), dialect="predict1") for i in range(3)]
+            short = await jobs.submit(replace(REQUEST, steps=1), dialect="predict1")
+            low = await jobs.submit(replace(REQUEST, steps=1), dialect="predict1", priority="low")
+            urgent = await jobs.submit(SLOW, dialect="predict1", priority="high")
+            ended = {job.id: await jobs.wait(job.id) for job in (*queue, short, low, urgent)}
+            order = sorted(ended, key=lambda job_id: ended[job_id].finished_at or 0)
+            assert order.index(short.id) == 0
+            assert order.index(urgent.id) < order.index(queue[1].id)
+            assert order[-1] == low.id
+
+    run(life)
+
+
+def test_events_tell_every_stage_and_can_be_resumed(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            supervisor.gate.clear()
+            job = await jobs.submit(replace(REQUEST, steps=5), dialect="predict1")
+            seen: list[JobEvent] = []
+            async for event in jobs.events(job.id):
+                seen.append(event)
+                if event.job is not None and event.job.state == "running":
+                    supervisor.gate.set()
+            numbers = [event.number for event in seen]
+            assert numbers == sorted(set(numbers))
+            assert seen[-1].kind == "succeeded"
+            states = [event.job for event in seen if isinstance(event.job, Job)]
+            assert {"denoise", "done"} <= {state.progress.stage for state in states}
+            assert [s.progress.step for s in states if s.progress.stage == "denoise"][-1] == 5
+            assert any(event.preview is not None and event.preview.startswith(b"jpeg") for event in seen)
+            # From the middle on, and from the end on.
+            resumed = [event async for event in jobs.events(job.id, after=numbers[1])]
+            assert [event.kind for event in resumed] == ["succeeded"]
+            assert [event async for event in jobs.events(job.id, after=numbers[-1])] == []
+            # Previews cost time, so they end with the last who watches.
+            other = await jobs.submit(SLOW, dialect="predict1")
+            async with aclosing(jobs.events(other.id)) as events:
+                async for event in events:
+                    if event.preview is not None:
+                        break
+            assert not supervisor.watched[f"{other.id}.1"]
+
+    run(life)
+
+
+def test_two_servers_share_the_work_and_know_of_each_others_jobs(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, max_active=1)
+
+    async def life() -> None:
+        async with running(settings) as (one, first), running(settings) as (two, second):
+            made = await asyncio.gather(*(one.submit(replace(SLOW, seed=i), dialect="predict1") for i in range(6)))
+            ended = await asyncio.gather(*(two.wait(job.id) for job in made))
+            assert {job.state for job in ended} == {"succeeded"}
+            assert [job.attempts for job in ended] == [1] * 6
+            assert len(first.started) + len(second.started) == 6
+            assert first.started
+            assert second.started
+            # A job that the other one runs is cancelled too.
+            first.gate.clear()
+            second.gate.clear()
+            other = await one.submit(SLOW, dialect="predict1")
+            runs_here = f"{other.id}.1"
+            while runs_here not in first.started + second.started:
+                await asyncio.sleep(0.01)
+            elsewhere = two if runs_here in first.started else one
+            await elsewhere.cancel(other.id)
+            assert (await elsewhere.wait(other.id)).state == "cancelled"
+
+    run(life)
+
+
+def test_jobs_of_a_dead_server_are_taken_over(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+
+    async def life() -> None:
+        async with running(settings) as (two, second):
+            dead = Jobs(settings, supervisor := FakeSupervisor(settings))
+            supervisor.gate.clear()
+            second.ready = False
+            await dead.start()
+            job = await dead.submit(REQUEST, dialect="predict1")
+            attached = await dead.submit(REQUEST, dialect="predict1", attached=True)
+            while len(supervisor.started) < 2:
+                await asyncio.sleep(0.01)
+            for task in [*dead._tasks, *(r.task for r in dead._runner.running.values())]:
+                assert task is not None
+                task.cancel()  # as SIGKILL does it: nothing is written any more
+            second.ready = True
+            ended = await two.wait(job.id)
+            assert (ended.state, ended.attempts) == ("succeeded", 2)
+            ended = await two.wait(attached.id)
+            assert ended.state == "cancelled"
+            assert ended.error is not None
+            assert "gone" in ended.error.text
+
+    run(life)
+
+
+def test_a_clip_that_was_published_before_the_crash_is_not_made_again(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+
+    async def life() -> None:
+        async with running(settings) as (jobs, supervisor):
+            job = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
+            before = await content(jobs, job.id)
+        # What the disk holds when the power goes between publishing and recording.
+        from cosmorama.jobs.database import Database
+        from cosmorama.jobs.schema import jobs as table
+
+        database = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+        with database.write() as connection:
+            values = {"state": "running", "holder": "dead", "lease_until": 0.0, "outcome": None, "result_key": None}
+            connection.execute(table.update().values(**values))
+        database.close()
+        async with running(settings) as (jobs, supervisor):
+            job = await jobs.wait(job.id)
+            assert (job.state, job.attempts) == ("succeeded", 1)
+            assert supervisor.started == []
+            assert await content(jobs, job.id) == before
+
+    run(life)
+
+
+def test_stopping_puts_jobs_back_and_the_next_start_finishes_them(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            job = await jobs.submit(SLOW, dialect="predict1")
+            while not supervisor.started:
+                await asyncio.sleep(0.005)
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            start = time.monotonic()
+            job = await jobs.wait(job.id)
+            assert job.state == "succeeded"
+            assert time.monotonic() - start < 5
+            assert (await jobs.get(job.id)).request.seed == supervisor.seen[0].seed
+
+    run(life)
+
+
+def test_content_can_be_forgotten_and_a_full_store_forgets_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosmorama.jobs.dispatcher.CLEAR_EVERY_S", 0.05)
+
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_artifact_bytes=300)) as (jobs, _):
+            made = [(await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)).id for _ in range(3)]
+            while (result := (await jobs.get(made[0])).result) is None or result.available:
+                await asyncio.sleep(0.05)
+            with pytest.raises(ContentGoneError):
+                await jobs.open_content(made[0])
+            assert await content(jobs, made[2])
+            jobs.forget_content(made[2])
+            while (result := (await jobs.get(made[2])).result) is None or result.available:
+                await asyncio.sleep(0.01)
+        async with running(settings_in(tmp_path, retention_s=0.01)) as (jobs, _):
+            while (await jobs.list()).jobs:
+                await asyncio.sleep(0.05)
+        assert [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == []
+
+    run(life)
+
+
+def test_a_full_disk_fails_the_job_with_a_reason_and_a_short_outage_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosmorama.jobs.runner.STORE_RETRIES_S", (0.01, 0.01))
+    publish = Artifacts.publish
+    failures = 2
+
+    def fragile(self: Artifacts, *arguments: object, **options: object) -> object:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise StoreUnavailableError("the artifact store cannot be used now (No space left on device)")
+        return publish(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Artifacts, "publish", fragile)
+
+    async def life() -> None:
+        nonlocal failures
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            job = await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
+            assert job.state == "succeeded"
+            failures = 3
+            job = await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
+            assert job.state == "failed"
+            assert job.error is not None
+            assert "No space left" in job.error.text
+            job = await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
+            assert job.state == "succeeded"
+            assert [name.rpartition(".")[2] for name in supervisor.started] == ["1", "1", "1"]
+            monkeypatch.setattr(Artifacts, "put", fragile)
+            failures = 1
+            with pytest.raises(StoreUnavailableError, match="No space"):
+                await jobs.submit(replace(REQUEST, image=base64.b64encode(b"x").decode()), dialect="p")
+
+    run(life)
+
+
+def test_a_remote_artifact_store(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, artifacts="memory://bucket/prefix")
+
+    async def life() -> None:
+        async with running(settings) as (jobs, supervisor):
+            request = replace(REQUEST, image=base64.b64encode(b"picture").decode())
+            job = await jobs.wait((await jobs.submit(request, dialect="p")).id)
+            assert supervisor.seen[0].image == b"picture"
+            opened = await jobs.open_content(job.id)
+            assert opened.path is None
+            whole = await content(jobs, job.id)
+            assert len(whole) == opened.size
+            assert b"".join([piece async for piece in opened.read(2, 7)]) == b"whole"
+            assert (await jobs.checkout(job.id)).read_bytes() == whole
+            await jobs.delete(job.id)
+
+    run(life)
+
+
+def test_a_database_that_is_away_loses_nothing(tmp_path: Path, postgres: Postgres) -> None:
+    settings = settings_in(tmp_path, database_url=SecretStr(postgres.new_database()))
+
+    async def life() -> None:
+        async with running(settings) as (jobs, supervisor):
+            supervisor.gate.clear()
+            job = await jobs.submit(REQUEST, dialect="p")
+            while not supervisor.started:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(postgres.stop)
+            try:
+                with pytest.raises(StoreUnavailableError):
+                    await jobs.submit(REQUEST, dialect="p")
+                supervisor.gate.set()
+                await asyncio.sleep(1.5)  # longer than the lease
+            finally:
+                await asyncio.to_thread(postgres.start)
+            job = await jobs.wait(job.id)
+            assert (job.state, job.attempts) == ("succeeded", 1)
+            assert await content(jobs, job.id)
+            assert (await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)).state == "succeeded"
+
+    run(life)

@@ -1,0 +1,309 @@
+"""The life of a job in SQLite and in Postgres: every transition happens once, whoever else tries."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from cosmorama.errors import QueueFullError, WorkerError
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.record import JobConflictError, JobError, JobNotFoundError, StoreUnavailableError
+from cosmorama.jobs.schema import version
+from cosmorama.jobs.store import Finish, Hold, Limits, NewJob, Store
+from cosmorama.jobs.upkeep import Upkeep
+from cosmorama.progress import Progress
+from cosmorama.request import GenerationRequest
+from tests.jobs.conftest import pass_lease
+
+REQUEST = GenerationRequest(prompt="a red ball", seed=3)
+WIDE = Limits(queue=1000, running=2)
+FAILED = Finish("failed", JobError.of(WorkerError("no luck")))
+MADE = Finish(
+    "succeeded",
+    outcome='{"path":"clip.mp4","seed":3,"prompt":"p","width":960,"height":704,"frames":1,"fps":24,"timings":{}}',
+    media_type="video/mp4",
+    result_key="results/a/1/clip.mp4",
+    result_bytes=100,
+)
+
+
+def new(job_id: str = "a", **changes: object) -> NewJob:
+    job = NewJob(
+        id=job_id,
+        request=REQUEST,
+        dialect="predict1",
+        model="fake",
+        owner="me",
+        priority="normal",
+        fingerprint="f",
+        created_at=time.time(),
+        labels={"tag": "x"},
+    )
+    return replace(job, **changes)  # type: ignore[arg-type]
+
+
+def accept(store: Store, *jobs: NewJob, limits: Limits = WIDE) -> list[object]:
+    return list(store.accept(jobs, limits))
+
+
+def claim(store: Store, job_id: str = "a", holder: str = "one") -> Hold:
+    hold = store.claim(job_id, holder)
+    assert hold is not None
+    return hold
+
+
+def test_a_life(store: Store) -> None:
+    assert accept(store, new(deadline_at=2e9, webhook_url="http://x/")) == ["a"]
+    job = store.get("a")
+    assert (job.state, job.owner, job.dialect, job.model, job.priority) == (
+        "queued",
+        "me",
+        "predict1",
+        "fake",
+        "normal",
+    )
+    assert job.request == REQUEST
+    assert job.metadata == {"tag": "x"}
+    assert (job.deadline_at, job.webhook_url, job.attempts, job.started_at) == (2e9, "http://x/", 0, None)
+
+    hold = claim(store)
+    store.advance({hold: Progress("denoise", 3, 35, remaining_s=12.0)})
+    job = store.get("a")
+    assert (job.state, job.attempts) == ("running", 1)
+    assert (job.progress.stage, job.progress.step, job.progress.total) == ("denoise", 3, 35)
+    assert job.progress.remaining_s == 12.0
+    assert job.started_at is not None
+
+    assert store.finish(hold, MADE)
+    job = store.get("a")
+    assert job.state == "succeeded"
+    assert job.result is not None
+    assert (job.result.bytes, job.result.media_type, job.result.available) == (100, "video/mp4", True)
+    assert job.result.outcome.seed == 3
+    assert job.finished_at is not None
+    assert job.created_at <= job.started_at <= job.finished_at  # type: ignore[operator]
+
+    store.drop_content("a")
+    dropped = store.get("a").result
+    assert dropped is not None
+    assert not dropped.available
+    assert store.remove("a")
+    with pytest.raises(JobNotFoundError):
+        store.get("a")
+
+
+def test_only_one_of_many_claims_succeeds(database_url: str) -> None:
+    stores = [Store(Database(database_url), lease_s=5) for _ in range(4)]
+    stores[0].database.create()
+    accept(stores[0], *(new(f"j{i}") for i in range(10)))
+    with ThreadPoolExecutor(4) as pool:
+        rounds = [
+            list(pool.map(lambda pair, i=i: pair[1].claim(f"j{i}", f"s{pair[0]}"), enumerate(stores)))  # type: ignore[misc]
+            for i in range(10)
+        ]
+    assert [sum(hold is not None for hold in holds) for holds in rounds] == [1] * 10
+    for store in stores:
+        store.database.close()
+
+
+def test_a_job_ends_once(store: Store) -> None:
+    accept(store, new())
+    hold = claim(store)
+    assert store.finish(hold, FAILED)
+    assert not store.finish(hold, MADE)
+    assert store.get("a").state == "failed"
+    error = store.get("a").error
+    assert error is not None
+    assert (error.type, error.status, error.text) == ("worker_failed", 500, "no luck")
+
+
+def test_a_stale_holder_can_do_nothing(store: Store) -> None:
+    accept(store, new())
+    stale = claim(store, holder="one")
+    assert store.release(stale)
+    fresh = claim(store, holder="one")
+    assert fresh.attempt == 2
+    assert not store.finish(stale, MADE)
+    assert not store.release(stale)
+    assert store.blame(stale) is None
+    store.advance({stale: Progress("denoise", 9, 9)})
+    assert store.get("a").progress.stage == "prepare"
+    assert store.blame(fresh) == 1
+    assert store.finish(fresh, MADE)
+
+
+def test_an_expired_lease_is_seized_by_one(store: Store) -> None:
+    upkeep = Upkeep(store)
+    accept(store, new())
+    lost = claim(store, holder="dead")
+    assert upkeep.seize("two") == []
+    pass_lease()
+    [(seized, cancelled)] = upkeep.seize("two")
+    assert seized == Hold("a", "two", lost.attempt)
+    assert cancelled is None
+    assert upkeep.seize("three") == []
+    assert not store.finish(lost, MADE)
+    assert store.finish(seized, MADE)
+
+
+def test_a_heartbeat_keeps_the_lease_and_brings_news(store: Store) -> None:
+    upkeep = Upkeep(store)
+    accept(store, new("a"), new("b"))
+    holds = {claim(store, "a"), claim(store, "b")}
+    for _ in range(3):
+        time.sleep(0.1)
+        assert upkeep.heartbeat("one").held == holds
+        assert upkeep.seize("two") == []
+    assert store.cancel("b", FAILED.error or JobError("", 0, "")) == "running"
+    assert {hold.job_id for hold in upkeep.heartbeat("one").cancelled} == {"b"}
+    assert upkeep.heartbeat("two").held == frozenset()
+
+
+def test_cancelling_before_during_and_after(store: Store) -> None:
+    error = JobError("cancelled", 499, "cancelled")
+    accept(store, new("a"), new("b"))
+    assert store.cancel("a", error) == "queued"
+    assert store.get("a").state == "cancelled"
+    assert store.claim("a", "one") is None
+    assert store.cancel("a", error) == "cancelled"
+    hold = claim(store, "b")
+    assert store.cancel("b", error) == "running"
+    assert store.finish(hold, MADE)
+    assert store.cancel("b", error) == "succeeded"
+    assert store.cancel("none", error) is None
+
+
+def test_a_job_asked_to_cancel_is_not_claimed_again(store: Store) -> None:
+    accept(store, new())
+    hold = claim(store)
+    store.cancel("a", JobError("cancelled", 499, "cancelled"))
+    store.release(hold)
+    assert store.claim("a", "one") is None
+    assert Upkeep(store).end_cancelled(JobError("cancelled", 499, "x")) == ["a"]
+    assert store.get("a").state == "cancelled"
+
+
+def test_the_queue_is_bounded_and_running_jobs_free_it(store: Store) -> None:
+    limits = Limits(queue=1, running=1)
+    answers = accept(store, *(new(f"j{i}") for i in range(3)), limits=limits)
+    assert answers[:2] == ["j0", "j1"]
+    assert isinstance(answers[2], QueueFullError)
+    assert "number 3" in str(answers[2])
+    claim(store, "j0")
+    [refused] = accept(store, new("j3"), limits=limits)
+    assert isinstance(refused, QueueFullError)
+    claim(store, "j1")
+    assert accept(store, new("j4"), limits=limits) == ["j4"]
+
+
+def test_one_owner_cannot_take_everything(store: Store) -> None:
+    limits = Limits(queue=100, running=2, per_owner=2)
+    answers = accept(store, new("a"), new("b"), new("c"), new("d", owner="other"), limits=limits)
+    assert [isinstance(answer, QueueFullError) for answer in answers] == [False, False, True, False]
+    store.finish(claim(store, "a"), MADE)
+    assert accept(store, new("e"), limits=limits) == ["e"]
+
+
+def test_an_idempotency_key_gives_the_same_job(store: Store) -> None:
+    keyed = {"idempotency_key": "k"}
+    answers = accept(
+        store,
+        new("a", **keyed),
+        new("b", **keyed),
+        new("c", **keyed, fingerprint="other"),
+        new("d", **keyed, owner="you"),
+        new("e"),
+        new("f"),
+    )
+    assert answers[:2] == ["a", "a"]
+    assert isinstance(answers[2], JobConflictError)
+    assert answers[3:] == ["d", "e", "f"]
+    # Even where there is no room for another.
+    assert accept(store, new("g", **keyed), limits=Limits(0, 0)) == ["a"]
+
+
+def test_pages(store: Store) -> None:
+    accept(store, *(new(f"j{i}", owner="me" if i % 2 else "you", dialect=f"d{i % 3}") for i in range(10)))
+    store.finish(claim(store, "j3"), MADE)
+
+    def ids(**options: object) -> list[str]:
+        return [job.id for job in store.page(**{"cursor": None, "limit": 100} | options)]  # type: ignore[arg-type]
+
+    assert ids(limit=3) == ["j9", "j8", "j7"]
+    assert ids(limit=3, cursor="j7") == ["j6", "j5", "j4"]
+    assert ids(cursor="j7", ascending=True) == ["j8", "j9"]
+    assert ids(owner="me") == ["j9", "j7", "j5", "j3", "j1"]
+    assert ids(state="succeeded") == ["j3"]
+    assert ids(dialect="d0") == ["j9", "j6", "j3", "j0"]
+    with pytest.raises(JobNotFoundError):
+        ids(cursor="none")
+    with pytest.raises(JobNotFoundError):
+        ids(cursor="j8", owner="me")
+
+
+def test_deadlines_and_waiters(store: Store) -> None:
+    upkeep = Upkeep(store)
+    error = JobError("x", 499, "gone")
+    accept(
+        store,
+        new("late", deadline_at=time.time() - 1),
+        new("later", deadline_at=time.time() + 60),
+        new("left", waiter="dead"),
+        new("run", waiter="dead"),
+        new("kept", waiter="alive"),
+    )
+    claim(store, "run", "alive")
+    assert upkeep.end_overdue(error) == ["late"]
+    assert store.get("late").state == "failed"
+    pass_lease()
+    upkeep.heartbeat("alive")
+    assert upkeep.end_abandoned(error) == ["left"]
+    assert store.get("left").state == "cancelled"
+    assert {hold.job_id for hold in upkeep.heartbeat("alive").cancelled} == {"run"}
+    assert store.get("kept").state == store.get("later").state == "queued"
+
+
+def test_retention_by_age_and_size(store: Store) -> None:
+    upkeep = Upkeep(store)
+    accept(store, new("a", blob_bytes=50), new("b"), new("c"), new("open", blob_bytes=1000))
+    for job_id in ("b", "a", "c"):
+        store.finish(claim(store, job_id), MADE)
+        time.sleep(0.01)
+    assert upkeep.over(1350) == []
+    assert upkeep.over(1349) == ["b"]
+    assert upkeep.over(1200) == ["b", "a"]
+    assert upkeep.expired(60) == []
+    time.sleep(0.06)
+    assert sorted(upkeep.expired(0.05)) == ["a", "b", "c"]
+
+
+def test_webhooks_are_taken_by_one_and_come_again(store: Store) -> None:
+    upkeep = Upkeep(store)
+    accept(store, new("a", webhook_url="http://x/"), new("b"))
+    assert upkeep.take_webhooks() == []
+    store.finish(claim(store, "a"), MADE)
+    store.finish(claim(store, "b"), MADE)
+    [due] = upkeep.take_webhooks()
+    assert (due.job_id, due.url, due.attempts) == ("a", "http://x/", 1)
+    assert upkeep.take_webhooks() == []
+    pass_lease()  # who took it died
+    [again] = upkeep.take_webhooks()
+    assert again.attempts == 2
+    upkeep.set_webhook("a", 0.0)
+    assert [item.attempts for item in upkeep.take_webhooks()] == [3]
+    upkeep.set_webhook("a", None)
+    pass_lease()
+    assert upkeep.take_webhooks() == []
+
+
+def test_creating_twice_is_fine_and_another_version_is_refused(store: Store, database_url: str) -> None:
+    again = Database(database_url)
+    again.create()
+    with again.write() as connection:
+        connection.execute(version.update().values(version=99))
+    with pytest.raises(StoreUnavailableError, match="99"):
+        again.create()
+    again.close()

@@ -1,0 +1,117 @@
+"""Many clips from a file, interrupted and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cosmorama import batch
+from cosmorama.cli import app
+from cosmorama.errors import InvalidRequestError, WorkerError
+from tests.serving import running_server
+
+SMALL: dict[str, Any] = {"width": 960, "height": 704, "frames": 1, "steps": 1}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def manifest(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / batch.MANIFEST).read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if "name" in entry]
+
+
+def cosmorama(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["batch", *map(str, arguments)])
+
+
+def test_a_batch_in_this_process_goes_on_where_it_stopped(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = [{"id": "ball", "prompt": "a red ball", "seed": 1, **SMALL}, {"prompt": "a blue cube", "seed": 2, **SMALL}]
+    source, out = write(tmp_path / "rows.jsonl", *rows), tmp_path / "out"
+    first = cosmorama(source, "-o", out, "--model", tiny_checkpoint)
+    assert first.exit_code == 0, first.output
+    assert "2 made, 0 were there, 0 failed" in first.output
+    assert [(entry["name"], entry["file"], entry["seed"]) for entry in manifest(out)] == [
+        ("ball", "ball.mp4", 1),
+        ("00002", "00002.mp4", 2),
+    ]
+    made = (out / "ball.mp4").stat().st_mtime_ns
+    write(source, rows[0], {**rows[1], "seed": 3}, {"prompt": "a red cube", **SMALL})
+    second = cosmorama(source, "-o", out, "--model", tiny_checkpoint)
+    assert "2 made, 1 were there, 0 failed" in second.output
+    assert (out / "ball.mp4").stat().st_mtime_ns == made
+    (out / "ball.mp4").unlink()
+    third = cosmorama(source, "-o", out, "--model", tiny_checkpoint)
+    assert "1 made, 2 were there" in third.output
+    assert sorted(path.name for path in out.iterdir()) == ["00002.mp4", "00003.mp4", "ball.mp4", "manifest.jsonl"]
+
+
+def test_a_batch_on_a_server(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (96, 70), "orange").save(tmp_path / "start.png")
+    rows = [{"id": f"clip-{seed}", "prompt": "a ball", "seed": seed, **SMALL} for seed in range(4)]
+    rows.append({"id": "from-image", "image": "start.png", "output": {"container": "gif"}, **SMALL})
+    rows.append({"id": "wrong", "prompt": "a ball", **SMALL, "steps": 99})
+    source, out = write(tmp_path / "rows.jsonl", *rows), tmp_path / "out"
+    with running_server(tiny_checkpoint, tmp_path / "server") as server:
+        result = cosmorama(source, "-o", out, "--server", server.url, "--parallel", "3")
+        assert result.exit_code == 1
+        assert "5 made, 0 were there, 1 failed" in result.output
+        assert "1 to 50" in result.output
+        assert (out / "from-image.gif").read_bytes().startswith(b"GIF8")
+        # As after a crash between the clip and the line about it: the server's job is found again, not made again.
+        kept = [line for line in (out / batch.MANIFEST).read_text().splitlines() if "clip-2" not in line]
+        (out / batch.MANIFEST).write_text("\n".join(kept) + "\n")
+        before = server.metric("cosmorama_denoising_steps_total")
+        again = cosmorama(source, "-o", out, "--server", server.url)
+        assert "1 made, 4 were there, 1 failed" in again.output
+        assert server.metric("cosmorama_denoising_steps_total") == before
+
+
+def test_every_wrong_line_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "a", "stepz": 3}\n\nnonsense\n{"id": "../up"}\n{"id": "a"}\n{"id": "a"}\n')
+    with pytest.raises(InvalidRequestError) as caught:
+        batch.read_rows(source)
+    assert [problem.field for problem in caught.value.problems] == ["line 1", "line 3", "line 4", "line 6"]
+    assert "did you mean 'steps'" in str(caught.value)
+    result = cosmorama(source, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert cosmorama(tmp_path / "nowhere.jsonl", "-o", tmp_path / "out").exit_code == 2
+
+
+def test_a_row_that_failed_is_a_new_attempt_and_one_that_was_cut_off_the_same(tmp_path: Path) -> None:
+    rows = batch.read_rows(write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "x"}, {"id": "b", "prompt": "y"}))
+    keys: list[dict[str, str]] = []
+    broken = {"a"}
+
+    async def make(row: batch.Row, output: Path, key: str) -> batch.Made:
+        keys[-1][row.name] = key
+        if row.name in broken:
+            raise WorkerError("broken")
+        output.write_bytes(b"clip")
+        return batch.Made(1, row.request.prompt or "", {})
+
+    def run() -> batch.Report:
+        keys.append({})
+        return asyncio.run(batch.run(rows, tmp_path / "out", make, parallel=2))
+
+    assert run().failed == {"a": "broken"}
+    with (tmp_path / "out" / batch.MANIFEST).open("a") as file:
+        file.write('{"name": "b", "finge')  # cut off
+    broken.clear()
+    assert (run().made, keys[1].keys()) == (["a"], {"a"})
+    assert keys[0]["a"] != keys[1]["a"]
+    for line in ("a", "b"):
+        (tmp_path / "out" / f"{line}.mp4").unlink()
+    assert sorted(run().made) == ["a", "b"]
+    assert keys[2] == {"a": keys[1]["a"], "b": keys[0]["b"]}
+    assert run().skipped == ["a", "b"]

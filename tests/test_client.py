@@ -1,0 +1,306 @@
+"""The clients against a real server, and against one that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cosmorama
+from cosmorama.cli import app
+from cosmorama.client import JobStatus
+from cosmorama.errors import (
+    AuthenticationError,
+    CancelledError,
+    InvalidRequestError,
+    MediaError,
+    QueueFullError,
+    ServerUnreachableError,
+)
+from cosmorama.jobs.record import JobNotFoundError
+from cosmorama.request import Adapter, GenerationRequest, Output
+from tests.serving import Running, running_server
+
+SMALL: dict[str, Any] = {"width": 960, "height": 704, "frames": 1, "steps": 1}
+LONG = GenerationRequest(prompt="a blue cube falls", width=960, height=704, frames=25, steps=50, seed=1)
+KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    settings = {"COSMORAMA_API_KEYS": f"tests:{KEY}", "COSMORAMA_MAX_ACTIVE": "2"}
+    # Metrics and all else want the key too, so `Running` is only used for its address.
+    with running_server(tiny_checkpoint, tmp_path_factory.mktemp("client"), **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[cosmorama.Client]:
+    with cosmorama.Client(server.url, api_key=KEY, patience_s=30) as client:
+        yield client
+
+
+def test_generate_gives_the_clip_and_what_made_it(client: cosmorama.Client, tmp_path: Path) -> None:
+    seen: list[JobStatus] = []
+    clip = client.generate("a red ball", seed=7, **{**SMALL, "steps": 3}, on_status=seen.append)
+    assert (clip.seed, clip.media_type) == (7, "video/mp4")
+    assert clip.prompt
+    assert clip.save(tmp_path / "deep" / "clip.mp4").read_bytes() == clip.data
+    assert clip.data[4:8] == b"ftyp"
+    assert seen[-1].state == "succeeded"
+    assert clip.job.request["steps"] == 3
+    again = client.generate("a red ball", seed=7, **{**SMALL, "steps": 3})
+    assert again.data == clip.data
+
+
+def test_an_image_and_another_container(client: cosmorama.Client, tmp_path: Path) -> None:
+    path = tmp_path / "start.png"
+    Image.new("RGB", (96, 70), "orange").save(path)
+    clip = client.generate(image=str(path), output="clip.gif", **SMALL)
+    assert clip.media_type == "image/gif"
+    assert clip.data.startswith(b"GIF8")
+    assert client.generate(image=Image.open(path), seed=clip.seed, output="clip.gif", **SMALL).data == clip.data
+
+
+def test_a_job_is_followed_listed_downloaded_and_deleted(client: cosmorama.Client, tmp_path: Path) -> None:
+    request = GenerationRequest(prompt="a red ball", seed=3, **{**SMALL, "steps": 4})
+    job = client.submit(request, metadata={"for": "tests"}, priority="high", idempotency_key="once")
+    assert client.submit(request, idempotency_key="once").id == job.id
+    statuses = list(job.events())
+    assert statuses[-1].state == "succeeded"
+    assert [status.step for status in statuses if status.stage == "denoise"] == sorted(
+        status.step for status in statuses if status.stage == "denoise"
+    )
+    assert job.status.metadata == {"for": "tests"}
+    assert job.id in [found.id for found in client.jobs(state="succeeded")]
+    path = job.download(tmp_path / "clip.mp4")
+    assert path.read_bytes() == job.clip().data
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+    assert job.cancel().state == "succeeded"
+    job.delete()
+    with pytest.raises(JobNotFoundError):
+        client.job(job.id)
+
+
+def test_errors_are_the_ones_that_the_model_itself_would_raise(client: cosmorama.Client, server: Running) -> None:
+    with pytest.raises(InvalidRequestError, match=r"steps: 99 .* 1 to 50"):
+        client.generate("a ball", steps=99)
+    with pytest.raises(MediaError, match="image") as caught:
+        client.generate(image=b"no picture", **SMALL)
+    assert caught.value.field == "image"
+    with pytest.raises(InvalidRequestError, match=r"\.mp4"):
+        client.generate("a ball", output="clip.avi")
+    with cosmorama.Client(server.url) as stranger, pytest.raises(AuthenticationError):
+        stranger.capabilities()
+
+
+def test_cancelling_and_giving_up(client: cosmorama.Client) -> None:
+    job = client.submit(LONG)
+    with pytest.raises(TimeoutError):
+        job.wait(timeout_s=0.2)
+    assert job.cancel().state in ("running", "cancelled")
+    with pytest.raises(CancelledError):
+        job.wait(timeout_s=60)
+
+    def give_up(status: JobStatus) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.generate("a ball", on_status=give_up, **{**SMALL, "steps": 50, "frames": 25})
+    newest = next(client.jobs())
+    with pytest.raises(CancelledError):
+        newest.wait(timeout_s=60)
+
+
+def test_capabilities_are_the_models(client: cosmorama.Client) -> None:
+    found = client.capabilities()
+    assert isinstance(found, cosmorama.Capabilities)
+    assert found.model == "tiny"
+    assert found.steps.high == 50
+
+
+def test_the_async_client_does_the_same(server: Running, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with cosmorama.AsyncClient(server.url, api_key=KEY) as client:
+            clips = await asyncio.gather(*(client.generate("a red ball", seed=seed, **SMALL) for seed in (1, 2)))
+            assert [clip.seed for clip in clips] == [1, 2]
+            job = await client.submit(GenerationRequest(prompt="a red ball", seed=1, **SMALL))
+            assert [status.state async for status in job.events()][-1] == "succeeded"
+            assert (await job.download(tmp_path / "clip.mp4")).read_bytes() == clips[0].data
+            assert job.id in [found.id async for found in client.jobs()]
+            assert (await client.capabilities()).model == "tiny"
+            with pytest.raises(InvalidRequestError, match="fps"):
+                await client.generate("a ball", fps=500)
+            long = await client.submit(LONG)
+            assert (await long.cancel()).state in ("running", "cancelled")
+            with pytest.raises(CancelledError):
+                await long.wait(timeout_s=60)
+
+    asyncio.run(main())
+
+
+def test_jobs_on_the_command_line(client: cosmorama.Client, server: Running, tmp_path: Path) -> None:
+    def jobs(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["jobs", *arguments, "--server", server.url, "--api-key", KEY])
+
+    job = client.submit(GenerationRequest(prompt="a red ball of the terminal", seed=3, **SMALL))
+    watched = jobs("watch", job.id, "-o", str(tmp_path / "clip.mp4"))
+    assert watched.exit_code == 0, watched.output
+    assert (tmp_path / "clip.mp4").stat().st_size > 0
+    assert job.id in jobs("list").output
+    assert json.loads(jobs("show", job.id).output)["state"] == "succeeded"
+    listed = json.loads(jobs("list", "--json", "--limit", "1").output)
+    assert [entry["id"] for entry in listed] == [job.id]
+    assert "succeeded" in jobs("cancel", job.id).output
+    missing = jobs("show", "job_none")
+    assert missing.exit_code == 2
+    assert "job_none" in missing.output
+
+
+# A server that misbehaves, played by a function.
+
+JOB: dict[str, Any] = {
+    "id": "job_1",
+    "state": "queued",
+    "model": "tiny",
+    "mode": "text2world",
+    "priority": "normal",
+    "stage": "queued",
+    "step": 0,
+    "total": 0,
+    "created_at": 1.0,
+}
+DONE = {
+    **JOB,
+    "state": "succeeded",
+    "result": {"content_url": "", "media_type": "video/mp4", "bytes": 10, "seed": 1, "upsampled_prompt": "a"},
+}
+
+
+def against(handler: Callable[[httpx.Request], httpx.Response], patience_s: float = 5) -> cosmorama.Client:
+    return cosmorama.Client("http://test", transport=httpx.MockTransport(handler), patience_s=patience_s)
+
+
+def busy(status: int) -> httpx.Response:
+    error = {"message": "too many", "type": "queue_full", "code": status}
+    return httpx.Response(status, json={"error": error}, headers={"Retry-After": "0"})
+
+
+def event(number: int, job: dict[str, Any]) -> str:
+    return f"id: {number}\nevent: status\ndata: {json.dumps(job)}\n\n"
+
+
+def test_a_repeated_submission_is_the_same_submission() -> None:
+    keys = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            return busy(429)
+        if len(keys) == 2:
+            raise httpx.ConnectError("gone")
+        return httpx.Response(202, json=JOB)
+
+    client = against(handler)
+    client.submit("a ball")
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+    client.submit("a ball")
+    assert len(set(keys)) == 2
+
+
+def test_patience_ends() -> None:
+    with pytest.raises(QueueFullError, match="too many"):
+        against(lambda request: httpx.Response(429, json=busy(429).json(), headers={"Retry-After": "60"})).submit("a")
+
+    def dead(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("nobody there")
+
+    with pytest.raises(ServerUnreachableError, match="nobody there"):
+        against(dead, patience_s=0).submit("a ball")
+
+
+class Cut(httpx.SyncByteStream):
+    """A body whose connection breaks."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._data
+        raise httpx.ReadError("the connection broke")
+
+
+def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    ranges = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/content"):
+            return httpx.Response(200, json=DONE)
+        ranges.append(request.headers.get("Range"))
+        if len(ranges) == 1:
+            return httpx.Response(200, stream=Cut(b"01234"))
+        if len(ranges) == 2:
+            return httpx.Response(206, stream=Cut(b"567"))
+        return httpx.Response(206, content=b"89")
+
+    path = against(handler).job("job_1").download(tmp_path / "clip.mp4")
+    assert path.read_bytes() == b"0123456789"
+    assert ranges == [None, "bytes=5-", "bytes=8-"]
+
+
+def test_a_broken_stream_of_events_goes_on_where_it_stopped() -> None:
+    seen = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=JOB)
+        seen.append(request.headers.get("Last-Event-ID"))
+        headers = {"Content-Type": "text/event-stream"}
+        match len(seen):
+            case 1:
+                return httpx.Response(200, stream=Cut(event(1, JOB).encode()), headers=headers)
+            case 2:
+                return busy(503)
+            case 3:  # the server ended
+                return httpx.Response(200, text=event(2, {**JOB, "state": "running"}), headers=headers)
+        return httpx.Response(200, text=": ping\n\n" + event(3, JOB) + ": ping\n\n" + event(4, DONE), headers=headers)
+
+    statuses = list(against(handler).job("job_1").events())
+    assert [status.state for status in statuses] == ["queued", "running", "queued", "succeeded"]
+    assert seen == [None, "1", "1", "2"]
+
+
+def test_only_what_was_chosen_is_sent() -> None:
+    bodies = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(202, json=JOB)
+
+    chosen = GenerationRequest(prompt="a", adapters=(Adapter("night", 0.5),), output=Output("webm"), model="tiny")
+    against(handler).submit(chosen, deadline_s=60)
+    assert bodies == [
+        {
+            "dialect": "cosmorama",
+            "prompt": "a",
+            "output": {"container": "webm", "codec": None, "quality": 7},
+            "adapters": [{"name": "night", "scale": 0.5}],
+            "model": "tiny",
+            "deadline_s": 60,
+        }
+    ]
+
+
+def test_an_answer_that_is_none_is_told() -> None:
+    with pytest.raises(cosmorama.CosmoramaError, match="not a Cosmorama server"):
+        against(lambda request: httpx.Response(200, text="<html>")).job("job_1")
+    with pytest.raises(cosmorama.CosmoramaError, match="Not Found"):
+        against(lambda request: httpx.Response(404, text="<html>")).job("job_1")

@@ -1,0 +1,265 @@
+"""Every Predict family and mode, loaded as a user would, against diffusers' own pipeline with the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cosmorama.engine.prepare import PreparedRequest
+from cosmorama.engine.rollout import Rollout
+from cosmorama.request import GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.world.registry import load_world
+from cosmorama.world.savings import Savings
+from tests.world.checkpoints import PIPELINES, save_predict
+from tests.world.reference import Made, run_pipeline
+
+TOLERANCE = 1e-5
+WIDTH, HEIGHT, STEPS, SEED = 80, 48, 4, 5
+PROMPT, NEGATIVE = "a red ball rolls to the left", "ugly blurred scene"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family in one mode."""
+
+    kind: str
+    frames: int
+    given: int = 0
+    fps: float = 16
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind} {self.frames} frames" + (f" from {self.given}" if self.given else "")
+
+
+CASES = [
+    Case("predict1-text2world", 17),
+    Case("predict1-text2world", 1),
+    Case("predict1-video2world", 17, given=1, fps=30),
+    Case("predict1-video2world", 17, given=9),
+    Case("predict2-text2image", 1),
+    Case("predict2-video2world", 13, given=1),
+    Case("predict2-video2world", 13, given=5, fps=10),
+    Case("predict2.5", 9),
+    Case("predict2.5", 1),
+    Case("predict2.5", 13, given=1),
+    Case("predict2.5", 13, given=5),
+]
+SAVINGS = (
+    "adaln_per_frame",
+    "fold_text_rows",
+    "cache_positions",
+    "cache_cross_attention",
+    "encode_only_given_frames",
+    "skip_idle_step",
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """A checkpoint's folder and diffusers' pipeline on it, by kind."""
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def get(kind: str) -> tuple[Path, Any]:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            made[kind] = folder, save_predict(kind, folder)
+        return made[kind]
+
+    return get
+
+
+def clip(frames: int) -> np.ndarray:
+    """Smooth moving colors, uint8 `[T, H, W, 3]`."""
+    t, y, x, c = np.ogrid[:frames, :HEIGHT, :WIDTH, :3]
+    return (127.5 + 127.5 * np.sin(x / 9 + y / 7 + t / 2 + c)).astype(np.uint8)
+
+
+def request_of(case: Case, world: Any, **changes: Any) -> GenerationRequest:
+    source = None if case.given == 0 else b"stands for the clip, which the tests hand over decoded"
+    request = GenerationRequest(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        image=source if case.given == 1 else None,
+        video=source if case.given > 1 else None,
+        seed=SEED,
+        guidance_scale=3.0,
+        steps=STEPS,
+        width=WIDTH,
+        height=HEIGHT,
+        frames=case.frames,
+        fps=case.fps,
+    )
+    return resolve(replace(request, **changes), world.capabilities)
+
+
+def rollout(case: Case, world: Any, **changes: Any) -> Rollout:
+    """A request, sampled by the engine's own means."""
+    request = request_of(case, world, **changes)
+    made = Rollout(world, PreparedRequest(request, PROMPT, clip(case.given) if case.given else None))
+    while not made.done:
+        made.advance()
+    return made
+
+
+def reference(case: Case, pipeline: Any, *, given: np.ndarray | None = None, **changes: Any) -> Made:
+    """The same request, made by diffusers."""
+    arguments: dict[str, Any] = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 3.0,
+    }
+    frames = [Image.fromarray(frame) for frame in (clip(case.given) if given is None else given)]
+    if case.given == 1:
+        arguments["image"] = frames[0]
+    elif case.given:
+        arguments["video"] = frames
+    if case.kind != "predict2-text2image":
+        arguments["num_frames"] = case.frames
+    if case.kind in ("predict1-text2world", "predict1-video2world", "predict2-video2world"):
+        arguments["fps"] = case.fps
+    return run_pipeline(pipeline, seed=SEED, **arguments | changes)
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference relative to the largest value."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def pixels_of(world: Any, made: Rollout) -> Tensor:
+    """What the engine's frames are rounded from."""
+    latents = made.latents
+    if "predict1" in world.capabilities.family:
+        return world.parts.autoencoder.decode_pixels(latents / 0.5)
+    return torch.cat(list(world.parts.autoencoder.decode_pixels(latents)), dim=2)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_same_numbers_as_diffusers(case: Case, checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, pipeline = checkpoint(case.kind)
+    world = load_world(str(folder), device="cpu")
+    theirs, ours = reference(case, pipeline), rollout(case, world)
+    assert error(ours.latents, theirs.latents) <= TOLERANCE
+    with torch.inference_mode():
+        pixels = pixels_of(world, ours)
+    assert error(pixels, theirs.pixels) <= TOLERANCE
+    frames = np.concatenate(list(ours.decode()))
+    assert frames.shape == (case.frames, HEIGHT, WIDTH, 3)
+    levels = ((theirs.pixels[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1) * 255).numpy()
+    assert np.abs(frames - levels).max() < 0.51
+    print(f"\n{case.id}: latents {error(ours.latents, theirs.latents):.1e}, pixels {error(pixels, theirs.pixels):.1e}")
+
+
+@pytest.mark.parametrize("saving", SAVINGS)
+@pytest.mark.parametrize("kind", ["predict1-video2world", "predict2-video2world", "predict2.5"])
+def test_a_saving_saves_work_and_changes_nothing(
+    kind: str, saving: str, checkpoint: Callable[[str], tuple[Path, Any]]
+) -> None:
+    if kind == "predict2.5" and saving in ("fold_text_rows", "skip_idle_step"):
+        pytest.skip("its padding rows differ, and its schedule ends at zero")
+    case = Case(kind, 17, given=9) if kind.startswith("predict1") else Case(kind, 13, given=5)
+    folder, _ = checkpoint(kind)
+    made, work = [], []
+    for savings in (Savings(), Savings(**{saving: False})):
+        world = load_world(str(folder), device="cpu", savings=savings)
+        counted = watch(world)
+        made.append(rollout(case, world).latents)
+        work.append(counted[saving])
+    assert error(made[0], made[1]) <= TOLERANCE
+    assert 0 < work[0] < work[1]
+
+
+def watch(world: Any) -> dict[str, int]:
+    """Count, per saving, how much of what it saves is done."""
+    net, vae = world.parts.transformer, world.parts.autoencoder.vae
+    done = dict.fromkeys(SAVINGS, 0)
+    block = net.transformer_blocks[0]
+
+    def count(module: Any, size: Callable[[Any], int], *savings: str) -> None:
+        def add(_module: Any, inputs: tuple[Any, ...]) -> None:
+            for saving in savings:
+                done[saving] += size(inputs[0])
+
+        module.register_forward_pre_hook(add)
+
+    count(block.norm1.linear_2, lambda x: x[..., 0].numel(), "adaln_per_frame")
+    count(block.attn2.to_k, lambda x: x[..., 0].numel(), "fold_text_rows", "cache_cross_attention")
+    count(net.rope, lambda x: 1, "cache_positions")
+    count(vae.encoder, lambda x: x.shape[2], "encode_only_given_frames")
+    count(net.proj_out, lambda x: 1, "skip_idle_step")
+    return done
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_the_prompts_are_read(kind: str, checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+    world = load_world(str(checkpoint(kind)[0]), device="cpu")
+    case = next(case for case in CASES if case.kind == kind)
+    usual = rollout(case, world).latents
+    assert error(rollout(case, world, negative_prompt="a blue cube falls").latents, usual) > 1e-4
+    assert torch.equal(rollout(case, world).latents, usual)
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_no_guidance_at_a_scale_of_one(kind: str, checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, pipeline = checkpoint(kind)
+    case = next(case for case in CASES if case.kind == kind)
+    made = rollout(case, load_world(str(folder), device="cpu"), guidance_scale=1.0)
+    assert error(made.latents, reference(case, pipeline, guidance_scale=1.0).latents) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["predict1-video2world", "predict2-video2world", "predict2.5"])
+def test_requests_in_turns_do_not_touch_each_other(kind: str, checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+    world = load_world(str(checkpoint(kind)[0]), device="cpu")
+    case = Case(kind, 9, given=1)
+    alone = [rollout(case, world, seed=seed) for seed in (1, 2)]
+    turns = [
+        Rollout(world, PreparedRequest(request_of(case, world, seed=seed), PROMPT, clip(case.given))) for seed in (1, 2)
+    ]
+    while not all(made.done for made in turns):
+        for made in turns:
+            made.advance()
+    streams = [made.decode() for made in turns]
+    for chunks in zip(*streams, *[made.decode() for made in alone], strict=True):
+        assert np.array_equal(chunks[0], chunks[2])
+        assert np.array_equal(chunks[1], chunks[3])
+        assert not np.array_equal(chunks[0], chunks[1])
+
+
+def test_wan_decodes_frame_by_frame_to_the_bit(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, pipeline = checkpoint("predict2.5")
+    autoencoder: Any = load_world(str(folder), device="cpu").parts.autoencoder  # type: ignore[attr-defined]
+    latents = torch.randn(1, 16, 4, 6, 10)
+    with torch.inference_mode():
+        chunks = list(autoencoder.decode_pixels(latents))
+        mean, deviation = (
+            torch.tensor(values).view(1, 16, 1, 1, 1)
+            for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
+        )
+        whole = pipeline.vae.decode(latents * deviation + mean).sample
+    assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4, 4]
+    assert torch.equal(torch.cat(chunks, dim=2), whole)
+
+
+def test_bfloat16_stays_close_to_float32(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+    for kind in ("predict1-video2world", "predict2-video2world", "predict2.5"):
+        folder, _ = checkpoint(kind)
+        case = Case(kind, 9, given=1)
+        half = load_world(str(folder), device="cpu", dtype="bfloat16")
+        assert half.parts.dtype == torch.bfloat16  # type: ignore[attr-defined]
+        exact = rollout(case, load_world(str(folder), device="cpu"), guidance_scale=1.0).latents
+        close = rollout(case, half, guidance_scale=1.0).latents
+        assert close.dtype == torch.float32
+        assert float((close - exact).norm() / exact.norm()) < 0.1
