@@ -22,11 +22,11 @@ from microcosm.simulate import SIZES
 from microcosm.world import TIMESTEP_SCALE, public
 
 WEIGHTS = Path(__file__).parents[1] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). The weight at the API's default of 7 was chosen by eye, from
-# sheets at 1, 2.5 and 4.
-GUIDANCE_MAP = ((1.0, 1.0), (7.0, 2.5), (10.0, 4.0))
+# sheets at 1.5, 2 and 2.5.
+GUIDANCE_MAP = ((1.0, 1.0), (7.0, 2.0), (10.0, 3.5))
 
 
 def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]:

@@ -195,6 +195,7 @@ class Engine:
         if job.rollout is None:
             job.reader = Reader(self._embeddings)
             job.rollout = Rollout(self._world, prepared, job.reader)
+            self._report(job, job.rollout.progress)
         if job.rollout.clean == job.shown:
             before = job.rollout.index
             with _timed(job, job.rollout.progress.stage) as spent:

@@ -140,7 +140,8 @@ class ModelPool:
         if member.capabilities is None:
             self.takes(name)
             with suppress(TimeoutError):
-                await asyncio.wait_for(member.loaded.wait(), FIRST_LOAD_WAIT_S)
+                async with asyncio.timeout(FIRST_LOAD_WAIT_S):
+                    await member.loaded.wait()
         if member.capabilities is None:
             reason = "it waits for memory" if member.supervisor is None else member.supervisor.reason
             raise NotReadyError(f"the model {name} is not loaded: {reason}")
@@ -222,7 +223,8 @@ class ModelPool:
             except Exception:
                 log.exception("the models cannot be looked after")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._woken.wait()
 
     async def _load(self, member: _Member) -> None:
         log.info("loading the model %s", member.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.outcome import Outcome
@@ -17,7 +17,7 @@ from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
 
 SORTING_SHARE = 0.05
-"""How much of the time may go into sorting the queue: ranks change with every moment, and a long queue takes a while."""
+"""How much of the time may go into sorting the queue: ranks change at every moment, and a long queue takes a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,11 @@ class Board(Observer):
         self._arrived.append(arrived)
         self._jobs[job.id], self._requests[job.id] = arrived, job.request
         insort(self._sorted, self._candidate(arrived), key=rank)
+
+    def claimed(self, job_id: str) -> None:
+        """A job was claimed here."""
+        if job_id in self._jobs:
+            self._jobs[job_id] = replace(self._jobs[job_id], state="running")
 
     def in_order(self) -> Iterator[tuple[Unfinished, Candidate]]:
         """The unfinished as the scheduler sees them, the one that should be advanced now first."""

@@ -84,8 +84,10 @@ class Dispatcher:
                 away = True
             except Exception:
                 log.exception("a turn of the dispatcher failed")
+            # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with a wake.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), TICK_S if not away else TICK_S / 2)
+                async with asyncio.timeout(TICK_S if not away else TICK_S / 2):
+                    await self._woken.wait()
             if away:
                 await asyncio.sleep(TICK_S / 2)
 
@@ -151,6 +153,7 @@ class Dispatcher:
             self._stale = True
             hold = await self._call(self._store.claim, chosen.name, self._server)
             if hold is not None:
+                self._lookout.board.claimed(hold.job_id)
                 job = await self._call(self._store.get, hold.job_id)
                 runner.start(hold, job)
                 self._feeds.touch(job.id)

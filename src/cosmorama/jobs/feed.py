@@ -73,7 +73,8 @@ class Feed:
         """Return once the version is another than `seen`, or after the time."""
         if self.version == seen:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
 
 
 class Feeds:

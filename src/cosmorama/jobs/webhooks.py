@@ -91,7 +91,8 @@ class Webhooks:
                 due = []
             if not due:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._woken.wait()
 
     async def _deliver(self, due: Due) -> None:
         try:

@@ -121,8 +121,9 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
     body: dict[str, Any] = {}
     for name, text in fields.items():
         outer, bracket, inner = name.partition("[")
-        if bracket:
-            body.setdefault(outer, {})[inner.removesuffix("]")] = text
+        parts = body.setdefault(outer, {}) if bracket else None
+        if isinstance(parts, dict):
+            parts[inner.removesuffix("]")] = text
         elif text:  # an empty field is one that a form was not filled in with
             body[name] = text
     if upload is not None and "input_reference" in body:

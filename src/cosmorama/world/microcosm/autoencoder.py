@@ -128,9 +128,7 @@ def _to_bytes(frames: Tensor) -> Tensor:
 def _in_order(blocks: Tensor) -> Tensor:
     """[t, 192, h, w], the 8 x 8 pixels of each small one as channels (row, column, color), to [t, 8 h, 8 w, 3]."""
     pixels = blocks.unflatten(1, (OUTPUT_SCALE, OUTPUT_SCALE, 3)).permute(0, 4, 1, 5, 2, 3)
-    return cast(
-        Tensor, pixels.reshape(len(blocks), OUTPUT_SCALE * blocks.shape[2], OUTPUT_SCALE * blocks.shape[3], 3)
-    )
+    return cast(Tensor, pixels.reshape(len(blocks), OUTPUT_SCALE * blocks.shape[2], OUTPUT_SCALE * blocks.shape[3], 3))
 
 
 class Refiner(nn.Module):
