@@ -112,6 +112,11 @@ class Server:
         """A connection to it."""
         return Client(self.port)
 
+    def cpu_s(self) -> float:
+        """CPU time of the answering process so far, without the worker's (Linux)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident_mb(self) -> dict[str, float]:
         """Resident memory of the answering process and of the worker (Linux)."""
         children = Path(f"/proc/{self.pid}/task").glob("*/children")
