@@ -38,7 +38,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call pip_install,.)
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml constraints.txt
+$(VENV)/.installed-test: pyproject.toml constraints.txt Makefile
 	$(call pip_install,$(WITH_TEST_TOOLS))
 	@touch $@ $(VENV)/.installed
 
