@@ -203,4 +203,5 @@ def test_a_missing_directory_is_an_os_error(tmp_path: Path) -> None:
 
 def test_names_and_types() -> None:
     assert [suffix(Output(c)) for c in CODECS] == [".mp4", ".webm", ".gif", ".zip", ".jpg"]
-    assert [mime_type(Output(c)) for c in CODECS] == ["video/mp4", "video/webm", "image/gif", "application/zip"]
+    types = ["video/mp4", "video/webm", "image/gif", "application/zip", "image/jpeg"]
+    assert [mime_type(Output(c)) for c in CODECS] == types
