@@ -154,10 +154,9 @@ def memory(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any
     count, samples = round(2000 * scale), []
     tiny = replace(SMALL, frames=1, steps=1)
     with running_server(model, folder, MAX_QUEUE=str(count)) as server, ThreadPoolExecutor(4) as threads:
-        clients = [server.client() for _ in range(4)]
         before = server.resident_mb()
         for done in range(0, count, 100):
-            makers = [threads.submit(_make, client, tiny, 25) for client in clients]
+            makers = [threads.submit(_make, server.client(), tiny, 25) for _ in range(4)]
             for maker in makers:
                 maker.result()
             samples.append((done + 100, server.resident_mb()))
@@ -304,6 +303,7 @@ def _flood(port: int, count: int) -> float:
 def _make(client: Any, request: GenerationRequest, count: int) -> None:
     for _ in range(count):
         client.call("POST", "/v1/infer", _body(request))
+    client.close()
 
 
 if __name__ == "__main__":
