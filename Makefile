@@ -15,11 +15,13 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/cosmorama serve
 
+# The generic adapter's threads hung once after a long run of other tests in the same process, so they get their own.
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/world/test_generic.py
+	$(BIN)/pytest tests/world/test_generic.py
 
 install: $(VENV)/.installed
 
