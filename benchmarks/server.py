@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.serving import running_server, tiny_checkpoint
+from benchmarks.serving import running_server
 from cosmorama.engine.scheduler import Candidate
 from cosmorama.request import GenerationRequest
 
@@ -53,9 +53,11 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts: less is faster and coarser")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line per part")
     arguments = parser.parse_args()
+    from tests.tiny import save_tiny  # with torch, which the processes that flood the server do without
+
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny_checkpoint(Path(folder) / "tiny")
+        model = save_tiny(Path(folder) / "tiny", sizes=((64, 64), (256, 256)))
         for name in arguments.only:
             for measured, figure in PARTS[name](model, Path(folder) / name, arguments.scale, arguments.full).items():
                 figures[measured] = figure | {"load": round(os.getloadavg()[0], 1)}
@@ -151,15 +153,16 @@ def memory(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any
     """A line through resident memory over the second half of the jobs: by then caches are full."""
     if not full:
         return {}
-    count, samples = round(2000 * scale), []
+    rounds, each = 20, max(1, round(25 * scale))
+    samples = []
     tiny = replace(SMALL, frames=1, steps=1)
-    with running_server(model, folder, MAX_QUEUE=str(count)) as server, ThreadPoolExecutor(4) as threads:
+    with running_server(model, folder, MAX_QUEUE="100") as server, ThreadPoolExecutor(4) as threads:
         before = server.resident_mb()
-        for done in range(0, count, 100):
-            makers = [threads.submit(_make, server.client(), tiny, 25) for _ in range(4)]
+        for number in range(rounds):
+            makers = [threads.submit(_make, server.client(), tiny, each) for _ in range(4)]
             for maker in makers:
                 maker.result()
-            samples.append((done + 100, server.resident_mb()))
+            samples.append((4 * each * (number + 1), server.resident_mb()))
     after = samples[-1][1]
     late = samples[len(samples) // 2 :]
     figures = {}

@@ -1,67 +1,19 @@
-"""What server benchmarks run on: a tiny checkpoint with random weights, and a server in a process of its own."""
+"""What server benchmarks run on: the tests' server in a process of its own, seen by connections and by the kernel."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-COMMAND = (sys.executable, "-c", "from cosmorama.cli import main; main()", "serve")
-START_S = 300.0
+from tests import serving
+
 JSON = {"Content-Type": "application/json"}
-
-
-def tiny_checkpoint(folder: Path) -> Path:
-    """Write a complete checkpoint that makes clips of 64 x 64 and 256 x 256 pixels in milliseconds."""
-    import torch
-    from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-
-    from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-    from cosmorama.world.microcosm.text_encoder import TextEncoder
-
-    torch.manual_seed(0)
-    channels = 4
-    CosmosTransformer3DModel(
-        in_channels=channels + 1,
-        out_channels=channels,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=2,
-        mlp_ratio=2.0,
-        text_embed_dim=16,
-        adaln_lora_dim=8,
-        max_size=(32, 40, 40),
-        patch_size=(1, 2, 2),
-        rope_scale=(1.0, 1.0, 1.0),
-        concat_padding_mask=False,
-        extra_pos_embed_type=None,
-    ).save_pretrained(folder / "transformer")
-    vae = VideoAutoencoder(channels)
-    torch.nn.init.orthogonal_(vae.basis.data)
-    vae.save_pretrained(folder / "vae")
-    TextEncoder(["red", "blue", "ball", "cube"], width=16, layers=1, heads=2).save_pretrained(folder / "text_encoder")
-    world = {
-        "name": "tiny",
-        "prediction": "velocity",
-        "timestep_scale": 1.0,
-        "flow_shift": 3.0,
-        "frames": {"multiple": 8, "max": 121},
-        "fps": [12, 40],
-        "sizes": [[64, 64], [256, 256]],
-        "conditioning_frames": [1, 9],
-        "guidance_map": [[1.0, 1.0], [7.0, 3.0], [10.0, 6.0]],
-    }
-    (folder / "world.json").write_text(json.dumps(world))
-    return folder
 
 
 class Client:
@@ -129,35 +81,11 @@ class Server:
 @contextmanager
 def running_server(model: str | Path, folder: Path, **settings: str) -> Iterator[Server]:
     """A server that is ready; `settings` are environment variables without their prefix COSMORAMA_."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = {"PORT": str(port), "MODEL": str(model), "STATE_DIR": str(folder / "state"), "THREADS": "1"} | settings
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("COSMORAMA_", "NIM_", "OTEL_"))}
-    environment = clean | {f"COSMORAMA_{key}": value for key, value in ours.items()}
-    log = folder / "server.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(COMMAND, env=environment, stdout=sink, stderr=sink)
-    try:
-        _wait_until_ready(process, port, log)
-        yield Server(port, process.pid)
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError, RuntimeError):
-            Client(port).call("GET", "/v1/health/ready")
-            return
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not become ready:\n{log.read_text()[-2000:]}")
+    prefixed = {f"COSMORAMA_{key}": value for key, value in settings.items()}
+    with serving.running_server(model, folder, **prefixed) as running:
+        port = urlsplit(running.url).port
+        assert port is not None
+        yield Server(port, running.process.pid)
 
 
 def _resident_mb(pid: int) -> float:

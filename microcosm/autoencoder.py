@@ -1,13 +1,18 @@
-"""Fits the autoencoder's linear transform: `python -m microcosm.autoencoder basis`."""
+"""Fits the autoencoder's linear transform: `python -m microcosm.autoencoder basis`.
+
+The first components are the principal ones of all blocks, most of which stand still. What those leave of the blocks in
+which something moves has components of its own: they are few, so a common fit would hardly see them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +20,7 @@ from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoen
 from microcosm.dataset import DATA, read_shards
 
 RUNS = Path("microcosm-runs")
+MOVES = 0.15  # of a range of 2, by which some pixel of a block changes
 app = typer.Typer(help=__doc__)
 
 
@@ -26,6 +32,12 @@ def _commands() -> None:
 def to_float(frames: np.ndarray) -> Tensor:
     """uint8 [N, T, h, w, 3] to float [N, 3, T, h, w] in [-1, 1]."""
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
+    """Float [B, 3, T, h, w] in [-1, 1] to uint8 [B, T, h, w, 3]."""
+    pixels: NDArray[np.uint8] = (frames * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
+    return pixels
 
 
 def sample_blocks(folder: Path, seed: int = 0, per_clip: int = 1500, stills: int = 4000) -> Tensor:
@@ -60,28 +72,56 @@ def _crops(frames: Tensor, rng: np.random.Generator, spare: int) -> Tensor:
     return torch.cat([blocks[keep], flat])
 
 
+def moving_blocks(folder: Path, seed: int = 1, windows: int = 12) -> Tensor:
+    """Blocks [n, 1536] of clips, from windows at random times of the first three seconds, in which something moves."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for kind, count in (("clips", windows), ("shorts", windows // 3)):
+        for arrays, _ in read_shards(kind, folder):
+            for clip in (clip for name in arrays.files for clip in arrays[name]):
+                for start in rng.integers(1, min(72, len(clip) - FRAMES_PER_LATENT), count):
+                    blocks = _crops(to_float(clip[start : start + FRAMES_PER_LATENT][None]), rng, 4)
+                    frames = blocks.unflatten(1, (3, FRAMES_PER_LATENT, -1))
+                    found.append(blocks[(frames.amax(2) - frames.amin(2)).amax((1, 2)) > MOVES])
+    return torch.cat(found)
+
+
+def principal(blocks: Tensor, count: int) -> Tensor:
+    """The `count` leading principal components [count, D] of centred blocks [n, D], the main one first."""
+    covariance = torch.zeros(blocks.shape[1], blocks.shape[1])
+    for part in blocks.split(20_000):
+        covariance += part.T @ part
+    _, vectors = torch.linalg.eigh(covariance.double() / len(blocks))
+    return cast(Tensor, vectors[:, -count:].flip(1).T.float())
+
+
 @app.command()
 def basis(
     data: Annotated[Path, typer.Option()] = DATA,
     runs: Annotated[Path, typer.Option()] = RUNS,
     channels: int = 64,
+    moving_channels: Annotated[int, typer.Option(help="More components, for what moves.")] = 96,
+    extend: Annotated[Path | None, typer.Option(help="Keep this autoencoder's components and add to them.")] = None,
 ) -> None:
     """Fit the linear transform and its scale."""
-    blocks = sample_blocks(data)
-    mean = blocks.mean(0)
-    covariance = torch.zeros(blocks.shape[1], blocks.shape[1])
-    for part in blocks.split(20_000):
-        covariance += (part - mean).T @ (part - mean)
-    energies, vectors = torch.linalg.eigh(covariance.double() / len(blocks))
-    model = VideoAutoencoder(channels=channels)
+    model = VideoAutoencoder(channels=channels + moving_channels)
     with torch.no_grad():
-        model.basis.copy_(vectors[:, -channels:].flip(1).T)
-        model.mean.copy_(mean)
-        model.scaling_factor.copy_(1 / model.encode_blocks(blocks[::50][None, :, None, None]).std())
-    kept = float(energies[-channels:].sum() / energies.sum())
-    residual = float(energies[:-channels].sum() / blocks.shape[1])
-    print(f"{len(blocks)} blocks, {kept:.4%} of the energy kept, {10 * np.log10(4 / residual):.1f} dB, ", end="")
-    print(f"scale {float(model.scaling_factor):.4f}")
+        if extend is None:
+            blocks = sample_blocks(data)
+            model.mean.copy_(blocks.mean(0))
+            model.basis[:channels] = principal(blocks - model.mean, channels)
+            scaled = (blocks[::50] - model.mean) @ model.basis[:channels].T
+            model.scaling_factor.copy_(1 / scaled.std())
+        else:
+            known = VideoAutoencoder.from_pretrained(extend)
+            model.mean.copy_(known.mean)
+            model.basis[:channels] = known.basis
+            model.scaling_factor.copy_(known.scaling_factor)
+        main, moving = model.basis[:channels], moving_blocks(data) - model.mean
+        model.basis[channels:] = principal(moving - (moving @ main.T) @ main, moving_channels)
+        for count in (channels, channels + moving_channels):
+            part = model.basis[:count]
+            print(f"moving blocks with {count} components: {psnr(moving @ part.T @ part, moving):.1f} dB")
     model.save_pretrained(runs / "vae")
 
 

@@ -26,8 +26,8 @@ class Stage:
 
 STAGES = {
     "images": Stage({1: 1.0}),
-    "clips": Stage({1: 0.5, 5: 0.5}),
-    "full": Stage({1: 0.3, 5: 0.25, 16: 0.45}),
+    "clips": Stage({1: 0.25, 5: 0.75}),
+    "full": Stage({1: 0.2, 5: 0.4, 16: 0.4}),
 }
 
 
@@ -68,7 +68,7 @@ class Batches:
             empty_prompt(self.rng) if empty else self._prompt(group, int(row))
             for row, empty in zip(rows, is_empty, strict=True)
         ]
-        given = self.rng.choice(3, size=len(rows), p=(0.5, 0.3, 0.2)) if length > 2 else np.zeros(len(rows), int)
+        given = self.rng.choice((1, 2), size=len(rows), p=(0.7, 0.3)) if length > 2 else np.zeros(len(rows), int)
         return Batch(group.latents[rows].float(), prompts, group.fps, torch.from_numpy(given), targets)
 
     def _prompt(self, group: Group, row: int) -> str:

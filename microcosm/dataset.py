@@ -59,10 +59,12 @@ class Label:
 
 def frame_times(shot: Shot, frames: int) -> NDArray[np.float64]:
     """Seconds at which a shot is rendered: a clip at its rate, or one moment of the first 2.6 s."""
-    if frames > 1:
-        return np.arange(frames) / shot.fps
-    rng = np.random.default_rng((shot.seed, 1))
-    return np.array([2.6 * rng.random() ** 1.5])
+    return np.arange(frames) / shot.fps if frames > 1 else np.array([still_time(shot.seed)])
+
+
+def still_time(seed: int) -> float:
+    """Seconds at which a still shows its shot."""
+    return float(2.6 * np.random.default_rng((seed, 1)).random() ** 1.5)
 
 
 def write_shard(kind: str, number: int, folder: Path) -> None:

@@ -22,7 +22,7 @@ from microcosm.simulate import SIZES
 from microcosm.world import TIMESTEP_SCALE, public
 
 WEIGHTS = Path(__file__).parents[1] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). The weight at the API's default of 7 was chosen by eye, from
 # sheets at 1.5, 2 and 2.5.
@@ -56,10 +56,11 @@ def description(progress: dict[str, float]) -> dict[str, Any]:
     return {
         "name": "microcosm",
         "version": VERSION,
-        "prediction": "sample",
+        "prediction": "difference",
         "timestep_scale": TIMESTEP_SCALE,
         "flow_shift": FLOW_SHIFT,
         "guidance_map": GUIDANCE_MAP,
+        "still_first": True,
         "frames": {"multiple": FRAMES_PER_LATENT, "plus": 1, "max": CLIP_FRAMES},
         "fps": (12, 40),
         "native_fps": 24,

@@ -1,7 +1,8 @@
 """Encodes the rendered data once, so that training never touches pixels: `python -m microcosm.latents`.
 
 Every shot is encoded as it is and mirrored. Clips give their whole 121 frames and two windows of 33 frames that start
-later, as a continuation does.
+later, as a continuation does. Of the stills those are taken that show how a clip begins: a clip from text is a still
+that the model makes first, and goes on from.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import Tensor
 from cosmorama.text.scene_language import Scene
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.autoencoder import RUNS, to_float
-from microcosm.dataset import DATA, Label, read_shards
+from microcosm.dataset import DATA, Label, read_shards, still_time
 
 WINDOW_FRAMES = 33
 LATEST_WINDOW_START = 64
+LATEST_STILL_S = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ def encode_split(kind: str, data: Path, vae: VideoAutoencoder, out: Path) -> Non
         if path.exists():
             continue
         groups = []
+        if kind == "images":
+            labels = [label for label in labels if still_time(label.seed) < LATEST_STILL_S]
         for name in arrays.files:
             frames, rows = arrays[name], [label for label in labels if label.array == name]
             for fps in sorted({label.fps for label in rows}) if kind != "images" else [24]:

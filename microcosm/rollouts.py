@@ -21,7 +21,7 @@ from cosmorama.resolve import resolve
 from cosmorama.world.cosmos_flow import CosmosFlowWorld
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
-from microcosm.sample import to_uint8
+from microcosm.autoencoder import to_uint8
 from microcosm.simulate import Frames
 
 

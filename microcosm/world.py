@@ -2,8 +2,9 @@
 full.
 
 Flow matching: x_t = (1 - t) x_0 + t eps. The network predicts x_0 and its error is weighted as the velocity's, by 1 /
-t^2 (arXiv 2511.13720). The first k latent frames of a clip may be given clean, with the mask channel at 1 and timestep
-0, and then bear no loss. Runs are resumed from their last checkpoint.
+t^2 (arXiv 2511.13720). The first k latent frames of a clip are given clean, with the mask channel at 1 and timestep 0,
+and bear no loss; the network predicts how the others differ from the last given frame standing still. Nothing is given
+with stills. Runs are resumed from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from microcosm.simulate import draw_scene
 TIMESTEP_SCALE = 1000.0
 SMALLEST_T = 0.25  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
 AUXILIARY_SHARE = 0.05
+MAIN_COMPONENTS = 64  # the error is summed over all components; nearly all of it is in these
 OBJECT_WEIGHT = 0.5  # extra weight of the error in cells that show an object
 WATCHED_LAYER = 4
 
@@ -88,8 +90,18 @@ def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
     return torch.sigmoid(torch.randn(count) * spread + math.log(shift))
 
 
+def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
+    """What the network's prediction is added to: the last given frame standing still, [B, C, 1, H, W]; 0 without."""
+    base = torch.zeros_like(batch.clean[:, :, :1])
+    for given in batch.given.unique().tolist():
+        rows = batch.given == given
+        if given:
+            base[rows] = vae.hold(batch.clean[rows, :, :given])
+    return base
+
+
 def loss_of(
-    net: Any, text_encoder: TextEncoder, auxiliary: Auxiliary, batch: Batch, shift: float
+    net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, auxiliary: Auxiliary, batch: Batch, shift: float
 ) -> tuple[Tensor, Tensor]:
     """The velocity-weighted error of the predicted x_0 over the frames that are not given, and the auxiliary loss."""
     clean = batch.clean
@@ -100,14 +112,14 @@ def loss_of(
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
-    predicted = cosmos_forward(
+    predicted = held(vae, batch) + cosmos_forward(
         net, noisy, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
     )
     classes = auxiliary.cell_classes(clean)
     weights = 1 + OBJECT_WEIGHT * (classes > 0)[:, None]
     error = weights * ((predicted - clean) / t.clamp_min(SMALLEST_T)).square() * ~is_given
     extra = auxiliary.loss(classes, is_given[:, 0, :, 0, 0], text, batch.targets)
-    return error.sum() / (~is_given).expand_as(clean).sum(), extra
+    return error.sum() / (~is_given).sum() / clean[0, 0, 0].numel() / MAIN_COMPONENTS, extra
 
 
 def learning_rate(peak: float, step: int, left_s: float, decay_s: float) -> float:
@@ -176,8 +188,8 @@ class Training:
         text_width = self.text_encoder.config.width
         self.net = Shape().build(groups[0].latents.shape[1], text_width)
         self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema)
-        vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
-        self.auxiliary = Auxiliary(vae, self.net.proj_out.in_features, text_width)
+        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
+        self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
         self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
         self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
@@ -221,7 +233,7 @@ class Training:
             self._save()
 
     def _step(self, batch: Batch, rate: float) -> tuple[float, float]:
-        loss, extra = loss_of(self.net, self.text_encoder, self.auxiliary, batch, self.options.shift)
+        loss, extra = loss_of(self.net, self.text_encoder, self.vae, self.auxiliary, batch, self.options.shift)
         (loss + AUXILIARY_SHARE * extra).backward()
         average_gradients([*self.optimizer.parameters, *self.auxiliary.parameters()])
         self.head_optimizer.step()

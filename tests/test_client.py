@@ -29,7 +29,7 @@ from cosmorama.request import Adapter, GenerationRequest, Output
 from tests.serving import Running, running_server
 
 SMALL: dict[str, Any] = {"width": 960, "height": 704, "frames": 1, "steps": 1}
-LONG = GenerationRequest(prompt="a blue cube falls", width=960, height=704, frames=25, steps=50, seed=1)
+LONG = GenerationRequest(prompt="a blue cube falls", width=960, height=704, frames=121, steps=50, seed=1)
 KEY = "a-key-of-the-tests"
 
 
@@ -113,7 +113,7 @@ def test_cancelling_and_giving_up(client: cosmorama.Client) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        client.generate("a ball", on_status=give_up, **{**SMALL, "steps": 50, "frames": 25})
+        client.generate("a ball", on_status=give_up, **{**SMALL, "steps": 50, "frames": 121})
     newest = next(client.jobs())
     with pytest.raises(CancelledError):
         newest.wait(timeout_s=60)

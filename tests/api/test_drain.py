@@ -19,7 +19,7 @@ from tests.jobs.fake import REQUEST, FakeSupervisor
 from tests.serving import Running, running_server
 
 SHORT = GenerationRequest(prompt="a red ball", width=960, height=704, frames=9, steps=20, seed=1)
-LONG = GenerationRequest(prompt="a red ball", width=960, height=704, frames=25, steps=50, seed=1)
+LONG = GenerationRequest(prompt="a red ball", width=960, height=704, frames=121, steps=50, seed=1)
 ACTIVE = "cosmorama_active_generations"
 
 

@@ -13,7 +13,7 @@ import httpx
 
 from cosmorama.api.app import create_app
 from cosmorama.settings import Settings
-from tests.api.conftest import BODY, LONG, MAX_ACTIVE, MAX_QUEUE, Server
+from tests.api.conftest import BODY, LONG, MAX_ACTIVE, MAX_QUEUE, SMALL, Server
 
 ACTIVE = "cosmorama_active_generations"
 QUEUED = "cosmorama_queue_depth"
@@ -80,7 +80,7 @@ def test_full_queue_is_refused_with_a_time_to_come_again(server: Server) -> None
 
 def test_killed_worker_loses_nothing(server: Server) -> None:
     restarts = server.metric("cosmorama_worker_restarts_total")
-    body = LONG | {"steps": 4}
+    body = BODY | {"steps": 12, "video_params": {**SMALL, "frames_count": 25}}
     expected = server.infer(**body).json()
     with ThreadPoolExecutor(3) as pool:
         running: list[Future[httpx.Response]] = [pool.submit(server.infer, **body) for _ in range(MAX_ACTIVE)]

@@ -74,3 +74,17 @@ def test_an_untrained_upsampler_is_bicubic() -> None:
     small = _clip(1)[:, :, 0]
     bicubic = F.interpolate(small, scale_factor=8, mode="bicubic", align_corners=False)
     torch.testing.assert_close(Upsampler(4).enlarge(small), bicubic, rtol=1e-4, atol=1e-5)
+
+
+def test_a_held_frame_is_the_last_one_standing_still() -> None:
+    model, clip = _autoencoder(), _clip(9, 48, 64)
+    with torch.no_grad():
+        model.basis.copy_(torch.zeros(16, 1536))
+        model.basis[torch.arange(16), torch.randperm(1536, generator=torch.Generator().manual_seed(2))[:16]] = 1
+    latents = model.encode(clip)
+    held = model.hold(latents)
+    assert held.shape == latents[:, :, :1].shape
+    last = model.decode_linear(latents, 48, 64)[:, :, -1:]
+    still = model.encode_blocks(to_blocks(last.expand(-1, -1, 8, -1, -1)))
+    torch.testing.assert_close(held, still)
+    torch.testing.assert_close(model.hold(held), model.hold(torch.cat([latents, held], 2)))

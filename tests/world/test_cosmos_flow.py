@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.request import GenerationRequest
-from cosmorama.world.base import Inputs
-from cosmorama.world.cosmos_flow import CosmosFlowSampling, CosmosFlowWorld
+from cosmorama.local import Model
+from cosmorama.progress import Progress
+from cosmorama.request import GenerationRequest, Knobs
+from cosmorama.world.base import Chunked, Inputs
+from cosmorama.world.cosmos_flow import CosmosFlowSampling, CosmosFlowWorld, Holding
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.registry import known_models, load_world
 
@@ -55,15 +57,61 @@ def test_the_negative_prompt_is_read_when_asked_for(tiny_world: CosmosFlowWorld)
     assert not torch.equal(sampling.denoise(latents, 1), sampling.denoise(latents, 1, negative=True))
 
 
+def changed(checkpoint: Path, folder: Path, **values: object) -> CosmosFlowWorld:
+    """The tiny model with other entries in `world.json`."""
+    shutil.copytree(checkpoint, folder)
+    known = json.loads((folder / "world.json").read_text())
+    (folder / "world.json").write_text(json.dumps(known | values))
+    return load_microcosm(folder)
+
+
 def test_a_sample_and_a_velocity_network_mean_different_clean_latents(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "sample"
-    shutil.copytree(tiny_checkpoint, folder)
-    values = json.loads((folder / "world.json").read_text())
-    (folder / "world.json").write_text(json.dumps({**values, "prediction": "sample"}))
-    sample, velocity = begin(load_microcosm(folder)), begin(load_microcosm(tiny_checkpoint))
+    sample = begin(changed(tiny_checkpoint, tmp_path / "sample", prediction="sample"))
+    velocity = begin(load_microcosm(tiny_checkpoint))
     latents, sigma = sample.initial(), sample.schedule.sigmas[2]
     x0 = sample.denoise(latents, 2)
     torch.testing.assert_close(velocity.denoise(latents, 2), latents - sigma * x0)
+
+
+def test_a_difference_network_adds_to_the_last_conditioning_frame(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sample = changed(tiny_checkpoint, tmp_path / "sample", prediction="sample")
+    difference = changed(tiny_checkpoint, tmp_path / "difference", prediction="difference")
+    for given in (None, picture(), picture(frames=9)):
+        latents = begin(sample, given).initial()
+        known = 0 if given is None else 1 + len(given) // 8
+        made = begin(difference, given).denoise(latents, 1) - begin(sample, given).denoise(latents, 1)
+        held = torch.zeros(())
+        if given is not None:
+            assert isinstance(sample.autoencoder, Holding)
+            held = sample.autoencoder.hold(sample.encode_frames(given))
+        torch.testing.assert_close(made[:, :, known:], held.expand_as(made[:, :, known:]), rtol=1e-4, atol=1e-4)
+        assert not made[:, :, :known].any()
+
+
+def test_a_clip_from_text_may_begin_with_its_still(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    world = changed(tiny_checkpoint, tmp_path / "still", prediction="difference", still_first=True)
+    still, clip, from_image = begin(world, frames=1), begin(world), begin(world, picture())
+    assert not isinstance(still, Chunked)
+    assert not isinstance(from_image, Chunked)
+    assert isinstance(clip, Chunked)
+    assert clip.chunks == 2
+    whole = from_image.initial()
+    assert torch.equal(clip.initial(), still.initial())
+    assert torch.equal(clip.denoise(clip.initial(), 1), still.denoise(still.initial(), 1))
+    first = world.encode_frames(picture())
+    assert torch.equal(clip.next_chunk(first), whole)
+    assert torch.equal(clip.denoise(whole, 1), from_image.denoise(whole, 1))
+
+
+def test_the_first_frame_of_a_clip_from_text_is_the_still_of_that_seed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = Model(changed(tiny_checkpoint, tmp_path / "still", prediction="difference", still_first=True))
+    progress: list[Progress] = []
+    knobs: Knobs = {"seed": 1, "width": 960, "height": 704, "steps": 4}
+    clip = list(model.generate("a red ball", frames=17, on_progress=progress.append, **knobs).frames)
+    (still,) = model.generate("a red ball", frames=1, **knobs).frames
+    assert len(clip) == 17
+    assert [one.step for one in progress if one.stage == "denoise"][-1] == 8
+    assert (clip[0] == still).all()
 
 
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:

@@ -33,7 +33,7 @@ async def generate(
         DeadlineExceededError: the server's limit, or the client's own, has passed.
         CancelledError: the client went away.
     """
-    jobs, asked = services.jobs, submission_of(request, services.settings)
+    jobs, asked = services.jobs, submission_of(request)
     attached = asked.idempotency_key is None
     job = await jobs.submit(
         generation,

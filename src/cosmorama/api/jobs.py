@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from cosmorama.api.body import body_limit, read_object
-from cosmorama.api.dialects.base import Dialect, choose
+from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.dialects.table import DIALECTS
-from cosmorama.api.ranges import ranged
+from cosmorama.api.ranges import content_answer
 from cosmorama.api.services import ServicesOf
-from cosmorama.api.submission import deadline_of, owner_of, priority_of, submission_of
+from cosmorama.api.submission import deadline_of, owner_of, page_limit, priority_of, submission_of
 from cosmorama.errors import InvalidRequestError, MediaError, Problem
 from cosmorama.jobs.feed import number
 from cosmorama.jobs.record import STATES, JobEvent
@@ -62,7 +62,7 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
     given = {name: body.pop(name) for name in JOB_FIELDS if name in body}
-    asked = submission_of(request, settings)
+    asked = submission_of(request)
     spoken = choose(DIALECTS, body, dialect or _text(given.get("dialect"), "dialect"))
     generation = spoken.parse(body, settings)
     try:
@@ -77,7 +77,7 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
             metadata=_labels(given.get("metadata")),
         )
     except (InvalidRequestError, MediaError) as error:
-        raise _in_words_of(spoken, error) from None
+        raise worded(error, spoken.wire_names) from None
     return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
@@ -90,12 +90,11 @@ async def list_jobs(
     state: Annotated[str | None, Query(description=", ".join(STATES))] = None,
 ) -> Response:
     """A page of the caller's jobs."""
-    if not limit.isdecimal() or len(limit) > 9:
-        raise InvalidRequestError(Problem("limit", limit, "an integer from 1 to 100"))
+    most = page_limit(limit)
     if state is not None and state not in STATES:
         raise InvalidRequestError(Problem("state", state, f"one of {', '.join(STATES)}"))
-    owner = owner_of(request, services.settings)
-    page = await services.jobs.list(cursor=cursor, limit=int(limit), state=state, owner=owner)
+    owner = owner_of(request)
+    page = await services.jobs.list(cursor=cursor, limit=most, state=state, owner=owner)
     return JSONResponse(
         {"object": "list", "data": [job.summary() for job in page.jobs], "next_cursor": page.cursor},
     )
@@ -104,14 +103,14 @@ async def list_jobs(
 @router.get("/{job_id}", summary="A job as it is now", responses={200: _JOB})
 async def get(job_id: str, request: Request, services: ServicesOf) -> Response:
     """Its state, stage, place in the queue and ETA; at the end its result or its error."""
-    job = await services.jobs.get(job_id, owner=owner_of(request, services.settings))
+    job = await services.jobs.get(job_id, owner=owner_of(request))
     return JSONResponse(job.summary())
 
 
 @router.delete("/{job_id}", summary="Cancel a job, or delete a finished one", responses={200: _JOB})
 async def delete(job_id: str, request: Request, services: ServicesOf) -> Response:
     """A job that is not over is cancelled within one denoising step and can still be seen; a finished one is gone."""
-    owner = owner_of(request, services.settings)
+    owner = owner_of(request)
     job = await services.jobs.get(job_id, owner=owner)
     if not job.final:
         return JSONResponse((await services.jobs.cancel(job_id, owner=owner)).summary())
@@ -122,7 +121,7 @@ async def delete(job_id: str, request: Request, services: ServicesOf) -> Respons
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: _JOB})
 async def cancel(job_id: str, request: Request, services: ServicesOf) -> Response:
     """Stop a job within one denoising step. One that is over stays as it is, with its clip."""
-    job = await services.jobs.cancel(job_id, owner=owner_of(request, services.settings))
+    job = await services.jobs.cancel(job_id, owner=owner_of(request))
     return JSONResponse(job.summary())
 
 
@@ -134,7 +133,7 @@ async def cancel(job_id: str, request: Request, services: ServicesOf) -> Respons
 )
 async def events(job_id: str, request: Request, services: ServicesOf) -> Response:
     """Events from the present state to the end. `Last-Event-ID` leaves out what was seen; 204 if that was the end."""
-    owner = owner_of(request, services.settings)
+    owner = owner_of(request)
     job = await services.jobs.get(job_id, owner=owner)
     last = request.headers.get("last-event-id", "")
     after = int(last) if last.isdecimal() and len(last) < 19 else 0
@@ -151,21 +150,17 @@ async def events(job_id: str, request: Request, services: ServicesOf) -> Respons
 )
 async def content(job_id: str, request: Request, services: ServicesOf) -> Response:
     """The file of a succeeded job, or the part of it that a `Range` header names."""
-    found = await services.jobs.open_content(job_id, owner=owner_of(request, services.settings))
-    if found.path is not None:
-        return FileResponse(
-            found.path, media_type=found.media_type, filename=found.name, content_disposition_type="inline"
-        )
-    return ranged(request, found)
+    found = await services.jobs.open_content(job_id, owner=owner_of(request))
+    return content_answer(request, found)
 
 
 @router.get("/{job_id}/answer", summary="The answer in the job's own wire format", response_class=Response)
 async def answer(job_id: str, request: Request, services: ServicesOf) -> Response:
     """What the synchronous request would have been answered with."""
-    job = await services.jobs.get(job_id, owner=owner_of(request, services.settings))
+    job = await services.jobs.get(job_id, owner=owner_of(request))
     spoken = choose(DIALECTS, {}, job.dialect)
     if job.error is not None:
-        raise _in_words_of(spoken, job.error.exception())
+        raise worded(job.error.exception(), spoken.wire_names)
     path = await services.jobs.checkout(job_id)
     assert job.result is not None
     return spoken.answer(request, job.request, replace(job.result.outcome, path=path))
@@ -181,15 +176,6 @@ def _data(event: JobEvent) -> str:
         return to_json({"media_type": "image/jpeg", "data": base64.b64encode(event.preview).decode()}).decode()
     assert event.job is not None
     return to_json(event.job.summary()).decode()
-
-
-def _in_words_of(dialect: Dialect, error: Exception) -> Exception:
-    """An error under the names that the client knows."""
-    if isinstance(error, InvalidRequestError):
-        return error.renamed(dialect.wire_names)
-    if isinstance(error, MediaError):
-        return MediaError(dialect.wire_names.get(error.field, error.field), error.message, status=error.status)
-    return error
 
 
 def _text(value: object, name: str) -> str | None:

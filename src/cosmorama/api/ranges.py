@@ -1,18 +1,27 @@
-"""Parts of a clip that is not a local file (RFC 9110, section 14). Local files are Starlette's business."""
+"""A clip or parts of it (RFC 9110, section 14). Where it is a local file, that is Starlette's business."""
 
 from __future__ import annotations
 
 import re
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from cosmorama.jobs.content import Content
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-def ranged(request: Request, content: Content) -> Response:
+def content_answer(request: Request, content: Content) -> Response:
+    """A clip as it is, or the part of it that the `Range` header names."""
+    if content.path is None:
+        return _ranged(request, content)
+    return FileResponse(
+        content.path, media_type=content.media_type, filename=content.name, content_disposition_type="inline"
+    )
+
+
+def _ranged(request: Request, content: Content) -> Response:
     """The part that the `Range` header names, or the whole; several parts at once are answered with the whole."""
     headers = {
         "Accept-Ranges": "bytes",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
 
 from fastapi import Request
 
 from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.settings import Settings
 
 PRIORITY_HEADER = "X-Cosmorama-Priority"
 DEADLINE_HEADER = "X-Cosmorama-Deadline-S"
@@ -26,26 +24,35 @@ class Submission:
     deadline_s: float | None = None
 
 
-def owner_of(request: Request, settings: Settings) -> str:
-    """Whose jobs a client may see and makes: a digest of its API key; empty where the server has no keys."""
-    if not settings.api_keys:
-        return ""
-    _, _, key = request.headers.get("authorization", "").partition(" ")
-    return sha256(key.strip().encode("latin-1")).hexdigest()[:32]
+def owner_of(request: Request) -> str:
+    """Whose jobs a client may see and makes: what `RequireKey` found; empty where the server has no keys."""
+    owner: str = getattr(request.state, "owner", "")
+    return owner
 
 
-def submission_of(request: Request, settings: Settings) -> Submission:
+def submission_of(request: Request) -> Submission:
     """What the headers say.
 
     Raises:
         InvalidRequestError: naming the header that is wrong.
     """
     return Submission(
-        owner=owner_of(request, settings),
+        owner=owner_of(request),
         priority=priority_of(request.headers.get(PRIORITY_HEADER, "normal"), PRIORITY_HEADER),
         idempotency_key=request.headers.get(IDEMPOTENCY_HEADER),
         deadline_s=deadline_of(request.headers.get(DEADLINE_HEADER), DEADLINE_HEADER),
     )
+
+
+def page_limit(text: str) -> int:
+    """How many entries of a list a client asks for, as an integer; whether so many are given is not decided here.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    if not text.isdecimal() or len(text) > 9:
+        raise InvalidRequestError(Problem("limit", text, "an integer from 1 to 100"))
+    return int(text)
 
 
 def priority_of(value: object, name: str) -> Priority:

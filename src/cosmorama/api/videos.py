@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from cosmorama.api.body import body_limit, read_json, read_object
@@ -18,9 +18,9 @@ from cosmorama.api.dialects.base import worded
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
 from cosmorama.api.form import read_form
-from cosmorama.api.ranges import ranged
+from cosmorama.api.ranges import content_answer
 from cosmorama.api.services import Services, ServicesOf
-from cosmorama.api.submission import owner_of, submission_of
+from cosmorama.api.submission import owner_of, page_limit, submission_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
 from cosmorama.jobs.record import Job, JobNotFoundError
 from cosmorama.media.stills import spritesheet, thumbnail
@@ -94,7 +94,7 @@ async def create(request: Request, services: ServicesOf) -> Response:
     """Accept a generation, as a form or as JSON, and answer with the video as it is now: queued."""
     settings = services.settings
     limit = body_limit(settings.max_input_bytes)
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if _is_form(request):
         fields, upload = await read_form(request, "input_reference", limit)
         generation = openai_videos.parse_form(fields, upload, settings)
     else:
@@ -111,15 +111,14 @@ async def list_videos(
     order: Annotated[str, Query(description="By time of creation: asc or desc.")] = "desc",
 ) -> Response:
     """The caller's videos, newest first."""
-    if not limit.isdecimal() or len(limit) > 9:
-        raise InvalidRequestError(Problem("limit", limit, "an integer from 1 to 100"))
+    most = page_limit(limit)
     if order not in ("asc", "desc"):
         raise InvalidRequestError(Problem("order", order, "asc or desc"))
     try:
         page = await services.jobs.list(
             cursor=after,
-            limit=int(limit),
-            owner=owner_of(request, services.settings),
+            limit=most,
+            owner=owner_of(request),
             dialect=openai_videos.NAME,
             ascending=order == "asc",
         )
@@ -173,11 +172,7 @@ async def content(
             return Response(await asyncio.to_thread(make, clip), media_type=media_type)
         finally:
             discard(clip)
-    if found.path is not None:
-        return FileResponse(
-            found.path, media_type=found.media_type, filename=found.name, content_disposition_type="inline"
-        )
-    return ranged(request, found)
+    return content_answer(request, found)
 
 
 @router.post(
@@ -194,7 +189,7 @@ async def content(
 async def remix(video_id: str, request: Request, services: ServicesOf) -> Response:
     """Begin a video with the inputs, the settings and the seed of another, and a new prompt."""
     limit = body_limit(services.settings.max_input_bytes)
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if _is_form(request):
         fields, _ = await read_form(request, "input_reference", limit)
         body = openai_videos.remix_of(fields)
     else:
@@ -206,10 +201,14 @@ async def remix(video_id: str, request: Request, services: ServicesOf) -> Respon
     return await _begin(request, again, services, {openai_videos.REMIXED_FROM: source.id})
 
 
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
 async def _begin(
     request: Request, generation: GenerationRequest, services: Services, labels: dict[str, str] | None = None
 ) -> Response:
-    asked = submission_of(request, services.settings)
+    asked = submission_of(request)
     try:
         job = await services.jobs.submit(
             generation,
@@ -227,7 +226,7 @@ async def _begin(
 
 async def _job(video_id: str, request: Request, services: Services) -> Job:
     """The caller's video of that id; jobs of other wire formats are none."""
-    job = await services.jobs.get(video_id, owner=owner_of(request, services.settings))
+    job = await services.jobs.get(video_id, owner=owner_of(request))
     if job.dialect != openai_videos.NAME:
         raise JobNotFoundError(f"there is no video {video_id}")
     return job

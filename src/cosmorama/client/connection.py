@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from httpx_sse import aconnect_sse, connect_sse
 
-from cosmorama.client.protocol import BUSY, JobStatus, Patience, checked, event_status, status_of, unreachable
+from cosmorama.client.protocol import BUSY, JobStatus, Patience, checked, event_status, status_of
 
 
 class Connection:
@@ -36,17 +36,7 @@ class Connection:
                 failure = error
             if response is not None and response.status_code not in BUSY:
                 return checked(response)
-            self._pause(patience, response, failure)
-
-    def _pause(self, patience: Patience, response: httpx.Response | None, failure: httpx.TransportError | None) -> None:
-        """Wait until the next attempt, or raise what the last one met."""
-        wait_s = patience.wait_s(response)
-        if wait_s is not None:
-            time.sleep(wait_s)
-        elif response is not None:
-            checked(response)
-        else:
-            raise unreachable(self.http.base_url, failure) from failure
+            time.sleep(patience.wait_s(self.http.base_url, response, failure))
 
     def follow(self, job_id: str, ends_at: float | None) -> Iterator[JobStatus]:
         """What happens to a job until its end, over as many connections as it takes."""
@@ -82,7 +72,7 @@ class Connection:
                     yield status
                     return
                 response = None
-            self._pause(patience, response, failure)
+            time.sleep(patience.wait_s(self.http.base_url, response, failure))
 
     def download(self, job_id: str, part: Path) -> None:
         """The clip into `part`, going on from whatever is there."""
@@ -109,7 +99,7 @@ class Connection:
                         checked(response)
             except httpx.TransportError as error:
                 response, failure = None, error
-            self._pause(patience, response, failure)
+            time.sleep(patience.wait_s(self.http.base_url, response, failure))
 
 
 class AsyncConnection:
@@ -134,19 +124,7 @@ class AsyncConnection:
                 failure = error
             if response is not None and response.status_code not in BUSY:
                 return checked(response)
-            await self._pause(patience, response, failure)
-
-    async def _pause(
-        self, patience: Patience, response: httpx.Response | None, failure: httpx.TransportError | None
-    ) -> None:
-        """Wait until the next attempt, or raise what the last one met."""
-        wait_s = patience.wait_s(response)
-        if wait_s is not None:
-            await asyncio.sleep(wait_s)
-        elif response is not None:
-            checked(response)
-        else:
-            raise unreachable(self.http.base_url, failure) from failure
+            await asyncio.sleep(patience.wait_s(self.http.base_url, response, failure))
 
     async def follow(self, job_id: str, ends_at: float | None) -> AsyncIterator[JobStatus]:
         """What happens to a job until its end, over as many connections as it takes."""
@@ -182,7 +160,7 @@ class AsyncConnection:
                     yield status
                     return
                 response = None
-            await self._pause(patience, response, failure)
+            await asyncio.sleep(patience.wait_s(self.http.base_url, response, failure))
 
     async def download(self, job_id: str, part: Path) -> None:
         """The clip into `part`, going on from whatever is there."""
@@ -209,7 +187,7 @@ class AsyncConnection:
                         checked(response)
             except httpx.TransportError as error:
                 response, failure = None, error
-            await self._pause(patience, response, failure)
+            await asyncio.sleep(patience.wait_s(self.http.base_url, response, failure))
 
 
 def _timeout(http: httpx.Client | httpx.AsyncClient, ends_at: float | None) -> httpx.Timeout:

@@ -141,14 +141,22 @@ class Patience:
         self._ends_at = time.monotonic() + patience_s
         self._next_s = 0.5
 
-    def wait_s(self, response: httpx.Response | None) -> float | None:
-        """Seconds until the next attempt; None when it would come too late."""
+    def wait_s(self, server: httpx.URL, response: httpx.Response | None, failure: Exception | None) -> float:
+        """Seconds until the next attempt.
+
+        Raises:
+            CosmoramaError: it would come too late; what the last attempt met: an answer, or the failure to get one.
+        """
         asked = None if response is None else response.headers.get("Retry-After")
         if asked is not None and asked.isdecimal():
             wait_s = float(asked)
         else:
             wait_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_WAIT_S)
-        return wait_s if time.monotonic() + wait_s <= self._ends_at else None
+        if time.monotonic() + wait_s <= self._ends_at:
+            return wait_s
+        if response is not None:
+            checked(response)
+        raise unreachable(server, failure) from failure
 
 
 def client_arguments(server: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
 from cosmorama.diffusion.solvers import initial_noise
-from cosmorama.request import Capabilities
+from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.cosmos_forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.text_context import TextContext, projected, text_context
 
-Prediction = Literal["sample", "velocity"]
+Prediction = Literal["sample", "velocity", "difference"]
 
 
 class Autoencoder(Protocol):
@@ -42,6 +42,15 @@ class Autoencoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Holding(Protocol):
+    """A video tokenizer that knows what a frame looks like when nothing moves after it."""
+
+    def hold(self, latents: Tensor) -> Tensor:
+        """The last frame of latents `[1, C, T, h, w]` standing still: `[1, C, 1, h, w]`."""
+        ...
+
+
 class TextEncoder(Protocol):
     """Prompts to states `[B, S, D]` and a mask `[B, S]` of the real tokens."""
 
@@ -55,12 +64,14 @@ class FlowConfig:
     """How this checkpoint was trained, as far as sampling depends on it.
 
     Attributes:
-        prediction: What the network outputs: the clean sample, or the velocity `noise - x0`.
+        prediction: What the network outputs: the clean sample, the velocity `noise - x0`, or, where there are
+            conditioning frames, how the clean sample differs from the last of them standing still (else the sample).
         timestep_scale: The network reads `sigma * timestep_scale`.
         flow_shift: Shift of the sampling schedule towards noise (arXiv 2403.03206).
         guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
             `uncond + weight * (cond - uncond)`.
         conditioning_timestep: What the network reads as the timestep of conditioning frames.
+        still_first: A clip from text is made in two goes: its first frame alone, then the rest from that.
     """
 
     prediction: Prediction = "velocity"
@@ -68,6 +79,7 @@ class FlowConfig:
     flow_shift: float = 5.0
     guidance: tuple[tuple[float, float], ...] = ((1.0, 2.0), (10.0, 11.0))
     conditioning_timestep: float = 0.0
+    still_first: bool = False
 
 
 class CosmosFlowWorld:
@@ -116,6 +128,8 @@ class CosmosFlowWorld:
 
     def begin(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
         """Read the prompts and encode the conditioning frames of a request."""
+        if self.config.still_first and inputs.frames is None and inputs.request.frames > 1:
+            return StillFirstSampling(self, inputs, read)
         return CosmosFlowSampling(self, inputs, read)
 
 
@@ -124,27 +138,36 @@ class CosmosFlowSampling:
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
+        self.schedule = _schedule(inputs.request, world.config)
         self.guidance_weight = world.guidance_weight(inputs.request.guidance_scale)
         self._text = read(inputs.prompt)
         self._negative = read(inputs.request.negative_prompt) if self.guidance_weight != 1 else None
-        self._known = None if inputs.frames is None else world.encode_frames(inputs.frames)
-        self._contexts: dict[bool, TextContext] = {}
+        self._known: Tensor | None = None
+        self._held: Tensor | None = None
         self._positions: Positions | None = None
-
-    @property
-    def schedule(self) -> Schedule:
-        """Shifted, evenly spaced flow times; Karras's levels for `edm_euler`."""
-        if self._request.solver == "edm_euler":
-            return karras_flow_schedule(self._request.steps)
-        return flow_schedule(self._request.steps, shift=self._request.flow_shift or self._world.config.flow_shift)
+        if inputs.frames is not None:
+            self._condition(world.encode_frames(inputs.frames))
+        self._contexts: dict[bool, TextContext] = {}
 
     def initial(self) -> Tensor:
         """Noise `[1, C, T, h, w]`."""
+        return self._noise(self._request.frames)
+
+    def _noise(self, frames: int) -> Tensor:
         request = self._request
         assert request.seed is not None
-        frames = self._world.capabilities.frames.next(request.frames)
+        frames = self._world.capabilities.frames.next(frames)
         shape = self._world.autoencoder.latents_shape(frames, request.height, request.width)
         return initial_noise(shape, request.seed) * self.schedule.sigmas[0]
+
+    @torch.inference_mode()
+    def _condition(self, known: Tensor) -> None:
+        """Go on from clean latents `[1, C, K, h, w]`."""
+        self._known, self._positions = known, None
+        if self._world.config.prediction == "difference":
+            autoencoder = self._world.autoencoder
+            assert isinstance(autoencoder, Holding)
+            self._held = autoencoder.hold(known)
 
     @torch.inference_mode()
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
@@ -169,7 +192,9 @@ class CosmosFlowSampling:
             condition_mask=mask,
             positions=self._positions,
         )
-        denoised = output if config.prediction == "sample" else latents - sigma * output
+        denoised = latents - sigma * output if config.prediction == "velocity" else output
+        if self._held is not None:
+            denoised = self._held + denoised
         if conditioning is None:
             return denoised
         return torch.cat([conditioning, denoised[:, :, known:]], dim=2)
@@ -186,3 +211,25 @@ class CosmosFlowSampling:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         with torch.inference_mode():
             yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
+
+
+class StillFirstSampling(CosmosFlowSampling):
+    """Text to a clip: the first frame as a still, which takes a fraction of the time, then the clip from that."""
+
+    chunks = 2
+
+    def initial(self) -> Tensor:
+        """Noise for the first frame, `[1, C, 1, h, w]`: that of a still with this seed."""
+        return self._noise(1)
+
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """Noise for the whole clip, which goes on from the still as it would from a given image."""
+        self._condition(latents)
+        return self._noise(self._request.frames)
+
+
+def _schedule(request: GenerationRequest, config: FlowConfig) -> Schedule:
+    """Shifted, evenly spaced flow times; Karras's levels for `edm_euler`."""
+    if request.solver == "edm_euler":
+        return karras_flow_schedule(request.steps)
+    return flow_schedule(request.steps, shift=request.flow_shift or config.flow_shift)

@@ -34,6 +34,7 @@ def clip_answer(
     return ClipJSON(name, outcome.path, fields)
 
 
-def used(outcome: Outcome) -> dict[str, Any]:
-    """The seed and the text that were used, as Predict1 names them."""
-    return {"seed": outcome.seed, "upsampled_prompt": outcome.prompt}
+def told_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
+    """`{"b64_video", "seed", "upsampled_prompt"}`: the clip, and the seed and the text that were used."""
+    fields = {"seed": outcome.seed, "upsampled_prompt": outcome.prompt}
+    return clip_answer(request, generation, outcome, fields, name="b64_video")

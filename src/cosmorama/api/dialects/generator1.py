@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fastapi import Request, Response
 from pydantic import Field
 
 from cosmorama.api.body import DialectBody, validate
-from cosmorama.api.dialects.answers import clip_answer, used
+from cosmorama.api.dialects.answers import told_answer
 from cosmorama.api.dialects.base import Dialect
 from cosmorama.api.dialects.resolutions import COSMOS3, size_of, tier_of
-from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output
 from cosmorama.settings import Settings
@@ -70,16 +68,11 @@ def recognises(body: Mapping[str, Any]) -> bool:
     return "fps" in body and body.keys().isdisjoint({"video_params", "video"})
 
 
-def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """`{"b64_video", "seed", "upsampled_prompt"}`."""
-    return clip_answer(request, generation, outcome, used(outcome), name="b64_video")
-
-
 DIALECT = Dialect(
     name=Generator1Body.dialect,
     parse=parse,
     recognises=recognises,
-    answer=answer,
+    answer=told_answer,
     body=Generator1Body,
     wire_names=WIRE_NAMES,
 )

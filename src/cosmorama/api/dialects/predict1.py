@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from fastapi import Request, Response
 from pydantic import Field
 
 from cosmorama.api.body import DialectBody, WireModel, validate
-from cosmorama.api.dialects.answers import clip_answer, used
+from cosmorama.api.dialects.answers import told_answer
 from cosmorama.api.dialects.base import Dialect
-from cosmorama.engine.outcome import Outcome
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Output
 from cosmorama.settings import Settings
 
@@ -110,16 +108,11 @@ def _left_open(body: Mapping[str, Any]) -> Iterator[str]:
     yield from (name for name in ("guidance_scale", "steps") if name not in body)
 
 
-def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """`{"b64_video", "seed", "upsampled_prompt"}`."""
-    return clip_answer(request, generation, outcome, used(outcome), name="b64_video")
-
-
 DIALECT = Dialect(
     name=InferBody.dialect,
     parse=parse,
     recognises=lambda body: True,
-    answer=answer,
+    answer=told_answer,
     body=InferBody,
     wire_names=WIRE_NAMES,
 )

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fastapi import Request, Response
 from pydantic import Field
 
 from cosmorama.api.body import DialectBody, validate
-from cosmorama.api.dialects.answers import clip_answer, used
+from cosmorama.api.dialects.answers import told_answer
 from cosmorama.api.dialects.base import Dialect
 from cosmorama.api.dialects.resolutions import PREDICT25, size_of
-from cosmorama.engine.outcome import Outcome
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output
 from cosmorama.settings import Settings
 
@@ -68,16 +66,11 @@ def recognises(body: Mapping[str, Any]) -> bool:
     return "video_params" not in body and not body.keys().isdisjoint({"resolution", "num_output_frames"})
 
 
-def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """`{"b64_video", "seed", "upsampled_prompt"}`."""
-    return clip_answer(request, generation, outcome, used(outcome), name="b64_video")
-
-
 DIALECT = Dialect(
     name=Predict25Body.dialect,
     parse=parse,
     recognises=recognises,
-    answer=answer,
+    answer=told_answer,
     body=Predict25Body,
     wire_names=WIRE_NAMES,
 )

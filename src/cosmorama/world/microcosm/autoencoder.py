@@ -74,6 +74,12 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Blocks [B, T, H, W, 1536] (see `to_blocks`) to latents [B, C, T, H, W]."""
         return ((blocks - self.mean) @ self.basis.T * self.scaling_factor).permute(0, 4, 1, 2, 3)
 
+    def hold(self, latents: Tensor) -> Tensor:
+        """The last frame of latents [B, C, T, H, W] standing still: [B, C, 1, H, W]."""
+        blocks = latents[:, :, -1:].permute(0, 2, 3, 4, 1) / self.scaling_factor @ self.basis + self.mean
+        parts = blocks.unflatten(4, (3, FRAMES_PER_LATENT, -1))
+        return self.encode_blocks(parts[..., -1:, :].expand_as(parts).flatten(4))
+
     def decode_small(self, latents: Tensor, height: int, width: int) -> Tensor:
         """Decode latents [B, C, T, H, W] to 8 T frames [B, 3, 8 T, height, width] at one eighth of the output size.
 

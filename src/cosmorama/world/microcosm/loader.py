@@ -50,6 +50,7 @@ def _flow_config(values: dict[str, Any]) -> FlowConfig:
         timestep_scale=float(values["timestep_scale"]),
         flow_shift=float(values["flow_shift"]),
         guidance=tuple((float(scale), float(weight)) for scale, weight in values["guidance_map"]),
+        still_first=values.get("still_first", False),
     )
 
 

@@ -1,0 +1,55 @@
+"""A tiny checkpoint with random weights, in the layout of Microcosm's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
+
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.text_encoder import TextEncoder
+
+CHANNELS = 4
+
+
+def save_tiny(folder: Path, sizes: Sequence[tuple[int, int]] = ((960, 704), (704, 960), (1280, 704))) -> Path:
+    """Write a complete checkpoint into `folder`; it makes clips of `sizes`, width and height in pixels."""
+    torch.manual_seed(0)
+    CosmosTransformer3DModel(
+        in_channels=CHANNELS + 1,
+        out_channels=CHANNELS,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        adaln_lora_dim=8,
+        max_size=(32, 40, 40),
+        patch_size=(1, 2, 2),
+        rope_scale=(1.0, 1.0, 1.0),
+        concat_padding_mask=False,
+        extra_pos_embed_type=None,
+    ).save_pretrained(folder / "transformer")
+    vae = VideoAutoencoder(CHANNELS)
+    torch.nn.init.orthogonal_(vae.basis.data)
+    vae.scaling_factor.data.fill_(0.2)
+    vae.save_pretrained(folder / "vae")
+    TextEncoder(["red", "blue", "ball", "cube", "falls"], width=16, layers=1, heads=2).save_pretrained(
+        folder / "text_encoder"
+    )
+    world = {
+        "name": "tiny",
+        "prediction": "velocity",
+        "timestep_scale": 1.0,
+        "flow_shift": 3.0,
+        "frames": {"multiple": 8, "max": 121},
+        "fps": [12, 40],
+        "sizes": sizes,
+        "conditioning_frames": [1, 9],
+        "guidance_map": [[1.0, 1.0], [7.0, 3.0], [10.0, 6.0]],
+    }
+    (folder / "world.json").write_text(json.dumps(world))
+    return folder
