@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 from cosmorama.world.parallel import Follower, GuidanceParallel
 from cosmorama.world.registry import load_world
+from tests.tiny import save_tiny
 from tests.world.checkpoints import save_predict
 
 REQUEST = GenerationRequest(
@@ -109,6 +111,23 @@ def test_requests_are_interleaved_dropped_and_refused_without_disturbing_others(
         rollout(parallel, width=64 * 16, height=32 * 16).advance()
     for one, latent in zip(going, expected, strict=True):
         torch.testing.assert_close(latents(one), latent, rtol=1e-5, atol=1e-5)
+
+
+def test_clips_that_are_made_in_several_goes(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    values = json.loads((tmp_path / "world.json").read_text())
+    (tmp_path / "world.json").write_text(json.dumps(values | {"prediction": "difference", "still_first": True}))
+    load = partial(load_world, str(tmp_path))
+    follower, world = Follower(load, threads=1), load()
+    follower.ready()
+    try:
+        changes = {"width": 960, "height": 704, "frames": 9, "fps": 24}
+        alone = rollout(world, **changes)
+        together = rollout(GuidanceParallel(world, follower), **changes)
+        torch.testing.assert_close(latents(together), latents(alone), rtol=1e-5, atol=1e-5)
+        assert together.progress.total == alone.progress.total == 2 * REQUEST.steps
+    finally:
+        follower.close()
 
 
 def test_a_follower_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ class Rollout:
         """Where the rollout is; the total is that of all windows from the first step on."""
         if not self._windows:
             return Progress("encode")
-        return Progress("denoise", self.index, self._windows[0].steps * len(self._planned))
+        # Only the first window may be made in several goes: the others continue from frames.
+        to_come = len(self._planned) - len(self._windows)
+        total = sum(window.steps for window in self._windows) + to_come * self._windows[0].levels
+        return Progress("denoise", self.index, total)
 
     @property
     def latents(self) -> Tensor:
@@ -159,10 +162,14 @@ class Window:
         self._ending: Frames | None = None
 
     @property
+    def levels(self) -> int:
+        """Denoising steps from noise to a clean clip."""
+        return self._sampling.schedule.steps
+
+    @property
     def steps(self) -> int:
         """Denoising steps in all."""
-        sampling = self._sampling
-        return sampling.schedule.steps * (sampling.chunks if isinstance(sampling, Chunked) else 1)
+        return self.levels * (self._sampling.chunks if isinstance(self._sampling, Chunked) else 1)
 
     @property
     def done(self) -> bool:

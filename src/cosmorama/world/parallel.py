@@ -54,6 +54,14 @@ class Denoise:
 
 
 @dataclass(frozen=True, slots=True)
+class NextChunk:
+    """Go on to the next clip of a request that makes several, from the clean latents of the one before."""
+
+    number: int
+    latents: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Forget a request. Not answered."""
 
@@ -67,7 +75,7 @@ class Failed:
     reason: str
 
 
-Command = Begin | Denoise | Drop
+Command = Begin | Denoise | NextChunk | Drop
 
 
 class Follower:
@@ -162,7 +170,7 @@ class GuidanceParallel:
     def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
         """Begin the request in both processes.
 
-        What samples by itself or in chunks, and what has no guidance, is made in this one alone.
+        What samples by itself, and what has no guidance, is made in this one alone.
         """
         number = next(self._numbers)
         self._follower.send(Begin(number, inputs))
@@ -172,9 +180,11 @@ class GuidanceParallel:
             self._follower.send(Drop(number))
             raise
         self._follower.receive()
-        if isinstance(sampling, Stepper | Chunked) or sampling.guidance_weight == 1:
+        if isinstance(sampling, Stepper) or sampling.guidance_weight == 1:
             self._follower.send(Drop(number))
             return sampling
+        if isinstance(sampling, Chunked):
+            return _SharedChunks(sampling, sampling, inputs, self._follower, number)
         return _Shared(sampling, inputs, self._follower, number)
 
 
@@ -224,6 +234,26 @@ class _Shared:
         return self._sampling.actions(latents) if isinstance(self._sampling, Acting) else None
 
 
+class _SharedChunks(_Shared):
+    """A request of several clips that two processes work on."""
+
+    def __init__(self, chunked: Chunked, sampling: Sampling, inputs: Inputs, follower: Follower, number: int) -> None:
+        super().__init__(sampling, inputs, follower, number)
+        self._chunked = chunked
+
+    @property
+    def chunks(self) -> int:
+        """How many."""
+        return self._chunked.chunks
+
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """The next one's latents at the first level."""
+        self._follower.send(NextChunk(self._number, latents.cpu()))
+        first = self._chunked.next_chunk(latents)
+        self._follower.receive()
+        return first
+
+
 def _forget(follower: Follower, number: int) -> None:
     with suppress(EOFError, OSError):  # it is gone already, and so is the request
         follower.send(Drop(number))
@@ -265,7 +295,9 @@ def follow(connection: Connection) -> None:
 
 
 @torch.inference_mode()
-def _obey(world: World, requests: dict[int, tuple[Inputs, Sampling]], command: Begin | Denoise) -> Tensor | None:
+def _obey(
+    world: World, requests: dict[int, tuple[Inputs, Sampling]], command: Begin | Denoise | NextChunk
+) -> Tensor | None:
     inputs = command.inputs if isinstance(command, Begin) else requests[command.number][0]
     if isinstance(world, Adaptable):
         world.select(inputs.request.adapters)
@@ -276,6 +308,10 @@ def _obey(world: World, requests: dict[int, tuple[Inputs, Sampling]], command: B
         return None
     sampling = requests[command.number][1]
     latents = command.latents.to(_device_of(world))
+    if isinstance(command, NextChunk):
+        assert isinstance(sampling, Chunked)
+        sampling.next_chunk(latents)
+        return None
     # Some remember at the negative evaluation what they saw at the other; both belong to a level.
     return sampling.denoise(latents, command.index, negative=True).cpu()
 
