@@ -56,7 +56,7 @@ def description(progress: dict[str, float]) -> dict[str, Any]:
     return {
         "name": "microcosm",
         "version": VERSION,
-        "prediction": "difference",
+        "prediction": "blend",
         "timestep_scale": TIMESTEP_SCALE,
         "flow_shift": FLOW_SHIFT,
         "guidance_map": GUIDANCE_MAP,

@@ -3,7 +3,7 @@ full.
 
 Flow matching: x_t = (1 - t) x_0 + t eps. The network predicts x_0 and its error is weighted as the velocity's, by 1 /
 t^2 (arXiv 2511.13720). The first k latent frames of a clip are given clean, with the mask channel at 1 and timestep 0,
-and bear no loss; the network predicts how the others differ from the last given frame standing still. Nothing is given
+and bear no loss; the network says how much of the last given frame stays in the others and adds to that. Nothing is given
 with stills. Runs are resumed from their last checkpoint.
 """
 
@@ -22,6 +22,7 @@ from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from cosmorama.text.scene_language import mirror_caption
+from cosmorama.world.cosmos_flow import blended
 from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
@@ -54,7 +55,7 @@ class Shape:
         """A transformer that predicts zero and whose blocks do nothing yet."""
         net = CosmosTransformer3DModel(
             in_channels=channels + 1,
-            out_channels=channels,
+            out_channels=channels + 1,
             num_attention_heads=self.heads,
             attention_head_dim=self.head_width,
             num_layers=self.layers,
@@ -91,7 +92,7 @@ def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
 
 
 def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
-    """What the network's prediction is added to: the last given frame standing still, [B, C, 1, H, W]; 0 without."""
+    """What the network's prediction blends with: the last given frame standing still, [B, C, 1, H, W]; 0 without."""
     base = torch.zeros_like(batch.clean[:, :, :1])
     for given in batch.given.unique().tolist():
         rows = batch.given == given
@@ -112,9 +113,10 @@ def loss_of(
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
-    predicted = held(vae, batch) + cosmos_forward(
+    output = cosmos_forward(
         net, noisy, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
     )
+    predicted = blended(output, held(vae, batch))
     classes = auxiliary.cell_classes(clean)
     weights = 1 + OBJECT_WEIGHT * (classes > 0)[:, None]
     error = weights * ((predicted - clean) / t.clamp_min(SMALLEST_T)).square() * ~is_given

@@ -15,12 +15,12 @@ from cosmorama.world.microcosm.text_encoder import TextEncoder
 CHANNELS = 4
 
 
-def save_tiny(folder: Path, sizes: Sequence[tuple[int, int]] = ((960, 704), (704, 960), (1280, 704))) -> Path:
-    """Write a complete checkpoint into `folder`; it makes clips of `sizes`, width and height in pixels."""
+def save_transformer(folder: Path, out_channels: int = CHANNELS) -> None:
+    """Write a random denoiser into `folder`."""
     torch.manual_seed(0)
     CosmosTransformer3DModel(
         in_channels=CHANNELS + 1,
-        out_channels=CHANNELS,
+        out_channels=out_channels,
         num_attention_heads=2,
         attention_head_dim=16,
         num_layers=2,
@@ -33,6 +33,11 @@ def save_tiny(folder: Path, sizes: Sequence[tuple[int, int]] = ((960, 704), (704
         concat_padding_mask=False,
         extra_pos_embed_type=None,
     ).save_pretrained(folder / "transformer")
+
+
+def save_tiny(folder: Path, sizes: Sequence[tuple[int, int]] = ((960, 704), (704, 960), (1280, 704))) -> Path:
+    """Write a complete checkpoint into `folder`; it makes clips of `sizes`, width and height in pixels."""
+    save_transformer(folder)
     vae = VideoAutoencoder(CHANNELS)
     torch.nn.init.orthogonal_(vae.basis.data)
     vae.scaling_factor.data.fill_(0.2)

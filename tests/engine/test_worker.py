@@ -113,7 +113,7 @@ def test_worker_follows_a_server_that_is_killed() -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__': asyncio.run(main())\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     worker = Path(f"/proc/{int(ended.stdout)}")
     assert ended.returncode == -signal.SIGKILL
 

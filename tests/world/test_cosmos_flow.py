@@ -18,6 +18,7 @@ from cosmorama.world.base import Chunked, Inputs
 from cosmorama.world.cosmos_flow import CosmosFlowSampling, CosmosFlowWorld, Holding
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.registry import known_models, load_world
+from tests.tiny import CHANNELS, save_transformer
 
 PLAIN = GenerationRequest(
     prompt="a red ball", seed=1, solver="euler", width=960, height=704, frames=17, steps=4, negative_prompt=""
@@ -65,6 +66,14 @@ def changed(checkpoint: Path, folder: Path, **values: object) -> CosmosFlowWorld
     return load_microcosm(folder)
 
 
+def blending(checkpoint: Path, folder: Path, **values: object) -> CosmosFlowWorld:
+    """The tiny model with one output channel more."""
+    changed(checkpoint, folder)
+    save_transformer(folder, CHANNELS + 1)
+    shutil.move(folder, folder.with_suffix(".wide"))
+    return changed(folder.with_suffix(".wide"), folder, prediction="blend", **values)
+
+
 def test_a_sample_and_a_velocity_network_mean_different_clean_latents(tiny_checkpoint: Path, tmp_path: Path) -> None:
     sample = begin(changed(tiny_checkpoint, tmp_path / "sample", prediction="sample"))
     velocity = begin(load_microcosm(tiny_checkpoint))
@@ -73,23 +82,37 @@ def test_a_sample_and_a_velocity_network_mean_different_clean_latents(tiny_check
     torch.testing.assert_close(velocity.denoise(latents, 2), latents - sigma * x0)
 
 
-def test_a_difference_network_adds_to_the_last_conditioning_frame(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    sample = changed(tiny_checkpoint, tmp_path / "sample", prediction="sample")
-    difference = changed(tiny_checkpoint, tmp_path / "difference", prediction="difference")
+def test_a_blend_keeps_as_much_of_the_last_conditioning_frame_as_its_last_channel_says(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    world = blending(tiny_checkpoint, tmp_path / "blend")
+    last = world.transformer.proj_out.weight.view(4, CHANNELS + 1, -1)
     for given in (None, picture(), picture(frames=9)):
-        latents = begin(sample, given).initial()
         known = 0 if given is None else 1 + len(given) // 8
-        made = begin(difference, given).denoise(latents, 1) - begin(sample, given).denoise(latents, 1)
-        held = torch.zeros(())
-        if given is not None:
-            assert isinstance(sample.autoencoder, Holding)
-            held = sample.autoencoder.hold(sample.encode_frames(given))
-        torch.testing.assert_close(made[:, :, known:], held.expand_as(made[:, :, known:]), rtol=1e-4, atol=1e-4)
-        assert not made[:, :, :known].any()
+        latents = begin(world, given).initial()
+        with torch.no_grad():
+            before = last.clone()
+            added = begin(world, given).denoise(latents, 1)[:, :, known:]
+            last[:, -1] = 0  # all of it stays
+            kept = begin(world, given).denoise(latents, 1)[:, :, known:]
+            last.zero_()
+            alone = begin(world, given).denoise(latents, 1)[:, :, known:]
+            last.copy_(before)
+        if given is None:
+            assert torch.equal(added, kept)
+            assert not alone.any()
+            continue
+        assert isinstance(world.autoencoder, Holding)
+        held = world.autoencoder.hold(world.encode_frames(given))
+        torch.testing.assert_close(alone, held.expand_as(alone))
+        # What was taken away or added of the frame is the same share in all channels of a cell.
+        share = ((added - kept) * held).sum(1, keepdim=True) / held.square().sum(1, keepdim=True)
+        torch.testing.assert_close(added - kept, share * held, rtol=1e-3, atol=1e-3)
+        assert share.abs().max() > 1e-3
 
 
 def test_a_clip_from_text_may_begin_with_its_still(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    world = changed(tiny_checkpoint, tmp_path / "still", prediction="difference", still_first=True)
+    world = blending(tiny_checkpoint, tmp_path / "still", still_first=True)
     still, clip, from_image = begin(world, frames=1), begin(world), begin(world, picture())
     assert not isinstance(still, Chunked)
     assert not isinstance(from_image, Chunked)
@@ -104,7 +127,7 @@ def test_a_clip_from_text_may_begin_with_its_still(tiny_checkpoint: Path, tmp_pa
 
 
 def test_the_first_frame_of_a_clip_from_text_is_the_still_of_that_seed(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    model = Model(changed(tiny_checkpoint, tmp_path / "still", prediction="difference", still_first=True))
+    model = Model(blending(tiny_checkpoint, tmp_path / "still", still_first=True))
     progress: list[Progress] = []
     knobs: Knobs = {"seed": 1, "width": 960, "height": 704, "steps": 4}
     clip = list(model.generate("a red ball", frames=17, on_progress=progress.append, **knobs).frames)

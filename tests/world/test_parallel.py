@@ -19,9 +19,10 @@ from cosmorama.errors import InvalidRequestError, ModelNotFoundError, WorkerErro
 from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import World
-from cosmorama.world.parallel import Follower, GuidanceParallel
+from cosmorama.world.follower import Denoise, Follower
+from cosmorama.world.parallel import GuidanceParallel
 from cosmorama.world.registry import load_world
-from tests.tiny import save_tiny
+from tests.tiny import CHANNELS, save_tiny, save_transformer
 from tests.world.checkpoints import save_predict
 
 REQUEST = GenerationRequest(
@@ -115,8 +116,9 @@ def test_requests_are_interleaved_dropped_and_refused_without_disturbing_others(
 
 def test_clips_that_are_made_in_several_goes(tmp_path: Path) -> None:
     save_tiny(tmp_path)
+    save_transformer(tmp_path, CHANNELS + 1)
     values = json.loads((tmp_path / "world.json").read_text())
-    (tmp_path / "world.json").write_text(json.dumps(values | {"prediction": "difference", "still_first": True}))
+    (tmp_path / "world.json").write_text(json.dumps(values | {"prediction": "blend", "still_first": True}))
     load = partial(load_world, str(tmp_path))
     follower, world = Follower(load, threads=1), load()
     follower.ready()
@@ -138,9 +140,7 @@ def test_a_follower_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
 
 
 def test_an_unknown_request_is_answered_with_the_reason(pair: Pair) -> None:
-    from cosmorama.world.parallel import Denoise
-
-    follower = pair[1]._follower
+    follower = pair[1]._followers[0]
     follower.send(Denoise(10**6, torch.zeros(1), 0))
     with pytest.raises(WorkerError, match="KeyError"):
         follower.receive()

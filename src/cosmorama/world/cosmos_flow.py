@@ -23,7 +23,7 @@ from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.cosmos_forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.text_context import TextContext, projected, text_context
 
-Prediction = Literal["sample", "velocity", "difference"]
+Prediction = Literal["sample", "velocity", "blend"]
 
 
 class Autoencoder(Protocol):
@@ -64,8 +64,8 @@ class FlowConfig:
     """How this checkpoint was trained, as far as sampling depends on it.
 
     Attributes:
-        prediction: What the network outputs: the clean sample, the velocity `noise - x0`, or, where there are
-            conditioning frames, how the clean sample differs from the last of them standing still (else the sample).
+        prediction: What the network outputs: the clean sample, the velocity `noise - x0`, or a blend: one channel more,
+            which says how much of the last conditioning frame stays, less 1; the others are what is added to that.
         timestep_scale: The network reads `sigma * timestep_scale`.
         flow_shift: Shift of the sampling schedule towards noise (arXiv 2403.03206).
         guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
@@ -164,7 +164,7 @@ class CosmosFlowSampling:
     def _condition(self, known: Tensor) -> None:
         """Go on from clean latents `[1, C, K, h, w]`."""
         self._known, self._positions = known, None
-        if self._world.config.prediction == "difference":
+        if self._world.config.prediction == "blend":
             autoencoder = self._world.autoencoder
             assert isinstance(autoencoder, Holding)
             self._held = autoencoder.hold(known)
@@ -193,8 +193,8 @@ class CosmosFlowSampling:
             positions=self._positions,
         )
         denoised = latents - sigma * output if config.prediction == "velocity" else output
-        if self._held is not None:
-            denoised = self._held + denoised
+        if config.prediction == "blend":
+            denoised = blended(output, self._held)
         if conditioning is None:
             return denoised
         return torch.cat([conditioning, denoised[:, :, known:]], dim=2)
@@ -226,6 +226,16 @@ class StillFirstSampling(CosmosFlowSampling):
         """Noise for the whole clip, which goes on from the still as it would from a given image."""
         self._condition(latents)
         return self._noise(self._request.frames)
+
+
+def blended(output: Tensor, held: Tensor | None) -> Tensor:
+    """The clean sample `[B, C, T, h, w]` from a network's `C + 1` channels and the last conditioning frame.
+
+    The last channel decides, cell by cell, how much of the frame stays, 0 being all of it: what stands still needs no
+    copying through the network, and where something moves on, its old picture goes in one number.
+    """
+    added, stays = output[:, :-1], output[:, -1:]
+    return added if held is None else torch.addcmul(added, held, 1 + stays)
 
 
 def _schedule(request: GenerationRequest, config: FlowConfig) -> Schedule:
