@@ -10,7 +10,7 @@ import numpy as np
 
 from cosmorama.text.scene_language import Direction, Scene
 from microcosm.figures import Figure
-from microcosm.heldout import HeldOut, deranged, held_out
+from microcosm.heldout import HeldOut, deranged, held_out, real_clips
 from microcosm.probe import Probe, Sight
 from microcosm.rollouts import Job, draw_all
 from microcosm.simulate import Frames
@@ -98,9 +98,9 @@ def measure(
     drawn = draw_all(
         weights, [Job(one.prompt, CLIP_FRAMES, one.shot.seed) for one in clips], "33-frame clips", processes
     )
-    real = [one.frames(CLIP_FRAMES) for one in clips]
+    real = real_clips(clips, CLIP_FRAMES, processes)
     shown = np.stack([picture[0] for picture in pictures] + [clip[MIDDLE] for clip in drawn])
-    true = np.stack([one.frames(MIDDLE + 1)[MIDDLE] for one in stills] + [clip[MIDDLE] for clip in real])
+    true = np.stack([one.frame(MIDDLE) for one in stills] + [clip[MIDDLE] for clip in real])
     held = [*stills, *clips]
     seen = Pictures(probe.look(shown), probe.look(true), [one.scene for one in held])
     figures = [_figure(name, seen, [one.canonical for one in held]) for name in _MEASURES]

@@ -14,7 +14,7 @@ from cosmorama.world.microcosm.loader import load_component
 from microcosm.autoencoder import psnr, to_float
 from microcosm.dataset import CLIP_FRAMES
 from microcosm.figures import Figure
-from microcosm.heldout import HeldOut
+from microcosm.heldout import HeldOut, real_clips
 from microcosm.rollouts import Job, draw_all
 from microcosm.simulate import Frames
 from microcosm.tracking import persists, track_color
@@ -47,7 +47,7 @@ def measure(
 ) -> tuple[list[Figure], list[tuple[Frames, Frames]]]:
     """The figures of image2world or video2world, and (real, drawn) clips."""
     given = GIVEN[mode]
-    real = [one.frames(given + HORIZON) for one in held]
+    real = real_clips(held, given + HORIZON, processes)
     jobs = [Job(one.prompt, given + HORIZON, one.shot.seed, clip[:given]) for one, clip in zip(held, real, strict=True)]
     drawn = draw_all(weights, jobs, mode, processes)
     frames, made = to_float(np.stack(real)), to_float(np.stack(drawn))
@@ -88,7 +88,7 @@ def measure_persistence(
     """Whether the main object stays, in clips of full length from text alone; and (real, drawn) clips."""
     jobs = [Job(one.prompt, CLIP_FRAMES, one.shot.seed) for one in held]
     drawn = draw_all(weights, jobs, "121-frame clips", processes)
-    real = [one.frames(CLIP_FRAMES) for one in held]
+    real = real_clips(held, CLIP_FRAMES, processes)
     return [persistence_figure(drawn, real, held)], list(zip(real, drawn, strict=True))
 
 

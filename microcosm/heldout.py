@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
 import numpy as np
+from rich.progress import track
 
 from cosmorama.text.scene_language import Scene, canonical_caption
 from microcosm.captions import random_caption
@@ -40,6 +43,11 @@ class HeldOut:
         """The real clip from the start of the action, uint8 [count, 88, 160, 3]."""
         return render(self.shot, list(np.arange(count) / self.shot.fps))
 
+    def frame(self, index: int) -> Frames:
+        """One frame of it, uint8 [88, 160, 3]."""
+        frame: Frames = render(self.shot, [index / self.shot.fps])[0]
+        return frame
+
 
 def held_out(count: int, keep: Callable[[Scene], bool] = lambda scene: True, *, skip: int = 0) -> list[HeldOut]:
     """The first held-out shots after `skip` whose scene `keep` takes; every second one in other words."""
@@ -48,6 +56,14 @@ def held_out(count: int, keep: Callable[[Scene], bool] = lambda scene: True, *, 
         HeldOut(shot, canonical_caption(shot.scene) if index % 2 == 0 else other_wording(shot), index % 2 == 0)
         for index, shot in enumerate(islice(fitting, skip, skip + count))
     ]
+
+
+def real_clips(held: Sequence[HeldOut], count: int, processes: int) -> list[Frames]:
+    """The real clips of all, uint8 [count, 88, 160, 3] each, drawn by processes of their own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(held)), context) as pool:
+        jobs = pool.map(HeldOut.frames, held, repeat(count))
+        return list(track(jobs, "real clips", total=len(held)))
 
 
 def other_wording(shot: Shot) -> str:

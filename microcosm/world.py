@@ -3,8 +3,8 @@ full.
 
 Flow matching: x_t = (1 - t) x_0 + t eps. The network predicts x_0 and its error is weighted as the velocity's, by 1 /
 t^2 (arXiv 2511.13720). The first k latent frames of a clip are given clean, with the mask channel at 1 and timestep 0,
-and bear no loss; the network says how much of the last given frame stays in the others and adds to that. Nothing is given
-with stills. Runs are resumed from their last checkpoint.
+and bear no loss; the network says how much of the last given frame stays in the others and adds to that. Nothing is
+given with stills. Runs are resumed from their last checkpoint.
 """
 
 from __future__ import annotations
