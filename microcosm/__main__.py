@@ -11,7 +11,7 @@ STAGES = (
     ("latents",),
     ("world", "--stage", "images", "--minutes", "40"),
     ("world", "--stage", "clips", "--minutes", "40"),
-    ("world", "--stage", "full", "--minutes", "20"),
+    ("world", "--stage", "full", "--minutes", "80", "--decay-minutes", "18"),
     ("closeups",),
     ("decoder",),
     ("export",),

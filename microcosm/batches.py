@@ -27,7 +27,7 @@ class Stage:
 STAGES = {
     "images": Stage({1: 1.0}),
     "clips": Stage({1: 0.25, 5: 0.75}),
-    "full": Stage({1: 0.45, 5: 0.3, 16: 0.25}),
+    "full": Stage({1: 0.6, 5: 0.2, 16: 0.2}),
 }
 
 

@@ -113,9 +113,7 @@ def loss_of(
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
-    output = cosmos_forward(
-        net, noisy, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
-    )
+    output = cosmos_forward(net, noisy, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps))
     predicted = blended(output, held(vae, batch))
     classes = auxiliary.cell_classes(clean)
     weights = 1 + OBJECT_WEIGHT * (classes > 0)[:, None]

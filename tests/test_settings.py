@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import AliasChoices
+from pydantic import AliasChoices, ValidationError
 
 from cosmorama.settings import Settings
 
@@ -24,3 +24,11 @@ def test_every_setting_is_documented(name: str) -> None:
     assert all(f"`{choice}`" in rows[0] for choice in upstream)
     if isinstance(field.default, (bool, int, str)):
         assert f"| {str(field.default).lower()} |" in rows[0]
+
+
+def test_tiles_are_of_a_side_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSMORAMA_VAE_TILING", "256")
+    assert Settings().vae_tiling == 256
+    monkeypatch.setenv("COSMORAMA_VAE_TILING", "100")
+    with pytest.raises(ValidationError, match="vae_tiling is 100; it must be one of 0, 128, 192, 256, 384, 512, 768"):
+        Settings()

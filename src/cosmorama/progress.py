@@ -16,6 +16,8 @@ class Progress:
     stage: Stage
     step: int = 0
     total: int = 0
+    share: float | None = field(default=None, compare=False)
+    """Part of the denoising that is done, 0 to 1, where steps are of different lengths; None: as the steps say."""
     remaining_s: float | None = field(default=None, compare=False)
     """Estimated seconds of work left, from measured ones; None before anything was measured."""
 

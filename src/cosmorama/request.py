@@ -31,6 +31,8 @@ CODECS: dict[Container, tuple[Codec, ...]] = {
     "png": (),
     "jpeg": (),
 }
+VAE_TILES = (128, 192, 256, 384, 512, 768)
+"""Sides, in pixels, of the tiles that a video tokenizer can work in: its latents and their overlaps come out whole."""
 MAX_SEED = 2**32 - 1
 PROMPT_MAX_WORDS = 250
 DEFAULT_NEGATIVE_PROMPT = (
@@ -90,6 +92,7 @@ class Defaults:
     steps: int = 35
     guidance_scale: float = 7.0
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    vae_tiling: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,8 @@ class Capabilities:
     """Names of the LoRA adapters that are loaded."""
     reuse: Range | None = Range(0, 1)
     """Accepted thresholds of step reuse; None: the model is always evaluated at every step."""
+    vae_tiles: tuple[int, ...] = ()
+    """Accepted sides of tiles, in pixels, for a video tokenizer that works tile by tile; none: always in one piece."""
     longest: int | None = None
     """Frames of the longest clip, where one over `frames.maximum` is continued from its own last frames; None: none."""
 
@@ -226,6 +231,8 @@ class GenerationRequest:
         flow_shift: Shift of the noise schedule towards noise, where the model takes it; None means the model's own.
         reuse: 0 to 1: the network's last answer is used again while it is expected to change by less than this, in
             parts of its size; 0 is exact; None means the server's choice, which is 0 unless set.
+        vae_tiling: Encode and decode frames in tiles of so many pixels a side, which takes less memory and shows faint
+            seams; 0 is exact; None means the server's choice, which is 0 unless set.
         controls: For transfer: what the result follows.
         action: For the action modes.
         adapters: LoRA adapters to apply.
@@ -257,6 +264,7 @@ class GenerationRequest:
     keep: Literal["first", "last"] = "last"
     flow_shift: float | None = None
     reuse: float | None = None
+    vae_tiling: int | None = None
     controls: tuple[Control, ...] = ()
     action: Action | None = None
     adapters: tuple[Adapter, ...] = ()
@@ -302,6 +310,7 @@ class Knobs(TypedDict, total=False):
     keep: Literal["first", "last"]
     flow_shift: float | None
     reuse: float | None
+    vae_tiling: int | None
     controls: tuple[Control, ...]
     action: Action | None
     adapters: tuple[Adapter, ...]

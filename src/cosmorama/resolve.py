@@ -43,6 +43,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> Generatio
         prompt_upsampling=text_only if request.prompt_upsampling is None else request.prompt_upsampling,
         conditioning_frames=_conditioning_frames(request, capabilities),
         reuse=request.reuse or 0.0,
+        vae_tiling=capabilities.defaults.vae_tiling if request.vae_tiling is None else request.vae_tiling,
     )
 
 
@@ -144,6 +145,10 @@ def _sampling_problems(request: GenerationRequest, capabilities: Capabilities) -
     if request.reuse is not None and not _in(request.reuse, capabilities.reuse or Range(0, 0)):
         accepted = f"a number from {capabilities.reuse}" if capabilities.reuse else "0: this model has no step reuse"
         yield Problem("reuse", request.reuse, accepted)
+    tiles = (0, *capabilities.vae_tiles)
+    if request.vae_tiling is not None and not (_is_int(request.vae_tiling) and request.vae_tiling in tiles):
+        accepted = f"one of {_listed(tiles)}" if capabilities.vae_tiles else "0: this model has no tiles"
+        yield Problem("vae_tiling", request.vae_tiling, accepted)
     yield from _input_problems(request, capabilities)
     given, counts = request.conditioning_frames, capabilities.conditioning_frames
     if given is None:

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, ByteSize, Field, HttpUrl, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from cosmorama.request import VAE_TILES
+
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 DialectName = Literal["auto", "predict1", "predict25", "generator1", "cosmos3", "transfer25"]
 
@@ -68,10 +70,15 @@ class Settings(BaseSettings):
     """Of the weights; auto: as they are stored."""
     offload: Literal["none", "model", "layer"] = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))
     """What waits in the CPU's memory: nothing, the text encoder, or every layer of it and of the denoiser."""
+    vae_tiling: int = 0
+    """Where a request does not say: frames are encoded and decoded in tiles of so many pixels a side; 0 is exact."""
     adapters: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
     """LoRA adapters that requests may choose: name=path, comma-separated; safetensors."""
-    parallel: Literal["none", "guidance"] = "none"
-    """guidance: a second process, on the second GPU, evaluates the negative prompt at the same time."""
+    parallel: Literal["none", "guidance", "sequence"] = "none"
+    """guidance: a second process, on the second GPU, evaluates the negative prompt at the same time; sequence: several
+    processes, each on a GPU of its own, share the tokens of every clip."""
+    parallel_processes: int = Field(2, ge=2)
+    """With `parallel`, how many; guidance takes 2."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the worker; None: all."""
     max_active: int = Field(2, ge=1)
@@ -162,6 +169,13 @@ class Settings(BaseSettings):
                 raise ValueError("webhook_secret must be whsec_ and base64 of 24 to 64 bytes")
         return value
 
+    @field_validator("vae_tiling")
+    @classmethod
+    def _is_a_tile(cls, value: int) -> int:
+        if value not in (0, *VAE_TILES):
+            raise ValueError(f"vae_tiling is {value}; it must be one of 0, {', '.join(map(str, VAE_TILES))}")
+        return value
+
     @field_validator("models", mode="before")
     @classmethod
     def _named_models(cls, value: Any) -> Any:
@@ -208,6 +222,12 @@ class Settings(BaseSettings):
         if microseconds is not None and "request_timeout_s" not in values:
             return {**values, "request_timeout_s": float(microseconds) / 1e6}
         return values
+
+    @model_validator(mode="after")
+    def _guidance_has_two_halves(self) -> Self:
+        if self.parallel == "guidance" and self.parallel_processes != 2:
+            raise ValueError(f"parallel_processes is {self.parallel_processes}; with parallel=guidance it must be 2")
+        return self
 
     @model_validator(mode="after")
     def _endpoints_name_a_model(self) -> Self:

@@ -11,13 +11,19 @@ from pydantic import TypeAdapter
 from cosmorama.api.app import create_app
 from cosmorama.api.capabilities import Knob, knobs
 from cosmorama.errors import InvalidRequestError
-from cosmorama.request import Capabilities, GenerationRequest, Output, Range
+from cosmorama.request import Capabilities, Defaults, GenerationRequest, Output, Range
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 from tests.api.conftest import Server
 
 MODEL = Capabilities(
-    model="example", flow_shift=Range(1, 12), size_multiple=16, controls=("edge", "depth"), adapters=("night",)
+    model="example",
+    flow_shift=Range(1, 12),
+    size_multiple=16,
+    controls=("edge", "depth"),
+    adapters=("night",),
+    vae_tiles=(128, 256),
+    defaults=Defaults(vae_tiling=256),
 )
 PROMPT = GenerationRequest(prompt="a red ball")
 
@@ -61,8 +67,17 @@ def test_defaults_are_accepted() -> None:
 
 
 def test_a_knob_that_the_model_lacks_is_left_out() -> None:
-    assert {"flow_shift", "controls.kind", "adapters.name"} <= knobs(MODEL).keys()
-    assert not {"flow_shift", "controls.kind", "adapters.name"} & knobs(Capabilities(model="plain")).keys()
+    own = {"flow_shift", "controls.kind", "adapters.name", "vae_tiling"}
+    assert own <= knobs(MODEL).keys()
+    assert not own & knobs(Capabilities(model="plain")).keys()
+
+
+def test_tiles_are_the_enforced_ones_and_their_default_the_servers() -> None:
+    knob = knobs(MODEL)["vae_tiling"]
+    assert knob.choices == (0, 128, 256)
+    assert knob.default == resolve(PROMPT, MODEL).vae_tiling == 256
+    assert all(accepts("vae_tiling", tile) for tile in knob.choices)
+    assert not accepts("vae_tiling", 192)
 
 
 def test_the_answer_is_the_models_own_and_is_typed(server: Server) -> None:

@@ -91,9 +91,9 @@ class Client:
             body = self.bodies[keys[job["id"]]]
             records = list((state / "artifacts" / "results" / job["id"]).glob("*/record.json"))
             if job["state"] != "succeeded":
-                # Three processes may have died of it, as far as anyone can tell.
+                # Too many processes may have died of it, as far as anyone can tell.
                 assert job["state"] == "failed", job
-                assert "3 times" in job["error"]["message"], job
+                assert "given up" in job["error"]["message"], job
                 assert records == []
                 continue
             [_] = records  # it was made once, and kept once

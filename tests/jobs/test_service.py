@@ -24,6 +24,8 @@ from cosmorama.jobs.record import (
     StoreUnavailableError,
 )
 from cosmorama.jobs.service import Jobs
+from cosmorama.jobs.store import Hold
+from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
 from tests.jobs.conftest import Postgres
 from tests.jobs.fake import REQUEST, FakeSupervisor
@@ -70,7 +72,7 @@ def test_submit_wait_fetch_delete(tmp_path: Path) -> None:
             assert (await content(jobs, job.id)).startswith(b"a whole clip of a red ball")
             opened = await jobs.open_content(job.id)
             assert b"".join([piece async for piece in opened.read(2, 7)]) == b"whole"
-            copy = await jobs.checkout(job.id)
+            copy = await jobs.checkout(job)
             assert copy.name == "clip.mp4"
             assert copy.read_bytes() == await content(jobs, job.id)
             await jobs.delete(job.id)
@@ -276,7 +278,58 @@ def test_a_job_survives_its_worker_but_not_for_ever(tmp_path: Path) -> None:
             assert (job.state, job.attempts) == ("failed", 3)
             assert job.error is not None
             assert "killed by signal 9" in job.error.text
-            assert "3 times" in job.error.text
+            assert "begun 3 times" in job.error.text
+
+    run(life)
+
+
+async def _lost(jobs: Jobs, hold: Hold) -> None:
+    """As if the server that had this claim were found dead."""
+    await jobs._runner.settle(hold, cancelled=None, blame=True)
+
+
+def test_lost_servers_weigh_less_than_lost_workers(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, supervisor):
+            supervisor.ready = False
+            supervisor.capabilities_of = lambda _: asyncio.sleep(0, Capabilities(model="fake"))  # type: ignore[assignment]
+            job = await jobs.submit(REQUEST, dialect="predict1")
+            for lost in range(6):
+                assert (await jobs.get(job.id)).state == "queued", lost
+                claimed = jobs._store.claim(job.id, "dead")
+                assert claimed is not None
+                await _lost(jobs, claimed[0])
+            ended = await jobs.wait(job.id)
+            assert (ended.state, ended.attempts) == ("failed", 6)
+            assert ended.error is not None
+            assert "given up" in ended.error.text
+
+    run(life)
+
+
+def test_of_the_suspects_one_is_made_at_a_time(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_active=3)) as (jobs, supervisor):
+            supervisor.gate.clear()
+            supervisor.ready = False
+            supervisor.capabilities_of = lambda _: asyncio.sleep(0, Capabilities(model="fake"))  # type: ignore[assignment]
+            suspects = [(await jobs.submit(REQUEST, dialect="predict1")).id for _ in range(2)]
+            for suspect in suspects:
+                claimed = jobs._store.claim(suspect, "dead")
+                assert claimed is not None
+                await _lost(jobs, claimed[0])
+            innocent = await jobs.submit(REQUEST, dialect="predict1")
+            supervisor.ready = True
+            jobs._dispatcher.wake()
+            while len(supervisor.started) < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            begun = {name.partition(".")[0] for name in supervisor.started}
+            assert innocent.id in begun
+            assert len(begun & set(suspects)) == 1
+            supervisor.gate.set()
+            for job_id in (*suspects, innocent.id):
+                assert (await jobs.wait(job_id)).state == "succeeded"
 
     run(life)
 
@@ -521,7 +574,7 @@ def test_a_remote_artifact_store(tmp_path: Path) -> None:
             whole = await content(jobs, job.id)
             assert len(whole) == opened.size
             assert b"".join([piece async for piece in opened.read(2, 7)]) == b"whole"
-            assert (await jobs.checkout(job.id)).read_bytes() == whole
+            assert (await jobs.checkout(job)).read_bytes() == whole
             await jobs.delete(job.id)
 
     run(life)

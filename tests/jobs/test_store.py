@@ -50,8 +50,10 @@ def accept(store: Store, *jobs: NewJob, limits: Limits = WIDE) -> list[object]:
 
 
 def claim(store: Store, job_id: str = "a", holder: str = "one") -> Hold:
-    hold = store.claim(job_id, holder)
-    assert hold is not None
+    claimed = store.claim(job_id, holder)
+    assert claimed is not None
+    hold, job = claimed
+    assert (job.id, job.state, job.attempts) == (job_id, "running", hold.attempt)
     return hold
 
 
@@ -128,10 +130,10 @@ def test_a_stale_holder_can_do_nothing(store: Store) -> None:
     assert fresh.attempt == 2
     assert not store.finish(stale, MADE)
     assert not store.release(stale)
-    assert store.blame(stale) is None
+    assert store.blame(stale, 2) is None
     store.advance({stale: Progress("denoise", 9, 9)})
     assert store.get("a").progress.stage == "prepare"
-    assert store.blame(fresh) == 1
+    assert store.blame(fresh, 2) == 2
     assert store.finish(fresh, MADE)
 
 

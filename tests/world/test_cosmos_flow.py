@@ -117,7 +117,7 @@ def test_a_clip_from_text_may_begin_with_its_still(tiny_checkpoint: Path, tmp_pa
     assert not isinstance(still, Chunked)
     assert not isinstance(from_image, Chunked)
     assert isinstance(clip, Chunked)
-    assert clip.chunks == 2
+    assert clip.shares == (1 / 4, 3 / 4)
     whole = from_image.initial()
     assert torch.equal(clip.initial(), still.initial())
     assert torch.equal(clip.denoise(clip.initial(), 1), still.denoise(still.initial(), 1))
@@ -133,7 +133,10 @@ def test_the_first_frame_of_a_clip_from_text_is_the_still_of_that_seed(tiny_chec
     clip = list(model.generate("a red ball", frames=17, on_progress=progress.append, **knobs).frames)
     (still,) = model.generate("a red ball", frames=1, **knobs).frames
     assert len(clip) == 17
-    assert [one.step for one in progress if one.stage == "denoise"][-1] == 8
+    steps = [one for one in progress if one.stage == "denoise"]
+    assert [one.step for one in steps] == list(range(9))
+    # Three latent frames take three times as long as the still.
+    assert [one.share for one in steps] == [step / 16 for step in (0, 1, 2, 3, 4, 7, 10, 13, 16)]
     assert (clip[0] == still).all()
 
 

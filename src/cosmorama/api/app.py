@@ -67,7 +67,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=requests_telemetry(None if tracing is None else tracing.provider, QUIET_PATHS),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for router in (infer.router, health.router, about.router, capabilities.router, jobs_routes.router, videos.router):
+    # They are asked in this order which of them has a path.
+    for router in (infer.router, jobs_routes.router, videos.router, health.router, about.router, capabilities.router):
         app.include_router(router)
     add_error_handlers(app)
     # The last one added is the outermost.

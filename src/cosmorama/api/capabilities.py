@@ -79,6 +79,8 @@ def knobs(model: Capabilities) -> dict[str, Knob]:
     }
     if model.reuse is not None:
         found["reuse"] = _number(model.reuse, usual.reuse)
+    if model.vae_tiles:
+        found["vae_tiling"] = Knob(type="integer", choices=(0, *model.vae_tiles), default=own.vae_tiling)
     if model.flow_shift is not None:
         found["flow_shift"] = _number(model.flow_shift, None)
     if model.controls:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from fastapi.responses import FileResponse, StreamingResponse
@@ -62,9 +63,13 @@ class ClipFile(FileResponse):
             discard(Path(self.path))
 
 
-def _pieces(head: bytes, clip: Path, tail: bytes) -> Iterator[bytes]:
+async def _pieces(head: bytes, clip: Path, tail: bytes) -> AsyncIterator[bytes]:
     yield head
     with clip.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield base64.b64encode(chunk)
+        while chunk := await asyncio.to_thread(_encoded, file):
+            yield chunk
     yield tail
+
+
+def _encoded(file: BinaryIO) -> bytes:
+    return base64.b64encode(file.read(CHUNK_BYTES))

@@ -53,7 +53,7 @@ async def generate(
     if job.error is not None:
         raise job.error.exception()
     assert job.result is not None
-    path = await jobs.checkout(job.id)
+    path = await jobs.checkout(job)
     if attached:
         jobs.forget_content(job.id)
     return replace(job.result.outcome, path=path)

@@ -161,7 +161,7 @@ async def answer(job_id: str, request: Request, services: ServicesOf) -> Respons
     spoken = choose(DIALECTS, {}, job.dialect)
     if job.error is not None:
         raise worded(job.error.exception(), spoken.wire_names)
-    path = await services.jobs.checkout(job_id)
+    path = await services.jobs.checkout(job)
     assert job.result is not None
     return spoken.answer(request, job.request, replace(job.result.outcome, path=path))
 

@@ -23,8 +23,9 @@ class Services:
     jobs: Jobs
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """The services of the application that serves `request`."""
+    # Not awaiting anything; but FastAPI calls a plain function in another thread, at every request.
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

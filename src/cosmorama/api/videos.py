@@ -167,7 +167,7 @@ async def content(
     found = await services.jobs.open_content(job.id, owner=job.owner)
     if variant in STILLS:
         media_type, make = STILLS[variant]
-        clip = await services.jobs.checkout(job.id)
+        clip = await services.jobs.checkout(job)
         try:
             return Response(await asyncio.to_thread(make, clip), media_type=media_type)
         finally:

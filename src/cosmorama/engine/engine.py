@@ -24,7 +24,7 @@ from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback, Stage
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.base import World
+from cosmorama.world.base import BrokenModelError, World
 from cosmorama.world.memory import explained
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,11 @@ class Engine:
         return drained
 
     def step(self) -> bool:
-        """Advance one request by one unit of work; False when none could be advanced now."""
+        """Advance one request by one unit of work; False when none could be advanced now.
+
+        Raises:
+            BrokenModelError: the model cannot go on. Any other error is the end of one request.
+        """
         self._activate()
         by_name = {job.name: job for job in self._active}
         return any(self._advance(by_name[next_.name]) for next_ in order(map(self._candidate, self._active)))
@@ -177,6 +181,8 @@ class Engine:
     def _advance_prepared(self, job: _Job, preparing: Future[PreparedRequest]) -> bool:
         try:
             outcome = self._work(job, preparing.result())
+        except BrokenModelError:
+            raise
         except CosmoramaError as error:
             self._finish(job, error)
         except Exception as error:
@@ -197,12 +203,13 @@ class Engine:
             job.rollout = Rollout(self._world, prepared, job.reader)
             self._report(job, job.rollout.progress)
         if job.rollout.clean == job.shown:
-            before = job.rollout.index
-            with _timed(job, job.rollout.progress.stage) as spent:
+            before = job.rollout.progress
+            with _timed(job, before.stage) as spent:
                 progress = job.rollout.advance()
             # What held steps take says nothing about evaluated ones.
-            if job.rollout.index > before and not job.request.reuse:
-                self._estimator.denoised(job.request, 1 / job.rollout.windows, spent())
+            if progress.share is not None and not job.request.reuse:
+                done = progress.share - (before.share or 0.0)
+                self._estimator.denoised(job.request, job.request.steps * done, spent())
             self._report(job, progress)
             self._preview(job, job.rollout, progress)
             return None

@@ -75,7 +75,7 @@ class Estimator:
         return self._denoise.measured
 
     def denoised(self, request: GenerationRequest, steps: float, seconds: float) -> None:
-        """Learn what denoising steps of the whole clip took; a step of one of its windows is a part of one."""
+        """Learn what denoising steps of the whole clip took; a step of a part of it is a part of one."""
         if steps > 0 and seconds > 0:
             self._denoise.observe(volume(request), volume(request) * evaluations(request, steps), seconds)
 
@@ -96,7 +96,8 @@ class Estimator:
         frames = request.frames
         if progress is not None and progress.stage == "denoise":
             # The total counts the steps of every window of the clip.
-            steps *= 1 - progress.step / max(progress.total, 1)
+            done = progress.step / max(progress.total, 1) if progress.share is None else progress.share
+            steps *= 1 - done
         elif progress is not None and progress.stage in ("decode", "done"):
             steps, frames = 0, frames - progress.step if progress.stage == "decode" else 0
         pixels = request.width * request.height

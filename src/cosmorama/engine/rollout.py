@@ -70,7 +70,8 @@ class Rollout:
         # Only the first window may be made in several goes: the others continue from frames.
         to_come = len(self._planned) - len(self._windows)
         total = sum(window.steps for window in self._windows) + to_come * self._windows[0].levels
-        return Progress("denoise", self.index, total)
+        share = sum(window.share for window in self._windows) / len(self._planned)
+        return Progress("denoise", self.index, total, share)
 
     @property
     def latents(self) -> Tensor:
@@ -169,7 +170,17 @@ class Window:
     @property
     def steps(self) -> int:
         """Denoising steps in all."""
-        return self.levels * (self._sampling.chunks if isinstance(self._sampling, Chunked) else 1)
+        return self.levels * len(self._shares)
+
+    @property
+    def share(self) -> float:
+        """The part of the work that is done, 0 to 1."""
+        chunk, step = divmod(self.index, self.levels)
+        return 1.0 if self.done else sum(self._shares[:chunk]) + self._shares[chunk] * step / self.levels
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return self._sampling.shares if isinstance(self._sampling, Chunked) else (1.0,)
 
     @property
     def done(self) -> bool:

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from cosmorama import logs
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
-from cosmorama.errors import CosmoramaError, InvalidRequestError, ModelNotFoundError
+from cosmorama.errors import CosmoramaError, InvalidRequestError
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -203,12 +203,22 @@ def build_engine(settings: Settings) -> Engine:
 def _world(settings: Settings) -> World:
     if settings.parallel == "none":
         return load_model(settings)
-    from cosmorama.world.parallel import Follower, GuidanceParallel
+    from cosmorama.world.follower import Follower
 
-    follower = Follower(partial(load_model, settings, rank=1), threads=settings.threads)
+    followers = [
+        Follower(partial(load_model, settings, rank=rank), threads=settings.threads)
+        for rank in range(1, settings.parallel_processes)
+    ]
     world = load_model(settings)
-    follower.ready()
-    return GuidanceParallel(world, follower)
+    for follower in followers:
+        follower.ready()
+    if settings.parallel == "guidance":
+        from cosmorama.world.parallel import GuidanceParallel
+
+        return GuidanceParallel(world, followers[0])
+    from cosmorama.world.sequence_parallel import SequenceParallel
+
+    return SequenceParallel(world, followers)
 
 
 def load_model(settings: Settings, rank: int = 0) -> World:
@@ -226,11 +236,10 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         dtype=None if settings.dtype == "auto" else settings.dtype,
         device=f"cuda:{rank}" if rank < torch.cuda.device_count() else None,
         offload=settings.offload,
+        vae_tiling=settings.vae_tiling,
     )
     if not settings.adapters:
         return world
-    if settings.offload == "layer":
-        raise ModelNotFoundError("adapters cannot be loaded with offload 'layer': their layers would not be offloaded")
     from cosmorama.world.adapters import AdaptedWorld
 
     return AdaptedWorld(world, settings.adapters)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import Connection, func, select
 
 from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.errors import CosmoramaError, QueueFullError
@@ -19,7 +19,10 @@ from cosmorama.request import GenerationRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """What is known of a job before it is accepted; `blob_bytes` is the size of its inline media."""
+    """What is known of a job before it is accepted.
+
+    `fingerprint` is compared where there is an `idempotency_key`; `blob_bytes` is the size of its inline media.
+    """
 
     id: str
     request: GenerationRequest
@@ -55,8 +58,8 @@ class NewJob:
             attached=self.waiter is not None,
         )
 
-    def values(self, waiter_until: ColumnElement[float]) -> dict[str, Any]:
-        """The columns; `waiter_until` is for those that a client waits for."""
+    def values(self) -> dict[str, Any]:
+        """The columns, except for what depends on the database's clock."""
         return {
             "id": self.id,
             "state": "queued",
@@ -72,7 +75,6 @@ class NewJob:
             "deadline_at": self.deadline_at,
             "webhook_url": self.webhook_url,
             "waiter": self.waiter,
-            "waiter_until": None if self.waiter is None else waiter_until,
             "input_bytes": self.blob_bytes,
         }
 
@@ -86,11 +88,12 @@ class Limits:
     per_owner: int | None = None
 
 
+_UNFINISHED = select(jobs.c.state, func.count()).where(jobs.c.state.in_(("queued", "running"))).group_by(jobs.c.state)
+
+
 def room(connection: Connection, limits: Limits) -> int:
     """How many more jobs may be accepted."""
-    unfinished = select(jobs.c.state, func.count()).where(jobs.c.state.in_(("queued", "running")))
-    rows = connection.execute(unfinished.group_by(jobs.c.state)).all()
-    counted: dict[str, int] = {row[0]: row[1] for row in rows}
+    counted: dict[str, int] = {row[0]: row[1] for row in connection.execute(_UNFINISHED)}
     return limits.queue + max(limits.running - counted.get("running", 0), 0) - counted.get("queued", 0)
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Candidate, order, rank
 from cosmorama.jobs.observer import Observer
-from cosmorama.jobs.record import Job
+from cosmorama.jobs.record import Job, JobError, State
 from cosmorama.jobs.upkeep import Unfinished
 from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
 
-SORTING_SHARE = 0.05
+SORTING_SHARE = 0.02
 """How much of the time may go into sorting the queue: ranks change at every moment, and a long queue takes a while."""
+
+_REMAINING_S = attrgetter("remaining_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,10 @@ class Board(Observer):
         self.seen_at = float("-inf")
         self._jobs: dict[str, Unfinished] = {}
         self._requests: dict[str, GenerationRequest] = {}
-        self._arrived: list[Unfinished] = []
+        # What happened here since the store was begun to be read, which may not have seen it; None: over.
+        self._news: dict[str, Unfinished | None] = {}
         self._sorted: list[Candidate] = []
+        self._ranked: dict[str, Candidate] = {}
         self._sorted_until = float("-inf")
 
     @property
@@ -60,18 +65,21 @@ class Board(Observer):
 
     def begin(self) -> None:
         """The store is about to be read, for `see`."""
-        self._arrived.clear()
+        self._news.clear()
 
     def unknown(self, jobs: Sequence[Unfinished]) -> list[str]:
         """Ids of jobs whose requests have to be read before `see`."""
         return [job.id for job in jobs if job.id not in self._requests]
 
     def see(self, jobs: Sequence[Unfinished], requests: Mapping[str, GenerationRequest]) -> None:
-        """Take in what the store says; what arrived since `begin`, it may not have known yet."""
+        """Take in what the store says; what happened here since `begin`, it may not have known yet."""
         known = self._requests | dict(requests)
         self._jobs = {job.id: job for job in jobs if job.id in known}
-        for job in self._arrived:
-            self._jobs.setdefault(job.id, job)
+        for job_id, news in self._news.items():
+            if news is None:
+                self._jobs.pop(job_id, None)
+            elif news.state == "running" or job_id not in self._jobs:
+                self._jobs[job_id] = news
         self._requests = {job_id: known[job_id] for job_id in self._jobs}
         self._sorted_until = float("-inf")
         self.seen_at = time.monotonic()
@@ -81,23 +89,32 @@ class Board(Observer):
         if job.id in self._jobs:
             return
         arrived = Unfinished(job.id, job.state, job.priority, job.created_at, job.progress)
-        self._arrived.append(arrived)
-        self._jobs[job.id], self._requests[job.id] = arrived, job.request
-        insort(self._sorted, self._candidate(arrived), key=rank)
+        self._news[job.id] = self._jobs[job.id] = arrived
+        self._requests[job.id] = job.request
+        candidate = self._ranked[job.id] = self._candidate(arrived)
+        insort(self._sorted, candidate, key=rank)
 
     def claimed(self, job_id: str) -> None:
         """A job was claimed here."""
         if job_id in self._jobs:
-            self._jobs[job_id] = replace(self._jobs[job_id], state="running")
+            self._news[job_id] = self._jobs[job_id] = replace(self._jobs[job_id], state="running")
+
+    def ended(self, job: Job, state: State, error: JobError | None) -> None:
+        """A job came to its end here: the store need not be read for it."""
+        self._news[job.id] = None
+        self._requests.pop(job.id, None)
+        if self._jobs.pop(job.id, None) is not None and job.id in self._ranked:
+            del self._sorted[self._place(job.id)]
+            del self._ranked[job.id]
 
     def in_order(self) -> Iterator[tuple[Unfinished, Candidate]]:
         """The unfinished as the scheduler sees them, the one that should be advanced now first."""
-        start = time.monotonic()
-        if start >= self._sorted_until:
-            self._sorted = order(map(self._candidate, self._jobs.values()))
-            end = time.monotonic()
-            self._sorted_until = end + (end - start) / SORTING_SHARE
+        self._sort()
         return ((self._jobs[candidate.name], candidate) for candidate in self._sorted)
+
+    def suspect(self, job_id: str) -> bool:
+        """Whether a process may have died of the job, as far as is known."""
+        return job_id in self._jobs and self._jobs[job_id].suspect
 
     def model(self, job: Unfinished) -> str | None:
         """Name of the model that the job was accepted for."""
@@ -112,17 +129,18 @@ class Board(Observer):
 
     def standings(self, wanted: Collection[str]) -> dict[str, Standing]:
         """Where unfinished jobs stand, as if one worker did all of them in the scheduler's order."""
-        position, eta_s = 0, 0.0
+        self._sort()
+        places = sorted((self._place(job_id), job_id) for job_id in wanted if job_id in self._jobs)
+        running = sorted(self._place(job.id) for job in self._jobs.values() if job.state == "running")
+        eta_s, counted = 0.0, 0
         found: dict[str, Standing] = {}
-        for job, candidate in self.in_order():
-            eta_s += candidate.remaining_s
-            queued = job.state == "queued"
-            position += queued
-            if job.id in wanted:
-                known = eta_s if self.estimator.measured else None
-                found[job.id] = Standing(position if queued else None, known)
-                if len(found) == len(wanted):
-                    break
+        for place, job_id in places:
+            if self.estimator.measured:
+                eta_s += sum(map(_REMAINING_S, self._sorted[counted : place + 1]))
+                counted = place + 1
+            queued = self._jobs[job_id].state == "queued"
+            position = place + 1 - bisect_left(running, place) if queued else None
+            found[job_id] = Standing(position, eta_s if self.estimator.measured else None)
         return found
 
     @property
@@ -134,6 +152,22 @@ class Board(Observer):
     def made(self, job: Job, outcome: Outcome) -> None:
         """Learn from a finished generation."""
         self.estimator.finished(job.request, outcome.timings)
+
+    def _sort(self) -> None:
+        start = time.monotonic()
+        if start >= self._sorted_until:
+            self._sorted = order(map(self._candidate, self._jobs.values()))
+            self._ranked = {candidate.name: candidate for candidate in self._sorted}
+            end = time.monotonic()
+            self._sorted_until = end + (end - start) / SORTING_SHARE
+
+    def _place(self, job_id: str) -> int:
+        """Where a job is in the sorted queue, without searching all of it: that would be done at every acceptance."""
+        candidate = self._ranked[job_id]
+        place = bisect_left(self._sorted, rank(candidate), key=rank)
+        while self._sorted[place] is not candidate:  # as good as it, to the last digit
+            place += 1
+        return place
 
     def _candidate(self, job: Unfinished) -> Candidate:
         progress: Progress = job.progress

@@ -65,8 +65,8 @@ class Dispatcher:
         self._stale = True
         self._woken.set()
 
-    def arrived(self) -> None:
-        """Look at the board now: something came to it."""
+    def moved(self) -> None:
+        """Look at the board now: something came to it, or a place is free; it need not be read anew."""
         self._woken.set()
 
     async def run(self, runner: Runner) -> None:
@@ -92,12 +92,13 @@ class Dispatcher:
                 await asyncio.sleep(TICK_S / 2)
 
     async def _turn(self, runner: Runner) -> None:
+        # Before what has time, so that who has just come need not wait for it.
+        await self._fill(runner)
         # One sign of life per tick is enough, however often something happens.
         if self._is_time("beat", min(TICK_S, self._store.lease_s / 4)):
             await self._beat(runner)
         if self._is_time("sweep", self._store.lease_s / 5):
             await self._sweep(runner)
-        await self._fill(runner)
         if self._is_time("clear", CLEAR_EVERY_S):
             await self._clear()
 
@@ -124,6 +125,7 @@ class Dispatcher:
         for hold in beat.held - held.keys():
             if hold.job_id not in runner.running:
                 await runner.settle(hold, cancelled=beat.cancelled.get(hold), blame=False)
+                self.wake()
 
     async def _sweep(self, runner: Runner) -> None:
         gone = JobError.of(CancelledError("the client that waited for it, or the server that it waited at, is gone"))
@@ -135,9 +137,11 @@ class Dispatcher:
         ):
             for job_id in await self._call(end, error):
                 self._feeds.touch(job_id)
+                self.wake()
         for hold, to_cancel in await self._call(self._upkeep.seize, self._server):
             log.warning("job %s: its server gives no sign of life; taken over", hold.job_id)
             await runner.settle(hold, cancelled=to_cancel, blame=True)
+            self.wake()
 
     async def _fill(self, runner: Runner) -> None:
         """Claim what the scheduler puts first, while its model's worker has room."""
@@ -150,19 +154,22 @@ class Dispatcher:
             chosen = self._choose(runner)
             if chosen is None:
                 return
-            self._stale = True
-            hold = await self._call(self._store.claim, chosen.name, self._server)
-            if hold is not None:
-                self._lookout.board.claimed(hold.job_id)
-                job = await self._call(self._store.get, hold.job_id)
+            self._stale = True  # unless it is ours now, the board does not know what became of it
+            claimed = await self._call(self._store.claim, chosen.name, self._server)
+            if claimed is not None:
+                self._stale = False
+                hold, job = claimed
+                self._lookout.board.claimed(job.id)
                 runner.start(hold, job)
                 self._feeds.touch(job.id)
 
     def _choose(self, runner: Runner) -> Candidate | None:
         """The first of the queue that may begin now; of each model, only its first may."""
         board, seen = self._lookout.board, set[str]()
+        # Of those that a process may have died of one at a time: if another dies, it was not all of them.
+        suspected = any(map(board.suspect, runner.running))
         for job, candidate in board.in_order():
-            if job.state != "queued":
+            if job.state != "queued" or (suspected and job.suspect):
                 continue
             try:
                 model = self._supervisor.find(board.model(job))

@@ -142,12 +142,14 @@ class Intake:
         job_id, now = f"job_{token_hex(12)}", time.time()
         new = NewJob(
             id=job_id,
-            request=place_media(bare, f"inputs/{job_id}"),
+            request=place_media(bare, f"inputs/{job_id}") if blobs else bare,
             dialect=terms.dialect,
             model=model,
             owner=terms.owner,
             priority=terms.priority,
-            fingerprint=fingerprint(terms.dialect, replace(bare, seed=request.seed), blobs),
+            fingerprint=""
+            if terms.idempotency_key is None
+            else fingerprint(terms.dialect, replace(bare, seed=request.seed), blobs),
             created_at=now,
             labels=terms.metadata,
             idempotency_key=terms.idempotency_key,

@@ -104,13 +104,18 @@ class JobResult:
         outcome: What was really used to make it; its `path` is the clip's name only, see `Jobs.open_content`.
         media_type: Such as `video/mp4`.
         bytes: Size of the clip.
-        available: False once the clip was removed from the artifact store.
+        key: The clip's, in the artifact store; None once it was removed.
     """
 
     outcome: Outcome
     media_type: str
     bytes: int
-    available: bool = True
+    key: str | None
+
+    @property
+    def available(self) -> bool:
+        """Whether the clip is still there."""
+        return self.key is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

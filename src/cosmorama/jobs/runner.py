@@ -32,8 +32,10 @@ from cosmorama.progress import Progress
 
 log = logging.getLogger(__name__)
 
-MAX_BLAMED = 3
-"""How many processes may die of a job before it is given up."""
+MAX_BLAME = 6
+"""How much suspicion a job may come under before it is given up."""
+WORKER_DIED, SERVER_DIED = 2, 1
+"""How much a death weighs: a worker's falls on the job at work, a server's on all that it held, whatever ended it."""
 STORE_RETRIES_S = (0.2, 1.0, 3.0)
 """Waits between attempts to use the artifact store, before the job fails of it."""
 RECORD_RETRY_S = 1.0
@@ -79,7 +81,7 @@ class Runner:
         artifacts, scratch: Where inputs are and results go; where clips are made.
         supervisor: Who makes them.
         feeds: Who is told.
-        on_change: Called when a place has become free.
+        on_change: Called when a place has become free; with whether observers were told what became of the job.
         observer: Told of what happens to jobs here.
     """
 
@@ -92,7 +94,7 @@ class Runner:
         supervisor: Workers,
         feeds: Feeds,
         *,
-        on_change: Callable[[], None],
+        on_change: Callable[[bool], None],
         observer: Observer,
     ) -> None:
         self.running: dict[str, Running] = {}
@@ -140,7 +142,9 @@ class Runner:
         elif cancelled is not None:
             await self._call(self._store.finish, hold, Finish("cancelled", cancelled))
         else:
-            await self._give_back(hold, "the server died", blame=blame)
+            finish = await self._give_back(hold, "the server died", SERVER_DIED if blame else 0)
+            if finish is not None:
+                await self._call(self._store.finish, hold, finish)
         self._feeds.touch(hold.job_id)
 
     async def _run(self, running: Running) -> None:
@@ -154,11 +158,9 @@ class Runner:
                 if running.reason == "cancel":
                     finish = Finish("cancelled", running.error)
             except WorkerDiedError as error:
-                finish = None
-                await self._persist(self._give_back, hold, str(error), blame=error.suspect)
+                finish = await self._persist(self._give_back, hold, str(error), WORKER_DIED if error.suspect else 0)
             except NotReadyError:
-                finish = None
-                await self._persist(self._give_back, hold, "", blame=False)
+                finish = await self._persist(self._give_back, hold, "", 0)
             except CosmoramaError as error:
                 finish = Finish("failed", JobError.of(error))
             except Exception as error:
@@ -166,12 +168,12 @@ class Runner:
                 finish = Finish("failed", JobError.of(WorkerError(f"the server failed: {type(error).__name__}")))
             finally:
                 running.generating = False
-                await asyncio.to_thread(self._scratch.discard, clip)
+            ended: Job | None = None
             try:
                 if running.reason == "stop":
                     await self._call(self._store.release, hold)
                 elif finish is not None and running.reason != "lost":
-                    await self._persist(self._store.finish, hold, finish)
+                    ended = await self._persist(self._store.finish, hold, finish)
                     self._observer.ended(job, finish.state, finish.error)
                     log.info("%s after %.1f s", finish.state, time.time() - job.created_at)
                     if finish.state != "succeeded":
@@ -181,14 +183,17 @@ class Runner:
             finally:
                 if self.running.get(job.id) is running:  # given back, it may have been claimed again already
                     del self.running[job.id]
-                    feed.job = None
+                    feed.job = ended
                 feed.touch()
-                self._on_change()
+                self._on_change(ended is not None)
+                # Nobody waits for this.
+                await asyncio.to_thread(self._scratch.discard, clip)
 
     async def _make(self, running: Running, clip: Path) -> Finish:
         job, hold = running.job, running.hold
         request = job.request
-        request = await self._patiently(lambda: restore_media(request, self._artifacts.read))
+        if request.mode != "text2world":
+            request = await self._patiently(lambda: restore_media(request, self._artifacts.read))
         left_s = None if job.deadline_at is None else max(job.deadline_at - time.time(), 0)
         try:
             async with asyncio.timeout(left_s):
@@ -205,7 +210,7 @@ class Runner:
             raise DeadlineExceededError("the job was not finished by its deadline") from None
         running.generating = False
         self._observer.made(job, outcome)
-        self._on_change()
+        self._on_change(True)
         published = await self._patiently(
             lambda: self._artifacts.publish(
                 outcome.path,
@@ -236,12 +241,13 @@ class Runner:
         if running is not None and feed is not None:
             self._supervisor.watch(running.name, feed.previewing > 0)
 
-    async def _give_back(self, hold: Hold, reason: str, *, blame: bool) -> None:
-        if blame and (await self._call(self._store.blame, hold) or 0) >= MAX_BLAMED:
-            message = f"{reason}; so it went {MAX_BLAMED} times with this job, and it is given up"
-            await self._call(self._store.finish, hold, Finish("failed", JobError.of(WorkerError(message))))
-        else:
-            await self._call(self._store.release, hold)
+    async def _give_back(self, hold: Hold, reason: str, blame: int) -> Finish | None:
+        """Put a job whose process died back into the queue, or say how it ends if it is suspected too much."""
+        if blame and (await self._call(self._store.blame, hold, blame) or 0) >= MAX_BLAME:
+            message = f"{reason}; the job was begun {hold.attempt} times, came to no end, and is given up"
+            return Finish("failed", JobError.of(WorkerError(message)))
+        await self._call(self._store.release, hold)
+        return None
 
     async def _patiently(self, use: Callable[[], _T]) -> _T:
         """Use the artifact store, which may be away for a moment."""
@@ -253,15 +259,13 @@ class Runner:
                 await asyncio.sleep(wait_s)
         return await asyncio.to_thread(use)
 
-    async def _persist(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    async def _persist(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """Record something in the database, however long it takes to come back."""
         while True:
             try:
                 if asyncio.iscoroutinefunction(method):
-                    await method(*arguments, **options)
-                else:
-                    await self._call(method, *arguments, **options)
-                return
+                    return await method(*arguments)
+                return await self._call(method, *arguments)
             except StoreUnavailableError as error:
                 log.warning("%s", error)
                 await asyncio.sleep(RECORD_RETRY_S)

@@ -51,7 +51,7 @@ jobs = Table(
     Column("holder", String(64)),
     Column("lease_until", Float(53)),
     Column("attempts", Integer, nullable=False, default=0),
-    # How often a process died that may have died of it.
+    # How much it is suspected of the deaths of processes that held it.
     Column("blamed", Integer, nullable=False, default=0),
     # Which server a client waits at, for jobs that are for nobody else, and until when that may be believed.
     Column("waiter", String(64)),
@@ -92,7 +92,7 @@ def job_of(row: RowMapping | dict[str, Any]) -> Job:
         priority=PRIORITIES[row["priority"]],
         created_at=row["created_at"],
         metadata=json.loads(row["labels"]),
-        progress=Progress(cast("Stage", row["stage"]), row["step"], row["total"], row["remaining_s"]),
+        progress=Progress(cast("Stage", row["stage"]), row["step"], row["total"], remaining_s=row["remaining_s"]),
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         deadline_at=row["deadline_at"],
@@ -100,9 +100,7 @@ def job_of(row: RowMapping | dict[str, Any]) -> Job:
         error=None if row["error"] is None else unpack_error(row["error"]),
         result=None
         if row["outcome"] is None
-        else JobResult(
-            unpack_outcome(row["outcome"]), row["media_type"], row["result_bytes"], row["result_key"] is not None
-        ),
+        else JobResult(unpack_outcome(row["outcome"]), row["media_type"], row["result_bytes"], row["result_key"]),
         idempotency_key=row["idempotency_key"],
         webhook_url=row["webhook_url"],
         attached=row["waiter"] is not None,

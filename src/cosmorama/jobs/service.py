@@ -214,10 +214,11 @@ class Jobs:
         if isinstance(accepted, str):
             return await self.get(accepted)
         self._board.add(accepted)
-        self._dispatcher.arrived()
-        (job,) = await self._lookout.placed((accepted,), self._runner.running)
-        self._observer.accepted(job)
-        return job
+        self._dispatcher.moved()
+        self._observer.accepted(accepted)
+        if attached:  # who waits for the clip does not ask where it stands
+            return accepted
+        return (await self._lookout.placed((accepted,), self._runner.running))[0]
 
     async def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """The job as it is now.
@@ -310,10 +311,9 @@ class Jobs:
             with self._feeds.using(job_id) as feed:
                 while True:
                     seen = feed.version
-                    if feed.job is None:  # it does not run here, or has just ended here
-                        job: Job = await self._call(self._store.get, job_id)
-                        if job.final:
-                            return job
+                    job: Job = feed.job or await self._call(self._store.get, job_id)
+                    if job.final:
+                        return job
                     await feed.change(seen, POLL_S)
 
     async def events(self, job_id: str, *, after: int = 0, owner: str | None = None) -> AsyncIterator[JobEvent]:
@@ -349,24 +349,26 @@ class Jobs:
             JobConflictError: the job has not succeeded (yet); says what its state is.
             ContentGoneError: the clip was removed.
         """
-        job = await self.get(job_id, owner=owner)
+        return self._content(await self.get(job_id, owner=owner))
+
+    def _content(self, job: Job) -> Content:
         if job.result is None:
-            raise JobConflictError(f"job {job_id} is {job.state}; only a job that succeeded has a clip")
-        key = await self._call(self._store.result_key, job_id)
+            raise JobConflictError(f"job {job.id} is {job.state}; only a job that succeeded has a clip")
+        key = job.result.key
         if key is None:
-            raise ContentGoneError(f"the clip of job {job_id} was removed")
-        name = f"{job_id}{suffix(job.request.output)}"
+            raise ContentGoneError(f"the clip of job {job.id} was removed")
+        name = f"{job.id}{suffix(job.request.output)}"
         path = self._artifacts.local_path(key)
         return Content(self._artifacts, key, path, job.result.media_type, job.result.bytes, name)
 
-    async def checkout(self, job_id: str) -> Path:
+    async def checkout(self, job: Job) -> Path:
         """A private local copy of the clip, in a folder of its own; the caller deletes the folder (`api.clips`).
 
         Raises:
-            JobNotFoundError, JobConflictError, ContentGoneError: as `open_content`.
+            JobConflictError, ContentGoneError: as `open_content`.
             StoreUnavailableError: the artifact store is away.
         """
-        content = await self.open_content(job_id)
+        content = self._content(job)
         target = self._scratch.place(Path(content.name).suffix)
         try:
             await asyncio.to_thread(self._artifacts.checkout, content.key, target)
@@ -388,8 +390,11 @@ class Jobs:
         """Call a blocking method of the store in its own thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, method, *arguments)
 
-    def _changed(self) -> None:
-        self._dispatcher.wake()
+    def _changed(self, known: bool) -> None:
+        if known:
+            self._dispatcher.moved()
+        else:
+            self._dispatcher.wake()
         if self._webhooks is not None:
             self._webhooks.wake()
 

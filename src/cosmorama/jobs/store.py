@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, case, func, select, true, update
+from sqlalchemy import ColumnElement, Float, and_, bindparam, case, func, select, true, update
 
 from cosmorama.errors import CosmoramaError
 from cosmorama.jobs.admission import Limits, NewJob, decided, room
@@ -83,12 +83,14 @@ class Store:
         """Put jobs on the disk, all in one transaction; for each its id, an earlier job's id, or why it is refused."""
         with self.database.write(admission=True) as connection:
             left = room(connection, limits)
-            until = self.database.now() + self.lease_s
+            # One statement with the rows as parameters: with values of its own it would be put together for each.
+            insert = jobs.insert().values(waiter_until=self.database.now() + bindparam("waits_s", type_=Float))
             answers: list[str | CosmoramaError] = []
             for job in new:
                 answer = decided(connection, job, limits, left)
                 if answer is None:
-                    connection.execute(jobs.insert().values(job.values(until)))
+                    waits_s = None if job.waiter is None else self.lease_s  # now plus null is null
+                    connection.execute(insert, job.values() | {"waits_s": waits_s})
                     left -= 1
                     answer = job.id
                 answers.append(answer)
@@ -140,7 +142,7 @@ class Store:
             rows = connection.execute(wanted.order_by(jobs.c.seq if ascending else jobs.c.seq.desc())).mappings()
             return [job_of(row) for row in rows]
 
-    def claim(self, job_id: str, holder: str) -> Hold | None:
+    def claim(self, job_id: str, holder: str) -> tuple[Hold, Job] | None:
         """Take a queued job; None if it is not queued (any more)."""
         now = self.database.now()
         taken = (
@@ -157,11 +159,11 @@ class Store:
                 total=0,
                 remaining_s=None,
             )
-            .returning(jobs.c.attempts)
+            .returning(jobs)
         )
         with self.database.write() as connection:
-            attempt = connection.execute(taken).scalar()
-        return None if attempt is None else Hold(job_id, holder, attempt)
+            row = connection.execute(taken).mappings().first()
+        return None if row is None else (Hold(job_id, holder, row["attempts"]), job_of(row))
 
     def advance(self, progress: Mapping[Hold, Progress]) -> None:
         """Note how far running jobs are."""
@@ -173,15 +175,16 @@ class Store:
                     .values(stage=point.stage, step=point.step, total=point.total, remaining_s=point.remaining_s)
                 )
 
-    def finish(self, hold: Hold, finish: Finish) -> bool:
-        """End a running job; False if it is not this holder's any more, and whatever was made must be thrown away."""
+    def finish(self, hold: Hold, finish: Finish) -> Job | None:
+        """End a running job; None if it is not this holder's any more, and whatever was made must be thrown away."""
+        ended = update(jobs).where(hold.where).values(finish.values(self.database.now())).returning(jobs)
         with self.database.write() as connection:
-            ended = connection.execute(update(jobs).where(hold.where).values(finish.values(self.database.now())))
-        return ended.rowcount == 1
+            row = connection.execute(ended).mappings().first()
+        return None if row is None else job_of(row)
 
-    def blame(self, hold: Hold) -> int | None:
-        """Note that a running job may have killed its process; how often that was noted, None if it is not ours now."""
-        noted = update(jobs).where(hold.where).values(blamed=jobs.c.blamed + 1).returning(jobs.c.blamed)
+    def blame(self, hold: Hold, weight: int) -> int | None:
+        """Note that a process may have died of a running job; the sum of weights by now, None if it is not ours now."""
+        noted = update(jobs).where(hold.where).values(blamed=jobs.c.blamed + weight).returning(jobs.c.blamed)
         with self.database.write() as connection:
             return connection.execute(noted).scalar()
 
@@ -218,11 +221,6 @@ class Store:
             connection.execute(
                 update(jobs).where(jobs.c.id == job_id).values(result_key=None, result_bytes=0, input_bytes=0)
             )
-
-    def result_key(self, job_id: str) -> str | None:
-        """Where a job's clip is in the artifact store."""
-        with self.database.read() as connection:
-            return connection.execute(select(jobs.c.result_key).where(jobs.c.id == job_id)).scalar()
 
 
 _UNHELD: dict[str, Any] = {

@@ -22,13 +22,14 @@ _OPEN = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What scheduling needs to know of a job that is not over."""
+    """What scheduling needs to know of a job that is not over; `suspect`: whether a process may have died of it."""
 
     id: str
     state: State
     priority: Priority
     created_at: float
     progress: Progress
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Upkeep:
                 table.step,
                 table.total,
                 table.remaining_s,
+                table.blamed,
             )
             .where(or_(table.state == "running", and_(table.state == "queued", table.cancel_error.is_(None))))
             .order_by(table.seq)
@@ -80,7 +82,8 @@ class Upkeep:
                 cast("State", row.state),
                 PRIORITIES[row.priority],
                 row.created_at,
-                Progress(cast("Stage", row.stage), row.step, row.total, row.remaining_s),
+                Progress(cast("Stage", row.stage), row.step, row.total, remaining_s=row.remaining_s),
+                row.blamed > 0,
             )
             for row in rows
         ]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import nn
 
 from cosmorama.errors import ModelNotFoundError
@@ -34,6 +35,8 @@ class AdaptedWorld:
         """
         self.world = world
         model = _denoiser(world)
+        if _is_group_offload_enabled(model):
+            raise ModelNotFoundError("adapters cannot be loaded with this offload: their layers would not be offloaded")
         for name, path in adapters.items():
             _load(world, model, name, path)
         self._layers = _layers(model)

@@ -16,6 +16,10 @@ from cosmorama.diffusion.schedule import Schedule
 from cosmorama.request import Adapter, Capabilities, GenerationRequest
 
 
+class BrokenModelError(Exception):
+    """The model cannot go on, for this request or another: its process has to end, and to be started again."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextEmbedding:
     """One prompt as the denoiser reads it.
@@ -103,8 +107,8 @@ class Chunked(Protocol):
     """A sampling of several clips, one after another on the same levels, each from the end of the one before."""
 
     @property
-    def chunks(self) -> int:
-        """How many."""
+    def shares(self) -> tuple[float, ...]:
+        """Which part of the whole work each of them is, in order."""
         ...
 
     def next_chunk(self, latents: Tensor) -> Tensor:

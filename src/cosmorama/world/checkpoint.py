@@ -32,12 +32,14 @@ class LoadOptions:
         dtype: What their weights are; None keeps each part's as it is stored.
         savings: What is computed once instead of again and again.
         offload: What waits in the CPU's memory to run layer by layer.
+        vae_tiling: For requests that do not say: a tile's side in pixels, see `GenerationRequest`.
     """
 
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None
     savings: Savings = ALL_SAVINGS
     offload: Offload = "none"
+    vae_tiling: int = 0
 
 
 ON_CPU = LoadOptions()

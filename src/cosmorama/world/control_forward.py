@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cosmorama.world.cosmos_forward import Positions, block_forward, positions_of
 from cosmorama.world.text_context import TextContext, text_context
+from cosmorama.world.token_shares import share_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +89,21 @@ def control_residuals(
         adaln_per_frame: False evaluates adaLN once per token, as diffusers does.
 
     Returns:
-        One tensor `[B, T, N, hidden]` per block, not weighted.
+        One tensor `[B, T, N, hidden]` per block, not weighted; where processes share the tokens, of this one's.
     """
     net: Any = model
     batch, _, frames, height, width = latents.shape
     padding = latents.new_zeros(batch, 1, frames, height, width)
     base = net.patch_embed_base(torch.cat([latents, condition_mask, padding], dim=1)).flatten(2, 3)
     temb, embedded = (part.view(batch, frames, 1, -1) for part in net.time_embed(base, timesteps.flatten()))
+    share = share_of(net, base.shape[2])
+    tokens, positions = control.tokens + base, control.positions.taken(share, frames)
+    if share is not None:
+        tokens = share.take(tokens, 2)
     if not adaln_per_frame:
-        temb, embedded = (part.expand(-1, -1, base.shape[2], -1).contiguous() for part in (temb, embedded))
-    tokens = control.tokens + base
+        temb, embedded = (part.expand(-1, -1, tokens.shape[2], -1).contiguous() for part in (temb, embedded))
     residuals = []
     for index, block in enumerate(net.control_blocks):
-        tokens = block_forward(block, index, tokens, text, embedded, temb, control.positions)
+        tokens = block_forward(block, index, tokens, text, embedded, temb, positions, share)
         residuals.append(block.after_proj(tokens))
     return residuals

@@ -8,7 +8,7 @@ are clean latents at the start of the clip; actions are further tokens. Noise, l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from cosmorama.world.cosmos3_action import ACTION_MODES, known_domains
 from cosmorama.world.cosmos3_forward import understand
 from cosmorama.world.cosmos3_sampling import Cosmos3Sampling
 from cosmorama.world.cosmos3_weights import TextHalf, load_transformer
-from cosmorama.world.cosmos_flow import Autoencoder
 from cosmorama.world.savings import Savings
 from cosmorama.world.unipc_schedule import check_unipc
+from cosmorama.world.vae_tiles import TilingAutoencoder, with_tiles
 from cosmorama.world.wan_vae import WanAutoencoder
 
 
@@ -51,7 +51,7 @@ class Cosmos3World:
     def __init__(
         self,
         transformer: torch.nn.Module,
-        autoencoder: Autoencoder,
+        autoencoder: TilingAutoencoder,
         tokenizer: Any,
         config: Cosmos3Config,
         capabilities: Capabilities,
@@ -122,9 +122,10 @@ def load(folder: Path, options: LoadOptions) -> Cosmos3World:
             scheduler,
             native_levels=bool(index.get("use_native_flow_schedule", False)),
             system_prompt=bool(index.get("default_use_system_prompt", True)),
-            savings=options.savings,
+            # Offloaded, that half waits where it is.
+            savings=replace(options.savings, release_text_half=False) if options.offload != "none" else options.savings,
         ),
-        capabilities_of(folder.name, transformer.config),
+        with_tiles(capabilities_of(folder.name, transformer.config), options),
         TextHalf(transformer, folder / "transformer"),
     )
 

@@ -115,7 +115,8 @@ def generate(
     if actions is not None:
         embedded = _robot_linear(net.action_proj_in, actions.to(weight.dtype), layout.domain)
         hidden = torch.cat([hidden, embedded + net.action_modality_embed])
-    hidden = torch.where(layout.noisy, hidden + _timestep_embedding(net, timestep).to(weight.dtype), hidden)
+    time = _timestep_embedding(net, timestep, hidden.device).to(weight.dtype)
+    hidden = torch.where(layout.noisy, hidden + time, hidden)
     for layer, (text_key, text_value) in zip(net.layers, memory, strict=True):
         hidden = _generation_layer(layer, hidden, text_key, text_value, layout.rotary)
     hidden = net.norm_moe_gen(hidden)
@@ -153,15 +154,16 @@ def _generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: 
     return cast(Tensor, hidden + layer.mlp_moe_gen(layer.post_attention_layernorm_moe_gen(hidden)))
 
 
-def _timestep_embedding(net: Any, timestep: float) -> Tensor:
-    projected = net.time_proj(torch.tensor([timestep], device=net.proj_in.weight.device) * net.config.timestep_scale)
+def _timestep_embedding(net: Any, timestep: float, device: torch.device) -> Tensor:
+    projected = net.time_proj(torch.tensor([timestep], device=device) * net.config.timestep_scale)
     return cast(Tensor, net.time_embedder(projected.to(next(net.time_embedder.parameters()).dtype)))
 
 
 def _robot_linear(linear: Any, x: Tensor, domain: int | None) -> Tensor:
     """A `DomainAwareLinear` for rows `[N, in]` of one robot; diffusers copies the robot's weights once per row."""
-    weight = linear.fc.weight[domain].view(linear.input_size, linear.output_size)
-    return torch.addmm(linear.bias.weight[domain], x, weight)
+    robot = torch.tensor(domain, device=x.device)
+    weight = linear.fc(robot).view(linear.input_size, linear.output_size)
+    return torch.addmm(linear.bias(robot), x, weight)
 
 
 def _heads(projected: Tensor, head_dim: int) -> Tensor:

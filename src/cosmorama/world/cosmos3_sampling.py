@@ -45,7 +45,8 @@ class Cosmos3Sampling:
         request = inputs.request
         self._world, self._request = world, request
         frames = world.capabilities.frames.next(request.frames)
-        self._shape = world.autoencoder.latents_shape(frames, request.height, request.width)
+        self._autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
+        self._shape = self._autoencoder.latents_shape(frames, request.height, request.width)
         self._clip = ClipFacts(request.width, request.height, frames, request.fps)
         self._domain = self._action = None
         if request.mode in ACTION_MODES:
@@ -106,7 +107,7 @@ class Cosmos3Sampling:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         clip, _ = self._unpack(latents)
         with torch.inference_mode():
-            yield from self._world.autoencoder.decode_stream(clip, self._request.height, self._request.width)
+            yield from self._autoencoder.decode_stream(clip, self._request.height, self._request.width)
 
     def actions(self, latents: Tensor) -> Tensor | None:
         """The predicted actions `[steps, numbers]`; None where they were given or there are none."""
@@ -130,7 +131,7 @@ class Cosmos3Sampling:
         if not self._world.config.savings.encode_only_given_frames:
             frames = torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
         # The encoder is causal: the first latents do not depend on later frames.
-        return self._world.autoencoder.encode(to_pixels(frames))[:, :, :latents]
+        return self._autoencoder.encode(to_pixels(frames))[:, :, :latents]
 
     def _place_levels(self) -> Levels:
         config, request = self._world.config, self._request

@@ -1,7 +1,8 @@
 """The weights of a Cosmos3 transformer: only those that generating needs, and the understanding half on demand.
 
-About half of the weights are read by text alone, once per prompt. `TextHalf` can let go of them in between. The head
-that predicts text tokens is never loaded: generating has no use for it.
+About half of the weights are read by text alone, once per prompt: they are what other models have as a text encoder.
+`TextHalf` can let go of them in between. The head that predicts text tokens is never loaded: generating has no use for
+it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.checkpoint import LoadOptions, read_json
+from cosmorama.world.memory import check_offload, offload_layers
 
 _UNUSED = re.compile(r"lm_head\.|audio_")
 _TEXT_HALF = re.compile(
@@ -26,12 +28,18 @@ _TEXT_HALF = re.compile(
 )
 
 
+def read_by_text(name: str) -> bool:
+    """Whether a weight is one that only text runs through."""
+    return _TEXT_HALF.match(name) is not None
+
+
 def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransformer:
     """Load a `Cosmos3OmniTransformer` from its folder, ready to evaluate.
 
     Raises:
-        ModelNotFoundError: weights are missing.
+        ModelNotFoundError: weights are missing, or are to wait where they run.
     """
+    check_offload(options.device, options.offload)
     config = read_json(folder / "config.json")
     with torch.device("meta"):  # nothing is initialized only to be overwritten
         model: Any = Cosmos3OmniTransformer.from_config({**config, "sound_gen": False})
@@ -39,18 +47,35 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     weights = dict(_read(folder, lambda name: not _UNUSED.match(name)))
     for name, tensor in weights.items():
         exact = name.startswith("time_embedder.")  # as in diffusers, which keeps it in float32
-        weights[name] = tensor.to(options.device, torch.float32 if exact else options.dtype or tensor.dtype)
+        weights[name] = tensor.to(_place_of(name, options), torch.float32 if exact else options.dtype or tensor.dtype)
     model.load_state_dict(weights, assign=True, strict=False)
     # Not a weight, so not in the file: made again outside of the meta device.
     model.rotary_emb = type(model.rotary_emb)(
         head_dim=model.config.head_dim,
         rope_theta=model.config.rope_theta,
         rope_axes_dim=model.config.rope_axes_dim,
-    ).to(options.device)
+    ).to(_place_of("rotary_emb", options))
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing[:3])}")
-    return model.eval().requires_grad_(False)
+    offload_halves(model.eval().requires_grad_(False), options)
+    return model
+
+
+def offload_halves(model: nn.Module, options: LoadOptions, *, disk: Path | None = None) -> None:
+    """Let the weights that are to wait on the CPU come layer by layer; with `disk` they wait in that folder."""
+    device = torch.device(options.device)
+    if options.offload == "layer":
+        offload_layers(model, device, disk=disk)
+    elif options.offload == "model":
+        owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters() if read_by_text(name))
+        offload_layers(nn.ModuleList(model.get_submodule(name) for name in owners), device, disk=disk)
+
+
+def _place_of(name: str, options: LoadOptions) -> torch.device | str:
+    """Where a weight is when it does not run."""
+    waits = options.offload == "layer" or (options.offload == "model" and read_by_text(name))
+    return "cpu" if waits else options.device
 
 
 class TextHalf:
@@ -60,10 +85,10 @@ class TextHalf:
         resident: Whether they are in memory now.
     """
 
-    def __init__(self, model: torch.nn.Module, folder: Path) -> None:
+    def __init__(self, model: nn.Module, folder: Path) -> None:
         self.resident = True
         self._folder = folder
-        self._parameters = {name: p for name, p in model.named_parameters() if _TEXT_HALF.match(name)}
+        self._parameters = {name: p for name, p in model.named_parameters() if read_by_text(name)}
 
     @property
     def nbytes(self) -> int:

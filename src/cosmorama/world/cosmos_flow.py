@@ -154,11 +154,12 @@ class CosmosFlowSampling:
         return self._noise(self._request.frames)
 
     def _noise(self, frames: int) -> Tensor:
-        request = self._request
-        assert request.seed is not None
-        frames = self._world.capabilities.frames.next(frames)
-        shape = self._world.autoencoder.latents_shape(frames, request.height, request.width)
-        return initial_noise(shape, request.seed) * self.schedule.sigmas[0]
+        assert self._request.seed is not None
+        return initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0]
+
+    def _shape(self, frames: int) -> tuple[int, ...]:
+        request, world = self._request, self._world
+        return world.autoencoder.latents_shape(world.capabilities.frames.next(frames), request.height, request.width)
 
     @torch.inference_mode()
     def _condition(self, known: Tensor) -> None:
@@ -216,7 +217,11 @@ class CosmosFlowSampling:
 class StillFirstSampling(CosmosFlowSampling):
     """Text to a clip: the first frame as a still, which takes a fraction of the time, then the clip from that."""
 
-    chunks = 2
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The still has one latent frame of all."""
+        frames = self._shape(self._request.frames)[2]
+        return 1 / (1 + frames), frames / (1 + frames)
 
     def initial(self) -> Tensor:
         """Noise for the first frame, `[1, C, 1, h, w]`: that of a still with this seed."""

@@ -3,6 +3,8 @@
 `CosmosTransformer3DModel.forward` in diffusers evaluates adaLN once per token when every latent frame has a timestep
 of its own, although all tokens of a frame share it; computes positions, text keys and text values again on every call;
 and needs torchvision to resize a padding mask. This is the same arithmetic on the same modules without that.
+
+Several processes can evaluate a network together, each some of its tokens; see `token_shares`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cosmorama.world.text_context import TextContext, projected, read_block, text_context
+from cosmorama.world.token_shares import Share, share_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,13 @@ class Positions:
     cos: Tensor
     sin: Tensor
     learned: Tensor | None
+
+    def taken(self, share: Share | None, frames: int) -> Positions:
+        """Those of this process's tokens in a clip of so many latent frames."""
+        if share is None:
+            return self
+        cos, sin = (share.take(part.unflatten(0, (frames, -1)), 1).flatten(0, 1) for part in (self.cos, self.sin))
+        return Positions(cos, sin, None if self.learned is None else share.take(self.learned, 2))
 
 
 def positions_of(model: nn.Module, latents: Tensor, fps: float | None) -> Positions:
@@ -62,10 +72,11 @@ def cosmos_forward(
         fps: Frame rate of the clip, for the temporal rotary embedding; None means the model's base rate.
         positions: Those of the clip, if they are known (`positions_of`); `fps` is not looked at then.
         adaln_per_frame: False evaluates adaLN once per token, as diffusers does.
-        residuals: What a ControlNet adds after the blocks with these indices, [B, L, hidden].
+        residuals: What a ControlNet adds after the blocks with these indices, [B, L, hidden]; of the same share of the
+            tokens as the model evaluates.
 
     Returns:
-        The model's prediction [B, C, T, H, W].
+        The model's prediction [B, C, T, H, W]; whole, also where processes share the tokens.
     """
     # diffusers ships no types, so its modules are looked at as Any throughout.
     net: Any = model
@@ -81,20 +92,26 @@ def cosmos_forward(
     tokens = net.patch_embed(x)
     rows, columns = tokens.shape[2:4]
     tokens = tokens.flatten(2, 3)  # [B, T, rows * columns, hidden]
+    share = share_of(net, rows * columns)
+    if share is not None:
+        tokens = share.take(tokens, 2)
+    positions = positions.taken(share, frames)
     temb, embedded = (
         part.view(batch, timesteps.shape[1], 1, -1) for part in net.time_embed(tokens, timesteps.flatten())
     )  # broadcast over the tokens of a frame
     if not adaln_per_frame:
-        temb, embedded = (part.expand(-1, frames, rows * columns, -1).contiguous() for part in (temb, embedded))
+        temb, embedded = (part.expand(-1, frames, tokens.shape[2], -1).contiguous() for part in (temb, embedded))
     if isinstance(text, Tensor):
         text = text_context(net, projected(net, text), mask=text_mask)
     for index, block in enumerate(net.transformer_blocks):
-        tokens = block_forward(block, index, tokens, text, embedded, temb, positions)
+        tokens = block_forward(block, index, tokens, text, embedded, temb, positions, share)
         if residuals is not None and index in residuals:
             tokens = tokens + residuals[index].view_as(tokens)
 
     shift, scale = _modulation(net.norm_out, embedded, temb[..., : 2 * tokens.shape[-1]]).chunk(2, dim=-1)
     tokens = net.proj_out(torch.addcmul(shift, net.norm_out.norm(tokens), 1 + scale))
+    if share is not None:
+        tokens = share.join(tokens, 2)
     patch_h, patch_w = net.config.patch_size[1:]
     # The output's channel order within a patch differs from the input's: (row, column, frame, channel).
     tokens = tokens.view(batch, frames, rows, columns, patch_h, patch_w, -1).permute(0, 6, 1, 2, 4, 3, 5)
@@ -102,13 +119,23 @@ def cosmos_forward(
 
 
 def block_forward(
-    block: Any, index: int, tokens: Tensor, text: TextContext, embedded: Tensor, temb: Tensor, positions: Positions
+    block: Any,
+    index: int,
+    tokens: Tensor,
+    text: TextContext,
+    embedded: Tensor,
+    temb: Tensor,
+    positions: Positions,
+    share: Share | None = None,
 ) -> Tensor:
-    """One `CosmosTransformerBlock` on tokens [B, T, N, hidden]; attention sees all frames as one sequence."""
+    """One `CosmosTransformerBlock` on tokens [B, T, N, hidden]; attention sees all frames as one sequence.
+
+    With a share, tokens and positions are this process's, and attention sees those of all processes.
+    """
     if positions.learned is not None:
         tokens = tokens + positions.learned
     normed, gate = _modulated(block.norm1, tokens, embedded, temb)
-    attended = _self_attention(block.attn1, normed.flatten(1, 2), positions.cos, positions.sin)
+    attended = _self_attention(block.attn1, normed.flatten(1, 2), positions.cos, positions.sin, share)
     tokens = torch.addcmul(tokens, gate, attended.view_as(tokens))
     normed, gate = _modulated(block.norm2, tokens, embedded, temb)
     attended = read_block(block.attn2, normed.flatten(1, 2), text, index)
@@ -127,12 +154,16 @@ def _modulation(norm: Any, embedded: Tensor, temb: Tensor) -> Tensor:
     return cast(Tensor, norm.linear_2(norm.linear_1(norm.activation(embedded))) + temb)
 
 
-def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, share: Share | None) -> Tensor:
     """`CosmosAttnProcessor2_0` on x [B, L, hidden] without its copies of keys and values."""
     heads = attention.heads
-    query = _rotated(attention.norm_q(attention.to_q(x).unflatten(2, (heads, -1))), cos, sin)
     key = _rotated(attention.norm_k(attention.to_k(x).unflatten(2, (heads, -1))), cos, sin)
     value = attention.to_v(x).unflatten(2, (heads, -1))
+    if share is not None:
+        joined = share.joining(torch.stack([key, value]).unflatten(2, (-1, share.size)), 3)
+    query = _rotated(attention.norm_q(attention.to_q(x).unflatten(2, (heads, -1))), cos, sin)
+    if share is not None:
+        key, value = joined().flatten(2, 3)
     attended = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return cast(Tensor, attention.to_out[1](attention.to_out[0](attended.transpose(1, 2).flatten(2, 3))))
 

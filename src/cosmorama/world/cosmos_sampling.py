@@ -13,11 +13,11 @@ from cosmorama.diffusion.schedule import Schedule
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
-from cosmorama.world.cosmos_flow import Autoencoder
 from cosmorama.world.cosmos_forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.pixels import to_pixels
 from cosmorama.world.savings import ALL_SAVINGS, Savings
 from cosmorama.world.text_context import TextContext, projected, text_context
+from cosmorama.world.vae_tiles import TilingAutoencoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class CosmosParts:
     """
 
     transformer: nn.Module
-    autoencoder: Autoencoder
+    autoencoder: TilingAutoencoder
     read_text: Callable[[str], TextEmbedding]
     scheduler: dict[str, Any]
     capabilities: Capabilities
@@ -87,6 +87,7 @@ class CosmosSampling:
 
     Attributes:
         schedule: Its noise levels.
+        autoencoder: The model's, working in such tiles as the request asks for.
         guidance_weight: 1 + the guidance scale; these models add the difference to the conditional prediction. At a
             scale of 1 or less there is no guidance, and the weight is 1.
         known: Latents `[1, C, K, h, w]` of the conditioning frames, or None.
@@ -98,11 +99,12 @@ class CosmosSampling:
         request = inputs.request
         assert request.seed is not None
         self.request, self.parts = request, parts
+        self.autoencoder = parts.autoencoder.tiled(request.vae_tiling or 0)
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         scale = request.guidance_scale
         self.guidance_weight = 1 + scale if scale > 1 else 1.0
         self._frames = parts.capabilities.frames.next(request.frames)
-        self.shape = parts.autoencoder.latents_shape(self._frames, request.height, request.width)
+        self.shape = self.autoencoder.latents_shape(self._frames, request.height, request.width)
         self._check_size()
         self._texts = {False: read(inputs.prompt)}
         if self.guidance_weight != 1:
@@ -122,9 +124,7 @@ class CosmosSampling:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
         with torch.inference_mode():
-            yield from self.parts.autoencoder.decode_stream(
-                self.unscaled(latents), self.request.height, self.request.width
-            )
+            yield from self.autoencoder.decode_stream(self.unscaled(latents), self.request.height, self.request.width)
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the tokenizer has them, where the family samples at another scale."""
@@ -132,7 +132,7 @@ class CosmosSampling:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels `[1, 3, T, H, W]` in -1..1 to latents at the tokenizer's scale."""
-        return self.parts.autoencoder.encode(pixels)
+        return self.autoencoder.encode(pixels)
 
     def noise(self) -> Tensor:
         """Standard normal noise `[1, C, T, h, w]`, the next of this request's."""
@@ -183,7 +183,7 @@ class CosmosSampling:
     def _encode(self, frames: Tensor) -> Tensor:
         """The first latent frames of a clip that begins with these: the tokenizer is causal."""
         pixels = to_pixels(frames)
-        given = self.parts.autoencoder.latents_shape(len(frames), *frames.shape[1:3])[2]
+        given = self.autoencoder.latents_shape(len(frames), *frames.shape[1:3])[2]
         if not self.parts.savings.encode_only_given_frames:
             padding = pixels[:, :, -1:].expand(-1, -1, self._frames - len(frames), -1, -1)
             pixels = torch.cat([pixels, padding], dim=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Offload = Literal["none", "model", "layer"]
-"""What waits in the CPU's memory to run layer by layer: nothing, the text encoder, or the denoiser as well."""
+"""What waits in the CPU's memory to run layer by layer: nothing, what reads prompts, or the denoiser as well.
+
+Prompts are read by a text encoder; of Cosmos3 by the half of its transformer that only text runs through.
+"""
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -47,9 +51,9 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
         NotEnoughMemoryError: says what is needed, what there is, and what to change.
     """
     dtype, device, offload = options.dtype, torch.device(options.device), options.offload
-    parts = {part.name: weight_bytes(part, dtype) for part in sorted(folder.iterdir()) if part.is_dir()}
-    away = sum(size for part, size in parts.items() if _waits(part, offload))
-    needed = {device: sum(parts.values()) - away}
+    parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
+    away = sum(weight_bytes(part, dtype, _waiting(part, offload)) for part in parts)
+    needed = {device: sum(weight_bytes(part, dtype) for part in parts) - away}
     if away:
         cpu = torch.device("cpu")
         needed[cpu] = needed.get(cpu, 0) + away
@@ -67,12 +71,14 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
             )
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
-    """Bytes of the weights in a folder's safetensors, as they will be in memory."""
+def weight_bytes(
+    folder: Path, dtype: torch.dtype | None = None, wanted: Callable[[str], bool] = lambda name: True
+) -> int:
+    """Bytes of the weights in a folder's safetensors, as they will be in memory; of those with wanted names."""
     total = 0
     for file in folder.glob("*.safetensors"):
         for name, entry in _header(file).items():
-            if name != "__metadata__":
+            if name != "__metadata__" and wanted(name):
                 stored = entry["dtype"]
                 size = dtype.itemsize if dtype is not None and stored in _FLOATS else _SIZES.get(stored, 1)
                 total += prod(entry["shape"]) * size
@@ -117,36 +123,64 @@ def place(module: M, device: torch.device | str, offload: Offload = "none") -> M
 
     Offloading is diffusers' group offloading of single layers, the only kind that does not depend on who calls them:
     the Cosmos models' blocks are never called as a whole here.
+
+    Raises:
+        ModelNotFoundError: it would wait where it runs.
     """
-    kind = "text_encoder" if type(module).__module__.startswith("transformers.") else "denoiser"
+    reads = type(module).__module__.startswith("transformers.")
+    kind = "text_encoder" if reads else "denoiser"
     if not _waits(kind if "AutoencoderKL" not in type(module).__name__ else "vae", offload):
         return module.to(device)
-    if torch.device(device).type == "cpu":
-        raise ModelNotFoundError(f"offload is {offload!r}, but the model runs on the CPU, where its weights are anyway")
-    offload_layers(module, torch.device(device))
+    check_offload(device, offload)
+    offload_layers(module, torch.device(device), called_whole=reads)
     return module
 
 
-def offload_layers(module: nn.Module, device: torch.device, *, disk: Path | None = None) -> None:
+def check_offload(device: torch.device | str, offload: Offload) -> None:
+    """Refuse to let anything wait in the memory that it runs in.
+
+    Raises:
+        ModelNotFoundError: says so.
+    """
+    if offload != "none" and torch.device(device).type == "cpu":
+        raise ModelNotFoundError(f"offload is {offload!r}, but the model runs on the CPU, where its weights are anyway")
+
+
+def offload_layers(
+    module: nn.Module, device: torch.device, *, called_whole: bool = False, disk: Path | None = None
+) -> None:
     """Let each layer's weights come to `device` just before it runs and leave after it.
 
     Args:
         module: On the CPU.
         device: Where it runs.
+        called_whole: It is always called as a whole, never layer by layer: then the next layer travels while one
+            computes.
         disk: A folder for the weights, instead of the CPU's memory.
     """
-    from diffusers.hooks.group_offloading import apply_group_offloading
+    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.group_offloading import (
+        _LAYER_EXECUTION_TRACKER,
+        _LAZY_PREFETCH_GROUP_OFFLOADING,
+        apply_group_offloading,
+    )
 
+    loose = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]  # belong to no layer
     apply_group_offloading(
         module,
         onload_device=device,
         offload_device=torch.device("cpu"),
         offload_type="leaf_level",
-        use_stream=device.type == "cuda",  # the next layer travels while this one computes
+        use_stream=device.type == "cuda",  # or weights would be copied back after every use
         offload_to_disk_path=None if disk is None else str(disk),
     )
-    for parameter in module.parameters(recurse=False):  # belong to no layer
-        parameter.data = parameter.data.to(device)
+    if not called_whole:
+        # They write down the order of all calls until the module returns, which it never does.
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        for name in (_LAZY_PREFETCH_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER):
+            registry.remove_hook(name, recurse=True)
+    for parameter, data in loose:
+        parameter.data = data.to(device)
 
 
 def explained(error: BaseException, request: GenerationRequest) -> NotEnoughMemoryError | None:
@@ -161,6 +195,24 @@ def explained(error: BaseException, request: GenerationRequest) -> NotEnoughMemo
         f"not enough memory for {request.frames} frames of {request.width}x{request.height}: ask for fewer frames or a "
         "smaller size"
     )
+
+
+def _waiting(part: Path, offload: Offload) -> Callable[[str], bool]:
+    """Which weights of a part of a checkpoint wait in the CPU's memory, by their names."""
+    if _waits(part.name, offload):
+        return lambda name: True
+    if offload == "model" and part.name == "transformer" and "Cosmos3" in _class_of(part):
+        from cosmorama.world.cosmos3_weights import read_by_text
+
+        return read_by_text
+    return lambda name: False
+
+
+def _class_of(part: Path) -> str:
+    try:
+        return str(json.loads((part / "config.json").read_text()).get("_class_name"))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _waits(part: str, offload: Offload) -> bool:

@@ -21,6 +21,7 @@ from cosmorama.world.checkpoint import LoadOptions, check_parts, load_module, re
 from cosmorama.world.cosmos_sampling import CosmosParts, CosmosSampling, CosmosWorld
 from cosmorama.world.cosmos_vae import CosmosAutoencoder
 from cosmorama.world.t5 import T5Reader
+from cosmorama.world.vae_tiles import with_tiles
 
 _AUGMENT_SIGMA = 0.001
 _FRAMES = 121
@@ -71,7 +72,7 @@ def _load(folder: Path, options: LoadOptions, modes: tuple[Mode, ...]) -> Cosmos
             autoencoder,
             T5Reader.load(folder, options),
             scheduler,
-            capabilities,
+            with_tiles(capabilities, options),
             options.savings,
         ),
         Predict1Sampling,

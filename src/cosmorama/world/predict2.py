@@ -18,6 +18,7 @@ from cosmorama.world.base import Inputs, ReadText
 from cosmorama.world.checkpoint import LoadOptions, check_parts, load_module, read_json
 from cosmorama.world.cosmos_sampling import CosmosParts, CosmosSampling, CosmosWorld
 from cosmorama.world.t5 import T5Reader
+from cosmorama.world.vae_tiles import with_tiles
 from cosmorama.world.wan_vae import WanAutoencoder
 
 _CONDITIONING_SIGMA = 0.0001
@@ -91,7 +92,7 @@ def _load(folder: Path, options: LoadOptions, capabilities: Capabilities) -> Cos
             WanAutoencoder.load(folder / "vae", options),
             T5Reader.load(folder, options),
             scheduler,
-            capabilities,
+            with_tiles(capabilities, options),
             options.savings,
         ),
         Predict2Sampling,
@@ -109,7 +110,7 @@ class Predict2Sampling(CosmosSampling):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Drawn from the tokenizer's distribution, as these models were trained; before any other noise."""
-        autoencoder = self.parts.autoencoder
+        autoencoder = self.autoencoder
         assert isinstance(autoencoder, WanAutoencoder)
         # Drawn for the whole clip, so that a seed gives what it gives where the padding is encoded too.
         noise = torch.randn(self.shape, generator=self.generator, dtype=autoencoder.vae.dtype)

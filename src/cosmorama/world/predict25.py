@@ -18,6 +18,7 @@ from cosmorama.world.checkpoint import LoadOptions, check_parts, load_module, re
 from cosmorama.world.cosmos_sampling import CosmosParts, CosmosSampling, CosmosWorld
 from cosmorama.world.qwen import QwenReader
 from cosmorama.world.unipc_schedule import check_unipc, unipc_levels
+from cosmorama.world.vae_tiles import with_tiles
 from cosmorama.world.wan_vae import WanAutoencoder
 
 _CONDITIONING_TIMESTEP = 0.0001
@@ -40,7 +41,7 @@ def load(folder: Path, options: LoadOptions) -> CosmosWorld:
             WanAutoencoder.load(folder / "vae", options),
             QwenReader.load(folder, options),
             scheduler,
-            _capabilities(folder.name),
+            with_tiles(_capabilities(folder.name), options),
             options.savings,
         ),
         Predict25Sampling,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cosmorama.world.base import TextEmbedding
 from cosmorama.world.checkpoint import ON_CPU, LoadOptions, load_module
+from cosmorama.world.memory import place
 
 ROWS = 512
 _SYSTEM = "You are a helpful assistant who will provide prompts to an image generator."
@@ -18,8 +19,8 @@ _SYSTEM = "You are a helpful assistant who will provide prompts to an image gene
 class QwenReader:
     """Reads prompts. Only the language half of the model is kept: nothing here sees, and no word is predicted."""
 
-    def __init__(self, language_model: Any, tokenizer: Any) -> None:
-        self._model, self._tokenizer = language_model, tokenizer
+    def __init__(self, language_model: Any, tokenizer: Any, device: torch.device | str) -> None:
+        self._model, self._tokenizer, self._device = language_model, tokenizer, device
 
     @classmethod
     def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> QwenReader:
@@ -30,10 +31,10 @@ class QwenReader:
         """
         from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-        cpu = LoadOptions(dtype=options.dtype)
+        cpu = LoadOptions(dtype=options.dtype)  # the other half of the model never leaves it
         whole = load_module(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", cpu)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        return cls(whole.model.language_model.to(options.device), tokenizer)
+        return cls(place(whole.model.language_model, options.device, options.offload), tokenizer, options.device)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextEmbedding:
@@ -56,7 +57,7 @@ class QwenReader:
             padding="max_length",
             return_dict=True,
         )
-        ids = torch.tensor([tokens["input_ids"]], device=self._model.device)
+        ids = torch.tensor([tokens["input_ids"]], device=self._device)
         layers = self._model(ids, output_hidden_states=True, use_cache=False).hidden_states[1:]
         return TextEmbedding(torch.cat([_normalized(states) for states in layers], dim=-1))
 

@@ -49,6 +49,7 @@ def load_world(
     device: str | torch.device | None = None,
     savings: Savings = ALL_SAVINGS,
     offload: Offload = "none",
+    vae_tiling: int = 0,
 ) -> World:
     """Load a world model.
 
@@ -61,6 +62,7 @@ def load_world(
         savings: What is computed once instead of again and again; see there.
         offload: What waits in the CPU's memory while it does not run: nothing, the text encoder (`model`), or every
             layer of it and of the denoiser (`layer`). Only where the model runs on a GPU; not for Microcosm.
+        vae_tiling: For requests that do not say: one of `cosmorama.request.VAE_TILES`, or 0; not for Microcosm.
 
     Raises:
         NotEnoughMemoryError: the weights cannot fit.
@@ -79,7 +81,7 @@ def load_world(
     from cosmorama.world.checkpoint import LoadOptions
     from cosmorama.world.memory import check_weights_fit
 
-    options = LoadOptions(_device(device), _dtype(dtype), savings, offload)
+    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling)
     check_weights_fit(folder, options)
     return load(folder, options)
 

@@ -18,8 +18,10 @@ ROWS = 512
 class T5Reader:
     """Reads prompts."""
 
-    def __init__(self, encoder: Any, tokenizer: Any, *, fold_rows: bool = True) -> None:
-        self._encoder, self._tokenizer, self._fold_rows = encoder, tokenizer, fold_rows
+    def __init__(
+        self, encoder: Any, tokenizer: Any, device: torch.device | str = "cpu", *, fold_rows: bool = True
+    ) -> None:
+        self._encoder, self._tokenizer, self._device, self._fold_rows = encoder, tokenizer, device, fold_rows
 
     @classmethod
     def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> T5Reader:
@@ -33,6 +35,7 @@ class T5Reader:
         return cls(
             load_module(T5EncoderModel, folder / "text_encoder", options),
             AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            options.device,  # not that of its weights: they may wait elsewhere
             fold_rows=options.savings.fold_text_rows,
         )
 
@@ -45,7 +48,7 @@ class T5Reader:
         """
         padding = False if self._fold_rows else "max_length"
         tokens = self._tokenizer(prompt, padding=padding, max_length=ROWS, truncation=True, return_tensors="pt").to(
-            self._encoder.device
+            self._device
         )
         # Attention is masked and positions are relative, so padding changes nothing for the prompt's own tokens.
         states: Tensor = self._encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state

@@ -32,6 +32,7 @@ from cosmorama.world.pixels import to_frames, to_pixels
 from cosmorama.world.qwen import QwenReader
 from cosmorama.world.text_context import TextContext, projected
 from cosmorama.world.unipc_schedule import check_unipc, unipc_levels
+from cosmorama.world.vae_tiles import with_tiles
 from cosmorama.world.wan_vae import WanAutoencoder
 
 CHUNK_FRAMES = 93
@@ -70,7 +71,7 @@ def load(folder: Path, options: LoadOptions) -> Transfer25World:
         autoencoder,
         QwenReader.load(folder, options),
         scheduler,
-        _capabilities(folder.name, tuple(kind for kind in CONTROL_KINDS if kind in controlnets)),
+        with_tiles(_capabilities(folder.name, tuple(kind for kind in CONTROL_KINDS if kind in controlnets)), options),
         options.savings,
     )
     return Transfer25World(parts, autoencoder, controlnets)
@@ -156,18 +157,19 @@ class _Chunk:
 
 
 class TransferSampling:
-    """One request on a Transfer2.5 model: `chunks` clips of latents `[1, C, T, h, w]`, one after another.
+    """One request on a Transfer2.5 model: clips of latents `[1, C, T, h, w]`, one after another.
 
     Attributes:
         schedule: The noise levels of every chunk.
         guidance_weight: 1 + the guidance scale; at a scale of 1 or less there is no guidance, and the weight is 1.
-        chunks: How many clips are sampled.
+        shares: Which part of the work each clip is.
     """
 
     def __init__(self, world: Transfer25World, inputs: Inputs, read: ReadText) -> None:
         request, parts = inputs.request, world.parts
         assert request.seed is not None
         self._world, self._parts, self._request = world, parts, request
+        self._autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
         self._generator = torch.Generator("cpu").manual_seed(request.seed)
         self.schedule = unipc_levels(parts.scheduler, request.steps, flow_shift=request.flow_shift).schedule
         scale = request.guidance_scale
@@ -176,7 +178,8 @@ class TransferSampling:
         self._weights = _weights(world, inputs)
         length = min(request.frames, *(len(clip) for clip in inputs.controls.values()))
         self._stride = world.chunk_frames - _OVERLAP
-        self.chunks = max(1, -(-(length - _OVERLAP) // self._stride))
+        chunks = max(1, -(-(length - _OVERLAP) // self._stride))
+        self.shares = (1 / chunks,) * chunks
         self._shape = parts.autoencoder.latents_shape(world.chunk_frames, request.height, request.width)
         self._texts = {False: read(inputs.prompt)}
         if self.guidance_weight != 1:
@@ -232,7 +235,7 @@ class TransferSampling:
 
     def _decode_new(self, latents: Tensor) -> Iterator[Tensor]:
         """Pixels of a chunk without those that the chunk before has shown: its first latent frame stands for one."""
-        pixels = self._world.autoencoder.decode_pixels(latents)
+        pixels = self._autoencoder.decode_pixels(latents)
         if self._index:
             next(pixels)
         yield from pixels
@@ -248,7 +251,7 @@ class TransferSampling:
                 last = torch.cat([last, torch.full_like(last, -1.0).expand(-1, -1, missing, -1, -1)], dim=2)
             else:
                 unsure = unsure[:, :, :1]
-            known = self._world.autoencoder.encode(last, unsure)[:, :, :1]
+            known = self._autoencoder.encode(last, unsure)[:, :, :1]
         given = known.shape[2]
         mask = torch.zeros(1, 1, *self._shape[2:], device=parts.device, dtype=parts.dtype)
         mask[:, :, :given] = 1
@@ -263,7 +266,7 @@ class TransferSampling:
         start, length = self._index * self._stride, self._world.chunk_frames
         part = clip[: self._request.frames][start : start + length]
         part = torch.cat([part, part[-1:].expand(length - len(part), -1, -1, -1)])
-        return self._world.autoencoder.encode(to_pixels(part), self._noise())
+        return self._autoencoder.encode(to_pixels(part), self._noise())
 
     def _residuals(self, x: Tensor, timesteps: Tensor, contexts: list[TextContext]) -> dict[int, Tensor]:
         chunk, world = self._chunk, self._world

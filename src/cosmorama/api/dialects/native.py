@@ -87,6 +87,7 @@ class NativeBody(WireModel):
     keep: Literal["first", "last"] = "last"
     flow_shift: float | None = None
     reuse: float | None = None
+    vae_tiling: int | None = None
     controls: list[ControlBody] = Field(default_factory=list)
     action: ActionBody | None = None
     adapters: list[AdapterBody] = Field(default_factory=list)
