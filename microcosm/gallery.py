@@ -51,6 +51,7 @@ def main(
     start: Annotated[Path, typer.Option(help="Picture to start from.")] = Path("docs/images/start.png"),
 ) -> None:
     """Make the three sheets."""
+    out.mkdir(parents=True, exist_ok=True)
     model = cosmorama.load("microcosm")
 
     def show(progress: Progress) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cosmorama
@@ -75,3 +76,10 @@ def test_mistakes_are_typed_errors(model) -> None:
         model.generate("a ball", guidence=3)
     with pytest.raises(cosmorama.ModelNotFoundError, match="microcosm"):
         cosmorama.load("no-such-model")
+
+
+def test_decoding_in_turns_leaves_the_callers_torch_as_it_was(model) -> None:
+    first, second = (iter(model.generate("a red ball", seed=seed, **SMALL).frames) for seed in (1, 2))
+    for _ in zip(first, second, strict=True):
+        assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()

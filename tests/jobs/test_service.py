@@ -393,7 +393,8 @@ def test_events_tell_every_stage_and_can_be_resumed(tmp_path: Path) -> None:
             assert any(event.preview is not None and event.preview.startswith(b"jpeg") for event in seen)
             # From the middle on, and from the end on.
             resumed = [event async for event in jobs.events(job.id, after=numbers[1])]
-            assert [event.kind for event in resumed] == ["succeeded"]
+            # The last preview may have come after the second event.
+            assert [event.kind for event in resumed if event.kind != "preview"] == ["succeeded"]
             assert [event async for event in jobs.events(job.id, after=numbers[-1])] == []
             # Previews cost time, so they end with the last who watches.
             other = await jobs.submit(SLOW, dialect="predict1")

@@ -195,21 +195,21 @@ class Window:
             self._denoise(self._sampling)
         self.index += 1
 
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def frames(self) -> Iterator[Frames]:
         """Its frames without those that it continues from, in chunks, trimmed to exactly the number asked for."""
         position = 0
         ending: list[Frames] = []
-        with torch.inference_mode():
-            for chunk in self._sampling.decode(self.latents):
-                frames = np.ascontiguousarray(chunk[: self._request.frames - position].numpy())
-                new = frames[max(self._repeated - position, 0) :]
-                position += len(frames)
-                if self._request.frames - position < self._kept:
-                    ending.append(frames)
-                if len(new):
-                    yield new
-                if position == self._request.frames:
-                    break
+        for chunk in self._sampling.decode(self.latents):
+            frames = np.ascontiguousarray(chunk[: self._request.frames - position].numpy())
+            new = frames[max(self._repeated - position, 0) :]
+            position += len(frames)
+            if self._request.frames - position < self._kept:
+                ending.append(frames)
+            if len(new):
+                yield new
+            if position == self._request.frames:
+                break
         if self._kept:
             self._ending = np.concatenate(ending)[-self._kept :]
 

@@ -103,11 +103,11 @@ class Cosmos3Sampling:
             actions[:, self._domain.width :] = 0
         return torch.cat([clip.reshape(1, -1), actions.reshape(1, -1)], dim=1)
 
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         clip, _ = self._unpack(latents)
-        with torch.inference_mode():
-            yield from self._autoencoder.decode_stream(clip, self._request.height, self._request.width)
+        yield from self._autoencoder.decode_stream(clip, self._request.height, self._request.width)
 
     def actions(self, latents: Tensor) -> Tensor | None:
         """The predicted actions `[steps, numbers]`; None where they were given or there are none."""

@@ -208,10 +208,10 @@ class CosmosFlowSampling:
             self._contexts[negative] = text_context(net, projected(net, text.states), mask=text.mask)
         return self._contexts[negative]
 
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
-        with torch.inference_mode():
-            yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
+        yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
 
 
 class StillFirstSampling(CosmosFlowSampling):

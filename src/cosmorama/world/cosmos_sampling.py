@@ -121,10 +121,10 @@ class CosmosSampling:
         """Estimate the clean latents at level `index`."""
         raise NotImplementedError
 
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
-        with torch.inference_mode():
-            yield from self.autoencoder.decode_stream(self.unscaled(latents), self.request.height, self.request.width)
+        yield from self.autoencoder.decode_stream(self.unscaled(latents), self.request.height, self.request.width)
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the tokenizer has them, where the family samples at another scale."""

@@ -226,12 +226,12 @@ class TransferSampling:
         ).float()
         return latents - sigma * torch.cat([chunk.velocity, velocity[:, :, given:]], dim=2)
 
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames of the chunks so far, uint8 `[t, height, width, 3]`."""
         yield from self._finished
-        with torch.inference_mode():
-            for pixels in self._decode_new(latents):
-                yield to_frames(pixels)
+        for pixels in self._decode_new(latents):
+            yield to_frames(pixels)
 
     def _decode_new(self, latents: Tensor) -> Iterator[Tensor]:
         """Pixels of a chunk without those that the chunk before has shown: its first latent frame stands for one."""
