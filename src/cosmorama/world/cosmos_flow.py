@@ -193,9 +193,10 @@ class CosmosFlowSampling:
             condition_mask=mask,
             positions=self._positions,
         )
-        denoised = latents - sigma * output if config.prediction == "velocity" else output
         if config.prediction == "blend":
             denoised = blended(output, self._held)
+        else:
+            denoised = latents - sigma * output if config.prediction == "velocity" else output
         if conditioning is None:
             return denoised
         return torch.cat([conditioning, denoised[:, :, known:]], dim=2)

@@ -76,8 +76,7 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def hold(self, latents: Tensor) -> Tensor:
         """The last frame of latents [B, C, T, H, W] standing still: [B, C, 1, H, W]."""
-        blocks = latents[:, :, -1:].permute(0, 2, 3, 4, 1) / self.scaling_factor @ self.basis + self.mean
-        parts = blocks.unflatten(4, (3, FRAMES_PER_LATENT, -1))
+        parts = self._decode_blocks(latents[:, :, -1:]).unflatten(4, (3, FRAMES_PER_LATENT, -1))
         return self.encode_blocks(parts[..., -1:, :].expand_as(parts).flatten(4))
 
     def decode_small(self, latents: Tensor, height: int, width: int) -> Tensor:
@@ -91,8 +90,11 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def decode_linear(self, latents: Tensor, height: int, width: int) -> Tensor:
         """`decode_small` without the refiner."""
-        blocks = latents.permute(0, 2, 3, 4, 1) / self.scaling_factor @ self.basis + self.mean
-        return from_blocks(blocks)[..., :height, :width]
+        return from_blocks(self._decode_blocks(latents))[..., :height, :width]
+
+    def _decode_blocks(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] to blocks [B, T, H, W, 1536], what `encode_blocks` leaves of them."""
+        return latents.permute(0, 2, 3, 4, 1) / self.scaling_factor @ self.basis + self.mean
 
     @torch.no_grad()
     def decode_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
