@@ -15,18 +15,18 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.arithmetic import gflop_of, matmul_gflops
 
 PROMPT = "a red ball rolls to the right on green floor and hits a blue cube"
 NEGATIVE = "ugly blurred dark scene"
@@ -48,13 +48,16 @@ class Case:
     dtype: str = "float32"
 
 
+WIDTH = 512
+SMALLEST = "880"  # the case whose arithmetic is counted too
 KINDS = ("predict2-video2world", "predict2.5")
 CASES = (
-    *(Case("880", kind, 880, 320, 176, 13, 3, threads=threads, repeats=3) for threads in (1, 2) for kind in KINDS),
+    *(Case(SMALLEST, kind, 880, 320, 176, 13, 3, threads=threads, repeats=3) for threads in (1, 2) for kind in KINDS),
     *(Case("2240", kind, 2240, 448, 320, 13, 2, threads=threads) for threads in (1, 2) for kind in KINDS),
     Case("2240 bf16", "predict2-video2world", 2240, 448, 320, 13, 2, dtype="bfloat16"),
     *(Case("7920", "predict2-video2world", 7920, 640, 352, 33, 2, threads=threads, repeats=1) for threads in (1, 2)),
 )
+MEMORY = Case("61 frames at 448x320", "predict2-video2world", 8960, 448, 320, 61, 2, threads=2)
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ def build(case: Case, folder: Path) -> Any:
         folder,
         text_width=1024,
         num_attention_heads=8,
-        attention_head_dim=64,
+        attention_head_dim=WIDTH // 8,
         num_layers=8,
         mlp_ratio=4.0,
         adaln_lora_dim=256,
@@ -201,14 +204,14 @@ def measure(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = build(case, Path(folder))
         world = load_world(folder, device="cpu", dtype=case.dtype)
-    sides: dict[str, Callable[[], Sample]] = {
-        "cosmorama": partial(ours, case, world),
-        "diffusers": partial(theirs, case, pipeline),
+    sides: dict[str, Callable[[Case], Sample]] = {
+        "cosmorama": lambda case: ours(case, world),
+        "diffusers": lambda case: theirs(case, pipeline),
     }
     samples: dict[str, list[Sample]] = {side: [] for side in sides}
     for _ in range(case.repeats):
         for side, run in sides.items():
-            samples[side].append(run())
+            samples[side].append(run(case))
     result: dict[str, Any] = {
         "case": case.name,
         "kind": case.kind,
@@ -231,36 +234,76 @@ def measure(case: Case) -> dict[str, Any]:
         "request": ratios["request_cpu_s"],
         "conditioning_encode": ratios["encode_cpu_s"],
     }
+    if case.name == SMALLEST:
+        longer = replace(case, steps=case.steps + 1)
+        per_evaluation = {side: gflop_of(run, longer) - gflop_of(run, case) for side, run in sides.items()}
+        speed = per_evaluation["cosmorama"] / result["cosmorama"]["loop_cpu_s_per_evaluation"]
+        result["arithmetic"] = {
+            "gflop_per_evaluation": per_evaluation,
+            "times_less": per_evaluation["diffusers"] / per_evaluation["cosmorama"],
+            "share_of_matmul_peak": speed / matmul_gflops(case.tokens, WIDTH),
+        }
     return result
 
 
-def peak_memory(case: Case, side: str) -> int:
-    """Peak resident bytes of a process that loads one side and makes one request."""
+def peak_memory(case: Case) -> dict[str, Any]:
+    """Bytes that one request needs beyond the loaded model at its peak, on either side in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        _apart(_write, case, folder)
+        needed = {
+            side: _apart(peak, case, folder) for side, peak in (("cosmorama", _peak_ours), ("diffusers", _peak_theirs))
+        }
+    share = needed["cosmorama"]["request_bytes"] / needed["diffusers"]["request_bytes"]
+    return {"case": case.name, "kind": case.kind, **needed, "request_share": share}
+
+
+def _apart(work: Callable[[Case, str], Any], case: Case, folder: str) -> Any:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of, (case, side))
+        return pool.apply(work, (case, folder))
 
 
-def _peak_of(case: Case, side: str) -> int:
-    import torch
+def _write(case: Case, folder: str) -> None:
+    build(case, Path(folder))
 
+
+def _peak_ours(case: Case, folder: str) -> dict[str, int]:
     from cosmorama.world.registry import load_world
 
+    world = load_world(folder, device="cpu", dtype=case.dtype)
+    return _peak_of(case, lambda: ours(case, world))
+
+
+def _peak_theirs(case: Case, folder: str) -> dict[str, int]:
+    import torch
+
+    from tests.world.checkpoints import load_pipeline
+
+    pipeline = load_pipeline(case.kind, Path(folder), getattr(torch, case.dtype))
+    return _peak_of(case, lambda: theirs(case, pipeline))
+
+
+def _peak_of(case: Case, request: Callable[[], Sample]) -> dict[str, int]:
+    """Resident bytes before a request and how much more there were at its peak."""
+    import torch
+
     torch.set_num_threads(case.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline = build(case, Path(folder))
-        if side == "cosmorama":
-            del pipeline
-            ours(case, load_world(folder, device="cpu", dtype=case.dtype))
-        else:
-            theirs(case, pipeline)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    before = _status("VmRSS")
+    request()
+    return {"loaded_bytes": before, "request_bytes": _status("VmHWM") - before}
+
+
+def _status(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
     """Run the cases that were asked for and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--case", choices=sorted({case.name for case in CASES}), help="only this one; default: all")
+    names = [*sorted({case.name for case in CASES}), "memory"]
+    parser.add_argument("--case", choices=names, help="only this one; default: all")
     chosen = parser.parse_args()
     cases = [case for case in CASES if chosen.case in (None, case.name)]
     results = []
@@ -268,20 +311,18 @@ def main() -> None:
         results.append(measure(case))
         if not chosen.json:
             faster = ", ".join(f"{name} {value:.2f}x" for name, value in results[-1]["times_faster"].items())
+            if counted := results[-1].get("arithmetic"):
+                faster += (
+                    f", {counted['times_less']:.2f}x less arithmetic at {counted['share_of_matmul_peak']:.0%} of peak"
+                )
             print(f"{case.name} tokens, {case.kind}, {case.threads} thread(s): {faster}", flush=True)
-    smallest = cases[0]
-    memory = {side: peak_memory(smallest, side) for side in ("cosmorama", "diffusers")}
+    memory = peak_memory(MEMORY) if chosen.case in (None, "memory") else None
     if chosen.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": multiprocessing.cpu_count()}
-        print(
-            json.dumps(
-                {"machine": machine, "cases": results, "peak_bytes": {"case": smallest.name, **memory}}, indent=2
-            )
-        )
-    else:
-        print(
-            f"peak memory at {smallest.name} tokens:", ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in memory.items())
-        )
+        print(json.dumps({"machine": machine, "cases": results, "memory": memory}, indent=2))
+    elif memory is not None:
+        needed, needed_there = (memory[side]["request_bytes"] / 2**20 for side in ("cosmorama", "diffusers"))
+        print(f"peak, {memory['case']}: {needed:.0f} and {needed_there:.0f} MiB, {memory['request_share']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Stage:
 STAGES = {
     "images": Stage({1: 1.0}),
     "clips": Stage({1: 0.25, 5: 0.75}),
-    "full": Stage({1: 0.6, 5: 0.2, 16: 0.2}),
+    "full": Stage({1: 0.4, 5: 0.35, 16: 0.25}),
 }
 
 
@@ -68,7 +68,7 @@ class Batches:
             empty_prompt(self.rng) if empty else self._prompt(group, int(row))
             for row, empty in zip(rows, is_empty, strict=True)
         ]
-        given = self.rng.choice((1, 2), size=len(rows), p=(0.7, 0.3)) if length > 2 else np.zeros(len(rows), int)
+        given = self.rng.choice((1, 2), size=len(rows), p=(0.55, 0.45)) if length > 2 else np.zeros(len(rows), int)
         return Batch(group.latents[rows].float(), prompts, group.fps, torch.from_numpy(given), targets)
 
     def _prompt(self, group: Group, row: int) -> str:

@@ -34,7 +34,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Parts to run: {', '.join(PARTS)}; all by default.")] = None,
     stills: Annotated[int, typer.Option(help="Held-out prompts drawn as stills.")] = 48,
     clips: Annotated[int, typer.Option(help="Held-out prompts drawn as clips of 33 frames.")] = 24,
-    continued: Annotated[int, typer.Option(help="Held-out clips that are continued, per mode.")] = 8,
+    continued: Annotated[int, typer.Option(help="Held-out clips that are continued, per mode.")] = 24,
     long: Annotated[int, typer.Option(help="Held-out prompts drawn as clips of 121 frames.")] = 8,
     closeups: Annotated[int, typer.Option(help="Held-out frames rendered at the output size.")] = 24,
     processes: Annotated[int, typer.Option(help="Single-threaded processes that draw clips.")] = 2,

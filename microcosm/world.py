@@ -22,7 +22,7 @@ from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from cosmorama.text.scene_language import mirror_caption
-from cosmorama.world.cosmos_flow import blended
+from cosmorama.world.cosmos_flow import beside, blended
 from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
@@ -30,7 +30,7 @@ from microcosm.autoencoder import RUNS
 from microcosm.auxiliary import Auxiliary
 from microcosm.batches import STAGES, Batch, Batches, Stage
 from microcosm.captions import random_caption
-from microcosm.latents import load_groups
+from microcosm.latents import Group, load_groups
 from microcosm.optimizer import Optimizer
 from microcosm.parallel import agreed, average_gradients, workers
 from microcosm.simulate import draw_scene
@@ -41,6 +41,7 @@ AUXILIARY_SHARE = 0.05
 MAIN_COMPONENTS = 64  # the error is summed over all components; nearly all of it is in these
 OBJECT_WEIGHT = 0.5  # extra weight of the error in cells that show an object
 WATCHED_LAYER = 4
+MOVING = 1.0  # a cell moves where its latents' squared distance from the last ones' standing still exceeds this
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Shape:
     def build(self, channels: int, text_width: int) -> Any:
         """A transformer that predicts zero and whose blocks do nothing yet."""
         net = CosmosTransformer3DModel(
-            in_channels=channels + 1,
+            in_channels=2 * channels + 1,
             out_channels=channels + 1,
             num_attention_heads=self.heads,
             attention_head_dim=self.head_width,
@@ -101,8 +102,37 @@ def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
     return base
 
 
+def given_beside(batch: Batch) -> Tensor:
+    """What the network reads beside the noisy latents, [B, C, T, H, W]; see `cosmos_flow.beside`."""
+    read = torch.zeros_like(batch.clean)
+    for given in batch.given.unique().tolist():
+        rows = batch.given == given
+        if given:
+            read[rows] = beside(batch.clean[rows], batch.clean[rows, :, :given])
+    return read
+
+
+def gain_of(groups: list[Group], vae: VideoAutoencoder) -> Tensor:
+    """What makes the channels of moving cells equally strong, [C, 1, 1, 1]: one over their standard deviation.
+
+    Where something moves, the strongest channel is 40 times as strong as the weakest: a network that reads them as they
+    are hardly sees how things move.
+    """
+    latents = next(group for group in groups if group.latents.shape[2] > 1).latents[:64].float()
+    later = latents[:, :, 1:]
+    held = torch.cat([vae.hold(frame) for frame in latents[:, :, :-1].split(1, dim=2)], dim=2)
+    moving = (later - held).square().sum(1) > MOVING
+    return 1 / later.transpose(0, 1)[:, moving].std(1)[:, None, None, None].clamp_min(0.05)
+
+
 def loss_of(
-    net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, auxiliary: Auxiliary, batch: Batch, shift: float
+    net: Any,
+    text_encoder: TextEncoder,
+    vae: VideoAutoencoder,
+    auxiliary: Auxiliary,
+    gain: Tensor,
+    batch: Batch,
+    shift: float,
 ) -> tuple[Tensor, Tensor]:
     """The velocity-weighted error of the predicted x_0 over the frames that are not given, and the auxiliary loss."""
     clean = batch.clean
@@ -113,7 +143,8 @@ def loss_of(
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
-    output = cosmos_forward(net, noisy, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps))
+    read = torch.cat([noisy, given_beside(batch) * gain], dim=1)
+    output = cosmos_forward(net, read, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps))
     predicted = blended(output, held(vae, batch))
     classes = auxiliary.cell_classes(clean)
     weights = 1 + OBJECT_WEIGHT * (classes > 0)[:, None]
@@ -145,6 +176,7 @@ class Options:
     peak: float
     muon: bool
     shift: float
+    clip_shift: float
     ema: float
     seed: int
     processes: int
@@ -159,7 +191,8 @@ def main(
     start: Annotated[str, typer.Option(help="Begin from another run's checkpoint.")] = "",
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     muon: bool = True,
-    shift: Annotated[float, typer.Option(help="Moves training noise levels towards noise.")] = 4.0,
+    shift: Annotated[float, typer.Option(help="Moves training noise levels of stills towards noise.")] = 4.0,
+    clip_shift: Annotated[float, typer.Option(help="And of clips: where things go is decided early.")] = 8.0,
     ema: float = 0.995,
     seed: int = 0,
     processes: Annotated[
@@ -167,7 +200,9 @@ def main(
     ] = 2,
 ) -> None:
     """Train one stage."""
-    options = Options(stage, minutes, decay_minutes, runs, name, start, peak, muon, shift, ema, seed, processes)
+    options = Options(
+        stage, minutes, decay_minutes, runs, name, start, peak, muon, shift, clip_shift, ema, seed, processes
+    )
     with workers("microcosm.world", processes) as rank:
         Training(options, rank).run()
 
@@ -189,6 +224,7 @@ class Training:
         self.net = Shape().build(groups[0].latents.shape[1], text_width)
         self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema)
         self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
+        self.gain = gain_of(groups, self.vae)
         self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
         self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
@@ -212,7 +248,7 @@ class Training:
         self.text_encoder.load_state_dict(state["text_encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.auxiliary.load_state_dict(state["auxiliary"])
-        self.progress = state["progress"]
+        self.gain, self.progress = state["gain"], state["progress"]
 
     def run(self) -> None:
         """Train for the time given, with a line every half minute and a checkpoint every two."""
@@ -233,7 +269,8 @@ class Training:
             self._save()
 
     def _step(self, batch: Batch, rate: float) -> tuple[float, float]:
-        loss, extra = loss_of(self.net, self.text_encoder, self.vae, self.auxiliary, batch, self.options.shift)
+        shift = self.options.clip_shift if batch.clean.shape[2] > 1 else self.options.shift
+        loss, extra = loss_of(self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, shift)
         (loss + AUXILIARY_SHARE * extra).backward()
         average_gradients([*self.optimizer.parameters, *self.auxiliary.parameters()])
         self.head_optimizer.step()
@@ -251,6 +288,7 @@ class Training:
             "text_encoder": self.text_encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "auxiliary": self.auxiliary.state_dict(),
+            "gain": self.gain,
             "progress": self.progress,
             "net_config": public(self.net.config),
             "text_config": public(self.text_encoder.config),

@@ -15,12 +15,12 @@ from cosmorama.world.microcosm.text_encoder import TextEncoder
 CHANNELS = 4
 
 
-def save_transformer(folder: Path, out_channels: int = CHANNELS) -> None:
-    """Write a random denoiser into `folder`."""
+def save_transformer(folder: Path, *, blends: bool = False) -> None:
+    """Write a random denoiser into `folder`, one for `"prediction": "blend"` or for the others."""
     torch.manual_seed(0)
     CosmosTransformer3DModel(
-        in_channels=CHANNELS + 1,
-        out_channels=out_channels,
+        in_channels=(2 if blends else 1) * CHANNELS + 1,
+        out_channels=CHANNELS + (1 if blends else 0),
         num_attention_heads=2,
         attention_head_dim=16,
         num_layers=2,

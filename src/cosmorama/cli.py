@@ -49,9 +49,21 @@ def generate(
     fps: Annotated[float, typer.Option(help="Frames per second, 12 to 40.")] = 24,
     model: Annotated[str, typer.Option(help="Name or checkpoint folder.")] = "microcosm",
     solver: Annotated[str | None, typer.Option(help=", ".join(SOLVERS), show_default="the model's own")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float], typer.Option(help="Part of the steps in which guidance acts, two fractions of 0 to 1.")
+    ] = (0.0, 1.0),
+    guidance_rescale: Annotated[
+        float, typer.Option(help="Takes back the contrast that guidance adds, 0 (none of it) to 1.")
+    ] = 0.0,
+    flow_shift: Annotated[
+        float | None, typer.Option(help="Shift of the noise schedule towards noise.", show_default="the model's own")
+    ] = None,
     reuse: Annotated[
         float, typer.Option(help="Step reuse: accepted relative change of answers, 0 (exact) to 1.")
     ] = 0.0,
+    vae_tiling: Annotated[
+        int, typer.Option(help="Frames in tiles of so many pixels, where the model takes it; 0: in one piece.")
+    ] = 0,
     quality: Annotated[int, typer.Option(help="1 (small) to 9 (best).")] = 7,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File: .mp4, .webm, .gif or .zip (PNG frames).")
@@ -75,7 +87,11 @@ def generate(
             frames=frames,
             fps=fps,
             solver=cast("Solver | None", solver),
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            flow_shift=flow_shift,
             reuse=reuse,
+            vae_tiling=vae_tiling,
             output=output_for(output, quality),
         )
         outcome = _run(model, request, output, quiet=as_json)
@@ -100,6 +116,13 @@ def serve(
         Literal["none", "model", "layer"] | None,
         typer.Option(help="What waits in the CPU's memory to run on the GPU; see docs/memory.md.", show_default="none"),
     ] = None,
+    quantize: Annotated[
+        Literal["none", "int8"] | None,
+        typer.Option(
+            help="What the denoiser's matrices are held as; int8 changes frames, see docs/speed.md.",
+            show_default="none",
+        ),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="KEY or NAME:KEY that lets a client in; may be repeated.", show_default="none"),
@@ -112,7 +135,8 @@ def serve(
     from cosmorama.settings import Settings
 
     keys = tuple(SecretStr(key) for key in api_key) if api_key else None
-    flags = {"model": model, "host": host, "port": port, "dtype": dtype, "offload": offload, "api_keys": keys}
+    weights = {"dtype": dtype, "offload": offload, "quantize": quantize}
+    flags = {"model": model, "host": host, "port": port, **weights, "api_keys": keys}
     server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
 
 

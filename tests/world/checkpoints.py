@@ -83,11 +83,25 @@ def save_predict(kind: str, folder: Path, *, text_width: int = 32, **transformer
     }
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    pipeline = PIPELINES[kind]
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline.__name__}))
-    built = pipeline(**parts, safety_checker=Guardrail())
-    built.set_progress_bar_config(disable=True)
-    return built
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": PIPELINES[kind].__name__}))
+    return _pipeline(kind, parts)
+
+
+def load_pipeline(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """diffusers' own pipeline on a checkpoint that `save_predict` wrote."""
+    encoder = Qwen2_5_VLForConditionalGeneration if kind == "predict2.5" else T5EncoderModel
+    vae = AutoencoderKLCosmos if kind.startswith("predict1") else AutoencoderKLWan
+    models = {"transformer": CosmosTransformer3DModel, "vae": vae, "text_encoder": encoder}
+    parts = {name: model.from_pretrained(folder / name, torch_dtype=dtype) for name, model in models.items()}
+    parts["tokenizer"] = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    parts["scheduler"] = type(scheduler_of(kind)).from_pretrained(folder / "scheduler")
+    return _pipeline(kind, parts)
+
+
+def _pipeline(kind: str, parts: dict[str, Any]) -> Any:
+    pipeline = PIPELINES[kind](**parts, safety_checker=Guardrail())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _transformer(kind: str, changes: dict[str, Any]) -> CosmosTransformer3DModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.local import Model
@@ -67,9 +68,9 @@ def changed(checkpoint: Path, folder: Path, **values: object) -> CosmosFlowWorld
 
 
 def blending(checkpoint: Path, folder: Path, **values: object) -> CosmosFlowWorld:
-    """The tiny model with one output channel more."""
+    """The tiny model with a network that blends."""
     changed(checkpoint, folder)
-    save_transformer(folder, CHANNELS + 1)
+    save_transformer(folder, blends=True)
     shutil.move(folder, folder.with_suffix(".wide"))
     return changed(folder.with_suffix(".wide"), folder, prediction="blend", **values)
 
@@ -109,6 +110,24 @@ def test_a_blend_keeps_as_much_of_the_last_conditioning_frame_as_its_last_channe
         share = ((added - kept) * held).sum(1, keepdim=True) / held.square().sum(1, keepdim=True)
         torch.testing.assert_close(added - kept, share * held, rtol=1e-3, atol=1e-3)
         assert share.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_beside_the_noise_a_blend_reads_what_is_given_and_then_its_last_frame(
+    tiny_checkpoint: Path, tmp_path: Path, frames: int
+) -> None:
+    world = blending(tiny_checkpoint, tmp_path / "blend")
+    read: list[Tensor] = []
+    sampling = begin(world, picture(frames=frames))
+    latents = sampling.initial()
+    world.transformer.patch_embed.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    sampling.denoise(latents, 1)
+    noise, given = read[0][:, :CHANNELS], read[0][:, CHANNELS:-1]
+    known = world.encode_frames(picture(frames=frames))
+    count = known.shape[2]
+    assert torch.equal(given[:, :, :count], known)
+    assert torch.equal(given[:, :, count:], known[:, :, -1:].expand_as(given[:, :, count:]))
+    assert torch.equal(noise[:, :, count:], latents[:, :, count:])
 
 
 def test_a_clip_from_text_may_begin_with_its_still(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from cosmorama.world.base import World
 from cosmorama.world.follower import Denoise, Follower
 from cosmorama.world.parallel import GuidanceParallel
 from cosmorama.world.registry import load_world
-from tests.tiny import CHANNELS, save_tiny, save_transformer
+from tests.tiny import save_tiny, save_transformer
 from tests.world.checkpoints import save_predict
 
 REQUEST = GenerationRequest(
@@ -116,7 +116,7 @@ def test_requests_are_interleaved_dropped_and_refused_without_disturbing_others(
 
 def test_clips_that_are_made_in_several_goes(tmp_path: Path) -> None:
     save_tiny(tmp_path)
-    save_transformer(tmp_path, CHANNELS + 1)
+    save_transformer(tmp_path, blends=True)
     values = json.loads((tmp_path / "world.json").read_text())
     (tmp_path / "world.json").write_text(json.dumps(values | {"prediction": "blend", "still_first": True}))
     load = partial(load_world, str(tmp_path))

@@ -237,6 +237,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         device=f"cuda:{rank}" if rank < torch.cuda.device_count() else None,
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
+        quantize=settings.quantize,
     )
     if not settings.adapters:
         return world

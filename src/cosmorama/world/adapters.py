@@ -7,6 +7,7 @@ bypassed and the numbers are the plain model's, bit for bit.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -95,17 +96,24 @@ def _load(world: Any, model: Any, name: str, path: Path) -> None:
     where: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     before = len(_layers(model))
     try:
-        if hasattr(getattr(world, "pipeline", None), "load_lora_weights"):
-            # A pipeline knows the formats that adapters for its model are trained in.
-            world.pipeline.load_lora_weights(str(file.parent), adapter_name=name, **where)
-        else:
-            prefix = "transformer" if _prefixed(file) else None
-            model.load_lora_adapter(str(file.parent), prefix=prefix, adapter_name=name, **where)
+        with warnings.catch_warnings():
+            # On int8 weights peft says what merging would need; nothing is merged here.
+            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
+            _load_layers(world, model, name, file, where)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelNotFoundError(f"the adapter {name} does not fit {world.capabilities.model}: {error}") from error
     if name not in getattr(model, "peft_config", {}) or (before == 0 and not _layers(model)):
         raise ModelNotFoundError(f"the adapter {name} has no weights for {world.capabilities.model}: {file}")
     model.eval().requires_grad_(False)
+
+
+def _load_layers(world: Any, model: Any, name: str, file: Path, where: dict[str, Any]) -> None:
+    if hasattr(getattr(world, "pipeline", None), "load_lora_weights"):
+        # A pipeline knows the formats that adapters for its model are trained in.
+        world.pipeline.load_lora_weights(str(file.parent), adapter_name=name, **where)
+    else:
+        prefix = "transformer" if _prefixed(file) else None
+        model.load_lora_adapter(str(file.parent), prefix=prefix, adapter_name=name, **where)
 
 
 def _file(name: str, path: Path) -> Path:

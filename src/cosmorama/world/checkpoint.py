@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from cosmorama.world.memory import Offload
+    from cosmorama.world.quantization import Quantize
 
 PIPELINE = "model_index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
@@ -33,6 +34,7 @@ class LoadOptions:
         savings: What is computed once instead of again and again.
         offload: What waits in the CPU's memory to run layer by layer.
         vae_tiling: For requests that do not say: a tile's side in pixels, see `GenerationRequest`.
+        quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
     """
 
     device: torch.device | str = "cpu"
@@ -40,6 +42,7 @@ class LoadOptions:
     savings: Savings = ALL_SAVINGS
     offload: Offload = "none"
     vae_tiling: int = 0
+    quantize: Quantize = "none"
 
 
 ON_CPU = LoadOptions()
@@ -98,9 +101,10 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
         options: Where it goes.
 
     Raises:
-        ModelNotFoundError: its weights do not fit its config.
+        ModelNotFoundError: its weights do not fit its config, or cannot be held as the options say.
     """
     from cosmorama.world.memory import place
+    from cosmorama.world.quantization import quantize_blocks
 
     dtype = options.dtype or _stored_dtype(folder)
     try:
@@ -112,7 +116,10 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     absent = sorted(str(key) for key in _absent(found))
     if absent:
         raise ModelNotFoundError(f"{folder} is not a complete checkpoint: no weights for {', '.join(absent[:3])}")
-    return place(module.eval().requires_grad_(False), options.device, options.offload)
+    module.eval().requires_grad_(False)
+    if options.quantize != "none":
+        quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu")
+    return place(module, options.device, options.offload)
 
 
 def _absent(found: Mapping[str, Any]) -> list[Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.checkpoint import LoadOptions, read_json
 from cosmorama.world.memory import check_offload, offload_layers
+from cosmorama.world.quantization import held_bytes, is_held_as_int8, is_quantized, quantize_blocks, quantize_layer
 
 _UNUSED = re.compile(r"lm_head\.|audio_")
 _TEXT_HALF = re.compile(
@@ -37,7 +38,7 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     """Load a `Cosmos3OmniTransformer` from its folder, ready to evaluate.
 
     Raises:
-        ModelNotFoundError: weights are missing, or are to wait where they run.
+        ModelNotFoundError: weights are missing, are to wait where they run, or cannot be held as the options say.
     """
     check_offload(options.device, options.offload)
     config = read_json(folder / "config.json")
@@ -47,7 +48,9 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     weights = dict(_read(folder, lambda name: not _UNUSED.match(name)))
     for name, tensor in weights.items():
         exact = name.startswith("time_embedder.")  # as in diffusers, which keeps it in float32
-        weights[name] = tensor.to(_place_of(name, options), torch.float32 if exact else options.dtype or tensor.dtype)
+        later = options.quantize != "none" and is_held_as_int8(type(model).__name__, name, tensor.shape)
+        place = "cpu" if later else _place_of(name, options)
+        weights[name] = tensor.to(place, torch.float32 if exact else options.dtype or tensor.dtype)
     model.load_state_dict(weights, assign=True, strict=False)
     # Not a weight, so not in the file: made again outside of the meta device.
     model.rotary_emb = type(model.rotary_emb)(
@@ -58,7 +61,10 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing[:3])}")
-    offload_halves(model.eval().requires_grad_(False), options)
+    model.eval().requires_grad_(False)
+    if options.quantize != "none":
+        quantize_blocks(model, lambda name: _place_of(name, options))
+    offload_halves(model, options)
     return model
 
 
@@ -88,27 +94,47 @@ class TextHalf:
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self.resident = True
         self._folder = folder
-        self._parameters = {name: p for name, p in model.named_parameters() if read_by_text(name)}
+        self._weights = {name: _Weight(model, name) for name, _ in model.named_parameters() if read_by_text(name)}
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held now."""
-        return sum(parameter.nbytes for parameter in self._parameters.values())
+        return sum(held_bytes(weight.parameter) for weight in self._weights.values())
 
     def release(self) -> None:
         """Let go of them."""
-        for parameter in self._parameters.values():
-            parameter.data = parameter.data.new_empty(0)
+        for weight in self._weights.values():
+            weight.set(torch.empty(0, dtype=weight.dtype, device=weight.device))
         self.resident = False
 
     def restore(self) -> None:
         """Have them in memory: the very same numbers, read again from the checkpoint."""
         if self.resident:
             return
-        for name, tensor in _read(self._folder, self._parameters.__contains__):
-            parameter = self._parameters[name]
-            parameter.data = tensor.to(parameter.device, parameter.dtype)
+        for name, tensor in _read(self._folder, self._weights.__contains__):
+            weight = self._weights[name]
+            weight.set(tensor.to(weight.device, weight.dtype))
+            if weight.quantized:
+                quantize_layer(weight.owner)
         self.resident = True
+
+
+class _Weight:
+    """One weight of a model: which layer has it, under which name, and what it is."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        owner, _, self._attribute = name.rpartition(".")
+        self.owner: Any = model.get_submodule(owner)
+        self.dtype, self.device = self.parameter.dtype, self.parameter.device
+        self.quantized = is_quantized(self.parameter)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = getattr(self.owner, self._attribute)
+        return parameter
+
+    def set(self, tensor: Tensor) -> None:
+        setattr(self.owner, self._attribute, nn.Parameter(tensor, requires_grad=False))
 
 
 def _read(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:

@@ -65,7 +65,8 @@ class FlowConfig:
 
     Attributes:
         prediction: What the network outputs: the clean sample, the velocity `noise - x0`, or a blend: one channel more,
-            which says how much of the last conditioning frame stays, less 1; the others are what is added to that.
+            which says how much of the last conditioning frame stays, less 1; the others are what is added to that. A
+            network that blends also reads the conditioning frames as they are, see `beside`.
         timestep_scale: The network reads `sigma * timestep_scale`.
         flow_shift: Shift of the sampling schedule towards noise (arXiv 2403.03206).
         guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
@@ -185,6 +186,8 @@ class CosmosFlowSampling:
             latents = torch.cat([conditioning, latents[:, :, known:]], dim=2)
         if self._positions is None:
             self._positions = positions_of(self._world.transformer, latents, self._request.fps)
+        if config.prediction == "blend":
+            latents = torch.cat([latents, beside(latents, conditioning)], dim=1)
         output = cosmos_forward(
             self._world.transformer,
             latents,
@@ -232,6 +235,19 @@ class StillFirstSampling(CosmosFlowSampling):
         """Noise for the whole clip, which goes on from the still as it would from a given image."""
         self._condition(latents)
         return self._noise(self._request.frames)
+
+
+def beside(latents: Tensor, known: Tensor | None) -> Tensor:
+    """What a network that blends reads beside latents `[B, C, T, h, w]`, in as many channels again.
+
+    The conditioning frames `[B, C, K, h, w]`, and for every later frame the last of them; zeros without any.
+
+    Read apart from the noise, what is faint in them (how things move) can weigh as much as what is strong.
+    """
+    if known is None:
+        return torch.zeros_like(latents)
+    later = latents.shape[2] - known.shape[2]
+    return torch.cat([known, known[:, :, -1:].expand(-1, -1, later, -1, -1)], dim=2)
 
 
 def blended(output: Tensor, held: Tensor | None) -> Tensor:

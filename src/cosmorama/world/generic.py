@@ -45,6 +45,8 @@ def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWor
     options = options or LoadOptions()
     name = read_json(folder / PIPELINE).get("_class_name")
     _check(name)
+    if options.quantize != "none":
+        raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
     # Without a dtype diffusers reads everything as float32.
     dtype = {} if options.dtype is None else {"torch_dtype": options.dtype}
     try:

@@ -19,6 +19,7 @@ from torch import nn
 
 from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
 from cosmorama.request import GenerationRequest
+from cosmorama.world.quantization import Quantize, int8_bytes, is_held_as_int8
 
 if TYPE_CHECKING:
     from cosmorama.world.checkpoint import LoadOptions
@@ -50,10 +51,10 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
     Raises:
         NotEnoughMemoryError: says what is needed, what there is, and what to change.
     """
-    dtype, device, offload = options.dtype, torch.device(options.device), options.offload
+    dtype, device, offload, quantize = options.dtype, torch.device(options.device), options.offload, options.quantize
     parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
-    away = sum(weight_bytes(part, dtype, _waiting(part, offload)) for part in parts)
-    needed = {device: sum(weight_bytes(part, dtype) for part in parts) - away}
+    away = sum(weight_bytes(part, dtype, _waiting(part, offload), quantize) for part in parts)
+    needed = {device: sum(weight_bytes(part, dtype, quantize=quantize) for part in parts) - away}
     if away:
         cpu = torch.device("cpu")
         needed[cpu] = needed.get(cpu, 0) + away
@@ -64,6 +65,8 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
         log.info("%s: weights take %s%s; %s are free on %s", folder.name, _gb(size), more, _gb(free), place)
         if size > free:
             advice = "a dtype of half the size (COSMORAMA_DTYPE=bfloat16)"
+            if quantize == "none" and any(weight_bytes(part, quantize="int8") < weight_bytes(part) for part in parts):
+                advice += " or COSMORAMA_QUANTIZE=int8"
             if place.type != "cpu":
                 advice += " or COSMORAMA_OFFLOAD=model, then layer,"
             raise NotEnoughMemoryError(
@@ -72,16 +75,20 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
 
 
 def weight_bytes(
-    folder: Path, dtype: torch.dtype | None = None, wanted: Callable[[str], bool] = lambda name: True
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+    quantize: Quantize = "none",
 ) -> int:
     """Bytes of the weights in a folder's safetensors, as they will be in memory; of those with wanted names."""
+    network = _class_of(folder) if quantize == "int8" else ""
     total = 0
     for file in folder.glob("*.safetensors"):
         for name, entry in _header(file).items():
             if name != "__metadata__" and wanted(name):
-                stored = entry["dtype"]
+                stored, shape = entry["dtype"], entry["shape"]
                 size = dtype.itemsize if dtype is not None and stored in _FLOATS else _SIZES.get(stored, 1)
-                total += prod(entry["shape"]) * size
+                total += int8_bytes(shape) if is_held_as_int8(network, name, shape) else prod(shape) * size
     return total
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cosmorama.world.base import World
     from cosmorama.world.checkpoint import LoadOptions
     from cosmorama.world.memory import Offload
+    from cosmorama.world.quantization import Quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ def load_world(
     savings: Savings = ALL_SAVINGS,
     offload: Offload = "none",
     vae_tiling: int = 0,
+    quantize: Quantize = "none",
 ) -> World:
     """Load a world model.
 
@@ -63,11 +65,13 @@ def load_world(
         offload: What waits in the CPU's memory while it does not run: nothing, the text encoder (`model`), or every
             layer of it and of the denoiser (`layer`). Only where the model runs on a GPU; not for Microcosm.
         vae_tiling: For requests that do not say: one of `cosmorama.request.VAE_TILES`, or 0; not for Microcosm.
+        quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype. Only for families that
+            are sampled here; needs torchao. Microcosm stays float32, as with any `dtype`.
 
     Raises:
         NotEnoughMemoryError: the weights cannot fit.
         ModelNotFoundError: neither a known name nor a checkpoint of a family that is served, or an incomplete one;
-            names what is missing.
+            names what is missing. Or one whose weights cannot be held as int8.
     """
     folder = _folder_of(name_or_path)
     if (folder / "world.json").exists():
@@ -80,8 +84,10 @@ def load_world(
     load = _loader_of(folder)
     from cosmorama.world.checkpoint import LoadOptions
     from cosmorama.world.memory import check_weights_fit
+    from cosmorama.world.quantization import check_quantize
 
-    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling)
+    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize)
+    check_quantize(quantize, options.dtype)
     check_weights_fit(folder, options)
     return load(folder, options)
 
