@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,22 +95,21 @@ def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
 
 def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
     """What the network's prediction blends with: the last given frame standing still, [B, C, 1, H, W]; 0 without."""
-    base = torch.zeros_like(batch.clean[:, :, :1])
-    for given in batch.given.unique().tolist():
-        rows = batch.given == given
-        if given:
-            base[rows] = vae.hold(batch.clean[rows, :, :given])
-    return base
+    return _by_given(batch, torch.zeros_like(batch.clean[:, :, :1]), lambda clean, given: vae.hold(given))
 
 
 def given_beside(batch: Batch) -> Tensor:
     """What the network reads beside the noisy latents, [B, C, T, H, W]; see `cosmos_flow.beside`."""
-    read = torch.zeros_like(batch.clean)
+    return _by_given(batch, torch.zeros_like(batch.clean), beside)
+
+
+def _by_given(batch: Batch, without: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`without`, filled with what `of` makes of the clips and their given frames, clips with equally many at a time."""
     for given in batch.given.unique().tolist():
         rows = batch.given == given
         if given:
-            read[rows] = beside(batch.clean[rows], batch.clean[rows, :, :given])
-    return read
+            without[rows] = of(batch.clean[rows], batch.clean[rows, :, :given])
+    return without
 
 
 def gain_of(groups: list[Group], vae: VideoAutoencoder) -> Tensor:
@@ -217,6 +217,7 @@ class Training:
         groups = [g for kind in ("images", "clips", "shorts") for g in load_groups(kind, options.runs / "latents")]
         # The first latent frames of a clip are a shorter clip.
         groups += [replace(group, latents=group.latents[:, :, :5]) for group in groups if group.latents.shape[2] > 5]
+        everything = groups
         groups = [group for group in groups if group.latents.shape[2] in self.stage.shares]
         self.batches = Batches(groups, self.stage, options.seed)
         self.text_encoder = TextEncoder(vocabulary=vocabulary())
@@ -224,13 +225,13 @@ class Training:
         self.net = Shape().build(groups[0].latents.shape[1], text_width)
         self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema)
         self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
-        self.gain = gain_of(groups, self.vae)
         self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
         self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
         self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
         self.checkpoint = options.runs / f"{options.name}.pt"
-        self._resume()
+        if not self._resume():
+            self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
         done = int(self.progress["steps"])
         torch.manual_seed(options.seed + done + 1_000_003 * rank)
         self.batches.rng = np.random.default_rng([options.seed, done, rank])
@@ -239,16 +240,18 @@ class Training:
             rows = sum(len(group.scenes) for group in groups)
             print(f"{size:.1f} M weights, {rows} rows, {self.progress}", flush=True)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Go on from a checkpoint, if there is one."""
         source = self.checkpoint if self.checkpoint.exists() else self.options.runs / f"{self.options.start}.pt"
         if not source.exists():
-            return
+            return False
         state = torch.load(source, weights_only=False)
         self.net.load_state_dict(state["net"])
         self.text_encoder.load_state_dict(state["text_encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.auxiliary.load_state_dict(state["auxiliary"])
         self.gain, self.progress = state["gain"], state["progress"]
+        return True
 
     def run(self) -> None:
         """Train for the time given, with a line every half minute and a checkpoint every two."""

@@ -37,10 +37,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(runs: Path, minutes: float) -> Training:
+def train(runs: Path, stage: str, minutes: float) -> Training:
     training = Training(
         Options(
-            stage="full",
+            stage=stage,
             minutes=minutes,
             decay_minutes=0.01,
             runs=runs,
@@ -88,8 +88,8 @@ def test_channels_of_moving_cells_are_made_equally_strong() -> None:
 
 
 def test_training_resumes_and_what_is_exported_reads_the_given_frames_as_they_are(runs: Path) -> None:
-    first = train(runs, 0.05)
-    second = train(runs, 0.02)
+    first = train(runs, "images", 0.05)
+    second = train(runs, "full", 0.02)
     assert 0 < first.progress["steps"] < second.progress["steps"]
     assert second.optimizer.steps == second.progress["steps"]
 
