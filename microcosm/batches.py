@@ -28,6 +28,7 @@ STAGES = {
     "images": Stage({1: 1.0}),
     "clips": Stage({1: 0.25, 5: 0.75}),
     "full": Stage({1: 0.4, 5: 0.35, 16: 0.25}),
+    "onward": Stage({1: 0.2, 5: 0.6, 16: 0.2}),
 }
 
 

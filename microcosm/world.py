@@ -9,6 +9,7 @@ given with stills. Runs are resumed from their last checkpoint.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -26,12 +27,14 @@ from cosmorama.text.scene_language import mirror_caption
 from cosmorama.world.cosmos_flow import beside, blended
 from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
 from microcosm.autoencoder import RUNS
 from microcosm.auxiliary import Auxiliary
 from microcosm.batches import STAGES, Batch, Batches, Stage
 from microcosm.captions import random_caption
-from microcosm.latents import Group, load_groups
+from microcosm.gain import gain_of, unfold
+from microcosm.latents import load_groups
 from microcosm.optimizer import Optimizer
 from microcosm.parallel import agreed, average_gradients, workers
 from microcosm.simulate import draw_scene
@@ -42,7 +45,6 @@ AUXILIARY_SHARE = 0.05
 MAIN_COMPONENTS = 64  # the error is summed over all components; nearly all of it is in these
 OBJECT_WEIGHT = 0.5  # extra weight of the error in cells that show an object
 WATCHED_LAYER = 4
-MOVING = 1.0  # a cell moves where its latents' squared distance from the last ones' standing still exceeds this
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +114,6 @@ def _by_given(batch: Batch, without: Tensor, of: Callable[[Tensor, Tensor], Tens
     return without
 
 
-def gain_of(groups: list[Group], vae: VideoAutoencoder) -> Tensor:
-    """What makes the channels of moving cells equally strong, [C, 1, 1, 1]: one over their standard deviation.
-
-    Where something moves, the strongest channel is 40 times as strong as the weakest: a network that reads them as they
-    are hardly sees how things move.
-    """
-    latents = next(group for group in groups if group.latents.shape[2] > 1).latents[:64].float()
-    later = latents[:, :, 1:]
-    held = torch.cat([vae.hold(frame) for frame in latents[:, :, :-1].split(1, dim=2)], dim=2)
-    moving = (later - held).square().sum(1) > MOVING
-    return 1 / later.transpose(0, 1)[:, moving].std(1)[:, None, None, None].clamp_min(0.05)
-
-
 def loss_of(
     net: Any,
     text_encoder: TextEncoder,
@@ -183,12 +172,15 @@ class Options:
 
 
 def main(
-    stage: Annotated[str, typer.Option(help="images, clips or full.")] = "images",
+    stage: Annotated[str, typer.Option(help="images, clips, full or onward.")] = "images",
     minutes: Annotated[float, typer.Option(help="Length of this run.")] = 30.0,
     decay_minutes: Annotated[float, typer.Option(help="Of these, at the end, with a falling learning rate.")] = 3.0,
     runs: Annotated[Path, typer.Option()] = RUNS,
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world",
-    start: Annotated[str, typer.Option(help="Begin from another run's checkpoint.")] = "",
+    start: Annotated[
+        str,
+        typer.Option(help="Begin from another run (its name), or from a folder of exported weights."),
+    ] = "",
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     muon: bool = True,
     shift: Annotated[float, typer.Option(help="Moves training noise levels of stills towards noise.")] = 4.0,
@@ -220,18 +212,20 @@ class Training:
         everything = groups
         groups = [group for group in groups if group.latents.shape[2] in self.stage.shares]
         self.batches = Batches(groups, self.stage, options.seed)
+        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
+        self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
+        self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
         self.text_encoder = TextEncoder(vocabulary=vocabulary())
         text_width = self.text_encoder.config.width
         self.net = Shape().build(groups[0].latents.shape[1], text_width)
+        if Path(options.start, "world.json").exists():
+            self._begin_from(Path(options.start))
         self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema)
-        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
         self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
         self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
-        self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
         self.checkpoint = options.runs / f"{options.name}.pt"
-        if not self._resume():
-            self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
+        self._resume()
         done = int(self.progress["steps"])
         torch.manual_seed(options.seed + done + 1_000_003 * rank)
         self.batches.rng = np.random.default_rng([options.seed, done, rank])
@@ -240,18 +234,26 @@ class Training:
             rows = sum(len(group.scenes) for group in groups)
             print(f"{size:.1f} M weights, {rows} rows, {self.progress}", flush=True)
 
-    def _resume(self) -> bool:
+    def _begin_from(self, weights: Path) -> None:
+        """Take exported weights; the optimizer, the averages and the auxiliary heads begin anew."""
+        self.net.load_state_dict(load_component(CosmosTransformer3DModel, weights / "transformer").state_dict())
+        self.text_encoder.load_state_dict(load_component(TextEncoder, weights / "text_encoder").state_dict())
+        unfold(self.net.patch_embed.proj.weight, self.gain)
+        done = json.loads((weights / "world.json").read_text())["training"]
+        tokens, seconds = 1e6 * done["million_tokens"], 3600 * done["hours"]
+        self.progress = {"steps": float(done["steps"]), "tokens": tokens, "seconds": seconds}
+
+    def _resume(self) -> None:
         """Go on from a checkpoint, if there is one."""
         source = self.checkpoint if self.checkpoint.exists() else self.options.runs / f"{self.options.start}.pt"
         if not source.exists():
-            return False
+            return
         state = torch.load(source, weights_only=False)
         self.net.load_state_dict(state["net"])
         self.text_encoder.load_state_dict(state["text_encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.auxiliary.load_state_dict(state["auxiliary"])
         self.gain, self.progress = state["gain"], state["progress"]
-        return True
 
     def run(self) -> None:
         """Train for the time given, with a line every half minute and a checkpoint every two."""

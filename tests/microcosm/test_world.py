@@ -12,9 +12,11 @@ from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.batches import Batch
 from microcosm.export import load_averaged
+from microcosm.export import main as export
+from microcosm.gain import gain_of
 from microcosm.latents import Group
 from microcosm.simulate import draw_scene
-from microcosm.world import Options, Training, gain_of, given_beside
+from microcosm.world import Options, Training, given_beside
 
 CHANNELS = 6
 
@@ -37,15 +39,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(runs: Path, stage: str, minutes: float) -> Training:
+def train(runs: Path, stage: str, minutes: float, name: str = "world", start: str = "") -> Training:
     training = Training(
         Options(
             stage=stage,
             minutes=minutes,
             decay_minutes=0.01,
             runs=runs,
-            name="world",
-            start="",
+            name=name,
+            start=start,
             peak=1e-3,
             muon=True,
             shift=4.0,
@@ -77,11 +79,12 @@ def test_beside_the_noise_stands_what_is_given_of_each_clip() -> None:
 
 
 def test_channels_of_moving_cells_are_made_equally_strong() -> None:
+    torch.manual_seed(0)
     vae = VideoAutoencoder(CHANNELS)
     torch.nn.init.orthogonal_(vae.basis.data)
     strengths = torch.tensor([8.0, 4, 2, 1, 0.5, 0.25])[:, None, None, None]
-    latents = torch.zeros(8, CHANNELS, 5, 4, 6)
-    latents[..., :2] = torch.randn(8, CHANNELS, 5, 4, 2) * strengths  # two columns move, four stand still
+    latents = torch.zeros(64, CHANNELS, 5, 4, 6)
+    latents[..., :2] = torch.randn(64, CHANNELS, 5, 4, 2) * strengths  # two columns move, four stand still
     group = Group(latents.half(), [], [], 24)
     gain = gain_of([Group(latents[:, :, :1], [], [], 24), group], vae)
     torch.testing.assert_close(gain * strengths, torch.ones_like(gain), rtol=0.1, atol=0)
@@ -106,3 +109,12 @@ def test_training_resumes_and_what_is_exported_reads_the_given_frames_as_they_ar
         )
     torch.testing.assert_close(shipped, trained, rtol=1e-4, atol=1e-5)
     assert second.gain.max() < 0.5
+
+
+def test_training_begins_from_exported_weights_where_they_ended(runs: Path, tmp_path: Path) -> None:
+    trained = train(runs, "full", 0.02, name="first")
+    export(runs, "first", tmp_path / "weights")
+    begun = train(runs, "full", 0.0, name="second", start=str(tmp_path / "weights"))
+    assert begun.progress["steps"] == trained.progress["steps"]
+    for weight, average in zip(begun.optimizer.parameters, trained.optimizer.averages, strict=True):
+        torch.testing.assert_close(weight, average, rtol=2e-3, atol=1e-4)  # exported in half precision

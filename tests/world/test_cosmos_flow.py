@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosmorama.engine.prepare import PreparedRequest
+from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.local import Model
 from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest, Knobs
+from cosmorama.resolve import resolve
 from cosmorama.world.base import Chunked, Inputs
 from cosmorama.world.cosmos_flow import CosmosFlowSampling, CosmosFlowWorld, Holding
 from cosmorama.world.microcosm.loader import load_microcosm
@@ -162,6 +165,26 @@ def test_the_first_frame_of_a_clip_from_text_is_the_still_of_that_seed(tiny_chec
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:
     weights = [tiny_world.guidance_weight(scale) for scale in (0.5, 1, 4, 7, 8.5, 10, 20)]
     assert weights == pytest.approx([1, 1, 2, 3, 4.5, 6, 6])
+
+
+def test_what_goes_on_from_given_frames_is_guided_by_a_map_of_its_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    onward = [[1.0, 1.0], [7.0, 2.0], [10.0, 2.75]]
+    world = blending(tiny_checkpoint, tmp_path / "onward", still_first=True, guidance_map_onward=onward)
+    still, clip, from_image = (
+        begin(world, given, guidance_scale=7.0, **frames)
+        for given, frames in ((None, {"frames": 1}), (None, {}), (picture(), {}))
+    )
+    assert (still.guidance_weight, clip.guidance_weight, from_image.guidance_weight) == (3, 3, 2)
+    assert isinstance(clip, Chunked)
+    clip.next_chunk(world.encode_frames(picture()))
+    assert clip.guidance_weight == 2
+    # At a weight of 1 nothing is asked of the negative prompt: the still costs two evaluations a step, the rest one.
+    half = blending(tiny_checkpoint, tmp_path / "half", still_first=True, guidance_map_onward=[[1.0, 1.0]])
+    request = resolve(replace(PLAIN, prompt="a red ball", frames=9, steps=4, guidance_scale=7.0), half.capabilities)
+    rollout = Rollout(half, PreparedRequest(request, "a red ball", None))
+    while not rollout.done:
+        rollout.advance()
+    assert rollout.evaluations == 3 * 4
 
 
 def test_a_conditioning_image_is_encoded_like_the_first_frame_of_a_clip(tiny_world: CosmosFlowWorld) -> None:

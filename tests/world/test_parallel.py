@@ -118,7 +118,8 @@ def test_clips_that_are_made_in_several_goes(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     save_transformer(tmp_path, blends=True)
     values = json.loads((tmp_path / "world.json").read_text())
-    (tmp_path / "world.json").write_text(json.dumps(values | {"prediction": "blend", "still_first": True}))
+    several = {"prediction": "blend", "still_first": True, "guidance_map_onward": [[1.0, 1.0], [10.0, 2.0]]}
+    (tmp_path / "world.json").write_text(json.dumps(values | several))
     load = partial(load_world, str(tmp_path))
     follower, world = Follower(load, threads=1), load()
     follower.ready()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cosmorama.request import GenerationRequest
+
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
@@ -20,6 +22,11 @@ class Guidance:
     weight: float
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+
+    @classmethod
+    def of(cls, weight: float, request: GenerationRequest) -> Guidance:
+        """The request's, at the weight that its scale means to the model."""
+        return cls(weight, request.guidance_interval, request.guidance_rescale)
 
     def acts_at(self, index: int, steps: int) -> bool:
         """Whether step `index` of `steps` needs the unconditional prediction at all."""

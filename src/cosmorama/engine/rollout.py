@@ -156,7 +156,6 @@ class Window:
         self._request = request
         self._repeated, self._kept = repeated, kept
         self._solver = SOLVER_STEPS[request.solver]
-        self._guidance = Guidance(sampling.guidance_weight, request.guidance_interval, request.guidance_rescale)
         self._history = History()
         self._memory = Memory()
         self._denoised: Tensor | None = None
@@ -250,8 +249,9 @@ class Window:
             self.evaluations += 1
             return sampling.denoise(self.latents, index, negative=negative)
 
+        guidance = Guidance.of(sampling.guidance_weight, self._request)
         self._denoised, self._memory = estimate(
-            evaluate, self._guidance, schedule, index, self._request.reuse or 0.0, self._memory
+            evaluate, guidance, schedule, index, self._request.reuse or 0.0, self._memory
         )
         self.latents, self._history = self._solver(self.latents, self._denoised, schedule, index, self._history)
 

@@ -24,6 +24,7 @@ from cosmorama.world.cosmos_forward import Positions, cosmos_forward, positions_
 from cosmorama.world.text_context import TextContext, projected, text_context
 
 Prediction = Literal["sample", "velocity", "blend"]
+GuidanceMap = tuple[tuple[float, float], ...]
 
 
 class Autoencoder(Protocol):
@@ -71,6 +72,7 @@ class FlowConfig:
         flow_shift: Shift of the sampling schedule towards noise (arXiv 2403.03206).
         guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
             `uncond + weight * (cond - uncond)`.
+        guidance_onward: The same for what goes on from given frames, which say most of what is to be seen.
         conditioning_timestep: What the network reads as the timestep of conditioning frames.
         still_first: A clip from text is made in two goes: its first frame alone, then the rest from that.
     """
@@ -78,7 +80,8 @@ class FlowConfig:
     prediction: Prediction = "velocity"
     timestep_scale: float = 1.0
     flow_shift: float = 5.0
-    guidance: tuple[tuple[float, float], ...] = ((1.0, 2.0), (10.0, 11.0))
+    guidance: GuidanceMap = ((1.0, 2.0), (10.0, 11.0))
+    guidance_onward: GuidanceMap | None = None
     conditioning_timestep: float = 0.0
     still_first: bool = False
 
@@ -117,9 +120,14 @@ class CosmosFlowWorld:
         pixels = frames.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
         return self.autoencoder.encode(pixels)
 
-    def guidance_weight(self, scale: float) -> float:
-        """Piecewise linear through the checkpoint's own points, held constant outside them."""
-        points = self.config.guidance
+    def guidance_weight(self, scale: float, *, onward: bool = False) -> float:
+        """Piecewise linear through the checkpoint's own points, held constant outside them.
+
+        Args:
+            scale: The request's.
+            onward: Whether the clip goes on from given frames.
+        """
+        points = (self.config.guidance_onward if onward else None) or self.config.guidance
         if scale <= points[0][0]:
             return points[0][1]
         for (x0, y0), (x1, y1) in pairwise(points):
@@ -140,15 +148,21 @@ class CosmosFlowSampling:
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
         self.schedule = _schedule(inputs.request, world.config)
-        self.guidance_weight = world.guidance_weight(inputs.request.guidance_scale)
         self._text = read(inputs.prompt)
-        self._negative = read(inputs.request.negative_prompt) if self.guidance_weight != 1 else None
+        scale = inputs.request.guidance_scale
+        guides = any(world.guidance_weight(scale, onward=onward) != 1 for onward in (False, True))
+        self._negative = read(inputs.request.negative_prompt) if guides else None
         self._known: Tensor | None = None
         self._held: Tensor | None = None
         self._positions: Positions | None = None
         if inputs.frames is not None:
             self._condition(world.encode_frames(inputs.frames))
         self._contexts: dict[bool, TextContext] = {}
+
+    @property
+    def guidance_weight(self) -> float:
+        """What the request's scale means to this checkpoint, here and now."""
+        return self._world.guidance_weight(self._request.guidance_scale, onward=self._known is not None)
 
     def initial(self) -> Tensor:
         """Noise `[1, C, T, h, w]`."""

@@ -68,8 +68,7 @@ class Shared:
 
     def __init__(self, sampling: Sampling, inputs: Inputs, followers: Sequence[Follower], number: int) -> None:
         self._sampling, self._followers, self._number = sampling, followers, number
-        request = inputs.request
-        self._guidance = Guidance(sampling.guidance_weight, request.guidance_interval, request.guidance_rescale)
+        self._request = inputs.request
         weakref.finalize(self, forget, followers, number).atexit = False
 
     @property
@@ -143,7 +142,7 @@ class _Guided(Shared):
             self._asked = None
             answer: Tensor = self._followers[0].receive()
             return answer.to(latents.device)
-        if self._guidance.acts_at(index, self.schedule.steps):
+        if Guidance.of(self.guidance_weight, self._request).acts_at(index, self.schedule.steps):
             tell(self._followers, Denoise(self._number, latents.cpu(), index))
             self._asked = index
         return self._sampling.denoise(latents, index)

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3D
 from safetensors.torch import load_file
 
 from cosmorama.request import Capabilities, FrameRule, Range, Size
-from cosmorama.world.cosmos_flow import CosmosFlowWorld, FlowConfig
+from cosmorama.world.cosmos_flow import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
@@ -49,9 +49,14 @@ def _flow_config(values: dict[str, Any]) -> FlowConfig:
         prediction=values["prediction"],
         timestep_scale=float(values["timestep_scale"]),
         flow_shift=float(values["flow_shift"]),
-        guidance=tuple((float(scale), float(weight)) for scale, weight in values["guidance_map"]),
+        guidance=_guidance(values["guidance_map"]),
+        guidance_onward=_guidance(values["guidance_map_onward"]) if "guidance_map_onward" in values else None,
         still_first=values.get("still_first", False),
     )
+
+
+def _guidance(points: list[list[float]]) -> GuidanceMap:
+    return tuple((float(scale), float(weight)) for scale, weight in points)
 
 
 def _capabilities(values: dict[str, Any]) -> Capabilities:
