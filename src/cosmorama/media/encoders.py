@@ -51,7 +51,12 @@ class _Tuning:
 
 # 121 frames of 1280x704 take a few seconds on two cores with each of these; quality 7 is visually lossless or close.
 _TUNINGS: dict[Codec, _Tuning] = {
-    "h264": _Tuning("libx264", lambda quality: {"preset": "veryfast", "crf": str(39 - 3 * quality)}),
+    "h264": _Tuning(
+        "libx264",
+        # With AVX-512, x264's macroblock-tree estimate is another one every time (seen with x264 165, 960 and
+        # 192 wide); this leaves out the few routines whose results differ between processors.
+        lambda quality: {"preset": "veryfast", "crf": str(39 - 3 * quality), "x264-params": "cpu-independent=1"},
+    ),
     "vp9": _Tuning(
         "libvpx-vp9",
         lambda quality: {"deadline": "realtime", "cpu-used": "7", "tile-columns": "2", "crf": str(54 - 4 * quality)},
