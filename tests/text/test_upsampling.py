@@ -90,6 +90,11 @@ WORDS = sorted(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("prompt", ["three one ball", "two one balls", "a ball and three red one"])
+def test_a_number_is_not_passed_over(prompt):
+    assert parse_scene(prompt) is None
+
+
 @settings(deadline=None, max_examples=120)
 @given(st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
 def test_any_sequence_of_words_is_either_kept_in_full_or_left_alone(prompt):

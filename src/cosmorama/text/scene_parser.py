@@ -98,6 +98,8 @@ class _Reader:
         self.count = int(token.value)
 
     def _one(self, token: Token) -> None:
+        if self.count > 1:
+            raise _OutsideError
         if self.color:  # "a red one"
             self._end_phrase(elliptical=True)
         else:
