@@ -5,12 +5,14 @@ Importing this costs nothing: the JSON library is imported when JSON is asked fo
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, TextIO
 
 from cosmorama.settings import Settings
 
@@ -31,9 +33,15 @@ def about(job: str) -> Iterator[None]:
         _job.reset(token)
 
 
-def configure(settings: Settings, process: Literal["server", "worker"]) -> None:
-    """Send the records of every logger, other libraries' too, to standard error in the format of the settings."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(settings: Settings, process: Literal["server", "worker", "follower"]) -> None:
+    """Send everything that is logged to standard error in the format of the settings, other libraries' records too.
+
+    What a library would write to the console with a handler of its own comes here instead, and so do Python's warnings.
+    As JSON, what is printed comes here too, a record per line (loggers `stdout` and `stderr`); only what native code
+    writes past Python does not.
+    """
+    console = sys.stderr.console if isinstance(sys.stderr, _Printed) else sys.stderr
+    handler = logging.StreamHandler(console)
     handler.addFilter(_Context(process))
     handler.setFormatter(_json_formatter() if settings.log_format == "json" else _text_formatter())
     root = logging.getLogger()
@@ -41,6 +49,78 @@ def configure(settings: Settings, process: Literal["server", "worker"]) -> None:
     root.setLevel(settings.log_level.upper())
     # At every request it would say which URL it fetches, and those are the clients' own.
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    # Libraries attach their handlers and end propagation while they are imported: some before this, most after it.
+    logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign, assignment]
+    if settings.log_format == "json":
+        sys.stdout, sys.stderr = _Printed("stdout", logging.INFO, console), _Printed("stderr", logging.WARNING, console)
+
+
+_as_attached = logging.Logger.callHandlers
+
+
+def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """In place of `Logger.callHandlers`: the root's handlers stand for every other one that writes to the console."""
+    root = logging.getLogger()
+    handlers: dict[logging.Handler, None] = {}
+    diverted = False
+    at: logging.Logger | None = logger
+    while at is not None:
+        for handler in at.handlers:
+            theirs = at is not root and _writes_to_console(handler)
+            diverted |= theirs
+            handlers.update(dict.fromkeys(root.handlers if theirs else (handler,)))
+        at = at.parent if at.propagate else None
+    if not diverted:
+        _as_attached(logger, record)
+        return
+    for handler in handlers:
+        if record.levelno >= handler.level:
+            handler.handle(record)
+
+
+def _writes_to_console(handler: logging.Handler) -> bool:
+    consoles = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return isinstance(handler, logging.StreamHandler) and any(handler.stream is console for console in consoles)
+
+
+class _Printed(io.TextIOBase):
+    """A standard stream whose every line becomes a record. Of a progress bar, that is how it looked at its end.
+
+    Attributes:
+        console: Where the records go in the end.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, name: str, level: int, console: TextIO) -> None:
+        self.console = console
+        self._log = logging.getLogger(name)
+        self._level = level
+        self._mine = threading.local()
+
+    def write(self, text: str) -> int:
+        if getattr(self._mine, "logging", False):  # the record itself could not be written, and this says why
+            return self.console.write(text)
+        *lines, self._mine.text = (getattr(self._mine, "text", "") + text).split("\n")
+        self._mine.logging = True
+        try:
+            for line in lines:
+                if seen := line.rstrip("\r").rpartition("\r")[2].rstrip():
+                    self._log.log(self._level, "%s", seen)
+        finally:
+            self._mine.logging = False
+        return len(text)
+
+    def flush(self) -> None:
+        self.console.flush()
+
+    def fileno(self) -> int:
+        return self.console.fileno()
+
+    def writable(self) -> bool:
+        return True
 
 
 class _Context(logging.Filter):

@@ -206,7 +206,7 @@ def _world(settings: Settings) -> World:
     from cosmorama.world.follower import Follower
 
     followers = [
-        Follower(partial(load_model, settings, rank=rank), threads=settings.threads)
+        Follower(partial(_load_to_follow, settings, rank), threads=settings.threads)
         for rank in range(1, settings.parallel_processes)
     ]
     world = load_model(settings)
@@ -219,6 +219,12 @@ def _world(settings: Settings) -> World:
     from cosmorama.world.sequence_parallel import SequenceParallel
 
     return SequenceParallel(world, followers)
+
+
+def _load_to_follow(settings: Settings, rank: int) -> World:
+    """What the processes beside this one do first."""
+    logs.configure(settings, "follower")
+    return load_model(settings, rank)
 
 
 def load_model(settings: Settings, rank: int = 0) -> World:

@@ -279,7 +279,6 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """The follower's program; its arguments are the number of its end of the pipe, and its parent's process id."""
-    logging.basicConfig(level=os.environ.get("COSMORAMA_LOG_LEVEL", "info").upper())
     threading.Thread(target=_end_with, args=(int(sys.argv[2]),), daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         follow(Connection(int(sys.argv[1])))
