@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/world/test_generic.py
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/world/test_generic.py
 	$(BIN)/pytest tests/world/test_generic.py
 
 install: $(VENV)/.installed

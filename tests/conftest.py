@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cosmorama.world.cosmos_flow import CosmosFlowWorld
 from cosmorama.world.microcosm.loader import load_microcosm
 from tests.tiny import save_tiny
+
+# Tests run in two processes and start more: with more threads than cores, threads wait for each other. The variable is
+# for the processes that they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+LONGEST = (
+    "tests/faults",
+    "tests/api/test_process.py",
+    "tests/world/test_sequence_parallel.py",
+    "tests/world/test_quantization.py",
+    "tests/test_client.py",
+    "tests/microcosm",
+    "tests/api",
+    "tests/world",
+)
+"""What takes longest begins first: two processes that take a file at a time then end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((i for i, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,7 +30,7 @@ class Running:
         lines = httpx.get(f"{self.url}/v1/metrics", timeout=60).text.splitlines()
         return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
-    def wait_until(self, name: str, value: float, timeout_s: float = 60) -> None:
+    def wait_until(self, name: str, value: float, timeout_s: float = 240) -> None:
         deadline = time.monotonic() + timeout_s
         while self.metric(name) != value:
             assert time.monotonic() < deadline, f"{name} did not become {value}"

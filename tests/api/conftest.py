@@ -47,7 +47,7 @@ class Server:
         lines = self.client.get("/v1/metrics").text.splitlines()
         return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
-    def wait_until(self, name: str, value: float, timeout_s: float = 120) -> float:
+    def wait_until(self, name: str, value: float, timeout_s: float = 240) -> float:
         """Seconds until a metric has a value."""
         start = time.monotonic()
         while self.metric(name) != value:
@@ -65,7 +65,7 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(self.client.get("/v1/health/ready").text)
 
-    def wait_until_clean(self, timeout_s: float = 5) -> None:
+    def wait_until_clean(self, timeout_s: float = 60) -> None:
         """No clip is left on the disk, at the latest a moment after the last answer."""
         deadline = time.monotonic() + timeout_s
         while left := [path for path in self.state.rglob("clip*") if path.is_file()]:
@@ -89,7 +89,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {
         "COSMORAMA_PORT": str(port),
         "COSMORAMA_STATE_DIR": str(state),
-        "COSMORAMA_LEASE_S": "2",
         "COSMORAMA_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "COSMORAMA_MAX_INPUT_BYTES": str(MAX_INPUT_BYTES),
         "COSMORAMA_MAX_ACTIVE": str(MAX_ACTIVE),

@@ -18,13 +18,13 @@ from cosmorama.settings import Settings
 from tests.jobs.fake import REQUEST, FakeSupervisor
 from tests.serving import Running, running_server
 
-SHORT = GenerationRequest(prompt="a red ball", width=960, height=704, frames=9, steps=20, seed=1)
+SHORT = GenerationRequest(prompt="a red ball", width=960, height=704, frames=49, steps=20, seed=1)
 LONG = GenerationRequest(prompt="a red ball", width=960, height=704, frames=121, steps=50, seed=1)
 ACTIVE = "cosmorama_active_generations"
 
 
 def wait_until_drained(server: Running, client: httpx.Client) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while client.get("/v1/health/ready").status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -52,7 +52,8 @@ def test_health_answers_at_once_during_a_generation(server: Server) -> None:
 
 def test_client_that_leaves_frees_the_worker(server: Server) -> None:
     start = time.perf_counter()
-    assert server.infer(**LONG | {"steps": 1}).status_code == 200
+    answer = server.infer(**LONG | {"steps": 1})
+    assert answer.status_code == 200, answer.text
     one_step_s = time.perf_counter() - start
     leavers = [Leaver(server), Leaver(server)]
     server.wait_until(ACTIVE, 2)

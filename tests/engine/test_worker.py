@@ -96,7 +96,7 @@ async def cancelling_leaves_no_file(supervisor: Supervisor, folder: Path) -> Non
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await until(lambda: supervisor.active == 0, timeout_s=10)
+    await until(lambda: supervisor.active == 0, timeout_s=60)
     assert [path.name for path in folder.iterdir()] == ["clip"]
 
 
@@ -118,7 +118,7 @@ def test_worker_follows_a_server_that_is_killed() -> None:
     assert ended.returncode == -signal.SIGKILL
 
     async def follow() -> None:
-        await until(lambda: not worker.exists() or "Z" in (worker / "stat").read_text().split()[2], timeout_s=10)
+        await until(lambda: not worker.exists() or "Z" in (worker / "stat").read_text().split()[2], timeout_s=60)
 
     run(follow)
 

@@ -18,6 +18,8 @@ import pytest
 from cosmorama.jobs.database import Database
 from cosmorama.jobs.store import Store
 
+LEASE_S = 0.6
+
 
 @dataclass
 class Postgres:
@@ -85,10 +87,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
-    """A store in it, with leases of a fifth of a second."""
+    """A store in it, with short leases."""
     database = Database(database_url)
     database.create()
-    yield Store(database, lease_s=0.2)
+    yield Store(database, lease_s=LEASE_S)
     database.close()
 
 
@@ -101,4 +103,4 @@ def free_port() -> int:
 
 def pass_lease() -> None:
     """Wait until every lease of `store` has expired."""
-    time.sleep(0.25)
+    time.sleep(LEASE_S + 0.05)

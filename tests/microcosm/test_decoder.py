@@ -64,12 +64,12 @@ def test_a_run_taken_up_again_is_the_same_run(vae: VideoAutoencoder, tmp_path: P
         for steps in stops:
             torch.manual_seed(0)
             refiner = Refiner(4)
-            # A stop in the middle: the rate still falls over six steps.
-            plan = Plan(6, 1e-3, 0, tmp_path / f"{name}.pt")
+            # A stop in the middle: the rate still falls over four steps.
+            plan = Plan(4, 1e-3, 0, tmp_path / f"{name}.pt")
             train(refiner, draw, refiner_loss, plan, stop=steps)
         return refiner
 
-    whole, resumed = trained("whole", 6), trained("resumed", 3, 6)
+    whole, resumed = trained("whole", 4), trained("resumed", 2, 4)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     assert any(bool(parameter.any()) for parameter in whole.layers[-1].parameters())
@@ -81,7 +81,7 @@ def test_training_lowers_the_error(vae: VideoAutoencoder, tmp_path: Path) -> Non
     inputs, wanted = draw(np.random.default_rng(5))
     assert wanted.shape == (*inputs.shape[:2], 8 * inputs.shape[2], 8 * inputs.shape[3])
     before = float(upsampler_loss(upsampler, inputs, wanted))
-    train(upsampler, draw, upsampler_loss, Plan(20, 3e-3, 0, tmp_path / "upsampler.pt"))
+    train(upsampler, draw, upsampler_loss, Plan(8, 3e-3, 0, tmp_path / "upsampler.pt"))
     assert float(upsampler_loss(upsampler, inputs, wanted)) < before
 
 

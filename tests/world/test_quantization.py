@@ -35,6 +35,8 @@ from tests.world.test_memory import REQUEST, latents
 from tests.world.test_transfer25 import clip, rollout_of
 from tests.world.transfer_checkpoints import save_transfer
 
+pytest.importorskip("torchao", reason="needs the extra quantize")
+
 CLOSE = 0.01
 """Relative error of a clip's latents after two steps; 0.0015 to 0.0035 was measured."""
 WIDE = {"num_attention_heads": 4, "attention_head_dim": 64, "mlp_ratio": 4.0}

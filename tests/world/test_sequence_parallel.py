@@ -235,7 +235,7 @@ def test_a_server_starts_another_pair_when_one_process_dies(tmp_path: Path) -> N
                 if "follower" in str(child.cmdline())
             ]
             going = asyncio.create_task(supervisor.generate(long, output=tmp_path / "second"))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 while not supervisor.active:
                     await asyncio.sleep(0.01)
             follower.kill()
@@ -249,7 +249,7 @@ def test_a_server_starts_another_pair_when_one_process_dies(tmp_path: Path) -> N
             await supervisor.stop()
 
     async def ready(supervisor: Supervisor) -> None:
-        async with asyncio.timeout(140):
+        async with asyncio.timeout(240):
             while not supervisor.ready:
                 await asyncio.sleep(0.01)
 
@@ -265,8 +265,8 @@ def test_a_follower_ends_with_the_process_that_started_it_whatever_it_waits_for(
         "time.sleep(5)\n"
         "os._exit(0)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    stat, deadline = Path(f"/proc/{int(ended.stdout)}/stat"), time.monotonic() + 30
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=True)
+    stat, deadline = Path(f"/proc/{int(ended.stdout)}/stat"), time.monotonic() + 120
     while stat.exists() and stat.read_text().split()[2] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.05)

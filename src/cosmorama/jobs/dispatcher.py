@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from cosmorama.engine.scheduler import Candidate, admit
@@ -131,7 +132,7 @@ class Dispatcher:
         gone = JobError.of(CancelledError("the client that waited for it, or the server that it waited at, is gone"))
         late = JobError.of(DeadlineExceededError("the job was not finished by its deadline"))
         for end, error in (
-            (self._upkeep.end_abandoned, gone),
+            (partial(self._upkeep.end_abandoned, self._server), gone),
             (self._upkeep.end_overdue, late),
             (self._upkeep.end_cancelled, CANCELLED),
         ):

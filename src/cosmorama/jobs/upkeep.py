@@ -143,9 +143,11 @@ class Upkeep:
                     taken.append((Hold(row.id, server, row.attempts), error))
         return taken
 
-    def end_abandoned(self, error: JobError) -> list[str]:
-        """Cancel what nobody waits for any more."""
-        return self._end(jobs.c.waiter_until < self._database.now(), Finish("cancelled", error))
+    def end_abandoned(self, server: str, error: JobError) -> list[str]:
+        """Cancel what nobody waits for any more, as a server finds it."""
+        # Not what is waited for at this one: that it is late itself does not mean that its clients are gone.
+        gone = and_(jobs.c.waiter_until < self._database.now(), jobs.c.waiter != server)
+        return self._end(gone, Finish("cancelled", error))
 
     def end_cancelled(self, error: JobError) -> list[str]:
         """Cancel what went back into the queue before its holder had seen that it was to be cancelled."""
