@@ -70,6 +70,7 @@ class Client:
                 for server in servers:
                     self.want(1, long=True)
                     self.send(server)
+            time.sleep(0.02)
 
     def jobs(self, server: Running) -> list[dict[str, Any]]:
         """All that the server knows of."""
