@@ -18,7 +18,7 @@ from cosmorama.settings import Settings
 from tests.jobs.fake import REQUEST, FakeSupervisor
 from tests.serving import Running, running_server
 
-SHORT = GenerationRequest(prompt="a red ball", width=960, height=704, frames=49, steps=20, seed=1)
+SHORT = GenerationRequest(prompt="a red ball", width=960, height=704, frames=25, steps=20, seed=1)
 LONG = GenerationRequest(prompt="a red ball", width=960, height=704, frames=121, steps=50, seed=1)
 ACTIVE = "cosmorama_active_generations"
 
@@ -31,7 +31,7 @@ def wait_until_drained(server: Running, client: httpx.Client) -> None:
 
 
 def test_sigterm_lets_what_runs_finish_and_keeps_what_waits(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    one = {"COSMORAMA_MAX_ACTIVE": "1", "COSMORAMA_DRAIN_S": "120"}
+    one = {"COSMORAMA_MAX_ACTIVE": "1", "COSMORAMA_DRAIN_S": "600"}
     with (
         running_server(tiny_checkpoint, tmp_path, **one) as server,
         cosmorama.Client(server.url) as client,
