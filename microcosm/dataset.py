@@ -10,7 +10,9 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +42,7 @@ class Split:
 SPLITS: dict[str, Split] = {
     "images": Split(1_000_000, 34, 1000, 1),
     "clips": Split(2_000_000, 10, 32, CLIP_FRAMES),
-    "shorts": Split(3_000_000, 24, 64, 33),
+    "shorts": Split(3_000_000, 48, 64, 33),
     "heldout": Split(9_000_000, 1, 32, CLIP_FRAMES),
 }
 
@@ -67,9 +69,14 @@ def still_time(seed: int) -> float:
     return float(2.6 * np.random.default_rng((seed, 1)).random() ** 1.5)
 
 
+def shard_path(kind: str, number: int, folder: Path) -> Path:
+    """Where a shard's frames are; its labels lie beside it."""
+    return folder / f"{kind}-{number:04d}.npz"
+
+
 def write_shard(kind: str, number: int, folder: Path) -> None:
     """Render shard `number` of split `kind`, unless it is there."""
-    path, split = folder / f"{kind}-{number:04d}.npz", SPLITS[kind]
+    path, split = shard_path(kind, number, folder), SPLITS[kind]
     if path.exists():
         return
     first = split.first_seed + number * split.shots_per_shard
@@ -99,8 +106,24 @@ def scene_from_json(value: dict[str, Any]) -> Scene:
     return Scene(**{**value, "objects": tuple(SceneObject(**thing) for thing in value["objects"])})
 
 
-def _job(job: tuple[str, int, Path]) -> None:
-    write_shard(*job)
+def write_shards(kind: str, numbers: Sequence[int], folder: Path, processes: int) -> None:
+    """Render shards of a split, several at a time.
+
+    Raises:
+        BrokenProcessPool: a rendering process died, for the third time.
+    """
+    missing, attempts = list(numbers), 3
+    while missing:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            shards = {pool.submit(write_shard, kind, number, folder): number for number in missing}
+            try:
+                for shard in track(as_completed(shards), kind, total=len(shards)):
+                    shard.result()
+            except BrokenProcessPool:  # software rendering has crashed once in thousands of clips
+                attempts -= 1
+                if attempts == 0:
+                    raise
+        missing = [number for number in missing if not shard_path(kind, number, folder).exists()]
 
 
 def main(
@@ -112,10 +135,7 @@ def main(
     """Render the data sets."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
-        jobs = [(kind, number, folder) for number in range(shards or SPLITS[kind].shards)]
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for _ in track(pool.imap(_job, jobs), f"{kind}", total=len(jobs)):
-                pass
+        write_shards(kind, range(shards or SPLITS[kind].shards), folder, processes)
 
 
 if __name__ == "__main__":
