@@ -43,7 +43,7 @@ def save_cosmos3(
     pipeline = Cosmos3OmniPipeline(
         transformer=_transformer(transformer, edge=edge, actions=actions),
         text_tokenizer=byte_tokenizer(),
-        vae=_autoencoder(),
+        vae=wan_2_2_vae(),
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, **({"flow_shift": 10.0} | (scheduler or {}))
         ),
@@ -95,7 +95,8 @@ def _transformer(changes: dict[str, Any], *, edge: bool, actions: bool) -> Cosmo
     return transformer
 
 
-def _autoencoder() -> AutoencoderKLWan:
+def wan_2_2_vae() -> AutoencoderKLWan:
+    """A Wan 2.2 autoencoder."""
     return AutoencoderKLWan(
         base_dim=8,
         decoder_base_dim=8,

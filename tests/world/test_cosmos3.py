@@ -148,10 +148,11 @@ def test_a_flow_shift_replaces_karras_levels_which_diffusers_would_keep(
     [
         Savings(text_stream_once=False),
         Savings(encode_only_given_frames=False),
+        Savings(lean_convolutions=False),
         Savings(release_text_half=True),
         Savings(release_text_half=True, text_stream_once=False),
     ],
-    ids=["text at every evaluation", "padded clip", "released weights", "both"],
+    ids=["text at every evaluation", "padded clip", "usual convolutions", "released weights", "both"],
 )
 def test_no_saving_changes_the_numbers(checkpoint: Checkpoint, nano: Cosmos3World, savings: Savings) -> None:
     other = load_world(str(checkpoint("nano")[0]), device="cpu", savings=savings)

@@ -240,17 +240,19 @@ def test_requests_in_turns_do_not_touch_each_other(kind: str, checkpoint: Callab
 
 def test_wan_decodes_frame_by_frame_to_the_bit(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
     folder, pipeline = checkpoint("predict2.5")
-    autoencoder: Any = load_world(str(folder), device="cpu").parts.autoencoder  # type: ignore[attr-defined]
     latents = torch.randn(1, 16, 4, 6, 10)
-    with torch.inference_mode():
-        chunks = list(autoencoder.decode_pixels(latents))
-        mean, deviation = (
-            torch.tensor(values).view(1, 16, 1, 1, 1)
-            for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
-        )
-        whole = pipeline.vae.decode(latents * deviation + mean).sample
-    assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4, 4]
-    assert torch.equal(torch.cat(chunks, dim=2), whole)
+    mean, deviation = (
+        torch.tensor(values).view(1, 16, 1, 1, 1)
+        for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
+    )
+    for lean in (True, False):
+        world: Any = load_world(str(folder), device="cpu", savings=Savings(lean_convolutions=lean))
+        autoencoder = world.parts.autoencoder
+        with torch.inference_mode():
+            chunks = list(autoencoder.decode_pixels(latents))
+            whole = (autoencoder if lean else pipeline).vae.decode(latents * deviation + mean).sample
+        assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4, 4]
+        assert torch.equal(torch.cat(chunks, dim=2), whole)
 
 
 def test_bfloat16_stays_close_to_float32(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:

@@ -20,6 +20,8 @@ class Savings:
         encode_only_given_frames: Leave the frames that pad a clip out of the (causal) video encoder.
         text_stream_once: Run a prompt through Cosmos3's understanding half once, not at every evaluation.
         skip_idle_step: Leave out the last step of a schedule that ends with the same level twice.
+        lean_convolutions: Run the Wan tokenizers' convolutions on a CPU without padding, unfolding and rearranging
+            their input, and not at all on the zeros before a clip; see `causal_conv`.
         release_text_half: Drop the weights of Cosmos3 that only text runs through (about half of them) once a prompt is
             read, and read them from the checkpoint again for the next one: memory for time.
     """
@@ -31,6 +33,7 @@ class Savings:
     encode_only_given_frames: bool = True
     skip_idle_step: bool = True
     text_stream_once: bool = True
+    lean_convolutions: bool = True
     release_text_half: bool = False
 
 

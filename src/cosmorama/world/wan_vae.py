@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, u
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from cosmorama.world.causal_conv import lighten
 from cosmorama.world.checkpoint import ON_CPU, LoadOptions, load_module
 from cosmorama.world.pixels import to_frames
 from cosmorama.world.vae_tiles import fill_in_tiles
@@ -44,7 +45,10 @@ class WanAutoencoder:
         Raises:
             ModelNotFoundError: the weights do not fit the config.
         """
-        return cls(load_module(AutoencoderKLWan, folder, options))
+        vae = load_module(AutoencoderKLWan, folder, options)
+        if options.savings.lean_convolutions and vae.device.type == "cpu":
+            lighten(vae)
+        return cls(vae)
 
     def tiled(self, tile: int) -> Self:
         """The same tokenizer working in tiles of `tile` pixels a side, with diffusers' blending; 0: in one piece.
