@@ -60,13 +60,16 @@ class Guardrail:
         return frames
 
 
-def save_predict(kind: str, folder: Path, *, text_width: int = 32, **transformer: Any) -> Any:
+def save_predict(
+    kind: str, folder: Path, *, text_width: int = 32, wan: dict[str, Any] | None = None, **transformer: Any
+) -> Any:
     """Write a checkpoint of a kind in `PIPELINES` into `folder`.
 
     Args:
         kind: Which one.
         folder: Where to.
         text_width: How wide the text is that the transformer's blocks read.
+        wan: Changes to the small config of Wan's tokenizer.
         transformer: Changes to the transformer's small config.
 
     Returns:
@@ -76,7 +79,7 @@ def save_predict(kind: str, folder: Path, *, text_width: int = 32, **transformer
     encoder, tokenizer = qwen() if kind == "predict2.5" else _t5(text_width)
     parts = {
         "transformer": _transformer(kind, {"text_embed_dim": text_width, **transformer}),
-        "vae": _cosmos_vae() if kind.startswith("predict1") else wan_vae(),
+        "vae": _cosmos_vae() if kind.startswith("predict1") else wan_vae(**wan or {}),
         "text_encoder": encoder,
         "tokenizer": tokenizer,
         "scheduler": scheduler_of(kind),
@@ -129,11 +132,10 @@ def _transformer(kind: str, changes: dict[str, Any]) -> CosmosTransformer3DModel
     return transformer.eval()
 
 
-def wan_vae() -> AutoencoderKLWan:
-    """A Wan 2.1 autoencoder."""
-    return AutoencoderKLWan(
-        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-    ).eval()
+def wan_vae(**changes: Any) -> AutoencoderKLWan:
+    """A Wan 2.1 autoencoder, small but for `changes` to its config."""
+    small = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    return AutoencoderKLWan(z_dim=16, temperal_downsample=[False, True, True], **small | changes).eval()
 
 
 def _cosmos_vae() -> AutoencoderKLCosmos:
