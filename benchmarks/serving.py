@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from tests import serving
 
@@ -68,6 +69,13 @@ class Server:
         """CPU time of the answering process so far, without the worker's (Linux)."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def work_s(self) -> float:
+        """Seconds of work in all stages of the generations that were finished so far."""
+        name = "cosmorama_stage_seconds_sum{"
+        with urlopen(f"http://127.0.0.1:{self.port}/v1/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
     def resident_mb(self) -> dict[str, float]:
         """Resident memory of the answering process and of the worker (Linux)."""

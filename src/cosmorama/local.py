@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
@@ -80,7 +79,7 @@ class Model:
             engine.submit("local", request, output=output, on_progress=on_progress)
             while engine.pending:
                 if not engine.step():
-                    time.sleep(0.005)
+                    engine.wait()
             ((_, result),) = engine.finished()
         finally:
             engine.close()

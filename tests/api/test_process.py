@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from statistics import median
 
 import httpx
@@ -31,6 +32,24 @@ class Leaver:
 
     def leave(self) -> None:
         self._socket.close()
+
+
+def test_headers_that_do_not_end_are_refused(server: Server) -> None:
+    url = server.client.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as endless:
+        endless.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        sent = 0
+        try:
+            while sent < 10_000_000:
+                endless.sendall(b"a" * 65_536)
+                sent += 65_536
+            answered = b""
+        except OSError:  # it does not read on
+            answered = b"refused"
+        with suppress(OSError):
+            answered += endless.recv(100)
+    assert answered.startswith((b"refused", b"HTTP/1.1 400"))
+    assert server.client.get("/v1/health/live").status_code == 200
 
 
 def test_health_answers_at_once_during_a_generation(server: Server) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +16,10 @@ from PIL import Image
 
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.errors import CancelledError, CosmoramaError, InvalidRequestError, MediaError, WorkerError
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling
 from cosmorama.world.cosmos_flow import CosmosFlowWorld
 
@@ -35,8 +38,8 @@ def run(engine: Engine) -> dict[str, Outcome | CosmoramaError]:
     deadline = time.monotonic() + 240  # only against going on for ever
     while engine.pending:
         assert time.monotonic() < deadline
-        if not engine.step():
-            time.sleep(0.002)
+        if not engine.step() and engine.pending:
+            engine.wait()
         results.update(engine.finished())
     return results
 
@@ -68,6 +71,32 @@ def test_a_request_alone_and_among_others_gives_the_same_bytes(engine: Engine, t
     assert all(isinstance(result, Outcome) for result in results.values())
     assert digest(tmp_path / "again.mp4") == digest(tmp_path / "alone.mp4")
     assert digest(tmp_path / "other.mp4") != digest(tmp_path / "alone.mp4")
+
+
+def test_waiting_ends_with_the_inputs_or_with_a_command(tiny_world: CosmosFlowWorld, tmp_path: Path) -> None:
+    told = threading.Event()
+
+    class Slow(Preparer):
+        def __call__(self, request: GenerationRequest, capabilities: Capabilities) -> PreparedRequest:
+            assert told.wait(60)
+            return super().__call__(request, capabilities)
+
+    engine = Engine(tiny_world, Slow())
+    commands, commander = multiprocessing.Pipe(duplex=False)
+    try:
+        for name in ("a", "b"):  # the second time too
+            told.clear()
+            engine.submit(name, replace(REQUEST, frames=1, steps=1), output=tmp_path / f"{name}.mp4")
+            assert not engine.step()
+            commander.send("look here")
+            engine.wait(commands)  # nothing is prepared yet
+            assert commands.recv() == "look here"
+            assert not engine.step()
+            threading.Timer(0.05, told.set).start()
+            assert isinstance(run(engine)[name], Outcome)
+    finally:
+        told.set()
+        engine.close()
 
 
 def test_short_and_urgent_work_overtakes_long_work_between_its_steps(engine: Engine, tmp_path: Path) -> None:

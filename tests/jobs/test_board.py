@@ -79,3 +79,15 @@ def test_what_happens_while_the_store_is_read_is_not_forgotten() -> None:
     assert not board.suspect("a")
     read(board, replace(as_read[0], suspect=True))
     assert board.suspect("a")
+
+
+def test_reading_again_lets_jobs_in_and_out_at_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosmorama.jobs.board.SORTING_SHARE", 1e-9)  # sorted once, and not again
+    board = Board()
+    read(board, *(stored(name, age_s=age) for name, age in (("a", 50), ("c", 30), ("e", 10))))
+    assert [known.id for known, _ in board.in_order()] == ["a", "c", "e"]
+    read(board, *(stored(name, age_s=age) for name, age in (("b", 40), ("c", 30), ("d", 20), ("e", 10))))
+    assert [known.id for known, _ in board.in_order()] == ["b", "c", "d", "e"]
+    assert [board.standings([name])[name].position for name in "bcde"] == [1, 2, 3, 4]
+    board.ended(job("c"), "succeeded", None)
+    assert board.standings("bcde") == {"b": Standing(1, None), "d": Standing(2, None), "e": Standing(3, None)}

@@ -68,6 +68,8 @@ def serve(settings: Settings) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        # The other parser that is used where it is installed lets headers grow without limit.
+        http="h11",
         log_config=None,
         access_log=False,  # health probes would drown everything else
         timeout_graceful_shutdown=5,  # what is in flight now goes back to the queue, or its client has left

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 from cosmorama.engine.embeddings import EmbeddingCache, Reader
@@ -74,6 +77,8 @@ class Engine:
         self._finished: list[tuple[str, Outcome | CosmoramaError]] = []
         self._embeddings = EmbeddingCache(world.encode_text)
         self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prepare")
+        self._prepared, self._tell = multiprocessing.Pipe(duplex=False)
+        self._told = False
 
     @property
     def pending(self) -> int:
@@ -137,11 +142,20 @@ class Engine:
         by_name = {job.name: job for job in self._active}
         return any(self._advance(by_name[next_.name]) for next_ in order(map(self._candidate, self._active)))
 
+    def wait(self, *others: Connection) -> None:
+        """After a step that could advance nothing: return once inputs are prepared, or one of `others` can be read."""
+        wait_for_any([self._prepared, *others])
+        while self._prepared.poll():
+            self._prepared.recv_bytes()
+        self._told = False  # last: of what was prepared just before, the next step takes notice anyway
+
     def close(self) -> None:
         """Give up what is in flight and release threads and half-written files."""
         for job in (*self._waiting, *self._active):
             self._finish(job, CancelledError("the engine was closed"))
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._tell.close()
+        self._prepared.close()
 
     def _activate(self) -> None:
         for job in [job for job in (*self._active, *self._waiting) if job.cancelled]:
@@ -156,6 +170,14 @@ class Engine:
             self._active.append(job)
             self._report(job, Progress("prepare"))
             job.preparing = self._threads.submit(self._prepare, job)
+            job.preparing.add_done_callback(self._wake)
+
+    def _wake(self, preparing: Future[PreparedRequest]) -> None:
+        # Not for every request: where nobody waits, nobody empties the pipe.
+        if not self._told:
+            self._told = True
+            with suppress(OSError):  # closed meanwhile
+                self._tell.send_bytes(b"\0")
 
     def _candidate(self, job: _Job) -> Candidate:
         remaining_s = self._estimator.remaining_s(job.request, job.progress)

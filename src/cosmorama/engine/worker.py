@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WAIT_FOR_INPUTS_S = 0.01
-"""How long to leave the engine alone when all it holds is waiting for its media to be fetched."""
-
 
 @dataclass(frozen=True, slots=True)
 class Submit:
@@ -160,7 +157,7 @@ def serve_once(engine: Engine, connection: Connection) -> bool:
     for job, result in engine.finished():
         connection.send(Finished(job, result))
     if not advanced and engine.pending:
-        connection.poll(WAIT_FOR_INPUTS_S)
+        engine.wait(connection)
     return True
 
 

@@ -81,7 +81,7 @@ class Board(Observer):
             elif news.state == "running" or job_id not in self._jobs:
                 self._jobs[job_id] = news
         self._requests = {job_id: known[job_id] for job_id in self._jobs}
-        self._sorted_until = float("-inf")
+        self._enter_and_leave()
         self.seen_at = time.monotonic()
 
     def add(self, job: Job) -> None:
@@ -91,8 +91,7 @@ class Board(Observer):
         arrived = Unfinished(job.id, job.state, job.priority, job.created_at, job.progress)
         self._news[job.id] = self._jobs[job.id] = arrived
         self._requests[job.id] = job.request
-        candidate = self._ranked[job.id] = self._candidate(arrived)
-        insort(self._sorted, candidate, key=rank)
+        self._enter(arrived)
 
     def claimed(self, job_id: str) -> None:
         """A job was claimed here."""
@@ -160,6 +159,19 @@ class Board(Observer):
             self._ranked = {candidate.name: candidate for candidate in self._sorted}
             end = time.monotonic()
             self._sorted_until = end + (end - start) / SORTING_SHARE
+
+    def _enter_and_leave(self) -> None:
+        """Bring the sorted queue up to who is in it; how far they are is seen when it is next sorted."""
+        if gone := self._ranked.keys() - self._jobs.keys():
+            self._sorted = [candidate for candidate in self._sorted if candidate.name not in gone]
+            for job_id in gone:
+                del self._ranked[job_id]
+        for job in [job for job in self._jobs.values() if job.id not in self._ranked]:
+            self._enter(job)
+
+    def _enter(self, job: Unfinished) -> None:
+        candidate = self._ranked[job.id] = self._candidate(job)
+        insort(self._sorted, candidate, key=rank)
 
     def _place(self, job_id: str) -> int:
         """Where a job is in the sorted queue, without searching all of it: that would be done at every acceptance."""

@@ -13,8 +13,8 @@ from cosmorama.jobs.record import Job
 from cosmorama.jobs.runner import Running
 from cosmorama.jobs.upkeep import Upkeep
 
-BOARD_AGE_S = 0.5
-"""How old the board may be for those who ask where a job stands."""
+BOARD_AGE_S = 1.5
+"""How old the board may be for those who ask where a job stands. The dispatcher reads it anew every second anyway."""
 
 
 class Lookout:
