@@ -1,10 +1,10 @@
 """Cosmos models in Cosmorama's engine and in diffusers' own pipelines: the same weights, requests and seeds, on a CPU.
 
 The checkpoints are of real architecture with random weights, a quarter as wide as the published 2B models: the network
-512 (8 blocks), the video tokenizer 24; text is 1024 wide. Both sides run in one process in turns, and CPU time is taken,
-so that what else the machine does touches both alike. The loop's time is per evaluation of the network: diffusers
-evaluates Predict2 once more than its result depends on, and that would flatter a comparison of few steps. Whole requests
-count everything, as a user would.
+512 (8 blocks), the video tokenizer 24; text is 1024 wide. Both sides run in one process in turns, and CPU time is
+taken, so that what else the machine does touches both alike. The loop's time is per evaluation of the network:
+diffusers evaluates Predict2 once more than its result depends on, and that would flatter a comparison of few steps.
+Whole requests count everything, as a user would.
 
     python -m benchmarks.vs_diffusers --json            about ten minutes on two cores
     python -m benchmarks.vs_diffusers --case 880        the smallest size alone
