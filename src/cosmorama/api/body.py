@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 import pydantic_core
 from annotated_types import Ge, Gt, Le, Lt
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -38,6 +38,8 @@ class DialectBody(WireModel):
     """Base of the whole body of a wire format, so that an error can say which other format has an unknown field."""
 
     dialect: ClassVar[str]
+
+    model: str | None = Field(None, description="Of several models, the one to use; null: the default one.")
 
 
 class WireError(BodyError):

@@ -71,7 +71,6 @@ class VideoBody(DialectBody):
     dialect: ClassVar[str] = NAME
 
     prompt: str = Field(min_length=1)
-    model: str | None = Field(None, description="The model that is loaded, or null.")
     seconds: str = Field(DEFAULT_SECONDS, description="Length of the clip; a number is taken too.")
     size: str = Field(DEFAULT_SIZE, description="Width x height in pixels, both even.")
     input_reference: Reference | None = Field(None, description="A picture to start from, or a clip to continue.")

@@ -93,6 +93,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
             quality=settings.video_quality if output.quality is None else output.quality,
         ),
         fit=settings.size_policy == "fit",
+        model=wire.model,
         left_open=tuple(_left_open(body)),
     )
 
