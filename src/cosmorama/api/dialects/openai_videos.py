@@ -42,7 +42,7 @@ DEFAULT_SIZE = "720x1280"
 DEFAULT_FPS = 24.0
 REMIXED_FROM = "remixed_from_video_id"
 """The label of a job that is a remix."""
-WIRE_NAMES = {"frames": "seconds", "image": "input_reference", "video": "input_reference"}
+WIRE_NAMES = {"frames": "frames (seconds x fps)", "image": "input_reference", "video": "input_reference"}
 _CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
 _STATUS: dict[State, str] = {
     "queued": "queued",
@@ -80,7 +80,7 @@ class VideoBody(DialectBody):
     steps: int = 35
     guidance_scale: float = 7.0
     fps: float = DEFAULT_FPS
-    frames: int | None = Field(None, description="Instead of seconds.")
+    frames: int | None = Field(None, ge=1, description="Instead of seconds.")
     solver: Solver | None = None
     guidance_rescale: float = 0.0
     conditioning_frames: int | None = None
