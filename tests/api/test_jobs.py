@@ -348,7 +348,8 @@ def test_a_deadline_out_of_range_is_told_the_range(wrong: object, tmp_path: Path
             answer = await server.client.post("/v1/jobs", json={"prompt": "a ball", "deadline_s": wrong})
             assert answer.status_code == 422
             assert answer.json()["error"]["message"] == (
-                f"deadline_s: {wrong!r} is not accepted; expected a number of seconds, more than 0 and at most 1000000000"
+                f"deadline_s: {wrong!r} is not accepted; "
+                "expected a number of seconds, more than 0 and at most 1000000000"
             )
 
     run(test)
