@@ -21,6 +21,7 @@ from cosmorama.api.clips import ClipFile
 from cosmorama.api.dialects.base import Dialect
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.fitting import FPS
 from cosmorama.jobs.record import Job, State
 from cosmorama.media.sniff import sniff
 from cosmorama.media.write import mime_type
@@ -79,7 +80,7 @@ class VideoBody(DialectBody):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     steps: int = 35
     guidance_scale: float = 7.0
-    fps: float = DEFAULT_FPS
+    fps: float = Field(DEFAULT_FPS, ge=FPS.low, le=FPS.high)
     frames: int | None = Field(None, ge=1, description="Instead of seconds.")
     solver: Solver | None = None
     guidance_rescale: float = 0.0
