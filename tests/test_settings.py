@@ -8,6 +8,7 @@ import pytest
 from pydantic import AliasChoices, ValidationError
 
 from cosmorama.settings import Settings
+from cosmorama.upstream import WITHOUT_EFFECT
 
 PAGE = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
 
@@ -24,6 +25,11 @@ def test_every_setting_is_documented(name: str) -> None:
     assert all(f"`{choice}`" in rows[0] for choice in upstream)
     if isinstance(field.default, (bool, int, str)):
         assert f"| {str(field.default).lower()} |" in rows[0]
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_every_upstream_name_without_effect_is_documented(name: str) -> None:
+    assert PAGE.count(f"| `{name}` |") == 1
 
 
 def test_tiles_are_of_a_side_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

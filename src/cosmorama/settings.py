@@ -66,6 +66,14 @@ class Settings(BaseSettings):
     """Of several models, at most so many bytes are kept loaded at a time; None: no limit."""
     model_idle_s: float | None = Field(None, gt=0)
     """Of several models, one that was not used for so long is unloaded; None: never."""
+    cache_path: Path | None = Field(None, validation_alias=_names("CACHE_PATH", "CACHE_PATH"))
+    """Folder in which models from the Hugging Face hub are kept; None: the hub library's own, as `HF_HOME` says."""
+    disable_model_download: bool = Field(
+        False, validation_alias=_names("DISABLE_MODEL_DOWNLOAD", "DISABLE_MODEL_DOWNLOAD")
+    )
+    """True: models from the hub are taken from that folder only."""
+    warmup: bool = Field(False, validation_alias=_names("WARMUP", "ENABLE_WARMUP"))
+    """Whether a worker makes one small clip before it is ready."""
     dtype: DType = Field("auto", validation_alias=_names("DTYPE", "PRECISION"))
     """Of the weights; auto: as they are stored."""
     offload: Literal["none", "model", "layer"] = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))

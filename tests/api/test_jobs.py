@@ -271,6 +271,14 @@ def test_content_in_parts(store: str, tmp_path: Path) -> None:
             beyond = await part(f"{size}-")
             assert beyond.status_code == 416
             assert beyond.headers["content-range"].endswith(f"*/{size}")
+            assert beyond.json()["error"]["message"].startswith(f"the clip has {size} bytes")
+            # What is no range of bytes is no error either (RFC 9110, section 14.2).
+            for asked in ("9-3", "x-y", "-", ""):
+                assert (await part(asked)).content == clip
+            other = await server.client.get(url, headers={"Range": "items=0-1"})
+            assert (other.status_code, other.content) == (200, clip)
+            head = await server.client.head(url)
+            assert (head.status_code, head.headers["content-length"]) == (200, str(size))
             # A part of something that has changed since is no part of this.
             answer = await server.client.get(url, headers={"Range": "bytes=2-6", "If-Range": '"another"'})
             assert (answer.status_code, answer.content) == (200, clip)
@@ -329,6 +337,20 @@ def test_a_full_queue_answers_with_a_place_and_a_time(tmp_path: Path) -> None:
             assert "number 3" in refused.json()["error"]["message"]
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             assert len((await server.client.get("/v1/jobs")).json()["data"]) == 4
+
+    run(test)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1e300, "soon", True])
+def test_a_deadline_out_of_range_is_told_the_range(wrong: object, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            answer = await server.client.post("/v1/jobs", json={"prompt": "a ball", "deadline_s": wrong})
+            assert answer.status_code == 422
+            assert answer.json()["error"]["message"] == (
+                f"deadline_s: {wrong!r} is not accepted; "
+                "expected a number of seconds, more than 0 and at most 1000000000"
+            )
 
     run(test)
 

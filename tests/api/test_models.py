@@ -48,6 +48,26 @@ def test_each_job_is_made_by_the_model_it_names(server: Running) -> None:
     assert log.count("loading the model second") >= 1
 
 
+def test_every_wire_format_names_a_model(server: Running) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "predict1": {"prompt": "a ball", "video_params": {"width": 960, "height": 704, "frames_count": 1}, "steps": 1},
+        "predict25": {"prompt": "a ball", "resolution": "256", "num_output_frames": 1, "steps": 1},
+        "generator1": {"prompt": "a ball", "resolution": "256", "num_output_frames": 25, "fps": 24, "steps": 1},
+        "cosmos3": {"model_mode": "text2video", "prompt": "a ball", "resolution": "256", "num_inference_steps": 1},
+        "openai": {"dialect": "openai", "prompt": "a ball", "frames": 1, "steps": 1},
+        "cosmorama": {"dialect": "cosmorama", "prompt": "a ball", "fps": 24, **SMALL},
+    }
+    with httpx.Client(base_url=server.url, timeout=300) as http:
+        for name, body in bodies.items():
+            job = http.post("/v1/jobs", json={**body, "model": "second"})
+            assert (job.status_code, job.json().get("model")) == (202, "second"), (name, job.text)
+            http.delete(f"/v1/jobs/{job.json()['id']}")
+            unknown = http.post("/v1/jobs", json={**body, "model": "third"})
+            assert unknown.status_code == 404, unknown.text
+            assert "first, second" in unknown.json()["error"]["message"]
+        assert http.post("/v1/infer", json={**bodies["predict1"], "model": "second"}).status_code == 200
+
+
 def test_the_models_are_listed_and_told_apart(server: Running) -> None:
     with httpx.Client(base_url=server.url, timeout=300) as http, cosmorama.Client(server.url) as client:
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["first", "second"]

@@ -98,6 +98,55 @@ def test_wrong_type(field: str, value: Any, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("steps", "35", "a valid integer: 1 to 50"),
+        ("seed", 1.5, "a valid integer: 0 to 4294967295; null draws one"),
+        ("guidance_scale", "7", "a valid number: 1 to 10"),
+        ("image", 5, "a valid string: URL, data URL or base64 of a picture to start from"),
+        ("video_params", [704, 1280], "an object with height, width, frames_count, frames_per_sec"),
+        ("video_params.frames_per_sec", "24", "a valid number: 12 to 40"),
+        ("output", "mp4", "an object with container, codec, quality"),
+        ("guidance_interval", [0.1, 0.2, 0.3], "at most 2 entries"),
+    ],
+)
+def test_a_wrong_type_is_told_what_is_accepted(field: str, value: Any, expected: str, server: Server) -> None:
+    assert (
+        message_of(server.infer(**with_field(field, value)))
+        == f"{field}: {value!r} is not accepted; expected {expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            {"model_mode": "text2video", "prompt": "x" * 20_001},
+            "(20003 characters) is not accepted; expected at most 20000",
+        ),
+        ({"prompt": "a", "resolution": 720}, "720 is not accepted; expected a valid string: Tier 256, 480, 512 or 720"),
+        ({"resolution": "720"}, "prompt: Field required; a text"),
+        ({"prompt": "a", "edge": {}}, "video: Field required; a text: URL, data URL or base64 of the clip to follow"),
+        (
+            {"prompt": "a", "resolution": "720", "steps": "2"},
+            "'2' is not accepted; expected a valid integer: from 1 to 50",
+        ),
+        ({"model_mode": "text2video", "prompt": "a", "flow_shift": 0}, "0 is not accepted; expected a number above 0"),
+    ],
+)
+def test_every_wire_format_says_what_is_accepted(body: dict[str, Any], expected: str, server: Server) -> None:
+    answer = server.client.post("/v1/infer", json=body)
+    assert answer.status_code == 422
+    assert expected in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/health/live", "/v1/health/ready"])
+def test_probes_may_ask_for_the_head_alone(path: str, server: Server) -> None:
+    answer = server.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
     ("body", "unknown", "suggested"),
     [
         ({"guidence_scale": 7}, "'guidence_scale'", "'guidance_scale'"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
 from cosmorama.settings import Settings
+from tests.serving import running_server
 
 
 def test_our_name_wins_over_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +30,9 @@ def test_our_name_wins_over_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NIM_PROMPT_UPSAMPLING_MAX_TOKENS", "99", "prompt_upsampling_max_tokens", 99),
         ("NIM_MODEL_PATH", "/models/mine", "model", "/models/mine"),
         ("NIM_LOG_LEVEL", "TRACE", "log_level", "debug"),
+        ("NIM_CACHE_PATH", "/cache", "cache_path", Path("/cache")),
+        ("NIM_DISABLE_MODEL_DOWNLOAD", "1", "disable_model_download", True),
+        ("NIM_ENABLE_WARMUP", "true", "warmup", True),
         ("NIM_TRITON_REQUEST_TIMEOUT", "90000000", "request_timeout_s", 90),
         ("COSMORAMA_THREADS", "", "threads", None),
     ],
@@ -57,3 +63,20 @@ def test_secrets_do_not_show_and_travel_to_the_worker(monkeypatch: pytest.Monkey
 def test_an_endpoint_needs_a_model_name() -> None:
     with pytest.raises(ValidationError, match="captioning_model"):
         Settings(captioning_endpoint_url="http://localhost:1/v1")
+
+
+def test_a_server_warms_up_and_tells_what_has_no_effect(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    upstream = {
+        "NIM_ENABLE_WARMUP": "1",
+        "NIM_MODEL_PROFILE": "a-profile",
+        "NIM_PERF_PROFILE": "latency",
+        "NIM_ENABLE_TEXT_GUARDRAILS": "1",
+        "NIM_ENABLE_VIDEO_GUARDRAILS": "0",
+    }
+    with running_server(tiny_checkpoint, tmp_path, **upstream) as server:
+        log = server.log.read_text()
+        assert httpx.get(f"{server.url}/v1/jobs", timeout=60).json()["data"] == []
+    assert log.count("warmed up in") == 1
+    for name in ("NIM_MODEL_PROFILE=a-profile", "NIM_PERF_PROFILE=latency", "NIM_ENABLE_TEXT_GUARDRAILS=1"):
+        assert log.count(f"{name} has no effect: ") == 1
+    assert "NIM_ENABLE_VIDEO_GUARDRAILS" not in log  # off is what it is

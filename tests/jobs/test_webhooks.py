@@ -231,6 +231,8 @@ def test_what_can_never_be_delivered_to_is_refused_at_once(tmp_path: Path) -> No
             "http://",
             "http://me:secret@example.com/",
             "http://[::1",
+            "http://[",
+            "http://example.com:99999/",
             "http://example.com/" + "a" * 2048,
         ):
             with pytest.raises(InvalidRequestError, match="webhook_url"):

@@ -13,7 +13,9 @@ from unittest import mock
 import pytest
 import torch
 
+from cosmorama.engine.worker import load_model
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.settings import Settings
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import PIPELINES, save_predict
 
@@ -125,6 +127,20 @@ def test_an_id_that_the_hub_does_not_give_is_refused() -> None:
         pytest.raises(ModelNotFoundError, match="no such repository"),
     ):
         load_world("nobody/nothing")
+
+
+def test_a_model_of_the_hub_is_taken_from_the_cache_folder_without_a_download(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "models--tiny--cosmos"
+    shutil.copytree(folder, kept / "snapshots" / "0123")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123")
+    monkeypatch.setenv("NIM_CACHE_PATH", str(tmp_path))
+    monkeypatch.setenv("NIM_DISABLE_MODEL_DOWNLOAD", "1")
+    assert load_model(Settings(model="tiny/cosmos")).capabilities.family == "predict2"
+    with pytest.raises(ModelNotFoundError, match=f"no copy of it in {tmp_path}, and downloads .* are switched off"):
+        load_model(Settings(model="tiny/another"))
 
 
 def test_knowing_the_models_does_not_import_torch() -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 import pydantic_core
 from annotated_types import Ge, Gt, Le, Lt
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -25,6 +25,8 @@ _SHORTEST_PART = 4
 _LONGEST_NAME = 64
 """Characters of an unknown field's name that are looked at; likeness costs time that grows with their square."""
 _MOST_MESSAGES = 16
+_WRONG_TYPE = ("int_type", "int_from_float", "int_parsing", "float_type", "float_parsing", "string_type", "bool_type")
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -39,11 +41,18 @@ class DialectBody(WireModel):
 
     dialect: ClassVar[str]
 
+    model: str | None = Field(None, description="Of several models, the one to use; null: the default one.")
+
 
 class WireError(BodyError):
-    """A body that is not what its wire format says (HTTP 422)."""
+    """A body that is not what its wire format says (HTTP 422).
 
-    def __init__(self, messages: Iterable[str]) -> None:
+    Attributes:
+        field: The first field that is wrong, as a path such as `video_params.width`.
+    """
+
+    def __init__(self, field: str, messages: Iterable[str]) -> None:
+        self.field = field
         super().__init__("; ".join(dict.fromkeys(messages)))
 
 
@@ -107,7 +116,7 @@ def wire_error(error: ValidationError, model: type[BaseModel]) -> WireError:
     messages = [_message(details, model) for details in found[:_MOST_MESSAGES]]
     if len(found) > _MOST_MESSAGES:
         messages.append(f"and {len(found) - _MOST_MESSAGES} more")
-    return WireError(messages)
+    return WireError(_path(found[0]), messages)
 
 
 async def read_bytes(request: Request, limit: int) -> bytearray:
@@ -155,22 +164,50 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> Mapping[str, str]:
 
 
 def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in details["loc"])
+    where = _path(details)
     kind = details["type"]
     if kind == "extra_forbidden":
         return _unknown_field(details["loc"], model)
-    if kind == "missing":
-        field = _field_at(details["loc"], model)
-        return f"{where}: Field required" + (f"; {_accepted(field)}" if field and _choices(field) else "")
-    if kind in ("too_long", "too_short", "string_too_long", "string_too_short"):
-        return f"{where}: {details['msg']}"
     if not where:
         return "the body must be a JSON object"
     field = _field_at(details["loc"], model)
-    accepted = details["msg"].removeprefix("Input should be ")
-    if kind in _OUT_OF_RANGE and field is not None:
-        accepted = _accepted(field)
-    return str(Problem(where, details["input"], accepted))
+    if kind == "missing":
+        return f"{where}: Field required" + (f"; {_accepted(field)}" if field else "")
+    return str(Problem(where, details["input"], _expected(details, field)))
+
+
+def _path(details: ErrorDetails) -> str:
+    return ".".join(str(part) for part in details["loc"])
+
+
+def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
+    """What a field takes instead of what pydantic says is wrong with it."""
+    kind, limits = details["type"], details.get("ctx", {})
+    said = details["msg"].removeprefix("Input should be ")
+    match kind:
+        case "string_too_long":
+            return f"at most {limits['max_length']} characters"
+        case "string_too_short":
+            return f"at least {_counted(limits['min_length'], 'character')}"
+        case "too_long":
+            return f"at most {_counted(limits['max_length'], 'entry', 'entries')}"
+        case "too_short":
+            return f"at least {_counted(limits['min_length'], 'entry', 'entries')}"
+    if field is None:
+        return said
+    if kind in _OUT_OF_RANGE:
+        return _accepted(field)
+    if kind in _NO_OBJECT and (inner := _inner(field)) is not None:
+        return f"an object with {', '.join(inner.model_fields)}"
+    if kind in _WRONG_TYPE:
+        # A number's range and a text's meaning help who has sent the wrong type too.
+        limit = _limits(field) or (field.description or "").rstrip(".")
+        return f"{said}{': ' if limit else ''}{limit}"
+    return said
+
+
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _unknown_field(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
@@ -202,15 +239,26 @@ def _read_as(model: type[BaseModel]) -> str:
 
 
 def _accepted(field: FieldInfo) -> str:
-    """The range or the choices of a field in words."""
+    """The range, the choices or the meaning of a field in words."""
     if choices := _choices(field):
         return f"one of {', '.join(choices)}"
+    types = set(_types(field.annotation))
+    kind = "an integer" if int in types else "a number" if float in types else "a text" if str in types else "a value"
+    if limits := _limits(field):
+        return f"{kind} {limits}"
+    return f"{kind}: {field.description.rstrip('.')}" if field.description else kind
+
+
+def _limits(field: FieldInfo) -> str:
+    """The range of a number in words, empty where there is none."""
     low = next((str(m.ge if isinstance(m, Ge) else m.gt) for m in field.metadata if isinstance(m, (Ge, Gt))), None)
     high = next((str(m.le if isinstance(m, Le) else m.lt) for m in field.metadata if isinstance(m, (Le, Lt))), None)
-    kind = "an integer" if int in _types(field.annotation) else "a number"
+    above = any(isinstance(m, Gt) for m in field.metadata)
     if low is not None and high is not None:
-        return f"{kind} from {low} to {high}"
-    return f"{kind} of at least {low}" if high is None else f"{kind} of at most {high}"
+        return f"from {low} to {high}"
+    if low is not None:
+        return f"above {low}" if above else f"of at least {low}"
+    return "" if high is None else f"of at most {high}"
 
 
 def _choices(field: FieldInfo) -> list[str]:

@@ -10,12 +10,14 @@ from cosmorama.api.services import ServicesOf
 router = APIRouter(prefix="/v1/health", tags=["health"])
 
 
+@router.head("/live", include_in_schema=False)
 @router.get("/live", summary="Is the server process alive")
 async def live() -> JSONResponse:
     """Answers as long as the HTTP side runs, whatever the model does."""
     return _body(200, "live", "Service is live", "Cosmorama liveness check")
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Is a model loaded", responses={503: {"description": "Not yet, or not any more."}})
 async def ready(services: ServicesOf) -> JSONResponse:
     """503 with the reason until the model is loaded, while its worker is started anew, and before the server ends."""

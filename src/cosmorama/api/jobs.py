@@ -142,6 +142,7 @@ async def events(job_id: str, request: Request, services: ServicesOf) -> Respons
     return EventSourceResponse(_stream(services.jobs, job_id, after))
 
 
+@router.head("/{job_id}/content", include_in_schema=False)
 @router.get(
     "/{job_id}/content",
     summary="The clip",

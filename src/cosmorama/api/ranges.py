@@ -7,37 +7,64 @@ import re
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
+from cosmorama.api.errors import envelope
 from cosmorama.jobs.content import Content
 
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_PARTS = re.compile(r"bytes=\s*(\d{1,18}-\d{0,18}|-\d{1,18})(\s*,\s*(\d{1,18}-\d{0,18}|-\d{1,18}))*\s*")
+_PART = re.compile(r"(\d*)-(\d*)")
 
 
 def content_answer(request: Request, content: Content) -> Response:
-    """A clip as it is, or the part of it that the `Range` header names."""
+    """A clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them.
+
+    A header that is not understood, another unit's for example, is answered with the whole, as the RFC says.
+    """
+    asked = _understood(request.headers.get("range", ""))
+    if asked and "if-range" not in request.headers and all(_is_beyond(part, content.size) for part in asked):
+        return _beyond(request, content)
     if content.path is None:
-        return _ranged(request, content)
+        return _ranged(request, content, asked)
+    if not asked:  # Starlette would refuse it, in words of its own
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
     return FileResponse(
         content.path, media_type=content.media_type, filename=content.name, content_disposition_type="inline"
     )
 
 
-def _ranged(request: Request, content: Content) -> Response:
-    """The part that the `Range` header names, or the whole; several parts at once are answered with the whole."""
+def _understood(header: str) -> list[tuple[str, str]]:
+    """First and last byte of each part that a `Range` header asks for; none where it is not understood."""
+    if _PARTS.fullmatch(header) is None:
+        return []
+    parts = [(first, last) for first, last in _PART.findall(header)]
+    return [] if any(first and last and int(first) > int(last) for first, last in parts) else parts
+
+
+def _beyond(request: Request, content: Content) -> Response:
+    message = f"the clip has {content.size} bytes, and none of the Range {request.headers['range'][:80]!r}"
+    return envelope(416, "invalid_request_error", message, {"Content-Range": f"bytes */{content.size}"})
+
+
+def _is_beyond(part: tuple[str, str], size: int) -> bool:
+    first, last = part
+    return int(first) >= size if first else not int(last)
+
+
+def _ranged(request: Request, content: Content, asked: list[tuple[str, str]]) -> Response:
+    """The one part that was asked for, or the whole; several parts at once are answered with the whole."""
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'inline; filename="{content.name}"',
         # A clip never changes: its key, of one attempt of one job, is name enough.
         "ETag": f'"{content.name}-{content.size}"',
     }
-    asked = _RANGE.fullmatch(request.headers.get("range", ""))
-    if asked is None or not any(asked.groups()) or request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
+    if len(asked) != 1 or request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
         headers["Content-Length"] = str(content.size)
         return StreamingResponse(content.read(), media_type=content.media_type, headers=headers)
-    first, last = asked.groups()
+    first, last = asked[0]
     start = int(first) if first else max(content.size - int(last), 0)
     stop = min(int(last) + 1, content.size) if first and last else content.size
-    if start >= content.size or start >= stop:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{content.size}"})
+    if start >= stop:
+        return _beyond(request, content)
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{content.size}"
     headers["Content-Length"] = str(stop - start)
     return StreamingResponse(content.read(start, stop), 206, headers, content.media_type)

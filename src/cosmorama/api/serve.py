@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from cosmorama import logs
 from cosmorama.api.app import create_app
 from cosmorama.api.services import Services
 from cosmorama.settings import Settings
+from cosmorama.upstream import warn_of_settings_without_effect
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class DrainingServer(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until a signal ends it."""
     logs.configure(settings, "server")
+    warn_of_settings_without_effect(os.environ)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -67,7 +67,7 @@ def priority_of(value: object, name: str) -> Priority:
 
 
 def deadline_of(value: object, name: str) -> float | None:
-    """Seconds, more than 0, as a number or its text; None stays None.
+    """Seconds, more than 0 and at most 1e9, as a number or its text; None stays None.
 
     Raises:
         InvalidRequestError: it is none; the error calls the value `name`.
@@ -79,5 +79,5 @@ def deadline_of(value: object, name: str) -> float | None:
     except (ValueError, OverflowError):
         seconds = 0.0
     if not 0 < seconds <= 1e9:
-        raise InvalidRequestError(Problem(name, value, "a number of seconds, more than 0"))
+        raise InvalidRequestError(Problem(name, value, "a number of seconds, more than 0 and at most 1000000000"))
     return seconds

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import body_limit, read_json, read_object
+from cosmorama.api.body import WireError, body_limit, read_json, read_object
 from cosmorama.api.clips import discard
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import worded
@@ -55,8 +55,8 @@ def _error(request: Request, error: CosmoramaError) -> JSONResponse:
     param = None
     if isinstance(error, InvalidRequestError):
         param = error.problems[0].field
-    elif isinstance(error, MediaError):
-        param = error.field
+    elif isinstance(error, (MediaError, WireError)):
+        param = error.field or None
     invalid = usual.status_code == 422
     body = {
         "error": {
@@ -145,6 +145,7 @@ async def delete(video_id: str, request: Request, services: ServicesOf) -> Respo
     return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
 
 
+@router.head("/{video_id}/content", include_in_schema=False)
 @router.get(
     "/{video_id}/content",
     summary="The clip, or a picture of it",
@@ -226,7 +227,10 @@ async def _begin(
 
 async def _job(video_id: str, request: Request, services: Services) -> Job:
     """The caller's video of that id; jobs of other wire formats are none."""
-    job = await services.jobs.get(video_id, owner=owner_of(request))
-    if job.dialect != openai_videos.NAME:
+    try:
+        job = await services.jobs.get(video_id, owner=owner_of(request))
+    except JobNotFoundError:
+        job = None
+    if job is None or job.dialect != openai_videos.NAME:
         raise JobNotFoundError(f"there is no video {video_id}")
     return job

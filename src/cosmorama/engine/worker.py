@@ -116,6 +116,10 @@ def main(connection: Connection, settings: Settings) -> None:
     logs.configure(settings, "worker")
     try:
         engine = build_engine(settings)
+        if settings.warmup:
+            from cosmorama.engine.warmup import warm_up
+
+            warm_up(engine)
     except CosmoramaError as error:
         connection.send(LoadFailed(str(error)))
         return
@@ -241,6 +245,8 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
+        cache=settings.cache_path,
+        download=not settings.disable_model_download,
     )
     if not settings.adapters:
         return world

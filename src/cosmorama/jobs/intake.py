@@ -53,7 +53,7 @@ class Terms:
         if key is not None and not 1 <= len(key) <= 255:
             problems.append(Problem("Idempotency-Key", key, "1 to 255 characters"))
         if self.deadline_s is not None and not 0 < self.deadline_s <= 1e9:
-            problems.append(Problem("deadline_s", self.deadline_s, "seconds, more than 0"))
+            problems.append(Problem("deadline_s", self.deadline_s, "seconds, more than 0 and at most 1000000000"))
         if len(labels) > MAX_LABELS or any(len(name) > 64 or len(value) > 512 for name, value in labels.items()):
             accepted = f"at most {MAX_LABELS} names of 64 and values of 512 characters"
             problems.append(Problem("metadata", labels, accepted))

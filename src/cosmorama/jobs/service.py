@@ -19,7 +19,7 @@ from cosmorama.jobs.codec import restore_media
 from cosmorama.jobs.content import Content
 from cosmorama.jobs.database import Database
 from cosmorama.jobs.dispatcher import Dispatcher
-from cosmorama.jobs.feed import Feeds, status
+from cosmorama.jobs.feed import Feeds, number, status
 from cosmorama.jobs.intake import Intake, Terms
 from cosmorama.jobs.lookout import Lookout
 from cosmorama.jobs.observer import Observer, Observers
@@ -323,6 +323,10 @@ class Jobs:
             JobNotFoundError: as `get`, at the first step of the iteration.
         """
         job = await self.get(job_id, owner=owner)
+        if job.final:  # whoever comes now is told the end alone, even while somebody else's feed has a last preview
+            if number(job) > after:
+                yield status(job)
+            return
         with self._feeds.using(job_id) as feed:
             feed.previewing += 1
             self._runner.show_previews(job_id)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpcore
 import httpx
@@ -42,6 +43,7 @@ def check_url(url: str) -> None:
     """
     try:
         parsed = httpx.URL(url)
+        _ = urlsplit(url).port  # raises for a bracket that is not closed, and for a port above 65535
     except (httpx.InvalidURL, ValueError):
         parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or len(url) > 2048:

@@ -52,6 +52,8 @@ def load_world(
     offload: Offload = "none",
     vae_tiling: int = 0,
     quantize: Quantize = "none",
+    cache: Path | None = None,
+    download: bool = True,
 ) -> World:
     """Load a world model.
 
@@ -67,13 +69,15 @@ def load_world(
         vae_tiling: For requests that do not say: one of `cosmorama.request.VAE_TILES`, or 0; not for Microcosm.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype. Only for families that
             are sampled here; needs torchao. Microcosm stays float32, as with any `dtype`.
+        cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
+        download: False takes checkpoints from the hub only from there.
 
     Raises:
         NotEnoughMemoryError: the weights cannot fit.
         ModelNotFoundError: neither a known name nor a checkpoint of a family that is served, or an incomplete one;
             names what is missing. Or one whose weights cannot be held as int8.
     """
-    folder = _folder_of(name_or_path)
+    folder = _folder_of(name_or_path, cache, download=download)
     if (folder / "world.json").exists():
         missing = [part for part in _MICROCOSM_LAYOUT if not (folder / part).exists()]
         if missing:
@@ -109,7 +113,7 @@ _HUB_FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*
 """Configs, tokenizers and safetensors of a pipeline's parts; no code, and nothing that has to be unpickled."""
 
 
-def _folder_of(name: str) -> Path:
+def _folder_of(name: str, cache: Path | None, *, download: bool) -> Path:
     folder = next((model.folder for model in known_models() if model.name == name), Path(name))
     if folder.is_dir():
         return folder
@@ -121,10 +125,27 @@ def _folder_of(name: str) -> Path:
             f"or one of: {names}"
         )
     import httpx
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id["id"], revision=hub_id["revision"], allow_patterns=list(_HUB_FILES)))
+        found = snapshot_download(
+            hub_id["id"],
+            revision=hub_id["revision"],
+            allow_patterns=list(_HUB_FILES),
+            cache_dir=cache,
+            local_files_only=not download,
+        )
+        return Path(found)
+    except LocalEntryNotFoundError as error:
+        if download:  # the hub cannot be reached, and there is no copy
+            raise ModelNotFoundError(
+                f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"
+            ) from error
+        raise ModelNotFoundError(
+            f"there is no folder {name!r} and no copy of it in {cache or constants.HF_HUB_CACHE}, and downloads from "
+            "the Hugging Face hub are switched off"
+        ) from None
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise ModelNotFoundError(
             f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"

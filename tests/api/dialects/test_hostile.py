@@ -69,6 +69,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "lone surrogate": ("/v1/infer", b'{"prompt":"\\ud800"}', "application/json"),
     "nul": ("/v1/infer", b'{"prompt":"a\\u0000b","steps":0}', "application/json"),
     "twice the same key": ("/v1/infer", b'{"prompt":"a","steps":1,"steps":"x"}', "application/json"),
+    "rate that overflows": ("/v1/videos", b'{"prompt":"a","fps":1e308,"seconds":"3600"}', "application/json"),
     "params as text": ("/v1/infer", b'{"prompt":"a","video_params":"big"}', "application/json"),
     "params as number": ("/v1/infer", b'{"prompt":"a","video_params":7}', "application/json"),
     "huge action": (

@@ -165,7 +165,9 @@ def test_progress_grows_with_the_steps(client: openai.OpenAI) -> None:
         ({"size": "95x64"}, ["size: '95x64'", "even numbers"]),
         ({"size": "9999x9999"}, ["size", "16 to 4096"]),
         ({"seconds": "long"}, ["seconds: 'long'", "above 0"]),
-        ({"seconds": "60"}, ["seconds: 1440", "1 to 121"]),
+        ({"seconds": "60"}, ["frames (seconds x fps): 1440", "1 to 121"]),
+        ({"seconds": "3600", "extra_body": {"fps": 1e308}}, ["fps: ", "a number from 1 to 120"]),
+        ({"extra_body": {"frames": 0}}, ["frames: '0'", "an integer of at least 1"]),
         ({"extra_body": {"steps": 0}}, ["steps: 0", "1 to 100"]),
         ({"extra_body": {"seed": "x"}}, ["seed: 'x'", "valid integer"]),
         ({"extra_body": {"solver": "ddim"}}, ["solver: 'ddim'", "euler"]),
@@ -186,6 +188,11 @@ def test_errors_are_in_openais_envelope(client: openai.OpenAI, server: httpx.Cli
     assert error.status_code == 400
     assert error.json()["error"].keys() == {"message", "type", "param", "code"}
     assert error.json()["error"]["param"] == "size"
+    error = server.post("/v1/videos", json={"size": "96x64"}).json()["error"]
+    assert (error["message"], error["param"]) == ("prompt: Field required; a text", "prompt")
+    error = server.post("/v1/videos", json={"prompt": "a", "colour": 1}).json()["error"]
+    assert error["param"] == "colour"
+    assert server.get("/v1/videos/nothing").json()["error"]["message"] == "there is no video nothing"
     with pytest.raises(openai.NotFoundError, match="sora-2"):
         make(client, model="sora-2")
     with pytest.raises(openai.NotFoundError):

@@ -122,6 +122,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         controls=_controls(wire),
         action=action,
         fit=True,
+        model=wire.model,
         left_open=tuple(name for name, value in given.items() if value is None),
     )
 

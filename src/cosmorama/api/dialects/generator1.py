@@ -59,6 +59,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         fps=wire.fps,
         output=Output(quality=settings.video_quality),
         fit=True,
+        model=wire.model,
         left_open=tuple(name for field, name in names.items() if field not in body),
     )
 

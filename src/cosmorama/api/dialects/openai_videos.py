@@ -21,6 +21,7 @@ from cosmorama.api.clips import ClipFile
 from cosmorama.api.dialects.base import Dialect
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.fitting import FPS
 from cosmorama.jobs.record import Job, State
 from cosmorama.media.sniff import sniff
 from cosmorama.media.write import mime_type
@@ -42,7 +43,7 @@ DEFAULT_SIZE = "720x1280"
 DEFAULT_FPS = 24.0
 REMIXED_FROM = "remixed_from_video_id"
 """The label of a job that is a remix."""
-WIRE_NAMES = {"frames": "seconds", "image": "input_reference", "video": "input_reference"}
+WIRE_NAMES = {"frames": "frames (seconds x fps)", "image": "input_reference", "video": "input_reference"}
 _CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
 _STATUS: dict[State, str] = {
     "queued": "queued",
@@ -71,7 +72,6 @@ class VideoBody(DialectBody):
     dialect: ClassVar[str] = NAME
 
     prompt: str = Field(min_length=1)
-    model: str | None = Field(None, description="The model that is loaded, or null.")
     seconds: str = Field(DEFAULT_SECONDS, description="Length of the clip; a number is taken too.")
     size: str = Field(DEFAULT_SIZE, description="Width x height in pixels, both even.")
     input_reference: Reference | None = Field(None, description="A picture to start from, or a clip to continue.")
@@ -80,8 +80,8 @@ class VideoBody(DialectBody):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     steps: int = 35
     guidance_scale: float = 7.0
-    fps: float = DEFAULT_FPS
-    frames: int | None = Field(None, description="Instead of seconds.")
+    fps: float = Field(DEFAULT_FPS, ge=FPS.low, le=FPS.high)
+    frames: int | None = Field(None, ge=1, description="Instead of seconds.")
     solver: Solver | None = None
     guidance_rescale: float = 0.0
     conditioning_frames: int | None = None

@@ -27,10 +27,10 @@ WIRE_NAMES = {
 class VideoParams(WireModel):
     """Resolution and timing of the video; each key may be left out."""
 
-    height: int = 704
-    width: int = 1280
-    frames_count: int = 121
-    frames_per_sec: float = 24
+    height: int = Field(704, description="Pixels; with the width one of the model's sizes.")
+    width: int = Field(1280, description="Pixels; with the height one of the model's sizes.")
+    frames_count: int = Field(121, description="From 1 to the most that the model makes.")
+    frames_per_sec: float = Field(24, description="12 to 40.")
 
 
 class OutputParams(WireModel):
@@ -93,6 +93,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
             quality=settings.video_quality if output.quality is None else output.quality,
         ),
         fit=settings.size_policy == "fit",
+        model=wire.model,
         left_open=tuple(_left_open(body)),
     )
 

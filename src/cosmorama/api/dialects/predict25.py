@@ -57,6 +57,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         fps=FPS,
         output=Output(quality=settings.video_quality),
         fit=True,
+        model=wire.model,
         left_open=("fps", *(name for field, name in names.items() if field not in body)),
     )
 

@@ -87,6 +87,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         task="transfer",
         controls=found,
         fit=True,
+        model=wire.model,
         left_open=("frames", "fps", *(name for field, name in names.items() if field not in body)),
     )
 
