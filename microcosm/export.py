@@ -23,7 +23,7 @@ from microcosm.simulate import SIZES
 from microcosm.world import TIMESTEP_SCALE, public
 
 WEIGHTS = Path(__file__).parents[1] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.4.0"
+VERSION = "0.4.1"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). At the API's default of 7: of 2, 3 and 4 the one at which the
 # probe found most shapes in 48 stills (81, 88, 83 %; the scenes are in no split and not those of `evaluate`).

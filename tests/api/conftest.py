@@ -68,7 +68,8 @@ class Server:
     def wait_until_clean(self, timeout_s: float = 60) -> None:
         """No clip is left on the disk, at the latest a moment after the last answer."""
         deadline = time.monotonic() + timeout_s
-        while left := [path for path in self.state.rglob("clip*") if path.is_file()]:
+        # Not rglob, which fails when a folder is removed while it looks.
+        while left := [name for *_, names in os.walk(self.state) for name in names if name.startswith("clip")]:
             assert time.monotonic() < deadline, left
             time.sleep(0.02)
 
