@@ -69,14 +69,9 @@ def still_time(seed: int) -> float:
     return float(2.6 * np.random.default_rng((seed, 1)).random() ** 1.5)
 
 
-def shard_path(kind: str, number: int, folder: Path) -> Path:
-    """Where a shard's frames are; its labels lie beside it."""
-    return folder / f"{kind}-{number:04d}.npz"
-
-
 def write_shard(kind: str, number: int, folder: Path) -> None:
     """Render shard `number` of split `kind`, unless it is there."""
-    path, split = shard_path(kind, number, folder), SPLITS[kind]
+    path, split = folder / f"{kind}-{number:04d}.npz", SPLITS[kind]
     if path.exists():
         return
     first = split.first_seed + number * split.shots_per_shard
@@ -112,18 +107,16 @@ def write_shards(kind: str, numbers: Sequence[int], folder: Path, processes: int
     Raises:
         BrokenProcessPool: a rendering process died, for the third time.
     """
-    missing, attempts = list(numbers), 3
-    while missing:
+    for last_attempt in (False, False, True):
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            shards = {pool.submit(write_shard, kind, number, folder): number for number in missing}
+            shards = [pool.submit(write_shard, kind, number, folder) for number in numbers]
             try:
                 for shard in track(as_completed(shards), kind, total=len(shards)):
                     shard.result()
+                return
             except BrokenProcessPool:  # software rendering has crashed once in thousands of clips
-                attempts -= 1
-                if attempts == 0:
+                if last_attempt:
                     raise
-        missing = [number for number in missing if not shard_path(kind, number, folder).exists()]
 
 
 def main(

@@ -213,19 +213,22 @@ class Training:
         groups = [group for group in groups if group.latents.shape[2] in self.stage.shares]
         self.batches = Batches(groups, self.stage, options.seed)
         self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
-        self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
         self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
         self.text_encoder = TextEncoder(vocabulary=vocabulary())
         text_width = self.text_encoder.config.width
         self.net = Shape().build(groups[0].latents.shape[1], text_width)
-        if Path(options.start, "world.json").exists():
-            self._begin_from(Path(options.start))
+        self.checkpoint = options.runs / f"{options.name}.pt"
+        source = self.checkpoint if self.checkpoint.exists() else options.runs / f"{options.start}.pt"
+        if not source.exists():
+            self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
+            if Path(options.start, "world.json").exists():
+                self._begin_from(Path(options.start))
         self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema)
         self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
         self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
-        self.checkpoint = options.runs / f"{options.name}.pt"
-        self._resume()
+        if source.exists():
+            self._resume(source)
         done = int(self.progress["steps"])
         torch.manual_seed(options.seed + done + 1_000_003 * rank)
         self.batches.rng = np.random.default_rng([options.seed, done, rank])
@@ -243,11 +246,8 @@ class Training:
         tokens, seconds = 1e6 * done["million_tokens"], 3600 * done["hours"]
         self.progress = {"steps": float(done["steps"]), "tokens": tokens, "seconds": seconds}
 
-    def _resume(self) -> None:
-        """Go on from a checkpoint, if there is one."""
-        source = self.checkpoint if self.checkpoint.exists() else self.options.runs / f"{self.options.start}.pt"
-        if not source.exists():
-            return
+    def _resume(self, source: Path) -> None:
+        """Go on from a checkpoint."""
         state = torch.load(source, weights_only=False)
         self.net.load_state_dict(state["net"])
         self.text_encoder.load_state_dict(state["text_encoder"])
