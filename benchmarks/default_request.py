@@ -43,9 +43,9 @@ def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
     """One request in this process."""
     start = time.perf_counter()
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     import cosmorama
+    from benchmarks.arithmetic import gflop_of
     from cosmorama.engine.prepare import PreparedRequest
     from cosmorama.engine.rollout import Rollout
     from cosmorama.resolve import resolve
@@ -64,14 +64,7 @@ def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
     rollout = Rollout(loaded.world, PreparedRequest(resolve(request, loaded.capabilities), PROMPT, None))
     rollout.advance()
 
-    def attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    # The counter knows the GPU's attention operators and not the CPU's.
-    unknown = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
-        rollout.advance()
-    step_flops = counter.get_total_flops()
+    step_flops = 1e9 * gflop_of(lambda running: running.advance(), rollout)
     achieved = step_flops * request.steps / outcome.timings["denoise"] / 1e9
     peak = statistics.mean(peaks)
     return {

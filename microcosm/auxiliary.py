@@ -89,7 +89,7 @@ class Auxiliary(nn.Module):
             targets: [B, 8] from `scene_classes`, all `UNKNOWN` for empty prompts.
         """
         assert self.tokens is not None
-        logits = self.token_head(self.tokens)  # [B, T, rows * columns, classes]
+        logits = self.token_head(self.tokens.float())  # [B, T, rows * columns, classes]
         patches = (
             clean_classes.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4)
         )  # [B, T, rows, columns, 2, 2]

@@ -48,8 +48,9 @@ class Batch:
 class Batches:
     """Draws batches of one latent shape and rate at a time."""
 
-    def __init__(self, groups: list[Group], stage: Stage, seed: int) -> None:
-        self.groups, self.stage, self.rng = groups, stage, np.random.default_rng(seed)
+    def __init__(self, groups: list[Group], stage: Stage) -> None:
+        self.groups, self.stage = groups, stage
+        self.seed(0, 0)
         weights = np.zeros(len(groups))
         for length, share in stage.shares.items():
             rows = [len(group.scenes) if group.latents.shape[2] == length else 0 for group in groups]
@@ -57,9 +58,13 @@ class Batches:
             weights += share / (length * stage.batch[length]) * np.array(rows) / max(1, sum(rows))
         self.weights = weights / weights.sum()
 
+    def seed(self, seed: int, rank: int) -> None:
+        """Begin anew. Workers with one seed draw batches of the same shape, so that none waits long for another."""
+        self.rng, self._shapes = np.random.default_rng([seed, rank]), np.random.default_rng(seed)
+
     def draw(self) -> Batch:
         """The next batch."""
-        group = self.groups[int(self.rng.choice(len(self.groups), p=self.weights))]
+        group = self.groups[int(self._shapes.choice(len(self.groups), p=self.weights))]
         length = group.latents.shape[2]
         rows = self.rng.integers(len(group.scenes), size=self.stage.batch[length])
         targets = torch.tensor([scene_classes(group.scenes[row], group.mirrored[row]) for row in rows])

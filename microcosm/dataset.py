@@ -42,7 +42,7 @@ class Split:
 SPLITS: dict[str, Split] = {
     "images": Split(1_000_000, 34, 1000, 1),
     "clips": Split(2_000_000, 10, 32, CLIP_FRAMES),
-    "shorts": Split(3_000_000, 48, 64, 33),
+    "shorts": Split(3_000_000, 96, 64, 33),
     "heldout": Split(9_000_000, 1, 32, CLIP_FRAMES),
 }
 

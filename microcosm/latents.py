@@ -92,7 +92,7 @@ def load_groups(kind: str, folder: Path) -> list[Group]:
     """The encoded groups of a split, those of equal shape and rate joined."""
     joined: dict[tuple[object, ...], list[Group]] = {}
     for path in sorted(folder.glob(f"{kind}-*.pt")):
-        for fields in torch.load(path, weights_only=False):
+        for fields in torch.load(path, weights_only=False, mmap=True):
             group = Group(*fields)
             joined.setdefault((*group.latents.shape[1:], group.fps), []).append(group)
     return [

@@ -17,16 +17,23 @@ class Muon:
     """Momentum with orthogonalised updates (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
     Matrices of equal shape are orthogonalised in one batch. The update is scaled by 0.2 sqrt(max(rows, columns)) so
-    that its size matches Adam's and one learning rate serves both (arXiv 2502.16982).
+    that its size matches Adam's and one learning rate serves both (arXiv 2502.16982). bfloat16 is exact enough for the
+    orthogonalisation.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for matrix in matrices:
             groups[matrix.shape].append(matrix)
         self.groups = list(groups.values())
         self.buffers = [torch.zeros(len(group), *group[0].shape) for group in self.groups]
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.momentum, self.weight_decay, self.dtype = momentum, weight_decay, dtype
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -34,7 +41,7 @@ class Muon:
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             gradient = torch.stack([_gradient(matrix) for matrix in group])
             buffer.lerp_(gradient, 1 - self.momentum)
-            update = _shared(gradient.lerp_(buffer, self.momentum))
+            update = _shared(gradient.lerp_(buffer, self.momentum).to(self.dtype)).float()
             scale = 0.2 * max(update.shape[-2:]) ** 0.5
             for matrix, part in zip(group, update, strict=True):
                 matrix.mul_(1 - learning_rate * self.weight_decay).sub_(part, alpha=learning_rate * scale)
@@ -85,13 +92,13 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 class Optimizer:
     """Muon and AdamW together over some modules, with gradient clipping and moving averages."""
 
-    def __init__(self, modules: Iterable[nn.Module], muon: bool, ema_decay: float) -> None:
+    def __init__(self, modules: Iterable[nn.Module], muon: bool, ema_decay: float, bf16: bool = False) -> None:
         named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
         matrices = [parameter for name, parameter in named if muon and is_matrix(name, parameter)]
         taken = {id(matrix) for matrix in matrices}
         rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
-        self.muon = Muon(matrices)
+        self.muon = Muon(matrices, dtype=torch.bfloat16 if bf16 else torch.float32)
         self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.ema_decay, self.steps = ema_decay, 0

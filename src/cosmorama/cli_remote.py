@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -53,7 +54,8 @@ def list_(
         stage = f"{status.stage} {status.step}/{status.total}" if status.total else status.stage
         prompt = str(status.request.get("prompt") or "")
         table.add_row(status.id, status.state, stage, created, status.model, prompt[:60])
-    Console().print(table)
+    # A pipe or file has no width, and what reads it wants whole values.
+    Console(width=None if sys.stdout.isatty() else 1_000).print(table)
 
 
 @jobs.command()

@@ -39,7 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(runs: Path, stage: str, minutes: float, name: str = "world", start: str = "") -> Training:
+def train(
+    runs: Path, stage: str, minutes: float, name: str = "world", start: str = "", heads: int = 2, bf16: bool = False
+) -> Training:
     training = Training(
         Options(
             stage=stage,
@@ -55,6 +57,8 @@ def train(runs: Path, stage: str, minutes: float, name: str = "world", start: st
             ema=0.5,
             seed=0,
             processes=1,
+            heads=heads,
+            bf16=bf16,
         ),
         rank=0,
     )
@@ -118,3 +122,14 @@ def test_training_begins_from_exported_weights_where_they_ended(runs: Path, tmp_
     assert begun.progress["steps"] == trained.progress["steps"]
     for weight, average in zip(begun.optimizer.parameters, trained.optimizer.averages, strict=True):
         torch.testing.assert_close(weight, average, rtol=2e-3, atol=1e-4)  # exported in half precision
+
+
+def test_training_begins_twice_as_wide_from_exported_weights(runs: Path, tmp_path: Path) -> None:
+    narrow = train(runs, "full", 0.02, name="narrow")
+    export(runs, "narrow", tmp_path / "weights")
+    wide = train(runs, "full", 0.02, name="wide", start=str(tmp_path / "weights"), heads=4, bf16=True)
+    assert wide.net.proj_out.in_features == 2 * narrow.net.proj_out.in_features
+    assert wide.progress["steps"] > narrow.progress["steps"]
+    exported, _, _ = load_averaged(runs / "wide.pt")
+    assert exported.config.num_attention_heads == 4
+    assert all(bool(weight.isfinite().all()) for weight in exported.parameters())

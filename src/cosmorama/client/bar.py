@@ -37,6 +37,10 @@ def progress_bar(*, first: str = "waiting", disable: bool = False) -> Iterator[S
         task = bar.add_task(first, total=None)
 
         def show(stage: str, step: int, total: int) -> None:
-            bar.update(task, description=_STAGES.get(stage, stage), completed=step, total=total or None)
+            description = _STAGES.get(stage, stage)
+            if stage == "done":  # has no steps of its own: the bar stays full
+                bar.update(task, description=description)
+            else:
+                bar.update(task, description=description, completed=step, total=total or None)
 
         yield show

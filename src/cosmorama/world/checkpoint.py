@@ -103,6 +103,7 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     Raises:
         ModelNotFoundError: its weights do not fit its config, or cannot be held as the options say.
     """
+    from cosmorama.world.cpu_linear import use_onednn
     from cosmorama.world.memory import place
     from cosmorama.world.quantization import quantize_blocks
 
@@ -119,6 +120,8 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     module.eval().requires_grad_(False)
     if options.quantize != "none":
         quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu")
+    if options.savings.onednn_products and str(options.device) == "cpu":
+        use_onednn(module)
     return place(module, options.device, options.offload)
 
 

@@ -22,6 +22,8 @@ class Savings:
         skip_idle_step: Leave out the last step of a schedule that ends with the same level twice.
         lean_convolutions: Run the Wan tokenizers' convolutions on a CPU without padding, unfolding and rearranging
             their input, and not at all on the zeros before a clip; see `causal_conv`.
+        onednn_products: Multiply float32 matrices on a CPU by oneDNN, which is faster at it than torch's choice; see
+            `cpu_linear`.
         release_text_half: Drop the weights of Cosmos3 that only text runs through (about half of them) once a prompt is
             read, and read them from the checkpoint again for the next one: memory for time.
     """
@@ -34,6 +36,7 @@ class Savings:
     skip_idle_step: bool = True
     text_stream_once: bool = True
     lean_convolutions: bool = True
+    onednn_products: bool = True
     release_text_half: bool = False
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from cosmorama.request import Capabilities, FrameRule, Range, Size
 from cosmorama.world.cosmos_flow import CosmosFlowWorld, FlowConfig, GuidanceMap
+from cosmorama.world.cpu_linear import use_onednn
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
@@ -22,8 +23,10 @@ from cosmorama.world.microcosm.text_encoder import TextEncoder
 def load_microcosm(folder: Path) -> CosmosFlowWorld:
     """Load a checkpoint in float32: half precision is only how it is stored."""
     values: dict[str, Any] = json.loads((folder / "world.json").read_text())
+    transformer = load_component(CosmosTransformer3DModel, folder / "transformer")
+    use_onednn(transformer)
     return CosmosFlowWorld(
-        transformer=load_component(CosmosTransformer3DModel, folder / "transformer"),
+        transformer=transformer,
         autoencoder=load_component(VideoAutoencoder, folder / "vae"),
         text_encoder=load_component(TextEncoder, folder / "text_encoder"),
         config=_flow_config(values),
