@@ -282,6 +282,13 @@ def test_content_in_parts(store: str, tmp_path: Path) -> None:
             # A part of something that has changed since is no part of this.
             answer = await server.client.get(url, headers={"Range": "bytes=2-6", "If-Range": '"another"'})
             assert (answer.status_code, answer.content) == (200, clip)
+            tag = whole.headers["etag"]
+            answer = await server.client.get(url, headers={"Range": "bytes=2-6", "If-Range": tag})
+            assert (answer.status_code, answer.content) == (206, clip[2:7])
+            # What a client has already is not sent again.
+            for known, status in ((tag, 304), (f'"another", W/{tag}', 304), ("*", 304), ('"another"', 200)):
+                answer = await server.client.get(url, headers={"If-None-Match": known})
+                assert (answer.status_code, answer.content) == (status, b"" if status == 304 else clip)
 
     run(test)
 

@@ -15,20 +15,35 @@ _PART = re.compile(r"(\d*)-(\d*)")
 
 
 def content_answer(request: Request, content: Content) -> Response:
-    """A clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them.
+    """A clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them, 304 where the
+    client has the clip.
 
     A header that is not understood, another unit's for example, is answered with the whole, as the RFC says.
     """
+    # A job's clip never changes.
+    tag = f'"{content.name}-{content.size}"'
+    if _is_known(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers={"ETag": tag})
     asked = _understood(request.headers.get("range", ""))
     if asked and "if-range" not in request.headers and all(_is_beyond(part, content.size) for part in asked):
         return _beyond(request, content)
     if content.path is None:
-        return _ranged(request, content, asked)
+        return _ranged(request, content, asked, tag)
     if not asked:  # Starlette would refuse it, in words of its own
         request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
     return FileResponse(
-        content.path, media_type=content.media_type, filename=content.name, content_disposition_type="inline"
+        content.path,
+        headers={"ETag": tag},
+        media_type=content.media_type,
+        filename=content.name,
+        content_disposition_type="inline",
     )
+
+
+def _is_known(header: str, tag: str) -> bool:
+    """Whether an `If-None-Match` header names what is there; weak tags do too."""
+    named = (part.strip().removeprefix("W/") for part in header.split(","))
+    return any(one in (tag, "*") for one in named)
 
 
 def _understood(header: str) -> list[tuple[str, str]]:
@@ -49,15 +64,14 @@ def _is_beyond(part: tuple[str, str], size: int) -> bool:
     return int(first) >= size if first else not int(last)
 
 
-def _ranged(request: Request, content: Content, asked: list[tuple[str, str]]) -> Response:
+def _ranged(request: Request, content: Content, asked: list[tuple[str, str]], tag: str) -> Response:
     """The one part that was asked for, or the whole; several parts at once are answered with the whole."""
     headers = {
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'inline; filename="{content.name}"',
-        # A clip never changes: its key, of one attempt of one job, is name enough.
-        "ETag": f'"{content.name}-{content.size}"',
+        "ETag": tag,
     }
-    if len(asked) != 1 or request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
+    if len(asked) != 1 or request.headers.get("if-range", tag) != tag:
         headers["Content-Length"] = str(content.size)
         return StreamingResponse(content.read(), media_type=content.media_type, headers=headers)
     first, last = asked[0]

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.jobs.intake import DEADLINES, is_deadline
 
 PRIORITY_HEADER = "X-Cosmorama-Priority"
 DEADLINE_HEADER = "X-Cosmorama-Deadline-S"
@@ -67,7 +68,7 @@ def priority_of(value: object, name: str) -> Priority:
 
 
 def deadline_of(value: object, name: str) -> float | None:
-    """Seconds, more than 0 and at most 1e9, as a number or its text; None stays None.
+    """Seconds in the range of `DEADLINES`, as a number or its text; None stays None.
 
     Raises:
         InvalidRequestError: it is none; the error calls the value `name`.
@@ -78,6 +79,6 @@ def deadline_of(value: object, name: str) -> float | None:
         seconds = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
     except (ValueError, OverflowError):
         seconds = 0.0
-    if not 0 < seconds <= 1e9:
-        raise InvalidRequestError(Problem(name, value, "a number of seconds, more than 0 and at most 1000000000"))
+    if not is_deadline(seconds):
+        raise InvalidRequestError(Problem(name, value, DEADLINES))
     return seconds

@@ -27,6 +27,14 @@ from cosmorama.settings import Settings
 MAX_LABELS = 16
 
 
+DEADLINES = "a number of seconds, more than 0 and at most 1000000000"
+
+
+def is_deadline(seconds: float) -> bool:
+    """Whether a job can be given so much time; see `DEADLINES`."""
+    return 0 < seconds <= 1e9
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """How a job is to be treated, apart from what it is to make; the fields are the arguments of `Jobs.submit`."""
@@ -52,8 +60,8 @@ class Terms:
             problems.append(Problem("priority", self.priority, f"one of {', '.join(PRIORITIES)}"))
         if key is not None and not 1 <= len(key) <= 255:
             problems.append(Problem("Idempotency-Key", key, "1 to 255 characters"))
-        if self.deadline_s is not None and not 0 < self.deadline_s <= 1e9:
-            problems.append(Problem("deadline_s", self.deadline_s, "seconds, more than 0 and at most 1000000000"))
+        if self.deadline_s is not None and not is_deadline(self.deadline_s):
+            problems.append(Problem("deadline_s", self.deadline_s, DEADLINES))
         if len(labels) > MAX_LABELS or any(len(name) > 64 or len(value) > 512 for name, value in labels.items()):
             accepted = f"at most {MAX_LABELS} names of 64 and values of 512 characters"
             problems.append(Problem("metadata", labels, accepted))
