@@ -77,8 +77,13 @@ def test_same_numbers_as_the_stock_modules(changes: dict[str, Any]) -> None:
     with torch.inference_mode():
         expected = _stock(net, x, timesteps, text, mask, condition, 16.0)
         got = cosmos_forward(net, x, timesteps, text, text_mask=mask, condition_mask=condition, fps=16.0)
+    trained = cosmos_forward(net, x, timesteps, text, text_mask=mask, condition_mask=condition, fps=16.0)
     assert got.shape == x.shape
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-4)  # where nothing can be computed in place
+    trained.square().sum().backward()
+    # The last block's cross-attention and feed-forward layers included.
+    assert all(weight.grad is not None for block in net.transformer_blocks for weight in block.parameters())
 
 
 def test_masked_text_changes_nothing() -> None:

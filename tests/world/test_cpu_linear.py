@@ -11,6 +11,7 @@ from diffusers.models.attention import FeedForward
 from torch import nn
 
 from cosmorama.world.cpu_linear import use_onednn
+from cosmorama.world.quantization import quantize_layer
 from cosmorama.world.registry import load_world
 from cosmorama.world.savings import Savings
 from tests.world.checkpoints import save_predict
@@ -51,6 +52,18 @@ def test_other_dtypes_are_computed_by_torch_as_before() -> None:
     torch.manual_seed(0)
     ours, expected = both(FeedForward(32, activation_fn="gelu").bfloat16(), torch.randn(2, 9, 32).bfloat16())
     assert torch.equal(ours, expected)
+
+
+def test_matrices_may_become_integers_afterwards() -> None:
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    layer, x = FeedForward(32, activation_fn="gelu"), torch.randn(2, 9, 32)
+    use_onednn(layer)
+    with torch.inference_mode():
+        expected = layer(x)
+        for linear in [module for module in layer.modules() if isinstance(module, nn.Linear)]:
+            quantize_layer(linear)
+        assert 1e-5 < (layer(x) - expected).abs().max() < 0.05
 
 
 def test_a_wrong_input_is_refused_in_torchs_words() -> None:

@@ -133,7 +133,14 @@ def test_rollouts_may_be_advanced_in_turns(checkpoint: tuple[Path, Any]) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["adaln_per_frame", "cache_positions", "cache_cross_attention", "encode_only_given_frames", "lean_convolutions"],
+    [
+        "adaln_per_frame",
+        "cache_positions",
+        "cache_cross_attention",
+        "encode_only_given_frames",
+        "lean_convolutions",
+        "onednn_products",
+    ],
 )
 def test_no_saving_changes_the_numbers(checkpoint: tuple[Path, Any], name: str) -> None:
     without = world_of(checkpoint[0], Savings(**{name: False}))

@@ -173,7 +173,11 @@ def _heads(projected: Tensor, head_dim: int) -> Tensor:
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cos, sin = rotary
     low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
+    half = low.shape[-1]
+    rotated = x * cos
+    rotated[..., :half].addcmul_(high, sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(low, sin[..., half:])
+    return rotated
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from cosmorama.world.rms_norm import can_be_inlined, inverse_root_mean_square
 from cosmorama.world.text_context import TextContext, projected, read_block, text_context
 from cosmorama.world.token_shares import Share, share_of
 
@@ -109,7 +110,7 @@ def cosmos_forward(
             tokens = tokens + residuals[index].view_as(tokens)
 
     shift, scale = _modulation(net.norm_out, embedded, temb[..., : 2 * tokens.shape[-1]]).chunk(2, dim=-1)
-    tokens = net.proj_out(torch.addcmul(shift, net.norm_out.norm(tokens), 1 + scale))
+    tokens = net.proj_out(_scaled_and_shifted(net.norm_out.norm(tokens), scale, shift))
     if share is not None:
         tokens = share.join(tokens, 2)
     patch_h, patch_w = net.config.patch_size[1:]
@@ -136,18 +137,32 @@ def block_forward(
         tokens = tokens + positions.learned
     normed, gate = _modulated(block.norm1, tokens, embedded, temb)
     attended = _self_attention(block.attn1, normed.flatten(1, 2), positions.cos, positions.sin, share)
-    tokens = torch.addcmul(tokens, gate, attended.view_as(tokens))
+    tokens = _added(tokens, gate, attended.view_as(tokens))
     normed, gate = _modulated(block.norm2, tokens, embedded, temb)
     attended = read_block(block.attn2, normed.flatten(1, 2), text, index)
-    tokens = torch.addcmul(tokens, gate, attended.view_as(tokens))
+    tokens = _added(tokens, gate, attended.view_as(tokens))
     normed, gate = _modulated(block.norm3, tokens, embedded, temb)
-    return torch.addcmul(tokens, gate, block.ff(normed))
+    return _added(tokens, gate, block.ff(normed))
+
+
+def _added(tokens: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """What a block's layer makes of its tokens: they and its update, gated. Without gradients in the update's place."""
+    if torch.is_grad_enabled():
+        return torch.addcmul(tokens, gate, update)
+    return update.mul_(gate).add_(tokens)
 
 
 def _modulated(norm: Any, tokens: Tensor, embedded: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
     """`CosmosAdaLayerNormZero`: the modulated tokens, and the gate of what is made of them."""
     shift, scale, gate = _modulation(norm, embedded, temb).chunk(3, dim=-1)
-    return torch.addcmul(shift, norm.norm(tokens), 1 + scale), gate
+    return _scaled_and_shifted(norm.norm(tokens), scale, shift), gate
+
+
+def _scaled_and_shifted(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Modulated tokens; without gradients in the place of the given ones."""
+    if torch.is_grad_enabled():
+        return torch.addcmul(shift, normed, 1 + scale)
+    return normed.mul_(1 + scale).add_(shift)
 
 
 def _modulation(norm: Any, embedded: Tensor, temb: Tensor) -> Tensor:
@@ -157,15 +172,33 @@ def _modulation(norm: Any, embedded: Tensor, temb: Tensor) -> Tensor:
 def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, share: Share | None) -> Tensor:
     """`CosmosAttnProcessor2_0` on x [B, L, hidden] without its copies of keys and values."""
     heads = attention.heads
-    key = _rotated(attention.norm_k(attention.to_k(x).unflatten(2, (heads, -1))), cos, sin)
+    key = _normed_and_rotated(attention.norm_k, attention.to_k(x).unflatten(2, (heads, -1)), cos, sin)
     value = attention.to_v(x).unflatten(2, (heads, -1))
     if share is not None:
         joined = share.joining(torch.stack([key, value]).unflatten(2, (-1, share.size)), 3)
-    query = _rotated(attention.norm_q(attention.to_q(x).unflatten(2, (heads, -1))), cos, sin)
+    query = _normed_and_rotated(attention.norm_q, attention.to_q(x).unflatten(2, (heads, -1)), cos, sin)
     if share is not None:
         key, value = joined().flatten(2, 3)
     attended = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return cast(Tensor, attention.to_out[1](attention.to_out[0](attended.transpose(1, 2).flatten(2, 3))))
+
+
+def _normed_and_rotated(norm: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Root-mean-square norm over each head of x [B, L, heads, head], then the rotary embedding.
+
+    Both scale the numbers of a head, so the norm's weights can go into the cosines and sines, and its root come last:
+    four passes over x instead of nine, and one allocation instead of six.
+    """
+    if not can_be_inlined(norm, x):
+        return _rotated(norm(x), cos, sin)
+    half = x.shape[-1] // 2
+    c, s = cos[:, None, :half], sin[:, None, :half]
+    weight_1, weight_2 = norm.weight.chunk(2)
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.empty_like(x)
+    torch.mul(first, c * weight_1, out=rotated[..., :half]).addcmul_(second, s * weight_2, value=-1)
+    torch.mul(second, c * weight_2, out=rotated[..., half:]).addcmul_(first, s * weight_1)
+    return rotated.mul_(inverse_root_mean_square(norm, x))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

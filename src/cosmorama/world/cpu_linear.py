@@ -15,6 +15,7 @@ from diffusers.models.activations import GELU
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from cosmorama.world.memory import is_offloaded
 from cosmorama.world.quantization import is_quantized
 
 
@@ -26,19 +27,19 @@ def use_onednn(model: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32 and not is_quantized(module.weight):
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.forward = MethodType(_multiplied, module)  # type: ignore[method-assign]
         elif isinstance(module, GELU) and module.proj.weight.dtype == torch.float32:
             module.forward = MethodType(_multiplied_and_activated, module)
 
 
-def _fits(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.is_cpu
+def _fits(layer: nn.Linear, x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.is_cpu and not is_quantized(layer.weight)
 
 
 def _multiplied(layer: Any, x: Tensor) -> Tensor:
     """`nn.Linear.forward`."""
-    if not _fits(x):
+    if not _fits(layer, x):
         return linear(x, layer.weight, layer.bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
     return product
@@ -47,7 +48,7 @@ def _multiplied(layer: Any, x: Tensor) -> Tensor:
 def _multiplied_and_activated(layer: Any, x: Tensor) -> Tensor:
     """`GELU.forward`."""
     proj = layer.proj
-    if type(proj) is not nn.Linear or is_quantized(proj.weight) or not _fits(x):  # such as with adapters on it
+    if type(proj) is not nn.Linear or is_offloaded(proj) or not _fits(proj, x):  # as with an adapter on it
         activated: Tensor = layer.gelu(proj(x))
     else:
         activated = torch.ops.mkldnn._linear_pointwise(x, proj.weight, proj.bias, "gelu", [], layer.approximate)

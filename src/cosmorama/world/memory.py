@@ -190,6 +190,11 @@ def offload_layers(
         parameter.data = data.to(device)
 
 
+def is_offloaded(layer: nn.Module) -> bool:
+    """Whether a layer's weights are where it runs only while it is called: nobody else can use them."""
+    return hasattr(layer, "_diffusers_hook")
+
+
 def explained(error: BaseException, request: GenerationRequest) -> NotEnoughMemoryError | None:
     """What to tell whose request ran out of memory; None for any other error. Gives back what the allocator keeps."""
     # The CPU's allocator has no error type of its own.

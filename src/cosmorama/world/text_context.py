@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from cosmorama.world.rms_norm import can_be_inlined, inverse_root_mean_square
+
 
 @dataclass(frozen=True, slots=True)
 class TextContext:
@@ -81,7 +83,12 @@ def copies_as_biases(count: int, dtype: torch.dtype) -> list[float]:
 
 def read_block(attention: Any, x: Tensor, context: TextContext, index: int) -> Tensor:
     """Cross-attention of block `index`: x [B, L, hidden] reads the prompt."""
-    query = attention.norm_q(attention.to_q(x).unflatten(2, (attention.heads, -1))).transpose(1, 2)
+    query, norm = attention.to_q(x).unflatten(2, (attention.heads, -1)), attention.norm_q
+    if can_be_inlined(norm, query):
+        query.mul_(inverse_root_mean_square(norm, query)).mul_(norm.weight)
+    else:
+        query = norm(query)
+    query = query.transpose(1, 2)
     attended = scaled_dot_product_attention(query, context.keys[index], context.values[index], attn_mask=context.bias)
     attended = attended.transpose(1, 2).flatten(2, 3)
     if context.constants is not None:
