@@ -20,8 +20,7 @@ def widened(net: Any) -> Any:
 
     Its patch embedding, blocks and projections must be those of `world.Shape`: no position embedding is learned.
     """
-    config = {key: value for key, value in net.config.items() if not key.startswith("_")}
-    wide = type(net).from_config({**config, "num_attention_heads": 2 * net.config.num_attention_heads})
+    wide = type(net).from_config({**net.config, "num_attention_heads": 2 * net.config.num_attention_heads})
     wide.load_state_dict({name: _widen(name, weight) for name, weight in net.state_dict().items()})
     return wide
 
@@ -29,9 +28,8 @@ def widened(net: Any) -> Any:
 def _widen(name: str, weight: Tensor) -> Tensor:
     """One weight, by its name: first what it is read with, then what it makes."""
     if name == "time_embed.norm.weight":
-        return weight.repeat_interleave(
-            2
-        )  # of sines and cosines: twice as many frequencies, every second one as before
+        # Of sines and cosines: twice as many frequencies, every second one as before.
+        return weight.repeat_interleave(2)
     if re.search(r"norm_[qk]\.weight$", name):
         return weight  # of one head
     if re.search(r"(t_embedder|norm\d|norm_out)\.linear_1\.", name):

@@ -171,10 +171,19 @@ def test_adapters_act_on_int8_weights_and_leave_them_alone_otherwise(
 def test_hooks_that_fetch_layers_leave_int8_weights_as_they_are(predict25: tuple[Path, Any]) -> None:
     world: Any = load_world(str(predict25[0]), dtype="float32", device="cpu", quantize="int8")
     expected = latents(world)
+
+    def held() -> dict[str, torch.Tensor]:
+        named = world.parts.transformer.named_parameters()
+        return {name: weight.dequantize() for name, weight in named if is_quantized(weight)}
+
+    before = held()
     offload_layers(world.parts.transformer, torch.device("cpu"))
     # Norms of layers that are fetched are not computed in place: up to rounding the same.
     torch.testing.assert_close(latents(world), expected, rtol=1e-5, atol=1e-5)
-    assert any(map(is_quantized, world.parts.transformer.parameters()))
+    after = held()
+    assert before
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_half_of_cosmos3_that_reads_comes_back_as_int8(tmp_path: Path) -> None:
