@@ -120,6 +120,27 @@ class WorkerError(CosmoramaError):
     kind = "worker_failed"
 
 
+class PromptRefusedError(CosmoramaError):
+    """A guardrail of the server does not let a prompt pass (HTTP 422)."""
+
+    status = 422
+    kind = "prompt_refused"
+
+
+class FramesRefusedError(CosmoramaError):
+    """A guardrail of the server does not let the generated frames pass (HTTP 422); nothing of them is given out."""
+
+    status = 422
+    kind = "frames_refused"
+
+
+class GuardrailUnavailableError(CosmoramaError):
+    """A guardrail that the server is set to have cannot be had; nothing is generated without it (HTTP 503)."""
+
+    status = 503
+    kind = "guardrail_unavailable"
+
+
 class NotEnoughMemoryError(CosmoramaError):
     """The model, or one generation on it, does not fit in memory (HTTP 507)."""
 

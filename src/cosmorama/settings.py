@@ -134,6 +134,13 @@ class Settings(BaseSettings):
     size_policy: Literal["strict", "fit"] = "strict"
     """What becomes of a Predict1 body with a size or rate that the model lacks: refused, or resampled to."""
 
+    blocked_words: Path | None = None
+    """File of words and phrases, one per line, that prompts may not contain; None: no such check."""
+    text_guardrail: bool = Field(False, validation_alias=_names("TEXT_GUARDRAIL", "ENABLE_TEXT_GUARDRAILS"))
+    """Whether NVIDIA's published guardrail looks at prompts."""
+    video_guardrail: bool = Field(False, validation_alias=_names("VIDEO_GUARDRAIL", "ENABLE_VIDEO_GUARDRAILS"))
+    """Whether it looks at frames, and pixelates faces."""
+
     prompt_upsampling: bool = Field(True, validation_alias=_names("PROMPT_UPSAMPLING", "ENABLE_PROMPT_UPSAMPLING"))
     """False: prompts are used as they are, whatever a request says."""
     prompt_upsampling_endpoint_url: HttpUrl | None = Field(

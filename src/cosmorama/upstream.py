@@ -12,18 +12,13 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "COSMORAMA_PARALLEL say how a model runs",
     "NIM_PERF_PROFILE": "there are no two modes of scheduling; COSMORAMA_MAX_ACTIVE says how many generations take "
     "turns",
-    "NIM_ENABLE_TEXT_GUARDRAILS": "there is no guardrail for prompts",
-    "NIM_ENABLE_VIDEO_GUARDRAILS": "there is no guardrail for frames",
 }
 """Environment variables, and why nothing follows from them."""
-_SWITCHES = ("NIM_ENABLE_TEXT_GUARDRAILS", "NIM_ENABLE_VIDEO_GUARDRAILS")
-"""Those that ask for nothing when they are off."""
-_OFF = ("0", "false", "no", "off", "n", "f")
 
 
 def warn_of_settings_without_effect(environment: Mapping[str, str]) -> None:
-    """Log a warning for every variable of `WITHOUT_EFFECT` that is set and asks for something."""
+    """Log a warning for every variable of `WITHOUT_EFFECT` that is set."""
     for name, why in WITHOUT_EFFECT.items():
         value = environment.get(name, "").strip()
-        if value and not (name in _SWITCHES and value.lower() in _OFF):
+        if value:
             log.warning("%s=%s has no effect: %s", name, value, why)

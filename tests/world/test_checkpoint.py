@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from cosmorama.engine.worker import load_model
+from cosmorama.engine.build import load_model
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.settings import Settings
 from cosmorama.world.registry import load_world

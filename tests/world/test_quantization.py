@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from cosmorama.api import serve
 from cosmorama.cli import app
+from cosmorama.engine.build import load_model
 from cosmorama.engine.engine import Engine
-from cosmorama.engine.worker import load_model
 from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
 from cosmorama.request import Adapter
 from cosmorama.settings import Settings

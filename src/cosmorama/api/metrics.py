@@ -15,11 +15,21 @@ from prometheus_client.registry import Collector
 from cosmorama.api.gpu_metrics import gpu_collector
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.workers import Workers
+from cosmorama.errors import FramesRefusedError, PromptRefusedError
 from cosmorama.jobs.observer import Observer
 from cosmorama.jobs.record import STATES, Job, JobError, State
 
 _SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
 _STEPS_PER_SECOND = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
+
+_PASSING = {
+    "prompts_passed": ("prompt", "passed"),
+    "clips_passed": ("frames", "passed"),
+    "clips_altered": ("frames", "altered"),
+}
+"""What guardrails decided, by the names in `Outcome.counts`."""
+_REFUSALS = {PromptRefusedError.kind: ("prompt", "refused"), FramesRefusedError.kind: ("frames", "refused")}
+"""The same, by the types of errors."""
 
 
 class Metrics(Observer):
@@ -83,6 +93,14 @@ class Metrics(Observer):
         )
         for result in ("hit", "miss"):
             self._cache.labels(result)
+        self._guardrails = Counter(
+            "cosmorama_guardrail_decisions",
+            "What guardrails decided about jobs.",
+            ["check", "decision"],
+            registry=registry,
+        )
+        for check, decision in (*_PASSING.values(), *_REFUSALS.values()):
+            self._guardrails.labels(check, decision)
 
     def received(self, key_name: str | None = None) -> None:
         """Count an inference request, and whose it is where the server has keys."""
@@ -103,6 +121,8 @@ class Metrics(Observer):
             counter.inc(counts.get(name, 0))
         self._cache.labels("hit").inc(counts.get("text_cache_hits", 0))
         self._cache.labels("miss").inc(counts.get("text_cache_misses", 0))
+        for name, labels in _PASSING.items():
+            self._guardrails.labels(*labels).inc(counts.get(name, 0))
         self._jobs_seconds.observe(max(time.time() - job.created_at, 0))
         if denoising_s := outcome.timings.get("denoise"):
             self._rates.observe(counts["steps"] / denoising_s)
@@ -116,6 +136,8 @@ class Metrics(Observer):
         """Count a job that is over."""
         assert state in STATES
         self._jobs.labels(state).inc()
+        if error is not None and error.type in _REFUSALS:
+            self._guardrails.labels(*_REFUSALS[error.type]).inc()
 
     def text(self) -> bytes:
         """Everything, in Prometheus text format."""

@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
+import numpy as np
+
 from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.outcome import Outcome
@@ -20,7 +22,8 @@ from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
 from cosmorama.engine.preview import jpeg
 from cosmorama.engine.rollout import Rollout
 from cosmorama.engine.scheduler import Candidate, Priority, admit, order
-from cosmorama.errors import CancelledError, CosmoramaError, WorkerError
+from cosmorama.errors import CancelledError, CosmoramaError, FramesRefusedError, WorkerError
+from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
 from cosmorama.media.resample import resampled
 from cosmorama.media.write import VideoWriter
@@ -55,6 +58,8 @@ class _Job:
     shown: int = 0
     """Windows of the rollout that are written."""
     written: int = 0
+    altered: bool = False
+    """Whether a guardrail changed some of its frames."""
     cancelled: bool = False
     timings: dict[str, float] = field(default_factory=dict)
     resources: ExitStack = field(default_factory=ExitStack)
@@ -66,10 +71,18 @@ class Engine:
     Results do not depend on what else is in flight: every rollout has its own noise, history and latents.
     """
 
-    def __init__(self, world: World, preparer: Preparer | None = None, *, max_active: int = 2) -> None:
+    def __init__(
+        self,
+        world: World,
+        preparer: Preparer | None = None,
+        guardrails: Guardrails | None = None,
+        *,
+        max_active: int = 2,
+    ) -> None:
         self.capabilities: Capabilities = world.capabilities
         self._world = world
         self._preparer = preparer or Preparer()
+        self._guardrails = guardrails or Guardrails()
         self._max_active = max_active
         self._waiting: list[_Job] = []
         self._active: list[_Job] = []
@@ -189,8 +202,14 @@ class Engine:
         job.on_progress(job.progress)
 
     def _prepare(self, job: _Job) -> PreparedRequest:
+        given = (job.request.prompt or "").strip()
         with about(job.name), _timed(job, "prepare"):
-            return self._preparer(job.request, self.capabilities)
+            self._guardrails.check_prompt(given)
+            prepared = self._preparer(job.request, self.capabilities)
+            if prepared.prompt != given:
+                written = "the expanded prompt" if given else "the description of the picture or clip"
+                self._guardrails.check_prompt(prepared.prompt, written)
+            return prepared
 
     def _advance(self, job: _Job) -> bool:
         """One unit of work for `job`, whose failure is its own; False while it waits for its inputs."""
@@ -243,7 +262,9 @@ class Engine:
         with _timed(job, "preview"):
             try:
                 frame = rollout.preview()
-                picture = None if frame is None else jpeg(frame)
+                picture = None if frame is None else jpeg(self._guardrails.passed(frame[None])[0])
+            except FramesRefusedError:
+                return
             except Exception:
                 log.exception("no preview of job %s", job.name)
                 return
@@ -263,6 +284,8 @@ class Engine:
         with _timed(job, "decode") as decoding:
             chunk = next(job.frames, None)
         if chunk is not None:
+            if self._guardrails.frames is not None:
+                chunk = self._guarded(job, chunk)
             with _timed(job, "write") as writing:
                 job.writer.write(chunk)
             job.written += len(chunk)
@@ -287,8 +310,24 @@ class Engine:
             timings=dict(job.timings),
             action=rollout.actions,
             counts={"steps": rollout.index, "evaluations": rollout.evaluations}
-            | (job.reader.counts if job.reader else {}),
+            | (job.reader.counts if job.reader else {})
+            | self._decisions(job),
         )
+
+    def _guarded(self, job: _Job, frames: Frames) -> Frames:
+        with _timed(job, "guardrail"):
+            shown = self._guardrails.passed(frames)
+        job.altered = job.altered or not np.array_equal(shown, frames)
+        return shown
+
+    def _decisions(self, job: _Job) -> dict[str, int]:
+        """What the guardrails of this engine let pass of a job."""
+        decisions = {}
+        if self._guardrails.prompts:
+            decisions["prompts_passed"] = 1
+        if self._guardrails.frames is not None:
+            decisions["clips_altered" if job.altered else "clips_passed"] = 1
+        return decisions
 
     def _finish(self, job: _Job, result: Outcome | CosmoramaError) -> None:
         if job in self._waiting:

@@ -23,4 +23,4 @@ class Outcome:
     """Actions `[steps][numbers]` that the model predicted, for policy and inverse dynamics."""
     counts: dict[str, int] = field(default_factory=dict)
     """What was done besides, by name: `steps`, network `evaluations`, `prompt_tokens`, `text_cache_hits`,
-    `text_cache_misses`."""
+    `text_cache_misses`; of guardrails, 1 each: `prompts_passed`, `clips_passed`, `clips_altered`."""

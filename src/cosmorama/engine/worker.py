@@ -9,12 +9,9 @@ import logging
 import os
 import signal
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pydantic import SecretStr
 
 from cosmorama import logs
 from cosmorama.engine.outcome import Outcome
@@ -26,10 +23,6 @@ from cosmorama.settings import Settings
 
 if TYPE_CHECKING:
     from cosmorama.engine.engine import Engine
-    from cosmorama.engine.prepare import Preparer
-    from cosmorama.text.captioning import Captioner
-    from cosmorama.text.upsampling import Upsampler
-    from cosmorama.world.base import World
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +108,8 @@ def main(connection: Connection, settings: Settings) -> None:
     os.nice(5)
     logs.configure(settings, "worker")
     try:
+        from cosmorama.engine.build import build_engine
+
         engine = build_engine(settings)
         if settings.warmup:
             from cosmorama.engine.warmup import warm_up
@@ -184,127 +179,3 @@ def _submit(engine: Engine, connection: Connection, command: Submit) -> None:
         )
     except InvalidRequestError as error:
         connection.send(Finished(command.job, error))
-
-
-def build_engine(settings: Settings) -> Engine:
-    """The engine that `settings` describe, its model loaded.
-
-    Raises:
-        ModelNotFoundError: no such model.
-    """
-    import torch
-
-    from cosmorama.engine.engine import Engine
-
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return Engine(_world(settings), _preparer(settings), max_active=settings.max_active)
-
-
-def _world(settings: Settings) -> World:
-    if settings.parallel == "none":
-        return load_model(settings)
-    from cosmorama.world.follower import Follower
-
-    followers = [
-        Follower(partial(_load_to_follow, settings, rank), threads=settings.threads)
-        for rank in range(1, settings.parallel_processes)
-    ]
-    world = load_model(settings)
-    for follower in followers:
-        follower.ready()
-    if settings.parallel == "guidance":
-        from cosmorama.world.parallel import GuidanceParallel
-
-        return GuidanceParallel(world, followers[0])
-    from cosmorama.world.sequence_parallel import SequenceParallel
-
-    return SequenceParallel(world, followers)
-
-
-def _load_to_follow(settings: Settings, rank: int) -> World:
-    """What the processes beside this one do first."""
-    logs.configure(settings, "follower")
-    return load_model(settings, rank)
-
-
-def load_model(settings: Settings, rank: int = 0) -> World:
-    """The model and its adapters, as settings describe them, on the GPU with number `rank` if there are so many.
-
-    Raises:
-        CosmoramaError: it cannot be had, or does not fit.
-    """
-    import torch
-
-    from cosmorama.world.registry import load_world
-
-    world = load_world(
-        settings.model,
-        dtype=None if settings.dtype == "auto" else settings.dtype,
-        device=f"cuda:{rank}" if rank < torch.cuda.device_count() else None,
-        offload=settings.offload,
-        vae_tiling=settings.vae_tiling,
-        quantize=settings.quantize,
-        cache=settings.cache_path,
-        download=not settings.disable_model_download,
-    )
-    if not settings.adapters:
-        return world
-    from cosmorama.world.adapters import AdaptedWorld
-
-    return AdaptedWorld(world, settings.adapters)
-
-
-def _preparer(settings: Settings) -> Preparer:
-    from cosmorama.engine.prepare import Preparer
-    from cosmorama.media.fetch import FetchPolicy
-
-    policy = FetchPolicy(
-        allow_urls=settings.allow_url_input,
-        allow_private=settings.allow_private_urls,
-        # Whoever sends a request is not on this machine: a path would read the server's own files.
-        allow_files=False,
-        max_bytes=settings.max_input_bytes,
-        timeout_s=settings.url_timeout_s,
-    )
-    return Preparer(fetch=policy, upsampler=_upsampler(settings), captioner=_captioner(settings))
-
-
-def _upsampler(settings: Settings) -> Upsampler | None:
-    from cosmorama.text.endpoint import ChatEndpoint
-    from cosmorama.text.upsampling import ChatUpsampler, unchanged
-
-    if not settings.prompt_upsampling:
-        return unchanged
-    if settings.prompt_upsampling_endpoint_url is None:
-        return None
-    return ChatUpsampler(
-        ChatEndpoint(
-            str(settings.prompt_upsampling_endpoint_url),
-            settings.prompt_upsampling_model or "",
-            _revealed(settings.prompt_upsampling_api_key),
-            settings.prompt_upsampling_timeout_s,
-            settings.prompt_upsampling_max_tokens,
-        )
-    )
-
-
-def _captioner(settings: Settings) -> Captioner:
-    from cosmorama.text.captioning import ChatCaptioner, PixelCaptioner
-    from cosmorama.text.endpoint import ChatEndpoint
-
-    if settings.captioning_endpoint_url is None:
-        return PixelCaptioner()
-    return ChatCaptioner(
-        ChatEndpoint(
-            str(settings.captioning_endpoint_url),
-            settings.captioning_model or "",
-            _revealed(settings.captioning_api_key),
-            settings.captioning_timeout_s,
-            settings.captioning_max_tokens,
-        )
-    )
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()

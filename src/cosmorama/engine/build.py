@@ -1,0 +1,143 @@
+"""From settings to an engine: which model, how inputs are fetched and read, what has to pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pydantic import SecretStr
+
+from cosmorama import logs
+from cosmorama.engine.engine import Engine
+from cosmorama.engine.prepare import Preparer
+from cosmorama.guardrails.checks import Guardrails, PromptCheck
+from cosmorama.guardrails.cosmos import CosmosGuardrail
+from cosmorama.guardrails.words import BlockedWords
+from cosmorama.media.fetch import FetchPolicy
+from cosmorama.settings import Settings
+from cosmorama.text.captioning import Captioner, ChatCaptioner, PixelCaptioner
+from cosmorama.text.endpoint import ChatEndpoint
+from cosmorama.text.upsampling import ChatUpsampler, Upsampler, unchanged
+from cosmorama.world.base import World
+from cosmorama.world.registry import load_world
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine that `settings` describe, its model loaded.
+
+    Raises:
+        ModelNotFoundError: no such model.
+        GuardrailUnavailableError: a guardrail that is asked for cannot be had.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    guardrails = _guardrails(settings)
+    return Engine(_world(settings), _preparer(settings), guardrails, max_active=settings.max_active)
+
+
+def _world(settings: Settings) -> World:
+    if settings.parallel == "none":
+        return load_model(settings)
+    from cosmorama.world.follower import Follower
+
+    followers = [
+        Follower(partial(_load_to_follow, settings, rank), threads=settings.threads)
+        for rank in range(1, settings.parallel_processes)
+    ]
+    world = load_model(settings)
+    for follower in followers:
+        follower.ready()
+    if settings.parallel == "guidance":
+        from cosmorama.world.parallel import GuidanceParallel
+
+        return GuidanceParallel(world, followers[0])
+    from cosmorama.world.sequence_parallel import SequenceParallel
+
+    return SequenceParallel(world, followers)
+
+
+def _load_to_follow(settings: Settings, rank: int) -> World:
+    """What the processes beside this one do first."""
+    logs.configure(settings, "follower")
+    return load_model(settings, rank)
+
+
+def load_model(settings: Settings, rank: int = 0) -> World:
+    """The model and its adapters, as settings describe them, on the GPU with number `rank` if there are so many.
+
+    Raises:
+        CosmoramaError: it cannot be had, or does not fit.
+    """
+    world = load_world(
+        settings.model,
+        dtype=None if settings.dtype == "auto" else settings.dtype,
+        device=f"cuda:{rank}" if rank < torch.cuda.device_count() else None,
+        offload=settings.offload,
+        vae_tiling=settings.vae_tiling,
+        quantize=settings.quantize,
+        cache=settings.cache_path,
+        download=not settings.disable_model_download,
+    )
+    if not settings.adapters:
+        return world
+    from cosmorama.world.adapters import AdaptedWorld
+
+    return AdaptedWorld(world, settings.adapters)
+
+
+def _preparer(settings: Settings) -> Preparer:
+    policy = FetchPolicy(
+        allow_urls=settings.allow_url_input,
+        allow_private=settings.allow_private_urls,
+        # Whoever sends a request is not on this machine: a path would read the server's own files.
+        allow_files=False,
+        max_bytes=settings.max_input_bytes,
+        timeout_s=settings.url_timeout_s,
+    )
+    return Preparer(fetch=policy, upsampler=_upsampler(settings), captioner=_captioner(settings))
+
+
+def _guardrails(settings: Settings) -> Guardrails:
+    prompts: list[PromptCheck] = []
+    if settings.blocked_words is not None:
+        prompts.append(BlockedWords(settings.blocked_words))
+    if not (settings.text_guardrail or settings.video_guardrail):
+        return Guardrails(tuple(prompts))
+    cosmos = CosmosGuardrail()
+    if settings.text_guardrail:
+        prompts.append(cosmos.check_prompt)
+    return Guardrails(tuple(prompts), cosmos.check_frames if settings.video_guardrail else None)
+
+
+def _upsampler(settings: Settings) -> Upsampler | None:
+    if not settings.prompt_upsampling:
+        return unchanged
+    if settings.prompt_upsampling_endpoint_url is None:
+        return None
+    return ChatUpsampler(
+        ChatEndpoint(
+            str(settings.prompt_upsampling_endpoint_url),
+            settings.prompt_upsampling_model or "",
+            _revealed(settings.prompt_upsampling_api_key),
+            settings.prompt_upsampling_timeout_s,
+            settings.prompt_upsampling_max_tokens,
+        )
+    )
+
+
+def _captioner(settings: Settings) -> Captioner:
+    if settings.captioning_endpoint_url is None:
+        return PixelCaptioner()
+    return ChatCaptioner(
+        ChatEndpoint(
+            str(settings.captioning_endpoint_url),
+            settings.captioning_model or "",
+            _revealed(settings.captioning_api_key),
+            settings.captioning_timeout_s,
+            settings.captioning_max_tokens,
+        )
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

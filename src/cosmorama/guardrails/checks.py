@@ -1,0 +1,57 @@
+"""The checks of one server, as the rest of the code meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cosmorama.errors import FramesRefusedError, PromptRefusedError
+
+Frames = npt.NDArray[np.uint8]
+PromptCheck = Callable[[str], str | None]
+"""Takes a text; why it must not pass, to go after "the prompt", or None."""
+FramesCheck = Callable[[Frames], Frames | None]
+"""Takes frames, uint8 `[T, H, W, 3]`, of which it sees each alone; what may be shown of them, or None for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrails:
+    """What has to pass. Prompts are looked at as they come and as they are used; negative prompts are not.
+
+    Attributes:
+        prompts: Each has to let a text pass.
+        frames: Looks at everything that leaves the model, previews too.
+    """
+
+    prompts: tuple[PromptCheck, ...] = ()
+    frames: FramesCheck | None = None
+
+    def check_prompt(self, text: str, called: str = "the prompt") -> None:
+        """Let a text pass.
+
+        Args:
+            text: What is about to be used.
+            called: What it is to whoever sent the request.
+
+        Raises:
+            PromptRefusedError: a check does not let it.
+        """
+        for check in self.prompts if text else ():
+            if (why := check(text)) is not None:
+                raise PromptRefusedError(f"{called} {why}")
+
+    def passed(self, frames: Frames) -> Frames:
+        """What may be shown of frames, uint8 `[T, H, W, 3]`.
+
+        Raises:
+            FramesRefusedError: nothing may.
+        """
+        if self.frames is None:
+            return frames
+        shown = self.frames(frames)
+        if shown is None:
+            raise FramesRefusedError("this server's guardrail does not let the frames pass; change the prompt")
+        return shown
