@@ -279,7 +279,7 @@ def _peak_ours(case: Case, folder: str) -> dict[str, int]:
     from cosmorama.world.registry import load_world
 
     world = load_world(folder, device="cpu", dtype=case.dtype)
-    return _peak_of(case, lambda: ours(case, world))
+    return _peak_of(case, lambda case: ours(case, world))
 
 
 def _peak_theirs(case: Case, folder: str) -> dict[str, int]:
@@ -288,17 +288,19 @@ def _peak_theirs(case: Case, folder: str) -> dict[str, int]:
     from tests.world.checkpoints import load_pipeline
 
     pipeline = load_pipeline(case.kind, Path(folder), getattr(torch, case.dtype))
-    return _peak_of(case, lambda: theirs(case, pipeline))
+    return _peak_of(case, lambda case: theirs(case, pipeline))
 
 
-def _peak_of(case: Case, request: Callable[[], Sample]) -> dict[str, int]:
+def _peak_of(case: Case, request: Callable[[Case], Sample]) -> dict[str, int]:
     """Resident bytes before a request and how much more there were at its peak."""
     import torch
 
     torch.set_num_threads(case.threads)
+    # Weights are mapped from their files, and resident only once they were used.
+    request(replace(case, width=128, height=96, frames=5, steps=1))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = _status("VmRSS")
-    request()
+    request(case)
     return {"loaded_bytes": before, "request_bytes": _status("VmHWM") - before}
 
 

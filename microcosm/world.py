@@ -201,28 +201,15 @@ def main(
         int, typer.Option(help="Data-parallel workers, each with one thread and its own batches.")
     ] = 2,
     heads: Annotated[
-        int, typer.Option(help="Attention heads, 80 wide each. Twice those of the weights in START: begins widened.")
+        int,
+        typer.Option(
+            help="Attention heads, 80 wide each. Twice those of the weights in START: begins widened. A checkpoint has its own."
+        ),
     ] = 2,
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16, for processors with AVX512-BF16.")] = False,
 ) -> None:
     """Train one stage."""
-    options = Options(
-        stage,
-        minutes,
-        decay_minutes,
-        runs,
-        name,
-        start,
-        peak,
-        muon,
-        shift,
-        clip_shift,
-        ema,
-        seed,
-        processes,
-        heads,
-        bf16,
-    )
+    options = Options(**locals())
     with workers("microcosm.world", processes) as rank:
         Training(options, rank).run()
 
@@ -244,10 +231,12 @@ class Training:
         self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
         self.text_encoder = TextEncoder(vocabulary=vocabulary())
         text_width = self.text_encoder.config.width
-        self.net = Shape(options.heads).build(groups[0].latents.shape[1], text_width)
         self.checkpoint = options.runs / f"{options.name}.pt"
         source = self.checkpoint if self.checkpoint.exists() else options.runs / f"{options.start}.pt"
-        if not source.exists():
+        state = torch.load(source, weights_only=False) if source.exists() else None
+        heads = options.heads if state is None else state["net_config"]["num_attention_heads"]
+        self.net = Shape(heads).build(groups[0].latents.shape[1], text_width)
+        if state is None:
             self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
             if Path(options.start, "world.json").exists():
                 self._begin_from(Path(options.start))
@@ -255,8 +244,8 @@ class Training:
         self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
         self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
-        if source.exists():
-            self._resume(source)
+        if state is not None:
+            self._resume(state)
         done = int(self.progress["steps"])
         torch.manual_seed(options.seed + done + 1_000_003 * rank)
         self.batches.seed(options.seed + done, rank)
@@ -277,9 +266,8 @@ class Training:
         tokens, seconds = 1e6 * done["million_tokens"], 3600 * done["hours"]
         self.progress = {"steps": float(done["steps"]), "tokens": tokens, "seconds": seconds}
 
-    def _resume(self, source: Path) -> None:
-        """Go on from a checkpoint."""
-        state = torch.load(source, weights_only=False)
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's contents."""
         self.net.load_state_dict(state["net"])
         self.text_encoder.load_state_dict(state["text_encoder"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
+from cosmorama.engine.alone import make_alone
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, Preparer
 from cosmorama.engine.rollout import Rollout
-from cosmorama.errors import CosmoramaError
 from cosmorama.media.fetch import FetchPolicy
 from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.media.write import VideoWriter, mime_type
@@ -76,16 +76,9 @@ class Model:
         """
         engine = Engine(self.world, self.preparer, max_active=1)
         try:
-            engine.submit("local", request, output=output, on_progress=on_progress)
-            while engine.pending:
-                if not engine.step():
-                    engine.wait()
-            ((_, result),) = engine.finished()
+            return make_alone(engine, request, output, on_progress=on_progress)
         finally:
             engine.close()
-        if isinstance(result, CosmoramaError):
-            raise result
-        return result
 
 
 class Generation:

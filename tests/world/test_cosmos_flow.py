@@ -187,6 +187,17 @@ def test_what_goes_on_from_given_frames_is_guided_by_a_map_of_its_own(tiny_check
     assert rollout.evaluations == 3 * 4
 
 
+def test_what_goes_on_from_given_frames_may_begin_with_less_noise(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    usual = blending(tiny_checkpoint, tmp_path / "usual", still_first=True)
+    calmer = blending(tiny_checkpoint, tmp_path / "calmer", still_first=True, noise_onward=0.5)
+    assert torch.equal(begin(calmer).initial(), begin(usual).initial())  # the still is left to chance as before
+    from_image = begin(calmer, picture()).initial()
+    assert torch.equal(from_image, begin(usual, picture()).initial() * 0.5)
+    clip = begin(calmer)
+    assert isinstance(clip, Chunked)
+    assert torch.equal(clip.next_chunk(usual.encode_frames(picture())), from_image)
+
+
 def test_a_conditioning_image_is_encoded_like_the_first_frame_of_a_clip(tiny_world: CosmosFlowWorld) -> None:
     clip = picture(frames=9)
     whole, first = tiny_world.encode_frames(clip), tiny_world.encode_frames(clip[:1])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.estimate import Estimator
+from cosmorama.engine.job import EngineJob, timed
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
 from cosmorama.engine.preview import jpeg
@@ -27,7 +28,7 @@ from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
 from cosmorama.media.resample import resampled
 from cosmorama.media.write import VideoWriter
-from cosmorama.progress import Progress, ProgressCallback, Stage
+from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import BrokenModelError, World
@@ -37,32 +38,6 @@ log = logging.getLogger(__name__)
 
 PREVIEWS = 8
 """Of a whole generation, where somebody watches it."""
-
-
-@dataclass(slots=True)
-class _Job:
-    name: str
-    request: GenerationRequest
-    output: Path
-    on_progress: ProgressCallback
-    on_preview: Callable[[bytes], None] | None
-    priority: Priority
-    accepted_at: float
-    progress: Progress = field(default_factory=lambda: Progress("queued"))
-    watched: bool = False
-    preparing: Future[PreparedRequest] | None = None
-    reader: Reader | None = None
-    rollout: Rollout | None = None
-    frames: Iterator[Frames] | None = None
-    writer: VideoWriter | None = None
-    shown: int = 0
-    """Windows of the rollout that are written."""
-    written: int = 0
-    altered: bool = False
-    """Whether a guardrail changed some of its frames."""
-    cancelled: bool = False
-    timings: dict[str, float] = field(default_factory=dict)
-    resources: ExitStack = field(default_factory=ExitStack)
 
 
 class Engine:
@@ -84,8 +59,8 @@ class Engine:
         self._preparer = preparer or Preparer()
         self._guardrails = guardrails or Guardrails()
         self._max_active = max_active
-        self._waiting: list[_Job] = []
-        self._active: list[_Job] = []
+        self._waiting: list[EngineJob] = []
+        self._active: list[EngineJob] = []
         self._estimator = Estimator()
         self._finished: list[tuple[str, Outcome | CosmoramaError]] = []
         self._embeddings = EmbeddingCache(world.encode_text)
@@ -126,7 +101,7 @@ class Engine:
         resolved = resolve(request, self.capabilities)
         accepted_at = time.monotonic() - age_s
         report = on_progress or (lambda progress: None)
-        self._waiting.append(_Job(job, resolved, output, report, on_preview, priority, accepted_at))
+        self._waiting.append(EngineJob(job, resolved, output, report, on_preview, priority, accepted_at))
 
     def watch(self, job: str, watched: bool) -> None:
         """Begin or end making previews of a request."""
@@ -192,18 +167,18 @@ class Engine:
             with suppress(OSError):  # closed meanwhile
                 self._tell.send_bytes(b"\0")
 
-    def _candidate(self, job: _Job) -> Candidate:
+    def _candidate(self, job: EngineJob) -> Candidate:
         remaining_s = self._estimator.remaining_s(job.request, job.progress)
         return Candidate(job.name, job.priority, time.monotonic() - job.accepted_at, remaining_s)
 
-    def _report(self, job: _Job, progress: Progress) -> None:
+    def _report(self, job: EngineJob, progress: Progress) -> None:
         remaining_s = self._estimator.remaining_s(job.request, progress) if self._estimator.measured else None
         job.progress = replace(progress, remaining_s=remaining_s)
         job.on_progress(job.progress)
 
-    def _prepare(self, job: _Job) -> PreparedRequest:
+    def _prepare(self, job: EngineJob) -> PreparedRequest:
         given = (job.request.prompt or "").strip()
-        with about(job.name), _timed(job, "prepare"):
+        with about(job.name), timed(job, "prepare"):
             self._guardrails.check_prompt(given)
             prepared = self._preparer(job.request, self.capabilities)
             if prepared.prompt != given:
@@ -211,7 +186,7 @@ class Engine:
                 self._guardrails.check_prompt(prepared.prompt, written)
             return prepared
 
-    def _advance(self, job: _Job) -> bool:
+    def _advance(self, job: EngineJob) -> bool:
         """One unit of work for `job`, whose failure is its own; False while it waits for its inputs."""
         assert job.preparing is not None
         if not job.preparing.done():
@@ -219,7 +194,7 @@ class Engine:
         with about(job.name):
             return self._advance_prepared(job, job.preparing)
 
-    def _advance_prepared(self, job: _Job, preparing: Future[PreparedRequest]) -> bool:
+    def _advance_prepared(self, job: EngineJob, preparing: Future[PreparedRequest]) -> bool:
         try:
             outcome = self._work(job, preparing.result())
         except BrokenModelError:
@@ -238,14 +213,14 @@ class Engine:
                 self._finish(job, outcome)
         return True
 
-    def _work(self, job: _Job, prepared: PreparedRequest) -> Outcome | None:
+    def _work(self, job: EngineJob, prepared: PreparedRequest) -> Outcome | None:
         if job.rollout is None:
             job.reader = Reader(self._embeddings)
             job.rollout = Rollout(self._world, prepared, job.reader)
             self._report(job, job.rollout.progress)
         if job.rollout.clean == job.shown:
             before = job.rollout.progress
-            with _timed(job, before.stage) as spent:
+            with timed(job, before.stage) as spent:
                 progress = job.rollout.advance()
             # What held steps take says nothing about evaluated ones.
             if progress.share is not None and not job.request.reuse:
@@ -256,10 +231,10 @@ class Engine:
             return None
         return self._decode(job, job.rollout)
 
-    def _preview(self, job: _Job, rollout: Rollout, progress: Progress) -> None:
+    def _preview(self, job: EngineJob, rollout: Rollout, progress: Progress) -> None:
         if not job.watched or job.on_preview is None or rollout.done or progress.step % -(-progress.total // PREVIEWS):
             return
-        with _timed(job, "preview"):
+        with timed(job, "preview"):
             try:
                 frame = rollout.preview()
                 picture = None if frame is None else jpeg(self._guardrails.passed(frame[None])[0])
@@ -271,7 +246,7 @@ class Engine:
         if picture is not None:
             job.on_preview(picture)
 
-    def _decode(self, job: _Job, rollout: Rollout) -> Outcome | None:
+    def _decode(self, job: EngineJob, rollout: Rollout) -> Outcome | None:
         request, result = rollout.prepared.request, rollout.prepared.request.result
         if job.frames is None:
             job.frames = rollout.decode(job.shown)
@@ -281,12 +256,12 @@ class Engine:
             job.writer = job.resources.enter_context(
                 VideoWriter(job.output, width=result.width, height=result.height, fps=result.fps, output=request.output)
             )
-        with _timed(job, "decode") as decoding:
+        with timed(job, "decode") as decoding:
             chunk = next(job.frames, None)
         if chunk is not None:
             if self._guardrails.frames is not None:
                 chunk = self._guarded(job, chunk)
-            with _timed(job, "write") as writing:
+            with timed(job, "write") as writing:
                 job.writer.write(chunk)
             job.written += len(chunk)
             self._estimator.decoded(job.request, len(chunk), decoding() + writing())
@@ -296,7 +271,7 @@ class Engine:
         job.shown, job.frames = rollout.clean, None
         if not rollout.done:
             return None
-        with _timed(job, "write"):
+        with timed(job, "write"):
             job.resources.close()
         assert request.seed is not None
         return Outcome(
@@ -314,13 +289,13 @@ class Engine:
             | self._decisions(job),
         )
 
-    def _guarded(self, job: _Job, frames: Frames) -> Frames:
-        with _timed(job, "guardrail"):
+    def _guarded(self, job: EngineJob, frames: Frames) -> Frames:
+        with timed(job, "guardrail"):
             shown = self._guardrails.passed(frames)
         job.altered = job.altered or not np.array_equal(shown, frames)
         return shown
 
-    def _decisions(self, job: _Job) -> dict[str, int]:
+    def _decisions(self, job: EngineJob) -> dict[str, int]:
         """What the guardrails of this engine let pass of a job."""
         decisions = {}
         if self._guardrails.prompts:
@@ -329,7 +304,7 @@ class Engine:
             decisions["clips_altered" if job.altered else "clips_passed"] = 1
         return decisions
 
-    def _finish(self, job: _Job, result: Outcome | CosmoramaError) -> None:
+    def _finish(self, job: EngineJob, result: Outcome | CosmoramaError) -> None:
         if job in self._waiting:
             self._waiting.remove(job)
         if job in self._active:
@@ -340,15 +315,3 @@ class Engine:
         else:
             self._report(job, Progress("done"))
         self._finished.append((job.name, result))
-
-
-@contextmanager
-def _timed(job: _Job, stage: Stage | str) -> Iterator[Callable[[], float]]:
-    """Adds the time of the block to the stage's; what it gives tells the seconds since the block began, or it took."""
-    start = time.perf_counter()
-    end: float | None = None
-    try:
-        yield lambda: (end or time.perf_counter()) - start
-    finally:
-        end = time.perf_counter()
-        job.timings[stage] = job.timings.get(stage, 0.0) + end - start

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from cosmorama.engine.alone import make_alone
 from cosmorama.engine.engine import Engine
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import Capabilities, GenerationRequest
@@ -28,7 +29,7 @@ def warm_up(engine: Engine) -> None:
     started = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _make(engine, request, Path(folder) / "clip")
+            make_alone(engine, request, Path(folder) / "clip")
     except CosmoramaError as error:
         log.warning("the warm-up failed: %s", error)
     else:
@@ -52,16 +53,6 @@ def small_request(capabilities: Capabilities) -> GenerationRequest | None:
         seed=0,
         left_open=("fps", "guidance_scale", "steps"),
     )
-
-
-def _make(engine: Engine, request: GenerationRequest, output: Path) -> None:
-    engine.submit("warm-up", request, output=output)
-    while engine.pending:
-        if not engine.step():
-            engine.wait()
-    ((_, result),) = engine.finished()
-    if isinstance(result, CosmoramaError):
-        raise result
 
 
 def _grey(width: int, height: int) -> bytes:

@@ -73,6 +73,8 @@ class FlowConfig:
         guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
             `uncond + weight * (cond - uncond)`.
         guidance_onward: The same for what goes on from given frames, which say most of what is to be seen.
+        noise_onward: How strong the first noise is of what goes on from given frames, 0 to 1. Less leaves less to
+            chance: clips come nearer to what most likely follows, and those of different seeds nearer to each other.
         conditioning_timestep: What the network reads as the timestep of conditioning frames.
         still_first: A clip from text is made in two goes: its first frame alone, then the rest from that.
     """
@@ -82,6 +84,7 @@ class FlowConfig:
     flow_shift: float = 5.0
     guidance: GuidanceMap = ((1.0, 2.0), (10.0, 11.0))
     guidance_onward: GuidanceMap | None = None
+    noise_onward: float = 1.0
     conditioning_timestep: float = 0.0
     still_first: bool = False
 
@@ -170,7 +173,8 @@ class CosmosFlowSampling:
 
     def _noise(self, frames: int) -> Tensor:
         assert self._request.seed is not None
-        return initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0]
+        strength = 1.0 if self._known is None else self._world.config.noise_onward
+        return initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0] * strength
 
     def _shape(self, frames: int) -> tuple[int, ...]:
         request, world = self._request, self._world

@@ -16,6 +16,7 @@ from cosmorama.world.causal_conv import lighten
 from cosmorama.world.checkpoint import ON_CPU, LoadOptions, load_module
 from cosmorama.world.pixels import to_frames
 from cosmorama.world.vae_tiles import fill_in_tiles
+from cosmorama.world.wan_decoder import frame_by_frame
 
 _PREVIEWED = 2
 """Latent frames at the beginning of a clip that whoever wants a preview looks at."""
@@ -94,7 +95,7 @@ class WanAutoencoder:
     def _decoded(self, z: Tensor) -> Iterator[Tensor]:
         memory: list[Any] = [None] * self.vae._cached_conv_counts["decoder"]
         for index in range(z.shape[2]):
-            yield self.vae.decoder(z[:, :, index : index + 1], feat_cache=memory, feat_idx=[0], first_chunk=index == 0)
+            yield frame_by_frame(self.vae.decoder, z[:, :, index : index + 1], memory, first=index == 0)
 
     def _decoded_in_tiles(self, z: Tensor) -> Iterator[Tensor]:
         zoom = self.spatial // (self.vae.config.patch_size or 1)

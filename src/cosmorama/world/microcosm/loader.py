@@ -54,6 +54,7 @@ def _flow_config(values: dict[str, Any]) -> FlowConfig:
         flow_shift=float(values["flow_shift"]),
         guidance=_guidance(values["guidance_map"]),
         guidance_onward=_guidance(values["guidance_map_onward"]) if "guidance_map_onward" in values else None,
+        noise_onward=float(values.get("noise_onward", 1)),
         still_first=values.get("still_first", False),
     )
 
