@@ -203,7 +203,7 @@ def main(
     heads: Annotated[
         int,
         typer.Option(
-            help="Attention heads, 80 wide each. Twice those of the weights in START: begins widened. A checkpoint has its own."
+            help="Attention heads of a new run, 80 wide each. Twice those of the weights in START: it begins widened."
         ),
     ] = 2,
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16, for processors with AVX512-BF16.")] = False,
