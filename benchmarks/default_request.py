@@ -23,20 +23,8 @@ from typing import Any
 from cosmorama.request import GenerationRequest
 
 PROMPT = "a red ball rolls to the right and hits a blue cube on a green floor"
-
-
-def matmul_peak_gflops(size: int = 1536, repeats: int = 5) -> float:
-    """The fastest of several fp32 products of two `size` x `size` matrices, in GFLOP/s."""
-    import torch
-
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    torch.mm(a, b)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+PEAK_OF = 1536, 512
+"""Rows and width of the product that the peak is measured with."""
 
 
 def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
@@ -45,21 +33,21 @@ def measure(model: str, request: GenerationRequest) -> dict[str, Any]:
     import torch
 
     import cosmorama
-    from benchmarks.arithmetic import gflop_of
+    from benchmarks.arithmetic import gflop_of, matmul_gflops
     from cosmorama.engine.prepare import PreparedRequest
     from cosmorama.engine.rollout import Rollout
     from cosmorama.resolve import resolve
 
     loaded = cosmorama.load(model)
     load_s = time.perf_counter() - start
-    peaks = [matmul_peak_gflops()]
+    peaks = [matmul_gflops(*PEAK_OF, time.perf_counter)]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         outcome = loaded.generate_file(request, Path(folder) / "clip.mp4")
         wall_s = time.perf_counter() - start
         size = outcome.path.stat().st_size
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peaks.append(matmul_peak_gflops())
+    peaks.append(matmul_gflops(*PEAK_OF, time.perf_counter))
 
     rollout = Rollout(loaded.world, PreparedRequest(resolve(request, loaded.capabilities), PROMPT, None))
     gflop = gflop_of(_finish, rollout)
