@@ -259,12 +259,15 @@ class Engine:
         with timed(job, "decode") as decoding:
             chunk = next(job.frames, None)
         if chunk is not None:
+            check_s = 0.0
             if self._guardrails.frames is not None:
-                chunk = self._guarded(job, chunk)
+                with timed(job, "guardrail") as checking:
+                    chunk = self._guarded(job, chunk)
+                check_s = checking()
             with timed(job, "write") as writing:
                 job.writer.write(chunk)
             job.written += len(chunk)
-            self._estimator.decoded(job.request, len(chunk), decoding() + writing())
+            self._estimator.decoded(job.request, len(chunk), decoding() + check_s + writing())
             # While windows are still to be sampled, denoising is what there is to wait for.
             self._report(job, Progress("decode", job.written, result.frames) if rollout.done else rollout.progress)
             return None
@@ -290,8 +293,7 @@ class Engine:
         )
 
     def _guarded(self, job: EngineJob, frames: Frames) -> Frames:
-        with timed(job, "guardrail"):
-            shown = self._guardrails.passed(frames)
+        shown = self._guardrails.passed(frames)
         job.altered = job.altered or not np.array_equal(shown, frames)
         return shown
 
