@@ -6,20 +6,23 @@ import subprocess
 import sys
 
 STAGES = (
-    ("dataset",),
-    ("autoencoder", "basis"),
-    ("latents",),
-    ("world", "--stage", "images", "--minutes", "40"),
-    ("world", "--stage", "clips", "--minutes", "40"),
-    ("world", "--stage", "full", "--minutes", "80"),
-    ("world", "--stage", "onward", "--minutes", "80", "--decay-minutes", "24"),
-    ("closeups",),
-    ("decoder",),
-    ("export",),
-    ("probe",),
-    ("evaluate", "microcosm-runs/evaluation"),
+    "dataset",
+    "autoencoder basis",
+    "latents",
+    "world --stage images --minutes 40",
+    "world --stage clips --minutes 40",
+    "world --stage full --minutes 80",
+    "world --stage onward --minutes 80 --decay-minutes 24",
+    "closeups",
+    "decoder",
+    "export --out microcosm-runs/narrow",
+    "world --stage onward --name wide --start microcosm-runs/narrow --heads 4 --minutes 122 --decay-minutes 39",
+    "export --name wide",
+    "probe",
+    "evaluate microcosm-runs/evaluation",
 )
 
-for name, *arguments in STAGES:
-    print(f"== microcosm.{name} {' '.join(arguments)}", flush=True)
+for stage in STAGES:
+    name, *arguments = stage.split()
+    print(f"== microcosm.{stage}", flush=True)
     subprocess.run([sys.executable, "-m", f"microcosm.{name}", *arguments], check=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosmorama.diffusion.schedule import flow_schedule
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import ModelNotFoundError
@@ -191,11 +192,27 @@ def test_what_goes_on_from_given_frames_may_begin_with_less_noise(tiny_checkpoin
     usual = blending(tiny_checkpoint, tmp_path / "usual", still_first=True)
     calmer = blending(tiny_checkpoint, tmp_path / "calmer", still_first=True, noise_onward=0.5)
     assert torch.equal(begin(calmer).initial(), begin(usual).initial())  # the still is left to chance as before
-    from_image = begin(calmer, picture()).initial()
-    assert torch.equal(from_image, begin(usual, picture()).initial() * 0.5)
-    clip = begin(calmer)
+    for given in (1, 9):
+        ours, theirs = (begin(world, picture(frames=given), frames=121).initial() for world in (calmer, usual))
+        first = (given + 7) // 8
+        ratios = [float((ours[:, :, i] / theirs[:, :, i]).mean()) for i in range(first, 16)]
+        # The first second is determined by what is given; from there on the noise grows to its full strength.
+        assert ratios == pytest.approx([0.5] * 4 + [0.625, 0.75, 0.875] + [1.0] * (9 - first))
+    clip = begin(calmer, frames=121)
     assert isinstance(clip, Chunked)
-    assert torch.equal(clip.next_chunk(usual.encode_frames(picture())), from_image)
+    known = usual.encode_frames(picture())
+    assert torch.equal(clip.next_chunk(known), begin(calmer, picture(), frames=121).initial())
+
+
+def test_what_goes_on_from_given_frames_may_have_levels_of_its_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    world = blending(tiny_checkpoint, tmp_path / "shifted", still_first=True, flow_shift_onward=12)
+    clip, from_image = begin(world), begin(world, picture())
+    usual, onward = flow_schedule(4, shift=3), flow_schedule(4, shift=12)
+    assert (clip.schedule, from_image.schedule) == (usual, onward)
+    assert isinstance(clip, Chunked)
+    clip.next_chunk(world.encode_frames(picture()))
+    assert clip.schedule == onward
+    assert begin(world, picture(), flow_shift=2.0).schedule == flow_schedule(4, shift=2)  # the request's wins
 
 
 def test_a_conditioning_image_is_encoded_like_the_first_frame_of_a_clip(tiny_world: CosmosFlowWorld) -> None:

@@ -238,7 +238,7 @@ def test_requests_in_turns_do_not_touch_each_other(kind: str, checkpoint: Callab
         assert not np.array_equal(chunks[0], chunks[1])
 
 
-def test_wan_decodes_frame_by_frame_to_the_bit(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
+def test_wan_decodes_frame_by_frame_as_at_once(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
     folder, pipeline = checkpoint("predict2.5")
     latents = torch.randn(1, 16, 4, 6, 10)
     mean, deviation = (
@@ -252,7 +252,9 @@ def test_wan_decodes_frame_by_frame_to_the_bit(checkpoint: Callable[[str], tuple
             chunks = list(autoencoder.decode_pixels(latents))
             whole = (autoencoder if lean else pipeline).vae.decode(latents * deviation + mean).sample
         assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4, 4]
-        assert torch.equal(torch.cat(chunks, dim=2), whole)
+        decoded = torch.cat(chunks, dim=2)
+        # oneDNN may sum in another order for one frame than for four.
+        assert error(decoded, whole) <= TOLERANCE if lean else torch.equal(decoded, whole)
 
 
 def test_bfloat16_stays_close_to_float32(checkpoint: Callable[[str], tuple[Path, Any]]) -> None:

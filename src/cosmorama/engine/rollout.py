@@ -240,10 +240,10 @@ class Window:
             return np.ascontiguousarray(chunk[-1].numpy())
 
     def _denoise(self, sampling: Sampling) -> None:
-        schedule = sampling.schedule
-        index = self.index % schedule.steps
+        index = self.index % self.levels
         if index == 0 and self.index > 0 and isinstance(sampling, Chunked):
             self.latents, self._history, self._memory = sampling.next_chunk(self.latents), History(), Memory()
+        schedule = sampling.schedule  # which may be another one for another chunk
 
         def evaluate(negative: bool) -> Tensor:
             self.evaluations += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
@@ -18,13 +19,16 @@ from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
 from cosmorama.diffusion.solvers import initial_noise
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.cosmos_forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.text_context import TextContext, projected, text_context
 
 Prediction = Literal["sample", "velocity", "blend"]
 GuidanceMap = tuple[tuple[float, float], ...]
+
+_DETERMINED = 4
+"""Latent frames after given ones that `noise_onward` is for; over as many more the noise grows to its full strength."""
 
 
 class Autoencoder(Protocol):
@@ -70,11 +74,13 @@ class FlowConfig:
             network that blends also reads the conditioning frames as they are, see `beside`.
         timestep_scale: The network reads `sigma * timestep_scale`.
         flow_shift: Shift of the sampling schedule towards noise (arXiv 2403.03206).
+        flow_shift_onward: The same for what goes on from given frames; None: no other.
         guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
             `uncond + weight * (cond - uncond)`.
         guidance_onward: The same for what goes on from given frames, which say most of what is to be seen.
-        noise_onward: How strong the first noise is of what goes on from given frames, 0 to 1. Less leaves less to
-            chance: clips come nearer to what most likely follows, and those of different seeds nearer to each other.
+        noise_onward: How strong the first noise is of the frames just after given ones, 0 to 1. Less leaves less to
+            chance: they come nearer to what most likely follows, and those of different seeds nearer to each other.
+            What is further off is less determined, and the noise there as strong as it was in training.
         conditioning_timestep: What the network reads as the timestep of conditioning frames.
         still_first: A clip from text is made in two goes: its first frame alone, then the rest from that.
     """
@@ -82,6 +88,7 @@ class FlowConfig:
     prediction: Prediction = "velocity"
     timestep_scale: float = 1.0
     flow_shift: float = 5.0
+    flow_shift_onward: float | None = None
     guidance: GuidanceMap = ((1.0, 2.0), (10.0, 11.0))
     guidance_onward: GuidanceMap | None = None
     noise_onward: float = 1.0
@@ -150,7 +157,6 @@ class CosmosFlowSampling:
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
-        self.schedule = _schedule(inputs.request, world.config)
         self._text = read(inputs.prompt)
         scale = inputs.request.guidance_scale
         guides = any(world.guidance_weight(scale, onward=onward) != 1 for onward in (False, True))
@@ -163,6 +169,15 @@ class CosmosFlowSampling:
         self._contexts: dict[bool, TextContext] = {}
 
     @property
+    def schedule(self) -> Schedule:
+        """Noise levels, here and now."""
+        request, config = self._request, self._world.config
+        if request.solver == "edm_euler":
+            return _schedule(request.steps, None)
+        onward = None if self._known is None else config.flow_shift_onward
+        return _schedule(request.steps, request.flow_shift or onward or config.flow_shift)
+
+    @property
     def guidance_weight(self) -> float:
         """What the request's scale means to this checkpoint, here and now."""
         return self._world.guidance_weight(self._request.guidance_scale, onward=self._known is not None)
@@ -173,8 +188,15 @@ class CosmosFlowSampling:
 
     def _noise(self, frames: int) -> Tensor:
         assert self._request.seed is not None
-        strength = 1.0 if self._known is None else self._world.config.noise_onward
-        return initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0] * strength
+        noise = initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0]
+        return noise if self._known is None else noise * self._strengths(noise.shape[2])
+
+    def _strengths(self, frames: int) -> Tensor:
+        """How strong the first noise of each latent frame is, `[T, 1, 1]`, of what goes on from given frames."""
+        assert self._known is not None
+        least, near = self._world.config.noise_onward, _DETERMINED
+        distance = torch.arange(1, frames + 1) - self._known.shape[2]
+        return (least + (1 - least) * ((distance - near) / near).clamp(0, 1)).view(-1, 1, 1)
 
     def _shape(self, frames: int) -> tuple[int, ...]:
         request, world = self._request, self._world
@@ -278,8 +300,7 @@ def blended(output: Tensor, held: Tensor | None) -> Tensor:
     return added if held is None else torch.addcmul(added, held, 1 + stays)
 
 
-def _schedule(request: GenerationRequest, config: FlowConfig) -> Schedule:
-    """Shifted, evenly spaced flow times; Karras's levels for `edm_euler`."""
-    if request.solver == "edm_euler":
-        return karras_flow_schedule(request.steps)
-    return flow_schedule(request.steps, shift=request.flow_shift or config.flow_shift)
+@cache
+def _schedule(steps: int, shift: float | None) -> Schedule:
+    """Shifted, evenly spaced flow times; without a shift Karras's levels."""
+    return karras_flow_schedule(steps) if shift is None else flow_schedule(steps, shift=shift)

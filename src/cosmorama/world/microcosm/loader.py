@@ -52,6 +52,7 @@ def _flow_config(values: dict[str, Any]) -> FlowConfig:
         prediction=values["prediction"],
         timestep_scale=float(values["timestep_scale"]),
         flow_shift=float(values["flow_shift"]),
+        flow_shift_onward=float(values["flow_shift_onward"]) if "flow_shift_onward" in values else None,
         guidance=_guidance(values["guidance_map"]),
         guidance_onward=_guidance(values["guidance_map_onward"]) if "guidance_map_onward" in values else None,
         noise_onward=float(values.get("noise_onward", 1)),
