@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
@@ -300,7 +300,7 @@ def blended(output: Tensor, held: Tensor | None) -> Tensor:
     return added if held is None else torch.addcmul(added, held, 1 + stays)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _schedule(steps: int, shift: float | None) -> Schedule:
     """Shifted, evenly spaced flow times; without a shift Karras's levels."""
     return karras_flow_schedule(steps) if shift is None else flow_schedule(steps, shift=shift)
