@@ -16,9 +16,12 @@ STAGES = (
     "closeups",
     "decoder",
     "export --out microcosm-runs/narrow",
-    "world --stage onward --name wide --start microcosm-runs/narrow --heads 4 --minutes 122 --decay-minutes 39",
-    "export --name wide",
+    "world --stage onward --name wide --start microcosm-runs/narrow --heads 4 --minutes 83 --decay-minutes 0.1",
+    "export --name wide --out microcosm-runs/wide",
+    "world --stage both --name both --start microcosm-runs/wide --heads 4 --minutes 104 --decay-minutes 42",
+    "export --name both",
     "probe",
+    "corridor_probe",
     "evaluate microcosm-runs/evaluation",
 )
 

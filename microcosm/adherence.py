@@ -67,28 +67,28 @@ _MEASURES: dict[str, Callable[[Sight, Scene], bool]] = {
 }
 
 
-def still_prompts(count: int) -> list[HeldOut]:
+def still_prompts(count: int) -> list[HeldOut[Scene]]:
     """Held-out scenes, in turn with one object and with two."""
     single = held_out(count - count // 2, lambda scene: len(scene.objects) == 1)
     double = held_out(count // 2, lambda scene: len(scene.objects) == 2)
     return _in_turn(single, double)
 
 
-def clip_prompts(count: int) -> list[HeldOut]:
+def clip_prompts(count: int) -> list[HeldOut[Scene]]:
     """Held-out scenes, two of three of them with a direction; none that a still was drawn from, up to 100 stills."""
     directed = held_out(count - count // 3, lambda scene: scene.direction is not None, skip=100)
     others = held_out(count // 3, lambda scene: scene.direction is None, skip=100)
     return _in_turn(directed, others)
 
 
-def _in_turn(first: Sequence[HeldOut], second: Sequence[HeldOut]) -> list[HeldOut]:
+def _in_turn(first: Sequence[HeldOut[Scene]], second: Sequence[HeldOut[Scene]]) -> list[HeldOut[Scene]]:
     """Both lists evenly mixed, each in its order."""
     places = [((index + 0.5) / len(part), one) for part in (first, second) for index, one in enumerate(part)]
     return [one for _, one in sorted(places, key=lambda place: place[0])]
 
 
 def measure(
-    weights: Path, probe: Probe, stills: Sequence[HeldOut], clips: Sequence[HeldOut], processes: int
+    weights: Path, probe: Probe, stills: Sequence[HeldOut[Scene]], clips: Sequence[HeldOut[Scene]], processes: int
 ) -> tuple[list[Figure], list[Frames], list[Frames]]:
     """The figures, the stills [1, h, w, 3] and the clips that they were measured on."""
     seeds = [shot.shot.seed for shot in stills]
@@ -129,7 +129,7 @@ def _share(right: Callable[[Sight, Scene], bool], sights: Sequence[Sight], scene
     return 100 * float(np.mean([right(sight, scene) for sight, scene in zip(sights, scenes, strict=True)]))
 
 
-def direction_figure(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequence[HeldOut]) -> Figure:
+def direction_figure(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequence[HeldOut[Scene]]) -> Figure:
     """How often the main object, found by its color, goes where the prompt says; shuffled: of scenes that all move."""
     scenes = [one.scene for one in held]
 

@@ -14,28 +14,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmorama.text.scene_language import COLORS, DIRECTIONS, FLOORS, MOTIONS, SHAPES, SKIES, Scene
+from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor
+from cosmorama.text.scene_language import COLORS, DIRECTIONS, FLOORS, MOTIONS, SHAPES, SKIES, SceneObject
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.probe import HUES, VIVID
+from microcosm.shots import AnyScene
 
-_CLASSES = (len(COLORS), len(SHAPES), len(MOTIONS), len(DIRECTIONS), len(FLOORS), len(SKIES), len(COLORS), len(SHAPES))
+_THING = (len(COLORS), len(SHAPES))
+_DRIVE = (len(COLORS), len(COLORS), len(LIGHTS), len(SPEEDS))
+_CLASSES = (*_THING, len(MOTIONS), len(DIRECTIONS), len(FLOORS), len(SKIES), *_THING, *_DRIVE)
+ATTRIBUTES = len(_CLASSES)
 UNKNOWN = -1
 
 
-def scene_classes(scene: Scene, mirrored: bool) -> list[int]:
+def scene_classes(scene: AnyScene, mirrored: bool) -> list[int]:
     """Class numbers of a scene's attributes, in the order of the text head; what it lacks is `UNKNOWN`."""
+    if isinstance(scene, Corridor):
+        colors = [COLORS.index(scene.shelves), COLORS.index(scene.boxes)]
+        floor = [UNKNOWN, UNKNOWN, FLOORS.index(scene.floor), UNKNOWN]
+        drive = [*colors, LIGHTS.index(scene.light), SPEEDS.index(scene.speed)]
+        return [*_thing(scene.ahead), *floor, UNKNOWN, UNKNOWN, *drive]
     direction = UNKNOWN if scene.direction is None else DIRECTIONS.index(scene.direction) ^ int(mirrored)
-    first, second = scene.objects[0], scene.objects[1:]
     return [
-        COLORS.index(first.color),
-        SHAPES.index(first.shape),
+        *_thing(scene.objects[0]),
         MOTIONS.index(scene.motion),
         direction,
         FLOORS.index(scene.floor),
         SKIES.index(scene.sky),
-        COLORS.index(second[0].color) if second else UNKNOWN,
-        SHAPES.index(second[0].shape) if second else UNKNOWN,
+        *_thing(scene.objects[1] if len(scene.objects) > 1 else None),
+        *[UNKNOWN] * 4,
     ]
+
+
+def _thing(thing: SceneObject | None) -> list[int]:
+    return [UNKNOWN, UNKNOWN] if thing is None else [COLORS.index(thing.color), SHAPES.index(thing.shape)]
 
 
 class Auxiliary(nn.Module):
@@ -86,7 +98,7 @@ class Auxiliary(nn.Module):
             clean_classes: [B, T, H, W] from `cell_classes`.
             is_given: bool [B, T], frames that are conditions and so give the answer away.
             text: Text states [B, S, D].
-            targets: [B, 8] from `scene_classes`, all `UNKNOWN` for empty prompts.
+            targets: [B, ATTRIBUTES] from `scene_classes`, all `UNKNOWN` for empty prompts.
         """
         assert self.tokens is not None
         logits = self.token_head(self.tokens.float())  # [B, T, rows * columns, classes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,30 +13,44 @@ from cosmorama.text.scene_language import mirror_caption
 from microcosm.auxiliary import UNKNOWN, scene_classes
 from microcosm.captions import empty_prompt, random_caption
 from microcosm.latents import Group
+from microcosm.shots import World, world_of
 
 EMPTY_SHARE = 0.12
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a stage trains on: the share of each latent length in the batches, and how many make a batch."""
+    """What a stage trains on: the share of each latent length in the batches, world by world, and how many make a
+    batch.
+    """
 
-    shares: dict[int, float]
+    shares: dict[World, dict[int, float]]
     batch: dict[int, int] = field(default_factory=lambda: {1: 24, 5: 6, 16: 2})
+
+    def share(self, group: Group) -> float:
+        """The share of the clips that are of a group's world and length."""
+        world, length = _kind(group)
+        return self.shares.get(world, {}).get(length, 0)
+
+
+def _kind(group: Group) -> tuple[World, int]:
+    return world_of(group.scenes[0]), group.latents.shape[2]
 
 
 STAGES = {
-    "images": Stage({1: 1.0}),
-    "clips": Stage({1: 0.25, 5: 0.75}),
-    "full": Stage({1: 0.4, 5: 0.35, 16: 0.25}),
-    "onward": Stage({1: 0.15, 5: 0.7, 16: 0.15}),
+    "images": Stage({"objects": {1: 1.0}}),
+    "clips": Stage({"objects": {1: 0.25, 5: 0.75}}),
+    "full": Stage({"objects": {1: 0.4, 5: 0.35, 16: 0.25}}),
+    "onward": Stage({"objects": {1: 0.15, 5: 0.7, 16: 0.15}}),
+    # Of objects the network knows by then how stills look.
+    "both": Stage({"objects": {1: 0.07, 5: 0.35, 16: 0.08}, "corridor": {1: 0.2, 5: 0.22, 16: 0.08}}),
 }
 
 
 @dataclass(slots=True)
 class Batch:
     """Inputs of one training step: clean latents [B, C, T, H, W], prompts, the clips' rate, given frames k [B],
-    and what the prompts mean [B, 8] (see `auxiliary.scene_classes`).
+    and what the prompts mean [B, 12] (see `auxiliary.scene_classes`).
     """
 
     clean: Tensor
@@ -43,6 +58,7 @@ class Batch:
     fps: int
     given: Tensor
     targets: Tensor
+    world: World = "objects"
 
 
 class Batches:
@@ -51,11 +67,19 @@ class Batches:
     def __init__(self, groups: list[Group], stage: Stage) -> None:
         self.groups, self.stage = groups, stage
         self.seed(0, 0)
-        weights = np.zeros(len(groups))
-        for length, share in stage.shares.items():
-            rows = [len(group.scenes) if group.latents.shape[2] == length else 0 for group in groups]
-            # Batches are drawn per sequence position, so that a share is one of the computing time.
-            weights += share / (length * stage.batch[length]) * np.array(rows) / max(1, sum(rows))
+        rows: dict[tuple[World, int], int] = defaultdict(int)
+        for group in groups:
+            rows[_kind(group)] += len(group.scenes)
+        # Batches are drawn per sequence position, so that a share is one of the computing time.
+        weights = np.array(
+            [
+                stage.share(group)
+                / (group.latents.shape[2] * stage.batch[group.latents.shape[2]])
+                * len(group.scenes)
+                / rows[_kind(group)]
+                for group in groups
+            ]
+        )
         self.weights = weights / weights.sum()
 
     def seed(self, seed: int, rank: int) -> None:
@@ -75,7 +99,7 @@ class Batches:
             for row, empty in zip(rows, is_empty, strict=True)
         ]
         given = self.rng.choice((1, 2), size=len(rows), p=(0.55, 0.45)) if length > 2 else np.zeros(len(rows), int)
-        return Batch(group.latents[rows].float(), prompts, group.fps, torch.from_numpy(given), targets)
+        return Batch(group.latents[rows].float(), prompts, group.fps, torch.from_numpy(given), targets, _kind(group)[0])
 
     def _prompt(self, group: Group, row: int) -> str:
         caption = random_caption(group.scenes[row], self.rng)

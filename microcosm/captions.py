@@ -7,16 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT
+from cosmorama.text.corridor_language import (
+    BOX_WORDS,
+    CORRIDOR_WORDS,
+    DRIVE_WORDS,
+    DRIVER_WORDS,
+    LIGHT_WORDS,
+    SHELF_WORDS,
+    SPEED_WORDS,
+    Corridor,
+)
 from cosmorama.text.scene_language import (
     COLOR_WORDS,
     FLOOR_WORDS,
     SHAPE_WORDS,
     SKY_WORDS,
+    Color,
     Scene,
     SceneObject,
     article,
-    canonical_caption,
 )
+from microcosm.shots import AnyScene, caption_of
 
 EMPTY_PROMPTS = ("", "", "", DEFAULT_NEGATIVE_PROMPT, DEFAULT_NEGATIVE_PROMPT)
 NEGATIVE_PHRASES = (
@@ -24,13 +35,19 @@ NEGATIVE_PHRASES = (
     "deformed", "flickering", "low resolution", "grainy", "overexposed", "bad", "shaky", "static", "cartoon", "faces",
 )  # fmt: skip
 _CANONICAL_SHARE = 0.6
+_INDOORS = ("floor", "ground", "concrete")
 _CAMERA = ("static camera", "the camera is static", "fixed camera", "the camera does not move")
 
 
-def random_caption(scene: Scene, rng: np.random.Generator) -> str:
+def random_caption(scene: AnyScene, rng: np.random.Generator) -> str:
     """A wording of `scene`: the canonical one in most cases, otherwise from terse to detailed."""
     if rng.random() < _CANONICAL_SHARE:
-        return canonical_caption(scene)
+        return caption_of(scene)
+    text = _drive(scene, rng) if isinstance(scene, Corridor) else _objects(scene, rng)
+    return text[0].upper() + text[1:] if rng.random() < 0.6 else text
+
+
+def _objects(scene: Scene, rng: np.random.Generator) -> str:
     first = _name(scene.objects[0], rng)
     parts = [f"{article(first)} {_action(scene, rng)}"]
     floor = _pick(rng, FLOOR_WORDS[scene.floor])
@@ -42,8 +59,29 @@ def random_caption(scene: Scene, rng: np.random.Generator) -> str:
         parts.append(f"{_pick(rng, ('under', 'in', 'against', 'background:'))} {_article_for_sky(scene, rng)}")
     if rng.random() < 0.3:
         parts.append(_pick(rng, _CAMERA))
-    text = ", ".join(parts) + _pick(rng, (".", ""))
-    return text[0].upper() + text[1:] if rng.random() < 0.6 else text
+    return ", ".join(parts) + _pick(rng, (".", ""))
+
+
+def _drive(scene: Corridor, rng: np.random.Generator) -> str:
+    """Speed and light may be left out; what is ahead and the floor mostly are not."""
+    speed = f" {_usual(rng, SPEED_WORDS[scene.speed])}" if rng.random() < 0.85 else ""
+    way = _pick(rng, (" forward through", " through", " forward along", " down"))
+    place = article(_usual(rng, CORRIDOR_WORDS))
+    things = f"{_colored(scene.shelves, SHELF_WORDS, rng)} with {_colored(scene.boxes, BOX_WORDS, rng)}"
+    driver = f"{_pick(rng, ('a', 'the'))} {_usual(rng, DRIVER_WORDS)}"
+    text = f"{driver} {_usual(rng, DRIVE_WORDS)}{speed}{way} {place} of {things}"
+    if rng.random() < 0.15:
+        text = f"a first person view of {driver} moving{speed} forward past {things} in {place}"
+    if rng.random() < 0.9:
+        floor = _pick(rng, [words for words in FLOOR_WORDS[scene.floor] if words.endswith(_INDOORS)])
+        text += f" on {floor if rng.random() < 0.3 else article(floor)}"
+    if rng.random() < 0.8:
+        light = _pick(rng, LIGHT_WORDS[scene.light])
+        text += f" in {light}"
+    if scene.ahead is not None:
+        text += f"{_pick(rng, (', towards', ' towards', ', ahead stands', ', in front of it'))} "
+        text += article(_name(scene.ahead, rng))
+    return text + _pick(rng, (".", ""))
 
 
 def empty_prompt(rng: np.random.Generator) -> str:
@@ -56,6 +94,12 @@ def empty_prompt(rng: np.random.Generator) -> str:
 
 def _name(thing: SceneObject, rng: np.random.Generator) -> str:
     return f"{_usual(rng, COLOR_WORDS[thing.color])} {_usual(rng, SHAPE_WORDS[thing.shape])}"
+
+
+def _colored(color: Color, words: Sequence[str], rng: np.random.Generator) -> str:
+    """Things of a color, which is left out now and then."""
+    named = f"{_usual(rng, COLOR_WORDS[color])} " if rng.random() < 0.93 else ""
+    return named + _usual(rng, words)
 
 
 def _action(scene: Scene, rng: np.random.Generator) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cosmorama.text.scene_language import Scene
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
 from microcosm.autoencoder import psnr, to_float
@@ -43,9 +45,9 @@ def reconstruct(vae: VideoAutoencoder, frames: Tensor) -> Tensor:
 
 
 def measure(
-    weights: Path, mode: str, held: Sequence[HeldOut], processes: int
+    weights: Path, mode: str, held: Sequence[HeldOut[Any]], processes: int, world: str = ""
 ) -> tuple[list[Figure], list[tuple[Frames, Frames]]]:
-    """The figures of image2world or video2world, and (real, drawn) clips."""
+    """The figures of image2world or video2world, named after their `world`, and (real, drawn) clips."""
     given = GIVEN[mode]
     real = real_clips(held, given + HORIZON, processes)
     jobs = [Job(one.prompt, given + HORIZON, one.shot.seed, clip[:given]) for one, clip in zip(held, real, strict=True)]
@@ -54,7 +56,7 @@ def measure(
     rest = frames[:, :, given:]
     ceiling = compare(rest, reconstruct(load_component(VideoAutoencoder, weights / "vae"), frames)[:, :, given:])
     copied = compare(rest, frames[:, :, given - 1 : given].expand_as(rest))
-    return continuation_figures(mode, compare(rest, made[:, :, given:]), copied, ceiling, len(held)), list(
+    return continuation_figures(world + mode, compare(rest, made[:, :, given:]), copied, ceiling, len(held)), list(
         zip(real, drawn, strict=True)
     )
 
@@ -83,7 +85,7 @@ def continuation_figures(
 
 
 def measure_persistence(
-    weights: Path, held: Sequence[HeldOut], processes: int
+    weights: Path, held: Sequence[HeldOut[Scene]], processes: int
 ) -> tuple[list[Figure], list[tuple[Frames, Frames]]]:
     """Whether the main object stays, in clips of full length from text alone; and (real, drawn) clips."""
     jobs = [Job(one.prompt, CLIP_FRAMES, one.shot.seed) for one in held]
@@ -92,7 +94,7 @@ def measure_persistence(
     return [persistence_figure(drawn, real, held)], list(zip(real, drawn, strict=True))
 
 
-def persistence_figure(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequence[HeldOut]) -> Figure:
+def persistence_figure(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequence[HeldOut[Scene]]) -> Figure:
     """Share of clips whose main object is there, in its color, in every frame that should show it."""
     kept, kept_real = (
         [persists(track_color(clip, one.scene.objects[0].color)) for clip, one in zip(clips, held, strict=True)]

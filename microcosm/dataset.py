@@ -22,8 +22,7 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
-from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption
-from microcosm.simulate import Shot, draw_shot, render
+from microcosm.shots import DRAW, AnyScene, AnyShot, World, caption_of, frames_of, scene_from_json
 
 CLIP_FRAMES = 121
 DATA = Path("microcosm-data")
@@ -37,12 +36,16 @@ class Split:
     shards: int
     shots_per_shard: int
     frames: int
+    world: World = "objects"
 
 
 SPLITS: dict[str, Split] = {
     "images": Split(1_000_000, 34, 1000, 1),
     "clips": Split(2_000_000, 10, 32, CLIP_FRAMES),
     "shorts": Split(3_000_000, 96, 64, 33),
+    "corridor-images": Split(5_000_000, 8, 1000, 1, "corridor"),
+    "corridor-clips": Split(6_000_000, 4, 32, CLIP_FRAMES, "corridor"),
+    "corridor-shorts": Split(7_000_000, 32, 64, 33, "corridor"),
     "heldout": Split(9_000_000, 1, 32, CLIP_FRAMES),
 }
 
@@ -55,11 +58,11 @@ class Label:
     array: str
     row: int
     fps: int
-    scene: Scene
+    scene: AnyScene
     caption: str
 
 
-def frame_times(shot: Shot, frames: int) -> NDArray[np.float64]:
+def frame_times(shot: AnyShot, frames: int) -> NDArray[np.float64]:
     """Seconds at which a shot is rendered: a clip at its rate, or one moment of the first 2.6 s."""
     return np.arange(frames) / shot.fps if frames > 1 else np.array([still_time(shot.seed)])
 
@@ -78,27 +81,30 @@ def write_shard(kind: str, number: int, folder: Path) -> None:
     arrays: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
     labels = []
     for seed in range(first, first + split.shots_per_shard):
-        shot = draw_shot(seed)
+        shot = DRAW[split.world](seed)
         name = f"{shot.size_px[0]}x{shot.size_px[1]}"
-        labels.append(Label(seed, name, len(arrays[name]), shot.fps, shot.scene, canonical_caption(shot.scene)))
-        arrays[name].append(render(shot, list(frame_times(shot, split.frames))))
+        labels.append(Label(seed, name, len(arrays[name]), shot.fps, shot.scene, caption_of(shot.scene)))
+        arrays[name].append(frames_of(shot, list(frame_times(shot, split.frames))))
     path.with_suffix(".jsonl").write_text("".join(json.dumps(asdict(label)) + "\n" for label in labels))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     np.savez(temporary, **{name: np.stack(frames) for name, frames in arrays.items()})  # type: ignore[arg-type]
     temporary.rename(path)
 
 
+def shard_paths(kind: str, folder: Path) -> list[Path]:
+    """The finished shards of a split, in order."""
+    return sorted(folder.glob(f"{kind}-*.npz"))
+
+
+def read_shard(path: Path) -> tuple[Any, list[Label]]:
+    """A shard's arrays by size name (loaded when asked for), and labels."""
+    rows = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
+    return np.load(path), [Label(**{**row, "scene": scene_from_json(row["scene"])}) for row in rows]
+
+
 def read_shards(kind: str, folder: Path) -> Iterator[tuple[Any, list[Label]]]:
-    """The finished shards of a split: arrays by size name (loaded when asked for), and labels."""
-    for path in sorted(folder.glob(f"{kind}-*.npz")):
-        rows = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
-        with np.load(path) as arrays:
-            yield arrays, [Label(**{**row, "scene": scene_from_json(row["scene"])}) for row in rows]
-
-
-def scene_from_json(value: dict[str, Any]) -> Scene:
-    """The inverse of `dataclasses.asdict` for a scene."""
-    return Scene(**{**value, "objects": tuple(SceneObject(**thing) for thing in value["objects"])})
+    """The finished shards of a split, one after the other."""
+    return map(read_shard, shard_paths(kind, folder))
 
 
 def write_shards(kind: str, numbers: Sequence[int], folder: Path, processes: int) -> None:

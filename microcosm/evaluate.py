@@ -14,16 +14,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from microcosm import adherence, continuation, fidelity
+from microcosm import adherence, continuation, driving, fidelity
 from microcosm.autoencoder import RUNS
+from microcosm.corridor_probe import FILE as CORRIDOR_FILE
+from microcosm.corridor_probe import load_corridor_probe
 from microcosm.export import WEIGHTS
 from microcosm.figures import Figure, table
-from microcosm.heldout import HeldOut, held_out
+from microcosm.heldout import HeldOut, held_out, held_out_drives
 from microcosm.probe import FILE, load_probe
 from microcosm.sheets import grid, save, strip, titled
 from microcosm.simulate import Frames
 
-PARTS = ("adherence", "continuation", "persistence", "decoder", "cost")
+PARTS = ("adherence", "continuation", "persistence", "corridor", "corridor-continuation", "decoder", "cost")
 SHEET = 24  # held-out prompts on the contact sheets, the first ones
 
 
@@ -40,7 +42,7 @@ def main(
     processes: Annotated[int, typer.Option(help="Single-threaded processes that draw clips.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
-    """Evaluate a weights folder; without --only and with the counts left alone it takes about a quarter of an hour."""
+    """Evaluate a weights folder; without --only and with the counts left alone it takes about half an hour."""
     parts = tuple(only or PARTS)
     if unknown := set(parts) - set(PARTS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: parts are {', '.join(PARTS)}", param_hint="--only")
@@ -65,6 +67,20 @@ def main(
         some, pairs = continuation.measure_persistence(weights, shots, processes)
         figures += some
         save(_strips([drawn for _, drawn in pairs], shots), out / "text2world_121_frames.png")
+    if "corridor" in parts:
+        corridor_probe, facts["corridor_probe"] = load_corridor_probe(runs / CORRIDOR_FILE)
+        drives = held_out_drives(clips)
+        some, drawn = driving.measure(weights, corridor_probe, drives, processes)
+        figures += some
+        save(_strips(drawn, drives), out / "corridor_33_frames.png")
+        drives = held_out_drives(long, skip=50)
+        save(_strips(driving.draw_long(weights, drives, processes), drives), out / "corridor_121_frames.png")
+    if "corridor-continuation" in parts:
+        drives = held_out_drives(continued)
+        for mode in continuation.GIVEN:
+            some, pairs = continuation.measure(weights, mode, drives, processes, "corridor: ")
+            figures += some
+            save(_pairs(pairs, drives), out / f"corridor_{mode}.png")
     if "decoder" in parts:
         figures += fidelity.measure_decoder(weights, fidelity.held_out_closeups(closeups))
     if "cost" in parts:
@@ -77,17 +93,17 @@ def main(
         Console().print(table(figures), facts)
 
 
-def _stills(pictures: Sequence[Frames], held: Sequence[HeldOut]) -> Frames:
+def _stills(pictures: Sequence[Frames], held: Sequence[HeldOut[Any]]) -> Frames:
     shown = [titled(picture[0], one.prompt) for picture, one in zip(pictures[:SHEET], held, strict=False)]
     return grid(shown, 4)
 
 
-def _strips(clips: Sequence[Frames], held: Sequence[HeldOut]) -> Frames:
+def _strips(clips: Sequence[Frames], held: Sequence[HeldOut[Any]]) -> Frames:
     rows = [titled(strip(clip), one.prompt) for clip, one in zip(clips[:SHEET], held, strict=False)]
     return grid(rows, 1)
 
 
-def _pairs(pairs: Sequence[tuple[Frames, Frames]], held: Sequence[HeldOut]) -> Frames:
+def _pairs(pairs: Sequence[tuple[Frames, Frames]], held: Sequence[HeldOut[Any]]) -> Frames:
     """Real clips, each above what was made of its beginning."""
     rows = []
     for (real, drawn), one in zip(pairs, held, strict=True):

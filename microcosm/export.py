@@ -23,7 +23,7 @@ from microcosm.simulate import SIZES
 from microcosm.world import TIMESTEP_SCALE, public
 
 WEIGHTS = Path(__file__).parents[1] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.5.0"
+VERSION = "0.6.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). At the API's default of 7: of 2, 3 and 4 the one at which the
 # probe found most shapes in 48 stills (81, 88, 83 %; the scenes are in no split and not those of `evaluate`).
@@ -54,7 +54,7 @@ def data_hash() -> str:
     """A fingerprint of the data's recipe: the splits' seeds and the code that turns them into frames."""
     here = Path(__file__).parent
     recipe = [json.dumps({name: repr(split) for name, split in SPLITS.items()})]
-    recipe += [(here / f"{name}.py").read_text() for name in ("simulate", "dataset", "captions")]
+    recipe += [(here / f"{name}.py").read_text() for name in ("simulate", "corridor", "dataset", "captions")]
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
 
 

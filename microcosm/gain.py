@@ -6,6 +6,7 @@ serving hands the frames over as they are.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ def gain_of(groups: list[Group], vae: VideoAutoencoder) -> Tensor:
     Where something moves, the strongest channel is 40 times as strong as the weakest: a network that reads them as they
     are hardly sees how things move.
     """
-    latents = next(group for group in groups if group.latents.shape[2] > 1).latents[:64].float()
+    clips = next(group for group in groups if group.latents.shape[2] > 1).latents
+    latents = clips[np.arange(min(64, clips.shape[0]))].float()
     later = latents[:, :, 1:]
     held = torch.cat([vae.hold(frame) for frame in latents[:, :, :-1].split(1, dim=2)], dim=2)
     moving = (later - held).square().sum(1) > MOVING

@@ -1,7 +1,7 @@
 """The gallery in the README and docs: a fixed list of prompts through the product itself, uncurated.
 
-`python -m microcosm.gallery docs/images` writes `text2world.png`, `image2world.png` and `video2world.png`: one row per
-clip at the API's defaults, six moments of its five seconds from left to right.
+`python -m microcosm.gallery docs/images` writes `text2world.png`, `corridor.png`, `image2world.png` and
+`video2world.png`: one row per clip at the API's defaults, six moments of its five seconds from left to right.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ PROMPTS = (
     "a blue ball falls at night on a grey floor",
     "an orange cube stands still next to a blue cylinder in a white studio",
 )
+CORRIDOR_PROMPTS = (
+    "a robot drives slowly down a corridor of blue shelves with orange boxes",
+    "the camera drives quickly through a warehouse aisle of red shelves with yellow boxes towards a green ball",
+    "a forklift moves through a dark hallway of purple racks with green crates",
+    "first person view of a robot moving past yellow shelves with blue boxes on a wooden floor, a red cube ahead",
+)
 MOMENTS = (0, 8, 16, 32, 64, 120)
 WIDTH = 200
 SEED = 1
@@ -50,7 +56,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder for the sheets.")],
     start: Annotated[Path, typer.Option(help="Picture to start from.")] = Path("docs/images/start.png"),
 ) -> None:
-    """Make the three sheets."""
+    """Make the four sheets."""
     out.mkdir(parents=True, exist_ok=True)
     model = cosmorama.load("microcosm")
 
@@ -59,6 +65,8 @@ def main(
 
     clips = [model.generate(prompt, seed=SEED, on_progress=show) for prompt in PROMPTS]
     save(map(row, clips), out / "text2world.png")
+    drives = [model.generate(prompt, seed=SEED, on_progress=show) for prompt in CORRIDOR_PROMPTS]
+    save(map(row, drives), out / "corridor.png")
     moving = "an orange ball rolls to the right on a green floor at night"
     from_picture = [
         model.generate(moving, image=start, seed=seed, prompt_upsampling=True, on_progress=show) for seed in (1, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -74,19 +74,24 @@ class Sight:
     floor: Floor
 
 
+def trunk() -> tuple[nn.Sequential, int]:
+    """Convolutions over frames [B, 3, h, w], at an eighth of their size in the end, and their width."""
+    widths, strides = (3, 16, 32, 64, 64, 64), (2, 2, 2, 1, 1)
+    layers: list[nn.Module] = []
+    for before, after, stride in zip(widths, widths[1:], strides, strict=False):
+        layers += [nn.Conv2d(before, after, 5 if before == 3 else 3, stride, padding=2 if before == 3 else 1)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers), widths[-1]
+
+
 class Probe(nn.Module):
     """A small convolutional network over frames of 160 x 88; one answer per object color, and the floor."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths, strides = (3, 16, 32, 64, 64, 64), (2, 2, 2, 1, 1)
-        layers: list[nn.Module] = []
-        for before, after, stride in zip(widths, widths[1:], strides, strict=False):
-            layers += [nn.Conv2d(before, after, 5 if before == 3 else 3, stride, padding=2 if before == 3 else 1)]
-            layers += [nn.BatchNorm2d(after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        self.objects = nn.Conv2d(widths[-1], len(COLORS) * len(SHAPES), 1)
-        self.floors = nn.Linear(widths[-1], len(FLOORS))
+        self.layers, width = trunk()
+        self.objects = nn.Conv2d(width, len(COLORS) * len(SHAPES), 1)
+        self.floors = nn.Linear(width, len(FLOORS))
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [B, 3, h, w] in [-1, 1] to logits: objects [B, 6, 4] (absent, then the shapes), floors [B, 4]."""
@@ -152,23 +157,36 @@ class Pictures:
                 objects[row, index] = (1 + SHAPES.index(thing.shape)) * int(shares[index] >= LEAST_SHARE)
         return cls(frames, objects, torch.tensor([FLOORS.index(scene.floor) for scene in scenes]))
 
+    def loss(self, answers: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+        """How wrong a probe's answers to some of the frames are."""
+        objects, floors = answers
+        loss = F.cross_entropy(objects.flatten(0, 1), self.objects[rows].flatten())
+        return loss + 0.2 * F.cross_entropy(floors, self.floors[rows])
 
-def train(probe: Probe, pictures: Pictures, vae: VideoAutoencoder, steps: int, batch: int = _BATCH) -> None:
-    """Adam with a falling rate; every second batch as the autoencoder shows it, every second picture mirrored."""
+
+def train(
+    probe: nn.Module,
+    frames: Frames,
+    loss_of: Callable[[Any, Tensor], Tensor],
+    vae: VideoAutoencoder,
+    steps: int,
+    batch: int = _BATCH,
+) -> None:
+    """Adam with a falling rate; every second batch as the autoencoder shows it, every second picture mirrored.
+
+    `loss_of` takes what the probe answers to frames [N, h, w, 3] of certain numbers, and the numbers [batch].
+    """
     optimizer = torch.optim.Adam(probe.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     probe.train()
     for step in track(range(steps), "probe"):
-        rows = torch.randint(len(pictures.frames), (batch,))
-        frames = to_input(pictures.frames[rows.numpy()])
+        rows = torch.randint(len(frames), (batch,))
+        shown = to_input(frames[rows.numpy()])
         if step % 2:
-            frames = as_decoded(vae, frames, _NOISE * torch.rand(batch, 1, 1, 1))
-        frames = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, frames, frames.flip(3))
-        objects, floors = probe(frames)
-        loss = F.cross_entropy(objects.flatten(0, 1), pictures.objects[rows].flatten())
-        loss = loss + 0.2 * F.cross_entropy(floors, pictures.floors[rows])
+            shown = as_decoded(vae, shown, _NOISE * torch.rand(batch, 1, 1, 1))
+        shown = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, shown, shown.flip(3))
         optimizer.zero_grad()
-        loss.backward()
+        loss_of(probe(shown), rows).backward()
         optimizer.step()
         schedule.step()
     probe.eval()
@@ -205,7 +223,7 @@ def _read(folder: Path, shards: slice) -> Pictures:
     for number, (arrays, labels) in enumerate(read_shards("images", folder)):
         if number in chosen:
             frames.append(arrays[name][:, 0])
-            scenes += [label.scene for label in labels if label.array == name]
+            scenes += [label.scene for label in labels if label.array == name and isinstance(label.scene, Scene)]
     return Pictures.label(np.concatenate(frames), scenes)
 
 
@@ -221,7 +239,8 @@ def main(
     torch.set_num_threads(1)
     vae = VideoAutoencoder.from_pretrained(runs / "vae")
     probe = Probe()
-    train(probe, _read(data, slice(0, shards)), vae, steps)
+    pictures = _read(data, slice(0, shards))
+    train(probe, pictures.frames, pictures.loss, vae, steps)
     unseen = _read(data, slice(-1, None))
     frames = to_input(unseen.frames)
     figures = {

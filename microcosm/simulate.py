@@ -100,26 +100,26 @@ class Shot:
 
 def draw_scene(rng: np.random.Generator) -> Scene:
     """A random scene: one object or two of different colors."""
-    motion: Motion = _pick(rng, ("fall", "roll", "collide", "still"), (0.34, 0.34, 0.22, 0.1))
+    motion: Motion = pick(rng, ("fall", "roll", "collide", "still"), (0.34, 0.34, 0.22, 0.1))
     count = 2 if motion == "collide" or rng.random() < 0.2 else 1
     colors = [COLORS[i] for i in rng.permutation(len(COLORS))[:count]]
-    objects = tuple(SceneObject(color, _pick(rng, SHAPES)) for color in colors)
-    direction = _pick(rng, DIRECTIONS) if motion in ("roll", "collide") else None
-    return Scene(objects, motion, direction, _pick(rng, FLOORS), _pick(rng, SKIES, (0.4, 0.25, 0.35)))
+    objects = tuple(SceneObject(color, pick(rng, SHAPES)) for color in colors)
+    direction = pick(rng, DIRECTIONS) if motion in ("roll", "collide") else None
+    return Scene(objects, motion, direction, pick(rng, FLOORS), pick(rng, SKIES, (0.4, 0.25, 0.35)))
 
 
 def draw_shot(seed: int) -> Shot:
     """The shot of a seed."""
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng)
-    size = _pick(rng, SIZES, SIZE_WEIGHTS)
+    size = pick(rng, SIZES, SIZE_WEIGHTS)
     bodies = _place(scene, size, rng)
     return Shot(
         seed=seed,
         scene=scene,
         bodies=bodies,
         size_px=size,
-        fps=_pick(rng, FRAME_RATES, RATE_WEIGHTS),
+        fps=pick(rng, FRAME_RATES, RATE_WEIGHTS),
         azimuth_deg=90 + rng.uniform(-3, 3),
         elevation_deg=rng.uniform(-13, -9),
         distance_m=rng.uniform(7.0, 7.5),
@@ -145,7 +145,7 @@ def _place(scene: Scene, size: tuple[int, int], rng: np.random.Generator) -> tup
             other_x = max(-0.8 * reach, min(0.8 * reach, x + sign * (half + other_half + rng.uniform(0.5, 1.8))))
         else:
             # Beside the first object and, where something passes, behind its path.
-            side = _pick(rng, (-1, 1)) if scene.direction is None else sign
+            side = pick(rng, (-1, 1)) if scene.direction is None else sign
             gap = rng.uniform(0.2, 0.9) if scene.direction is None else rng.uniform(0.0, 2.5)
             other_x, y = x + side * (1.5 * half + 1.5 * other_half + gap), y + (0.0 if scene.direction is None else 2.0)
         bodies.append(Body(other, other_half, (other_x, y, other_half), rng.uniform(-0.6, 0.6), 0.0))
@@ -184,7 +184,7 @@ def render(shot: Shot, times_s: Sequence[float], supersample: int = 2, scale: in
         while data.time < time_s - TIMESTEP_S / 2:
             mujoco.mj_step(model, data)
         mujoco.mjv_updateScene(model, data, option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, renderer.scene)
-        frames[index] = _box_average(renderer.render(), supersample)
+        frames[index] = box_average(renderer.render(), supersample)
     return frames
 
 
@@ -201,7 +201,8 @@ def _renderer(sky: Sky, width: int, height: int) -> Any:
 atexit.register(_renderer.cache_clear)  # OSMesa contexts cannot be freed once the interpreter is going down
 
 
-def _box_average(image: Frames, factor: int) -> Frames:
+def box_average(image: Frames, factor: int) -> Frames:
+    """An image [h, w, 3] with blocks of `factor` x `factor` pixels averaged."""
     if factor == 1:
         return image
     height, width = image.shape[0] // factor, image.shape[1] // factor
@@ -222,44 +223,52 @@ def _scene_xml(shot: Shot, width: int, height: int) -> str:
   <global offwidth="{width}" offheight="{height}" fovy="{math.degrees(2 * math.atan(tangent)):.4f}"/>
   <quality shadowsize="{1024 if width > 640 else 512}" offsamples="0"/>
   <map zfar="60" znear="0.05" shadowclip="1.5" haze="0.2"/>
-  <rgba haze="{_text(horizon)} 1"/>
-  <headlight ambient="{_text((ambient,) * 3)}" diffuse="0.25 0.25 0.25" specular="0 0 0"/>
+  <rgba haze="{numbers(horizon)} 1"/>
+  <headlight ambient="{numbers((ambient,) * 3)}" diffuse="0.25 0.25 0.25" specular="0 0 0"/>
 </visual>
 <asset>
-  <texture type="skybox" builtin="gradient" rgb1="{_text(zenith)}" rgb2="{_text(horizon)}" width="32" height="32"/>
+  <texture type="skybox" builtin="gradient" rgb1="{numbers(zenith)}" rgb2="{numbers(horizon)}" width="32" height="32"/>
 </asset>
 <worldbody>
-  <light pos="{_text((-14 * x, -14 * y, 14))}" dir="{_text((x, y, -1))}" cutoff="75" exponent="1"
-    diffuse="{_text((diffuse,) * 3)}" specular="0.2 0.2 0.2"/>
-  <geom type="plane" size="0 0 0.5" rgba="{_text(FLOOR_RGB[shot.scene.floor])} 1"/>
+  <light pos="{numbers((-14 * x, -14 * y, 14))}" dir="{numbers((x, y, -1))}" cutoff="75" exponent="1"
+    diffuse="{numbers((diffuse,) * 3)}" specular="0.2 0.2 0.2"/>
+  <geom type="plane" size="0 0 0.5" rgba="{numbers(FLOOR_RGB[shot.scene.floor])} 1"/>
   {"".join(_body_xml(body) for body in shot.bodies)}
 </worldbody></mujoco>"""
 
 
 def _body_xml(body: Body) -> str:
     half = body.half_size_m
-    geometry: dict[Shape, tuple[str, tuple[float, ...], str]] = {
-        # type, size, contact spring (time constant in s, damping ratio): a lightly damped ball bounces, the rest land.
-        "ball": ("sphere", (half,), "0.05 0.2"),
-        "cube": ("box", (half * 0.88,) * 3, "0.04 1"),
-        "cylinder": ("cylinder", (half * 0.8, half), "0.04 1"),
-    }
-    kind, size, spring = geometry[body.kind.shape]
+    kind, size = geometry(body.kind.shape, half)
+    # Contact spring (time constant in s, damping ratio): a lightly damped ball bounces, the rest land.
+    spring = "0.05 0.2" if body.kind.shape == "ball" else "0.04 1"
     x, y, z = body.position_m
     # Sliders glide over the whole picture; a ball rolls without slipping.
     friction = 0.6 if body.kind.shape == "ball" else 0.06
     z = z - half + size[-1]
     turn = (math.cos(body.yaw_rad / 2), 0.0, 0.0, math.sin(body.yaw_rad / 2))
-    return f"""<body pos="{_text((x, y, z))}" quat="{_text(turn)}"><freejoint/>
-  <geom type="{kind}" size="{_text(size)}" friction="{friction} 0.005 0.0003" density="100" solref="{spring}"
-    priority="1" rgba="{_text(OBJECT_RGB[body.kind.color])} 1"/></body>"""
+    return f"""<body pos="{numbers((x, y, z))}" quat="{numbers(turn)}"><freejoint/>
+  <geom type="{kind}" size="{numbers(size)}" friction="{friction} 0.005 0.0003" density="100" solref="{spring}"
+    priority="1" rgba="{numbers(OBJECT_RGB[body.kind.color])} 1"/></body>"""
 
 
-def _text(numbers: Sequence[float]) -> str:
-    return " ".join(f"{number:.5f}" for number in numbers)
+def geometry(shape: Shape, half_size_m: float) -> tuple[str, tuple[float, ...]]:
+    """The simulator's type and size of an object, whose last number is half its height."""
+    geometries: dict[Shape, tuple[str, tuple[float, ...]]] = {
+        "ball": ("sphere", (half_size_m,)),
+        "cube": ("box", (half_size_m * 0.88,) * 3),
+        "cylinder": ("cylinder", (half_size_m * 0.8, half_size_m)),
+    }
+    return geometries[shape]
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+def numbers(values: Sequence[float]) -> str:
+    """Numbers as an attribute of the simulator's XML."""
+    return " ".join(f"{value:.5f}" for value in values)
+
+
+def pick(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+    """One of the options."""
     return options[int(rng.choice(len(options), p=weights))]
 
 

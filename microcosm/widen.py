@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosmorama.world.microcosm.text_encoder import RESERVED, TextEncoder
+
 _SMALLEST_PART, _LARGEST_PART = 0.2, 0.8  # of a divided weight
 
 
@@ -23,6 +25,18 @@ def widened(net: Any) -> Any:
     wide = type(net).from_config({**net.config, "num_attention_heads": 2 * net.config.num_attention_heads})
     wide.load_state_dict({name: _widen(name, weight) for name, weight in net.state_dict().items()})
     return wide
+
+
+@torch.no_grad()
+def taught(known: TextEncoder, new: TextEncoder) -> TextEncoder:
+    """`new` with the weights of `known`, also of every word that both know; its other words stay as they are."""
+    embedding = new.embedding.weight.clone()
+    words = [word for word in new.config.vocabulary if word in known.config.vocabulary]
+    rows, known_rows = ([encoder.tokenize(word)[1] for word in words] for encoder in (new, known))
+    embedding[rows] = known.embedding.weight[known_rows]
+    embedding[:RESERVED] = known.embedding.weight[:RESERVED]
+    new.load_state_dict({**known.state_dict(), "embedding.weight": embedding})
+    return new
 
 
 def _widen(name: str, weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,14 +32,15 @@ from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
 from microcosm.autoencoder import RUNS
 from microcosm.auxiliary import Auxiliary
-from microcosm.batches import STAGES, Batch, Batches, Stage
+from microcosm.batches import STAGES, Batch, Batches
 from microcosm.captions import random_caption
+from microcosm.corridor import draw_corridor
 from microcosm.gain import gain_of, unfold
-from microcosm.latents import load_groups
+from microcosm.latents import KINDS, load_groups
 from microcosm.optimizer import Optimizer
 from microcosm.parallel import agreed, average_gradients, workers
 from microcosm.simulate import draw_scene
-from microcosm.widen import widened
+from microcosm.widen import taught, widened
 
 TIMESTEP_SCALE = 1000.0
 SMALLEST_T = 0.25  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
@@ -86,7 +88,8 @@ def vocabulary(samples: int = 20_000) -> list[str]:
     rng = np.random.default_rng(0)
     found: set[str] = set()
     for _ in range(samples):
-        caption = random_caption(draw_scene(rng), rng)
+        scene = draw_scene(rng) if rng.random() < 0.8 else draw_corridor(rng)
+        caption = random_caption(scene, rng)
         found.update(words(caption), words(mirror_caption(caption)))
     return sorted(found)
 
@@ -182,7 +185,7 @@ class Options:
 
 
 def main(
-    stage: Annotated[str, typer.Option(help="images, clips, full or onward.")] = "images",
+    stage: Annotated[str, typer.Option(help="images, clips, full, onward or both.")] = "images",
     minutes: Annotated[float, typer.Option(help="Length of this run.")] = 30.0,
     decay_minutes: Annotated[float, typer.Option(help="Of these, at the end, with a falling learning rate.")] = 3.0,
     runs: Annotated[Path, typer.Option()] = RUNS,
@@ -221,11 +224,11 @@ class Training:
         torch.manual_seed(options.seed)  # the weights begin alike everywhere
         torch.set_num_threads(1)
         self.options, self.rank, self.stage = options, rank, STAGES[options.stage]
-        groups = [g for kind in ("images", "clips", "shorts") for g in load_groups(kind, options.runs / "latents")]
+        groups = [g for kind in KINDS for g in load_groups(kind, options.runs / "latents")]
         # The first latent frames of a clip are a shorter clip.
-        groups += [replace(group, latents=group.latents[:, :, :5]) for group in groups if group.latents.shape[2] > 5]
+        groups += [replace(group, latents=group.latents.first(5)) for group in groups if group.latents.shape[2] > 5]
         everything = groups
-        groups = [group for group in groups if group.latents.shape[2] in self.stage.shares]
+        groups = [group for group in groups if self.stage.share(group)]
         self.batches = Batches(groups, self.stage)
         self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
         self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
@@ -260,7 +263,8 @@ class Training:
         if 2 * learned.config.num_attention_heads == self.options.heads:
             learned = widened(learned)
         self.net.load_state_dict(learned.state_dict())
-        self.text_encoder.load_state_dict(load_component(TextEncoder, weights / "text_encoder").state_dict())
+        text_encoder = load_component(TextEncoder, weights / "text_encoder")
+        self.text_encoder.load_state_dict(taught(text_encoder, self.text_encoder).state_dict())
         unfold(self.net.patch_embed.proj.weight, self.gain)
         done = json.loads((weights / "world.json").read_text())["training"]
         tokens, seconds = 1e6 * done["million_tokens"], 3600 * done["hours"]
@@ -276,7 +280,7 @@ class Training:
 
     def run(self) -> None:
         """Train for the time given, with a line every half minute and a checkpoint every two."""
-        options, report = self.options, Report(self.stage)
+        options, report = self.options, Report()
         begun = saved = time.monotonic()
         while (left_s := agreed(begun + 60 * options.minutes - time.monotonic())) > 0:
             now = time.monotonic()
@@ -324,20 +328,19 @@ class Training:
 
 
 class Report:
-    """Mean losses by latent length since the last line."""
+    """Mean losses by world and latent length since the last line."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._lengths = list(stage.shares)
+    def __init__(self) -> None:
         self._begun = self._last = time.monotonic()
         self._clear()
 
     def _clear(self) -> None:
         self._extras: list[float] = []
-        self._losses: dict[int, list[float]] = {length: [] for length in self._lengths}
+        self._losses: dict[str, list[float]] = defaultdict(list)
 
     def add(self, batch: Batch, loss: float, extra: float) -> None:
         """Take one step's losses."""
-        self._losses[batch.clean.shape[2]].append(loss)
+        self._losses[f"{batch.world} {batch.clean.shape[2]}"].append(loss)
         self._extras.append(extra)
 
     def print_sometimes(self, progress: dict[str, float]) -> None:
@@ -345,9 +348,7 @@ class Report:
         now = time.monotonic()
         if now < self._last + 30:
             return
-        means = "  ".join(
-            f"{length}: {np.mean(some):.4f} ({len(some)})" for length, some in self._losses.items() if some
-        )
+        means = "  ".join(f"{kind}: {np.mean(some):.4f} ({len(some)})" for kind, some in sorted(self._losses.items()))
         done = f"{now - self._begun:6.0f} s  step {progress['steps']:.0f}  {progress['tokens'] / 1e6:.2f} M"
         print(f"{done}  loss {means}  auxiliary {np.mean(self._extras):.3f}", flush=True)
         self._last = now

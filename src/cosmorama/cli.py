@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -161,9 +162,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+# At import they warn of their own optional parts, which says nothing to who wants a clip.
+_TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers")
+
+
 def _run(model: str, request: GenerationRequest, output: Path, *, quiet: bool) -> Outcome:
     with progress_bar(first="loading", disable=quiet) as show:
         started = time.perf_counter()
+        for library in _TALKATIVE:
+            logging.getLogger(library).setLevel(logging.ERROR)
         import cosmorama
 
         loaded = cosmorama.load(model)

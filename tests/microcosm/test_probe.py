@@ -82,7 +82,7 @@ def test_stills_decode_as_the_autoencoder_decodes_them() -> None:
 def test_a_few_steps_teach_it_two_pictures() -> None:
     torch.manual_seed(0)
     pictures, probe = Pictures.label(_pictures(), SCENES), Probe()
-    train(probe, pictures, _autoencoder(), 40, batch=4)
+    train(probe, pictures.frames, pictures.loss, _autoencoder(), 40, batch=4)
     found = accuracy(probe, to_input(pictures.frames), pictures)
     assert (found["color"], found["shape"], found["floor"]) == (1, 1, 1)
     first, second = probe.look(pictures.frames)

@@ -10,8 +10,9 @@ from diffusers import CosmosTransformer3DModel
 
 from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.loader import load_component
+from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.export import WEIGHTS
-from microcosm.widen import widened
+from microcosm.widen import taught, widened
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,15 @@ def test_the_copies_of_a_channel_are_not_trained_alike(nets: tuple[Any, Any]) ->
     for name in ("patch_embed.proj", "transformer_blocks.0.attn1.to_q", "transformer_blocks.5.ff.net.0.proj"):
         first, second = wide.get_submodule(name).weight.grad.chunk(2)
         assert (first - second).norm() > 0.1 * first.norm(), name
+
+
+def test_a_text_encoder_that_learns_words_reads_those_it_knew_as_before() -> None:
+    torch.manual_seed(0)
+    known: TextEncoder = TextEncoder(["ball", "red"], width=32, heads=2).eval()
+    new = taught(known, TextEncoder(["aisle", "ball", "red", "robot"], width=32, heads=2)).eval()
+    prompts = ["a red ball", "", "red robot"]
+    with torch.inference_mode():
+        (before, _), (after, mask) = known(prompts), new(prompts)
+    torch.testing.assert_close(after[:2], before[:2])
+    assert mask.sum(1).tolist() == [3, 1, 3]
+    assert not torch.allclose(after[2, :2], before[2, :2])

@@ -10,11 +10,12 @@ import torch
 
 from cosmorama.world.cosmos_forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from microcosm.auxiliary import ATTRIBUTES
 from microcosm.batches import Batch
 from microcosm.export import load_averaged
 from microcosm.export import main as export
 from microcosm.gain import gain_of
-from microcosm.latents import Group
+from microcosm.latents import Group, Rows
 from microcosm.simulate import draw_scene
 from microcosm.world import Options, Training, given_beside
 
@@ -69,7 +70,11 @@ def train(
 def batch(given: list[int]) -> Batch:
     clean = torch.randn(len(given), CHANNELS, 5, 4, 6)
     return Batch(
-        clean, ["a red ball"] * len(given), 24, torch.tensor(given), torch.zeros(len(given), 8, dtype=torch.long)
+        clean,
+        ["a red ball"] * len(given),
+        24,
+        torch.tensor(given),
+        torch.zeros(len(given), ATTRIBUTES, dtype=torch.long),
     )
 
 
@@ -89,8 +94,8 @@ def test_channels_of_moving_cells_are_made_equally_strong() -> None:
     strengths = torch.tensor([8.0, 4, 2, 1, 0.5, 0.25])[:, None, None, None]
     latents = torch.zeros(64, CHANNELS, 5, 4, 6)
     latents[..., :2] = torch.randn(64, CHANNELS, 5, 4, 2) * strengths  # two columns move, four stand still
-    group = Group(latents.half(), [], [], 24)
-    gain = gain_of([Group(latents[:, :, :1], [], [], 24), group], vae)
+    group = Group(Rows([latents.half()]), [], [], 24)
+    gain = gain_of([Group(Rows([latents[:, :, :1]]), [], [], 24), group], vae)
     torch.testing.assert_close(gain * strengths, torch.ones_like(gain), rtol=0.1, atol=0)
 
 

@@ -155,6 +155,30 @@ def test_a_pan_is_told_from_a_moving_thing(dx, dy, words):
     assert words in text
 
 
+def zoom(frames, per_frame):
+    """A clip into whose middle the camera moves, or out of it."""
+    if per_frame < 0:
+        return zoom(frames, -per_frame)[::-1]
+    world = Image.fromarray(texture(640, 352))
+    views = []
+    for frame in range(frames):
+        width, height = 400 * (1 - per_frame) ** frame, 220 * (1 - per_frame) ** frame
+        view = (320 - width / 2, 176 - height / 2, 320 + width / 2, 176 + height / 2)
+        views.append(np.asarray(world.resize((320, 176), Image.Resampling.BICUBIC, view)))
+    return np.stack(views)
+
+
+@pytest.mark.parametrize(
+    ("per_frame", "words"),
+    [(0.02, "moves quickly forward"), (0.006, "moves slowly forward"), (-0.02, "moves quickly backward")],
+)
+@pytest.mark.parametrize("frames", [9, 33])
+def test_a_drive_is_told_from_a_pan(per_frame, words, frames):
+    text = caption(zoom(frames, per_frame), 24)
+    assert f"The camera {words}." in text, text
+    assert "static" not in text
+
+
 def test_when_nothing_moves_it_says_so_even_under_coding_noise():
     clip = np.stack([texture(320, 176)] * 9).astype(int)
     clip += np.random.default_rng(1).integers(-5, 6, clip.shape)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cosmorama.errors import CosmoramaError
+from cosmorama.text.approach import approach
 from cosmorama.text.describe import describe
 from cosmorama.text.endpoint import ChatEndpoint, chat
 from cosmorama.text.motion import movement
@@ -52,7 +53,8 @@ class PixelCaptioner:
         pictures = [measure(frames[i]) for i in indices]
         first = pictures[0]
         balls = [is_round(frames[0], region, first.around(region)) for region in first.regions]
-        moves = movement(pictures, (len(frames) - 1) / max(fps, 1e-3)) if len(pictures) > 1 else None
+        seconds = (len(frames) - 1) / max(fps, 1e-3)
+        moves = movement(pictures, seconds, approach(frames, fps)) if len(pictures) > 1 else None
         return within_words(describe(first, balls, moves), CAPTION_MAX_WORDS)
 
 

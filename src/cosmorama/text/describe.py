@@ -170,6 +170,9 @@ def _movement(moves: Movement, balls: Sequence[bool]) -> Iterator[str]:
         # The camera goes where the picture's contents come from.
         speed = math.hypot(*moves.pan)
         yield f"The camera pans{_pace(speed)} {_direction(-moves.pan[0], -moves.pan[1])}; everything moves with it."
+    elif moves.kind == "drive":
+        way = "forward" if moves.rate > 0 else "backward"
+        yield f"The camera moves {'quickly' if abs(moves.rate) > _QUICK_PER_S else 'slowly'} {way}."
     elif moves.kind == "things":
         for track, ball in zip(moves.tracks, balls, strict=True):
             if track.speed and not track.region.dimmed:
@@ -182,6 +185,9 @@ def _movement(moves: Movement, balls: Sequence[bool]) -> Iterator[str]:
         yield "Most of the picture changes from frame to frame."
     if abs(moves.brightening) > 0.04:
         yield f"It grows {'brighter' if moves.brightening > 0 else 'darker'}."
+
+
+_QUICK_PER_S = 0.25
 
 
 def _pace(speed: float) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cosmorama.text.colors import Floats
 from cosmorama.text.pixels import Picture, Region
 
-Kind = Literal["nothing", "pan", "things", "somewhere", "everywhere"]
+Kind = Literal["nothing", "pan", "drive", "things", "somewhere", "everywhere"]
 _NOTICEABLE = 0.035
 """OKLab difference between cells of two frames that counts as a change; coding noise averages out below it."""
 
@@ -37,9 +37,10 @@ class Movement:
     """How a clip moves.
 
     Attributes:
-        kind: "pan" moves everything alike, "things" are the tracks with a speed, "somewhere" is a part of the picture
-            that changes without a thing to follow, "everywhere" most of it.
+        kind: "pan" moves everything alike, "drive" away from the middle or towards it; "things" are the tracks with a
+            speed, "somewhere" is a part of the picture that changes without a thing to follow, "everywhere" most of it.
         pan: How the picture's contents move, in shares of its longer side per second.
+        rate: Of a drive, per second; see `approach.approach`.
         tracks: The regions of the first frame.
         place: Center of what changes, in shares of width and height.
         brightening: Change of the mean lightness, -1 to 1.
@@ -50,10 +51,11 @@ class Movement:
     tracks: tuple[Track, ...] = ()
     place: tuple[float, float] = (0.5, 0.5)
     brightening: float = 0.0
+    rate: float = 0.0
 
 
-def movement(pictures: Sequence[Picture], seconds: float) -> Movement:
-    """What moves in the pictures, which are spread evenly over `seconds`."""
+def movement(pictures: Sequence[Picture], seconds: float, rate: float = 0.0) -> Movement:
+    """What moves in the pictures, which are spread evenly over `seconds`; `rate` is that of `approach.approach`."""
     grids = np.stack([picture.lab for picture in pictures])
     light = grids[..., 0].mean((1, 2))
     brightening = float(light[-1] - light[0])
@@ -67,6 +69,8 @@ def movement(pictures: Sequence[Picture], seconds: float) -> Movement:
         return Movement("nothing", tracks=tuple(Track(track.region) for track in tracks), brightening=brightening)
     ys, xs = np.nonzero(changed)
     place = (float(xs.mean() + 0.5) / changed.shape[1], float(ys.mean() + 0.5) / changed.shape[0])
+    if rate:
+        return Movement("drive", tracks=tracks, place=place, brightening=brightening, rate=rate)
     moving = any(track.speed for track in tracks)
     steps = float((np.linalg.norm(np.diff(level, axis=0), axis=-1) > _NOTICEABLE).mean())
     # Things that move change about twice their own area; more than that is the background.

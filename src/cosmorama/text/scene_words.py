@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from cosmorama.text.lexer import ON, THE, Lexer
 from cosmorama.text.scene_language import COLOR_WORDS, FLOOR_WORDS, MOTION_WORDS, SHAPE_WORDS, SKY_WORDS
 
 Meaning = Literal["color", "shape", "shapes", "motion", "direction", "floor", "sky", "count", "one"]
@@ -31,26 +31,16 @@ _MORE_MOTION_WORDS = {
 _MORE_SKY_WORDS = {"day": ("blue sky", "bright sky", "day"), "night": ("night sky", "dark sky"), "studio": ()}
 _COUNTS = {"two": 2, "2": 2, "both": 2, "a pair of": 2, "a couple of": 2, "single": 1, "1": 1}
 _COUNTS |= dict.fromkeys(("three", "four", "five", "six", "several", "many", "some", "3", "4", "5", "6"), 3)
-_ON = r"(?:on|onto|upon|across|over|along|to)"
-_THE = r"(?:a|an|the)"
 _UNDER = r"(?:under|beneath|in|at|against|during|on|with)"
 
 
 def tokens(prompt: str) -> list[Token] | None:
     """The prompt's tokens, or None when it holds anything that is not a word of the scene language."""
-    text = prompt.lower().replace("gray", "grey")
-    found: list[Token] = []
-    end = 0
-    for match in _LEXER.finditer(text):
-        if not _SEPARATOR.fullmatch(text, end, match.start()):
-            return None
-        found.append(_TOKENS[int((match.lastgroup or "_0")[1:])])
-        end = match.end()
-    return found if _SEPARATOR.fullmatch(text, end) else None
+    return _LEXER.read(prompt)
 
 
 def _patterns() -> Iterator[tuple[str, Token]]:
-    """(regular expression, token), where a space stands for any separation; the first that matches wins."""
+    """Of the words, for a `Lexer`."""
     things = "|".join(word for words in (*COLOR_WORDS.values(), *SHAPE_WORDS.values()) for word in words)
     yield r"(?:(?:the|a|this) )?(?:video|clip|scene|animation) (?:of|with|shows|showing)", Token("-")
     yield r"there (?:is|are)|each other|one another|then|that|which", Token("-")
@@ -60,12 +50,12 @@ def _patterns() -> Iterator[tuple[str, Token]]:
         for word in sorted(words, key=len, reverse=True):
             # A bare material may be what an object is made of ("a concrete block"), so it needs its preposition.
             optional = "?" if " " in word else ""
-            yield rf"(?:{_ON} ){optional}(?:{_THE} )?{word}(?! (?:{things})\b)", Token("floor", floor)
+            yield rf"(?:{ON} ){optional}(?:{THE} )?{word}(?! (?:{things})\b)", Token("floor", floor)
         yield rf"the (?:floor|ground) is {floor}", Token("floor", floor)
-    yield rf"{_ON} {_THE} (?:floor|ground)", Token("-")
+    yield rf"{ON} {THE} (?:floor|ground)", Token("-")
     skies = [(word, sky) for words in (SKY_WORDS, _MORE_SKY_WORDS) for sky, many in words.items() for word in many]
     for word, sky in sorted(skies, key=lambda pair: len(pair[0]), reverse=True):
-        yield rf"(?:{_UNDER} )?(?:{_THE} )?{word}", Token("sky", sky)
+        yield rf"(?:{_UNDER} )?(?:{THE} )?{word}", Token("sky", sky)
     yield r"(?:from )?(?:the )?left to (?:the )?right|from the left", Token("direction", "right")
     yield r"(?:from )?(?:the )?right to (?:the )?left|from the right", Token("direction", "left")
     for side in ("left", "right"):
@@ -91,9 +81,4 @@ def _patterns() -> Iterator[tuple[str, Token]]:
     yield "is|are", Token("is")
 
 
-_TABLE = tuple(_patterns())
-_TOKENS = tuple(token for _, token in _TABLE)
-_SEPARATOR = re.compile(r"[\s.,;:!'\"()-]*")
-_LEXER = re.compile(
-    "|".join(rf"(?P<_{i}>\b(?:{pattern})\b)" for i, (pattern, _) in enumerate(_TABLE)).replace(" ", r"[\s-]+")
-)
+_LEXER = Lexer(_patterns())

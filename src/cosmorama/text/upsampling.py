@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar
 
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import PROMPT_MAX_WORDS
+from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor, corridor_caption
+from cosmorama.text.corridor_parser import PromptCorridor, parse_corridor
 from cosmorama.text.endpoint import ChatEndpoint, chat
 from cosmorama.text.scene_language import (
     COLORS,
@@ -45,10 +47,10 @@ class Upsampler(Protocol):
 
 
 class SceneUpsampler:
-    """Writes prompts out in Microcosm's scene language.
+    """Writes prompts out in the languages of Microcosm's two worlds.
 
     What the prompt leaves open is chosen from the prompt's own words, so the same prompt always gives the same text. A
-    prompt that names anything outside that language comes back as it is.
+    prompt that names anything outside these languages comes back as it is.
 
     Example:
         >>> SceneUpsampler()("a crimson sphere glides left on the grass at night")
@@ -56,8 +58,12 @@ class SceneUpsampler:
     """
 
     def __call__(self, prompt: str) -> str:
-        named = parse_scene(prompt)
-        return prompt if named is None else canonical_caption(_filled(named, " ".join(prompt.lower().split())))
+        text = " ".join(prompt.lower().split())
+        if (named := parse_scene(prompt)) is not None:
+            return canonical_caption(_filled(named, text))
+        if (drive := parse_corridor(prompt)) is not None:
+            return corridor_caption(_filled_corridor(drive, text))
+        return prompt
 
 
 def built_in_upsampler(family: str) -> Upsampler:
@@ -102,6 +108,26 @@ def _filled(named: PromptScene, text: str) -> Scene:
     moves = motion in ("roll", "collide")
     direction = _or_choice(named.direction, DIRECTIONS, text, "direction") if moves else None
     return Scene(tuple(objects), motion, direction, floor, _or_choice(named.sky, SKIES, text, "sky"))
+
+
+def _filled_corridor(named: PromptCorridor, text: str) -> Corridor:
+    """The drive with every open choice made by a hash of `text`; what is not said to be ahead is not there."""
+    colors = {named.shelves, named.boxes, named.ahead and named.ahead.color}
+    open_colors = [color for color in COLORS if color not in colors]
+    shelves = _or_choice(named.shelves, open_colors, text, "shelves")
+    boxes = _or_choice(named.boxes, [color for color in open_colors if color != shelves], text, "boxes")
+    ahead = None
+    if named.ahead is not None:
+        free = [color for color in open_colors if color not in (shelves, boxes)]
+        ahead = SceneObject(_or_choice(named.ahead.color, free, text, "ahead"), named.ahead.shape)
+    return Corridor(
+        shelves,
+        boxes,
+        _or_choice(named.floor, FLOORS, text, "floor"),
+        _or_choice(named.light, LIGHTS, text, "light"),
+        _or_choice(named.speed, SPEEDS, text, "speed"),
+        ahead,
+    )
 
 
 def _or_choice(named: _T | None, options: Sequence[_T], text: str, what: str) -> _T:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 MAX_TOKENS = 96
 _PAD, _START = 0, 1
-_RESERVED = 2
+RESERVED = 2
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -38,8 +38,8 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(self, vocabulary: Sequence[str], width: int = 192, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
-        self._ids = {word: index + _RESERVED for index, word in enumerate(vocabulary)}
-        self.embedding = nn.Embedding(len(vocabulary) + _RESERVED, width)
+        self._ids = {word: index + RESERVED for index, word in enumerate(vocabulary)}
+        self.embedding = nn.Embedding(len(vocabulary) + RESERVED, width)
         nn.init.normal_(self.embedding.weight, std=0.5)
         self.position = nn.Parameter(0.02 * torch.randn(MAX_TOKENS, width))
         self.blocks = nn.ModuleList(
