@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmorama.text.corridor_language import SPEED_WORDS, Corridor, Speed
+from cosmorama.text.corridor_language import SPEED_WORDS, SPEEDS, Corridor
 from microcosm.adherence import CLIP_FRAMES, MIDDLE
-from microcosm.corridor import SPEED_M_S
 from microcosm.corridor_probe import ANSWERS, CorridorProbe, classes
 from microcosm.dataset import CLIP_FRAMES as LONGEST
 from microcosm.egomotion import speed_m_s
@@ -27,8 +27,6 @@ _NAMES = {
     "boxes": "color of the boxes",
     "ahead": "what is ahead, by color, or nothing",
 }
-_BETWEEN_M_S = (SPEED_M_S["slow"][1] + SPEED_M_S["fast"][0]) / 2
-_LEAST_M_S = SPEED_M_S["slow"][0] / 2  # less is standing still
 
 
 def measure(
@@ -38,7 +36,7 @@ def measure(
     jobs = [Job(one.prompt, CLIP_FRAMES, one.shot.seed) for one in held]
     drawn = draw_all(weights, jobs, "drives", processes)
     real = real_clips(held, CLIP_FRAMES, processes)
-    return [*seen_figures(probe, drawn, real, held), speed_figure(drawn, real, held)], drawn
+    return [*seen_figures(probe, drawn, real, held), *speed_figures(drawn, real, held)], drawn
 
 
 def draw_long(weights: Path, held: Sequence[HeldOut[Corridor]], processes: int) -> list[Frames]:
@@ -70,35 +68,25 @@ def seen_figures(
     ]
 
 
-def speed_of(clip: Frames) -> Speed | None:
-    """Slow or fast, or None for a camera that does not drive forward."""
-    speed = speed_m_s(clip, FPS)
-    if speed < _LEAST_M_S:
-        return None
-    return "fast" if speed > _BETWEEN_M_S else "slow"
-
-
-def speed_figure(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequence[HeldOut[Corridor]]) -> Figure:
-    """How often the camera drives forward, slowly or quickly as the prompt says; of those prompts that say it."""
+def speed_figures(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequence[HeldOut[Corridor]]) -> list[Figure]:
+    """Of drives whose prompts say how fast: how often a fast one is faster than a slow one, and how fast they are."""
     said = [index for index, one in enumerate(held) if says_speed(one.prompt)]
     scenes = [held[index].scene for index in said]
+    ours, theirs = (np.array([speed_m_s(clips[index], FPS) for index in said]) for clips in (drawn, real))
 
-    def share(clips: Sequence[Frames], wanted: Sequence[Corridor]) -> float:
-        speeds = [speed_of(clips[index]) for index in said]
-        return 100 * float(np.mean([speed == scene.speed for speed, scene in zip(speeds, wanted, strict=True)]))
+    def ordered(speeds: NDArray[np.float64], wanted: Sequence[Corridor]) -> float:
+        fast = np.array([scene.speed == "fast" for scene in wanted])
+        return 100 * float((speeds[fast][:, None] > speeds[~fast]).mean())
 
-    bounds = {"real frames": share(real, scenes), "shuffled": share(drawn, deranged(scenes))}
-    forward = 100 * float(np.mean([speed_of(clip) is not None for clip in drawn]))
-    bounds["drives forward"] = forward
-    return Figure(
-        "corridor: forward, slowly or quickly",
-        share(drawn, scenes),
-        80,
-        95,
-        "%",
-        bounds=bounds,
-        note=f"{len(said)} clips",
-    )
+    bounds = {"real frames": ordered(theirs, scenes), "shuffled": ordered(ours, deranged(scenes))}
+    note = f"{len(said)} clips"
+    pairs = Figure("corridor: fast is faster than slow", ordered(ours, scenes), 80, 95, "%", bounds=bounds, note=note)
+    bounds = {}
+    for speed in SPEEDS:
+        chosen = [scene.speed == speed for scene in scenes]
+        bounds |= {f"{speed}, m/s": float(ours[chosen].mean()), f"{speed}, real": float(theirs[chosen].mean())}
+    share = 100 * float(ours.mean() / theirs.mean())
+    return [pairs, Figure("corridor: speed, of the real one", share, 70, 90, "%", bounds=bounds, note=note)]
 
 
 def says_speed(prompt: str) -> bool:

@@ -15,7 +15,7 @@ from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.captions import random_caption
 from microcosm.corridor import Drive, draw_corridor, draw_drive, render_drive
 from microcosm.corridor_probe import CorridorProbe, Pictures, accuracy, classes
-from microcosm.driving import says_speed, seen_figures, speed_of
+from microcosm.driving import says_speed, seen_figures, speed_figures
 from microcosm.egomotion import speed_m_s
 from microcosm.heldout import held_out_drives
 from microcosm.probe import color_shares, to_input, train
@@ -62,9 +62,8 @@ def test_speed_is_read_off_the_pixels(seed: int) -> None:
     drive = replace(_wide(seed), fps=24)
     clip = _render(drive, [frame / 24 for frame in range(33)])
     assert speed_m_s(clip, 24) == pytest.approx(drive.speed_m_s, rel=0.25)
-    assert speed_of(clip) == drive.scene.speed
-    assert speed_of(clip[:1].repeat(33, 0)) is None
-    assert speed_of(clip[::-1]) is None  # backwards
+    assert speed_m_s(clip[:1].repeat(33, 0), 24) == 0
+    assert speed_m_s(clip[::-1], 24) == pytest.approx(-speed_m_s(clip, 24))
 
 
 @pytest.mark.parametrize(("seed", "pace"), [(3, "quickly"), (4, "slowly")])
@@ -132,3 +131,15 @@ def test_figures_of_drives_stand_beside_their_bounds() -> None:
         assert figure.value == figure.bounds["real frames"] == 100
         assert figure.bounds["shuffled"] < 100
         assert figure.verdict == "goal"
+
+
+def test_figures_of_speed_compare_those_whose_prompts_say_it() -> None:
+    held = [one for one in held_out_drives(8) if one.canonical]
+    assert {one.scene.speed for one in held} == {"slow", "fast"}
+    real = [_render(draw_drive(one.shot.seed), [frame / 24 for frame in range(9)]) for one in held]
+    stands = [clip[:1].repeat(9, 0) for clip in real]
+    ordered, share = speed_figures(real, real, held)
+    assert ordered.value == ordered.bounds["real frames"] == share.value == 100
+    ordered, share = speed_figures(stands, real, held)
+    assert ordered.value == share.value == 0
+    assert share.bounds["slow, real"] < 0.6 < share.bounds["fast, real"]
