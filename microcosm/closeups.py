@@ -8,10 +8,11 @@ Everything follows from the seeds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import typer
@@ -19,6 +20,7 @@ from rich.progress import track
 
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE
 from microcosm.dataset import DATA
+from microcosm.shots import AnyShot
 from microcosm.simulate import SIZES, Frames, Shot, draw_shot, render
 
 FIRST_SEED = 4_000_000
@@ -42,14 +44,13 @@ class Closeup:
     which: int
 
 
-def wide_shots(first_seed: int) -> Iterator[Shot]:
-    """The 16:9 shots at 24 fps from `first_seed` on."""
-    seed = first_seed
-    while True:
-        shot = draw_shot(seed)
-        if shot.size_px == SIZES[0] and shot.fps == 24:
-            yield shot
-        seed += 1
+S = TypeVar("S", bound=AnyShot)
+
+
+def wide_shots(first_seed: int, draw: Callable[[int], S]) -> Iterator[S]:
+    """The 16:9 shots at 24 fps from `first_seed` on, of the world that `draw` draws from."""
+    shots = map(draw, count(first_seed))
+    return (shot for shot in shots if shot.size_px == SIZES[0] and shot.fps == 24)
 
 
 def draw_closeup(shot: Shot) -> Closeup:
@@ -76,7 +77,7 @@ def main(
 ) -> None:
     """Render the close-ups that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    shots = wide_shots(FIRST_SEED)
+    shots = wide_shots(FIRST_SEED, draw_shot)
     for number in track(range(shards), "close-ups"):
         chosen = [next(shots) for _ in range(SHARD)]
         path = folder / f"closeups-{number:04d}.npz"

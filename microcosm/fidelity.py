@@ -21,13 +21,14 @@ from microcosm.closeups import FIRST_HELD_OUT_SEED, Closeup, draw_closeup, wide_
 from microcosm.continuation import moving_pixels
 from microcosm.decoder import decode_one
 from microcosm.figures import Figure
+from microcosm.simulate import draw_shot
 
 DEFAULT = GenerationRequest(prompt="A red ball rolls to the right and hits a blue cube on a green floor.", seed=1)
 
 
 def held_out_closeups(count: int) -> list[Closeup]:
     """Close-ups of held-out shots."""
-    return [draw_closeup(shot) for shot in islice(wide_shots(FIRST_HELD_OUT_SEED), count)]
+    return [draw_closeup(shot) for shot in islice(wide_shots(FIRST_HELD_OUT_SEED, draw_shot), count)]
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import count as count_from
 from itertools import islice, repeat
 from typing import Any, Generic, TypeVar
 
@@ -16,13 +15,15 @@ from rich.progress import track
 from cosmorama.text.corridor_language import Corridor
 from cosmorama.text.scene_language import Scene
 from microcosm.captions import random_caption
+from microcosm.closeups import wide_shots
 from microcosm.corridor import draw_drive
 from microcosm.dataset import SPLITS
 from microcosm.shots import AnyShot, caption_of, frames_of
-from microcosm.simulate import SIZES, Frames, draw_shot
+from microcosm.simulate import Frames, draw_shot
 
 S = TypeVar("S", Scene, Corridor)
 
+_FIRST_SEED = SPLITS["heldout"].first_seed
 _WORDING_SEED = 9_000_000  # training captions follow from other streams
 
 
@@ -54,21 +55,14 @@ class HeldOut(Generic[S]):
 
 def held_out(count: int, keep: Callable[[Scene], bool] = lambda scene: True, *, skip: int = 0) -> list[HeldOut[Scene]]:
     """The first held-out shots after `skip` whose scene `keep` takes; every second one in other words."""
-    fitting = ((shot, shot.scene) for shot in _wide(draw_shot) if keep(shot.scene))
+    fitting = ((shot, shot.scene) for shot in wide_shots(_FIRST_SEED, draw_shot) if keep(shot.scene))
     return _worded(islice(fitting, skip, skip + count))
 
 
 def held_out_drives(count: int, *, skip: int = 0) -> list[HeldOut[Corridor]]:
     """The first held-out drives after `skip`; every second one in other words."""
-    return _worded(islice(((drive, drive.scene) for drive in _wide(draw_drive)), skip, skip + count))
-
-
-_Shot = TypeVar("_Shot", bound=AnyShot)
-
-
-def _wide(draw: Callable[[int], _Shot]) -> Iterator[_Shot]:
-    shots = map(draw, count_from(SPLITS["heldout"].first_seed))
-    return (shot for shot in shots if shot.size_px == SIZES[0] and shot.fps == 24)
+    drives = ((drive, drive.scene) for drive in wide_shots(_FIRST_SEED, draw_drive))
+    return _worded(islice(drives, skip, skip + count))
 
 
 def _worded(shots: Iterator[tuple[AnyShot, S]]) -> list[HeldOut[S]]:
