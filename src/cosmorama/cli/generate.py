@@ -1,4 +1,4 @@
-"""The command line: `cosmorama generate`, `serve`, `models`; `batch` and `jobs` are in `cosmorama.cli_remote`."""
+"""`cosmorama generate`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import logging
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cosmorama import cli_remote
-from cosmorama.cli_errors import errors_for_people
+from cosmorama.cli.options import errors_for_people
 from cosmorama.client.bar import progress_bar
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.source import media_source, output_for
@@ -21,17 +20,7 @@ from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, SOLVERS, GenerationReques
 if TYPE_CHECKING:
     from cosmorama.engine.outcome import Outcome
 
-app = typer.Typer(
-    help="An open, self-hosted inference server for world foundation models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(cli_remote.jobs, name="jobs")
-app.command()(cli_remote.batch)
 
-
-@app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to show; optional with --image or --video.")] = None,
     image: Annotated[str | None, typer.Option(help="Picture to start from: path or URL.")] = None,
@@ -102,57 +91,6 @@ def generate(
         spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in outcome.timings.items())
         typer.echo(f"{outcome.path}  seed {outcome.seed}  ({spent})")
         typer.echo(f"prompt: {outcome.prompt}")
-
-
-@app.command()
-def serve(
-    model: Annotated[str | None, typer.Option(help="Name or checkpoint folder.", show_default="microcosm")] = None,
-    host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(show_default="8000")] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="auto: as they are stored"),
-    ] = None,
-    offload: Annotated[
-        Literal["none", "model", "layer"] | None,
-        typer.Option(help="What waits in the CPU's memory to run on the GPU; see docs/memory.md.", show_default="none"),
-    ] = None,
-    quantize: Annotated[
-        Literal["none", "int8"] | None,
-        typer.Option(
-            help="What the denoiser's matrices are held as; int8 changes frames, see docs/speed.md.",
-            show_default="none",
-        ),
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY or NAME:KEY that lets a client in; may be repeated.", show_default="none"),
-    ] = None,
-) -> None:
-    """Serve the model over HTTP. Every other setting is an environment variable, COSMORAMA_*; see docs/settings.md."""
-    from pydantic import SecretStr
-
-    from cosmorama.api import serve as server
-    from cosmorama.settings import Settings
-
-    keys = tuple(SecretStr(key) for key in api_key) if api_key else None
-    weights = {"dtype": dtype, "offload": offload, "quantize": quantize}
-    flags = {"model": model, "host": host, "port": port, **weights, "api_keys": keys}
-    server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
-
-
-@app.command()
-def models() -> None:
-    """List the models that can be loaded by name."""
-    from cosmorama.world.registry import known_models
-
-    for known in known_models():
-        typer.echo(f"{known.name}: {known.description}")
-
-
-def main() -> None:
-    """Entry point of the `cosmorama` command."""
-    app()
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,0 +1,26 @@
+"""The command line, a file per command. What a command needs is imported when it runs: `--help` is quick."""
+
+from __future__ import annotations
+
+import typer
+
+from cosmorama.cli.batch import batch
+from cosmorama.cli.generate import generate
+from cosmorama.cli.jobs import jobs
+from cosmorama.cli.models import models
+from cosmorama.cli.serve import serve
+
+app = typer.Typer(
+    help="An open, self-hosted inference server for world foundation models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, serve, models, batch):
+    app.command()(command)
+app.add_typer(jobs, name="jobs")
+
+
+def main() -> None:
+    """Entry point of the `cosmorama` command."""
+    app()

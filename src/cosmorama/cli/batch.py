@@ -1,0 +1,57 @@
+"""`cosmorama batch`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from cosmorama.cli.options import KeyOption, errors_for_people
+
+
+def batch(
+    requests: Annotated[Path, typer.Argument(help="JSON Lines: one object per clip, with the fields of a request.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the clips and the manifest.")],
+    server: Annotated[
+        str | None, typer.Option(help="Address of a server; without one, a model in this process.")
+    ] = None,
+    api_key: KeyOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name; or, without a server, a checkpoint folder too.", show_default="the usual")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Jobs on the server at a time.", min=1, max=256)] = 4,
+) -> None:
+    """Make many clips. Started again, it goes on where it stopped: finished rows are skipped."""
+    from rich.progress import Progress
+
+    from cosmorama import batch as batches
+    from cosmorama.client import AsyncClient
+
+    with errors_for_people():
+        rows = batches.read_rows(requests)
+    console = Console(stderr=True)
+    bar = Progress(console=console)
+    task = bar.add_task("clips", total=len(rows))
+
+    def told(row: batches.Row, how: Literal["made", "skipped", "failed"]) -> None:
+        bar.advance(task)
+        if how != "skipped":
+            bar.console.print(f"{row.name}: {how}", highlight=False)
+
+    async def all_of_them() -> batches.Report:
+        if server is None:
+            return await batches.run(rows, output, batches.in_process(model or "microcosm"), on_row=told)
+        async with AsyncClient(server, api_key=api_key) as client:
+            make = batches.on_server(client, model)
+            return await batches.run(rows, output, make, parallel=parallel, on_row=told)
+
+    with errors_for_people(), bar:
+        report = asyncio.run(all_of_them())
+    typer.echo(f"{len(report.made)} made, {len(report.skipped)} were there, {len(report.failed)} failed in {output}")
+    for name, error in report.failed.items():
+        typer.echo(f"{name}: {error}", err=True)
+    if report.failed:
+        raise typer.Exit(1)
