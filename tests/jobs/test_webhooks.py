@@ -20,7 +20,7 @@ from cosmorama.errors import InvalidRequestError
 from cosmorama.jobs import webhooks
 from cosmorama.jobs.record import Job
 from cosmorama.jobs.service import Jobs
-from cosmorama.media import connect
+from cosmorama.media import fetch
 from cosmorama.settings import Settings
 from tests.jobs.fake import REQUEST, FakeSupervisor
 
@@ -199,13 +199,13 @@ def test_private_addresses_are_not_connected_to(
 ) -> None:
     port = receiver.url.split(":")[2].partition("/")[0]
     connected: list[str] = []
-    connect_to = connect.GuardedBackend._connect
+    connect_to = fetch.GuardedBackend._connect
 
-    def noting(self: connect.GuardedBackend, address: str, port: int) -> Any:
+    def noting(self: fetch.GuardedBackend, address: str, port: int) -> Any:
         connected.append(address)
         return connect_to(self, address, port)
 
-    monkeypatch.setattr(connect.GuardedBackend, "_connect", noting)
+    monkeypatch.setattr(fetch.GuardedBackend, "_connect", noting)
     monkeypatch.setattr(webhooks, "RETRIES_S", ())
 
     async def test(jobs: Jobs, supervisor: FakeSupervisor) -> None:

@@ -26,7 +26,7 @@ from cosmorama.engine.scheduler import Candidate, Priority, admit, order
 from cosmorama.errors import CancelledError, CosmoramaError, FramesRefusedError, WorkerError
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
-from cosmorama.media.resample import resampled
+from cosmorama.media.read import resampled
 from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest

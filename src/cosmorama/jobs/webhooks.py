@@ -24,7 +24,7 @@ from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.jobs.record import Job, JobNotFoundError, StoreUnavailableError
 from cosmorama.jobs.store import Store
 from cosmorama.jobs.upkeep import Due, Upkeep
-from cosmorama.media.connect import Deadline, GuardedBackend, RefusedAddressError
+from cosmorama.media.fetch import Deadline, GuardedBackend, RefusedAddressError
 
 log = logging.getLogger(__name__)
 

@@ -1,20 +1,21 @@
-"""From encoded pictures and clips to frames of the size, rate and number that a model is conditioned on."""
+"""From encoded pictures and clips to frames of the size, rate and number that are wanted, and back."""
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cosmorama.errors import MediaError
-from cosmorama.media.clip import Clip
-from cosmorama.media.fit import fit
-from cosmorama.media.limits import MediaLimits
-from cosmorama.media.picture import AnimatedPicture, read_picture
+from cosmorama.media.decode import AnimatedPicture, Clip, MediaLimits, read_picture
 from cosmorama.media.sniff import Kind, sniff
-from cosmorama.media.timeline import pick_first, pick_last, span_s
+from cosmorama.request import Target
 
 __all__ = ["MediaLimits", "read_image", "read_video"]
 
@@ -78,3 +79,101 @@ def _kind(data: bytes, field: str) -> Kind:
     if kind.what == "unsupported":
         raise MediaError(field, f"is in {kind.name} format, which is not supported; send JPEG, PNG or WebP")
     return kind
+
+
+def cover_box(
+    source: tuple[int, int], target: tuple[int, int], pixel_aspect: Fraction = Fraction(1)
+) -> tuple[float, float, float, float]:
+    """The centred part of a picture that has the shape of the target, as (left, top, right, bottom) in source pixels.
+
+    Args:
+        source: Width and height of the picture in pixels, at least 1.
+        target: Width and height of the frame in pixels, at least 1.
+        pixel_aspect: Width of a source pixel divided by its height, as displayed.
+    """
+    width, height = source
+    # Wanted width over height, counted in source pixels.
+    aspect = Fraction(target[0], target[1]) / pixel_aspect
+    crop_width = min(Fraction(width), height * aspect)
+    crop_height = min(Fraction(height), width / aspect)
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return float(left), float(top), float(left + crop_width), float(top + crop_height)
+
+
+def fit(picture: Image.Image, width: int, height: int, pixel_aspect: Fraction = Fraction(1)) -> NDArray[np.uint8]:
+    """An RGB picture scaled to cover `width` x `height` and cropped around its centre: uint8 `[height, width, 3]`.
+
+    Lanczos over the whole support, so scaling down does not alias.
+    """
+    box = cover_box(picture.size, (width, height), pixel_aspect)
+    if picture.size == (width, height) and box == (0.0, 0.0, float(width), float(height)):
+        return np.array(picture, dtype=np.uint8)
+    return np.array(picture.resize((width, height), Image.Resampling.LANCZOS, box=box), dtype=np.uint8)
+
+
+_SLACK = 0.25
+"""How far before a clip's first frame, in grid intervals, a sample may fall: containers round times to 1 ms or so."""
+
+
+def span_s(fps: float, frames: int) -> float:
+    """Seconds from the first to the last of `frames` samples."""
+    return (frames - 1) / fps
+
+
+def pick_last(times_s: Sequence[float], fps: float, frames: int) -> list[int]:
+    """Indices of the frames nearest in time to the last `frames` points of a grid that ends at the last frame.
+
+    Args:
+        times_s: Presentation times in seconds, ascending, at least one.
+        fps: Points per second of the grid, above 0.
+        frames: Most points wanted, at least 1.
+
+    Returns:
+        Ascending indices into `times_s`, at least 1 and at most `frames`: fewer where the clip is shorter than the
+        grid. An index repeats where the clip has fewer frames per second than the grid.
+    """
+    end = times_s[-1]
+    available = math.floor((end - times_s[0]) * fps + _SLACK) + 1
+    wanted = [end - k / fps for k in reversed(range(min(frames, available)))]
+    return [_nearest(times_s, time) for time in wanted]
+
+
+def pick_first(times_s: Sequence[float], fps: float, frames: int) -> list[int]:
+    """Indices of the frames nearest in time to the first `frames` points of a grid that starts at the first frame.
+
+    Arguments and result as for `pick_last`.
+    """
+    start = times_s[0]
+    available = math.floor((times_s[-1] - start) * fps + _SLACK) + 1
+    return [_nearest(times_s, start + k / fps) for k in range(min(frames, available))]
+
+
+def _nearest(times_s: Sequence[float], time: float) -> int:
+    after = min(bisect.bisect_left(times_s, time), len(times_s) - 1)
+    before = max(after - 1, 0)
+    return before if time - times_s[before] < times_s[after] - time else after
+
+
+def resampled(chunks: Iterable[NDArray[np.uint8]], fps: float, target: Target) -> Iterator[NDArray[np.uint8]]:
+    """The frames of `target` from a clip's frames: uint8 RGB `[n, height, width, 3]`, n >= 1, as they come.
+
+    Each is the source frame nearest in time, scaled to cover the size and cropped around its centre.
+
+    Args:
+        chunks: All frames of the clip in order, uint8 RGB `[t, h, w, 3]`.
+        fps: How many of them make a second.
+        target: What is wanted.
+    """
+    ratio = fps / target.fps
+    read = written = 0
+    for chunk in chunks:
+        found: list[NDArray[np.uint8]] = []
+        for frame in chunk:
+            copies = 0
+            while written < target.frames and int(written * ratio + 0.5) <= read:
+                copies, written = copies + 1, written + 1
+            read += 1
+            if copies:
+                found += [fit(Image.fromarray(frame), target.width, target.height)] * copies
+        if found:
+            yield np.stack(found)

@@ -23,7 +23,7 @@ from PIL import Image
 from cosmorama.api import app as application
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.supervisor import Supervisor
-from cosmorama.media.resample import resampled
+from cosmorama.media.read import resampled
 from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import CONTROL_KINDS, MODES, ActionDomain, Capabilities, GenerationRequest, Range, Size
