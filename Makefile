@@ -20,8 +20,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/world/test_generic.py
-	$(BIN)/pytest tests/world/test_generic.py
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/world/generic/test_generic.py
+	$(BIN)/pytest tests/world/generic/test_generic.py
 
 install: $(VENV)/.installed
 

@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from cosmorama.world.cosmos_vae import CosmosAutoencoder
-from cosmorama.world.vae_tiles import stride_of
-from cosmorama.world.wan_vae import WanAutoencoder
+from cosmorama.world.vae.cosmos import CosmosAutoencoder
+from cosmorama.world.vae.tiles import stride_of
+from cosmorama.world.vae.wan import WanAutoencoder
 
 WIDTH, HEIGHT = 1280, 704
 COUNTED = (0, 512, 256)

@@ -18,9 +18,9 @@ from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.engine.rollout import Rollout
 from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos_flow import CosmosFlowWorld
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from microcosm.autoencoder import to_uint8
 from microcosm.simulate import Frames
 

@@ -25,10 +25,10 @@ from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from cosmorama.text.scene_language import mirror_caption
-from cosmorama.world.cosmos_flow import beside, blended
-from cosmorama.world.cosmos_forward import cosmos_forward
+from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
+from cosmorama.world.microcosm.sampling import beside, blended
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
 from microcosm.autoencoder import RUNS
 from microcosm.auxiliary import Auxiliary
@@ -105,7 +105,7 @@ def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
 
 
 def given_beside(batch: Batch) -> Tensor:
-    """What the network reads beside the noisy latents, [B, C, T, H, W]; see `cosmos_flow.beside`."""
+    """What the network reads beside the noisy latents, [B, C, T, H, W]; see `sampling.beside`."""
     return _by_given(batch, torch.zeros_like(batch.clean), beside)
 
 

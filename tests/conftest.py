@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosmorama.world.cosmos_flow import CosmosFlowWorld
 from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from tests.tiny import save_tiny
 
 # Tests run in two processes and start more: with more threads than cores, threads wait for each other. The variable is
@@ -21,8 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 LONGEST = (
     "tests/faults",
     "tests/api/test_process.py",
-    "tests/world/test_sequence_parallel.py",
-    "tests/world/test_quantization.py",
+    "tests/world/ranks/test_sequence.py",
+    "tests/world/load/test_quantize.py",
     "tests/test_client.py",
     "tests/microcosm",
     "tests/api",

@@ -21,7 +21,7 @@ from cosmorama.errors import CancelledError, CosmoramaError, InvalidRequestError
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling
-from cosmorama.world.cosmos_flow import CosmosFlowWorld
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 
 REQUEST = GenerationRequest(prompt="a red ball falls", seed=5, steps=3, frames=9, width=960, height=704)
 

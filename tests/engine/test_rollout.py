@@ -21,8 +21,8 @@ from cosmorama.media.read import read_video
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, FrameRule, GenerationRequest, Output
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos_flow import CosmosFlowWorld
 from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM
 
 PROMPT = "a red ball rolls to the right on a green floor"

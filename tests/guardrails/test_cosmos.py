@@ -18,7 +18,7 @@ from cosmorama.guardrails.checks import Guardrails
 from cosmorama.guardrails.cosmos import CosmosGuardrail
 from cosmorama.media.read import read_video
 from cosmorama.request import GenerationRequest
-from cosmorama.world.cosmos_flow import CosmosFlowWorld
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from tests.guardrails.stand_in import write_stand_in
 
 REQUEST = GenerationRequest(

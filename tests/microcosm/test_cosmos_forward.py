@@ -7,7 +7,7 @@ import torch
 from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
-from cosmorama.world.cosmos_forward import cosmos_forward
+from cosmorama.world.cosmos.forward import cosmos_forward
 
 
 def _model(**changes: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
-from cosmorama.world.cosmos_forward import cosmos_forward
+from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.export import WEIGHTS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmorama.world.cosmos_forward import cosmos_forward
+from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.auxiliary import ATTRIBUTES
 from microcosm.batches import Batch

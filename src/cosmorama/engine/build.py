@@ -38,7 +38,7 @@ def build_engine(settings: Settings) -> Engine:
 def _world(settings: Settings) -> World:
     if settings.parallel == "none":
         return load_model(settings)
-    from cosmorama.world.follower import Follower
+    from cosmorama.world.ranks.process import Follower
 
     followers = [
         Follower(partial(_load_to_follow, settings, rank), threads=settings.threads)
@@ -48,10 +48,10 @@ def _world(settings: Settings) -> World:
     for follower in followers:
         follower.ready()
     if settings.parallel == "guidance":
-        from cosmorama.world.parallel import GuidanceParallel
+        from cosmorama.world.ranks.guidance import GuidanceParallel
 
         return GuidanceParallel(world, followers[0])
-    from cosmorama.world.sequence_parallel import SequenceParallel
+    from cosmorama.world.ranks.sequence import SequenceParallel
 
     return SequenceParallel(world, followers)
 
@@ -80,7 +80,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
     )
     if not settings.adapters:
         return world
-    from cosmorama.world.adapters import AdaptedWorld
+    from cosmorama.world.load.adapters import AdaptedWorld
 
     return AdaptedWorld(world, settings.adapters)
 

@@ -32,7 +32,7 @@ from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import BrokenModelError, World
-from cosmorama.world.memory import explained
+from cosmorama.world.faults import explained
 
 log = logging.getLogger(__name__)
 

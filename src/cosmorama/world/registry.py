@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.hub import from_hub, is_hub_id
 from cosmorama.world.savings import ALL_SAVINGS, Savings
 
 if TYPE_CHECKING:
     import torch
 
     from cosmorama.world.base import World
-    from cosmorama.world.checkpoint import LoadOptions
-    from cosmorama.world.memory import Offload
-    from cosmorama.world.quantization import Quantize
+    from cosmorama.world.load.options import LoadOptions, Offload, Quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,9 @@ def load_world(
 
         return load_microcosm(folder)
     load = _loader_of(folder)
-    from cosmorama.world.checkpoint import LoadOptions
-    from cosmorama.world.memory import check_weights_fit
-    from cosmorama.world.quantization import check_quantize
+    from cosmorama.world.load.fit import check_weights_fit
+    from cosmorama.world.load.options import LoadOptions
+    from cosmorama.world.load.quantize import check_quantize
 
     options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize)
     check_quantize(quantize, options.dtype)
@@ -98,19 +96,16 @@ def load_world(
 
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 _PIPELINES = {
-    "CosmosTextToWorldPipeline": ("cosmorama.world.predict1", "load_text_to_world"),
-    "CosmosVideoToWorldPipeline": ("cosmorama.world.predict1", "load_video_to_world"),
-    "Cosmos2TextToImagePipeline": ("cosmorama.world.predict2", "load_text_to_image"),
-    "Cosmos2VideoToWorldPipeline": ("cosmorama.world.predict2", "load_video_to_world"),
-    "Cosmos2_5_PredictBasePipeline": ("cosmorama.world.predict25", "load"),
-    "Cosmos2_5_TransferPipeline": ("cosmorama.world.transfer25", "load"),
-    "Cosmos3OmniPipeline": ("cosmorama.world.cosmos3", "load"),
+    "CosmosTextToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_text_to_world"),
+    "CosmosVideoToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_video_to_world"),
+    "Cosmos2TextToImagePipeline": ("cosmorama.world.cosmos.predict2", "load_text_to_image"),
+    "Cosmos2VideoToWorldPipeline": ("cosmorama.world.cosmos.predict2", "load_video_to_world"),
+    "Cosmos2_5_PredictBasePipeline": ("cosmorama.world.cosmos.predict25", "load"),
+    "Cosmos2_5_TransferPipeline": ("cosmorama.world.cosmos.transfer25", "load"),
+    "Cosmos3OmniPipeline": ("cosmorama.world.cosmos3.family", "load"),
 }
 """Which function of which module loads a checkpoint of a diffusers pipeline, from its folder and `LoadOptions`."""
-_ANY_OTHER = ("cosmorama.world.generic", "load_generic")
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_HUB_FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja", "*/spiece.model")
-"""Configs, tokenizers and safetensors of a pipeline's parts; no code, and nothing that has to be unpickled."""
+_ANY_OTHER = ("cosmorama.world.generic.pipeline", "load_generic")
 
 
 def _folder_of(name: str, cache: Path | None, *, download: bool) -> Path:
@@ -118,38 +113,12 @@ def _folder_of(name: str, cache: Path | None, *, download: bool) -> Path:
     if folder.is_dir():
         return folder
     names = ", ".join(model.name for model in known_models())
-    hub_id = _HUB_ID.fullmatch(name)
-    if hub_id is None:
+    if not is_hub_id(name):
         raise ModelNotFoundError(
             f"there is no model {name!r}: give a checkpoint folder, owner/name on the Hugging Face hub, "
             f"or one of: {names}"
         )
-    import httpx
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(
-            hub_id["id"],
-            revision=hub_id["revision"],
-            allow_patterns=list(_HUB_FILES),
-            cache_dir=cache,
-            local_files_only=not download,
-        )
-        return Path(found)
-    except LocalEntryNotFoundError as error:
-        if download:  # the hub cannot be reached, and there is no copy
-            raise ModelNotFoundError(
-                f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"
-            ) from error
-        raise ModelNotFoundError(
-            f"there is no folder {name!r} and no copy of it in {cache or constants.HF_HUB_CACHE}, and downloads from "
-            "the Hugging Face hub are switched off"
-        ) from None
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise ModelNotFoundError(
-            f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"
-        ) from error
+    return from_hub(name, cache, download=download)
 
 
 def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:

@@ -14,9 +14,9 @@ from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3D
 from safetensors.torch import load_file
 
 from cosmorama.request import Capabilities, FrameRule, Range, Size
-from cosmorama.world.cosmos_flow import CosmosFlowWorld, FlowConfig, GuidanceMap
-from cosmorama.world.cpu_linear import use_onednn
+from cosmorama.world.kernels.cpu_linear import use_onednn
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
 

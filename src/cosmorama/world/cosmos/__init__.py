@@ -1,0 +1,1 @@
+"""The Cosmos families on one transformer: Predict1, Predict2, Predict2.5 and Transfer2.5."""

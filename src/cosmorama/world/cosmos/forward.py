@@ -1,0 +1,210 @@
+"""The forward pass of a Cosmos transformer, with nothing computed twice that depends on the request alone.
+
+`CosmosTransformer3DModel.forward` in diffusers evaluates adaLN once per token when every latent frame has a timestep
+of its own, although all tokens of a frame share it; computes positions, text keys and text values again on every call;
+and needs torchvision to resize a padding mask. This is the same arithmetic on the same modules without that.
+
+Several processes can evaluate a network together, each some of its tokens; see `ranks.shares`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from cosmorama.world.cosmos.text import TextContext, projected, read_block, text_context
+from cosmorama.world.kernels.rms_norm import can_be_inlined, inverse_root_mean_square
+from cosmorama.world.ranks.shares import Share, share_of
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where the tokens of a clip are: cosines and sines `[L, head]` for the rotary embedding, and what each block adds
+    to its tokens, `[B, T, N, hidden]` or None."""
+
+    cos: Tensor
+    sin: Tensor
+    learned: Tensor | None
+
+    def taken(self, share: Share | None, frames: int) -> Positions:
+        """Those of this process's tokens in a clip of so many latent frames."""
+        if share is None:
+            return self
+        cos, sin = (share.take(part.unflatten(0, (frames, -1)), 1).flatten(0, 1) for part in (self.cos, self.sin))
+        return Positions(cos, sin, None if self.learned is None else share.take(self.learned, 2))
+
+
+def positions_of(model: nn.Module, latents: Tensor, fps: float | None) -> Positions:
+    """The positions of latents `[B, C, T, H, W]` at `fps` frames per second; None means the model's base rate."""
+    net: Any = model
+    cos, sin = net.rope(latents, fps=fps)
+    learned = net.learnable_pos_embed(latents) if net.config.extra_pos_embed_type else None
+    return Positions(cos, sin, None if learned is None else learned.unflatten(1, (latents.shape[2], -1)))
+
+
+def cosmos_forward(
+    model: nn.Module,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor | TextContext,
+    *,
+    text_mask: Tensor | None = None,
+    condition_mask: Tensor | None = None,
+    fps: float | None = None,
+    positions: Positions | None = None,
+    adaln_per_frame: bool = True,
+    residuals: Mapping[int, Tensor] | None = None,
+) -> Tensor:
+    """Evaluate a `CosmosTransformer3DModel`.
+
+    Args:
+        model: The transformer; its temporal patch size must be 1.
+        latents: [B, C, T, H, W] in the model's dtype; H and W are multiples of the spatial patch size.
+        timesteps: [B, T], one per latent frame, or [B, 1] for all, in the scale that the model was trained with.
+        text: Prompt embeddings [B, S, D], or the context they were read into (`text_context`).
+        text_mask: bool [B, S], True where `text` is a token and not padding; None if nothing is padding. Not with a
+            context, which has its own.
+        condition_mask: [B, 1, T, H, W], 1 on conditioning frames; only for models with a channel for it.
+        fps: Frame rate of the clip, for the temporal rotary embedding; None means the model's base rate.
+        positions: Those of the clip, if they are known (`positions_of`); `fps` is not looked at then.
+        adaln_per_frame: False evaluates adaLN once per token, as diffusers does.
+        residuals: What a ControlNet adds after the blocks with these indices, [B, L, hidden]; of the same share of the
+            tokens as the model evaluates.
+
+    Returns:
+        The model's prediction [B, C, T, H, W]; whole, also where processes share the tokens.
+    """
+    # diffusers ships no types, so its modules are looked at as Any throughout.
+    net: Any = model
+    batch, _, frames, height, width = latents.shape
+    if net.config.patch_size[0] != 1:
+        raise ValueError(f"temporal patch size must be 1, not {net.config.patch_size[0]}")
+    if positions is None:
+        positions = positions_of(net, latents, fps)
+    x = latents if condition_mask is None else torch.cat([latents, condition_mask.to(latents.dtype)], dim=1)
+    if net.config.concat_padding_mask:
+        x = torch.cat([x, x.new_zeros(batch, 1, frames, height, width)], dim=1)
+
+    tokens = net.patch_embed(x)
+    rows, columns = tokens.shape[2:4]
+    tokens = tokens.flatten(2, 3)  # [B, T, rows * columns, hidden]
+    share = share_of(net, rows * columns)
+    if share is not None:
+        tokens = share.take(tokens, 2)
+    positions = positions.taken(share, frames)
+    temb, embedded = (
+        part.view(batch, timesteps.shape[1], 1, -1) for part in net.time_embed(tokens, timesteps.flatten())
+    )  # broadcast over the tokens of a frame
+    if not adaln_per_frame:
+        temb, embedded = (part.expand(-1, frames, tokens.shape[2], -1).contiguous() for part in (temb, embedded))
+    if isinstance(text, Tensor):
+        text = text_context(net, projected(net, text), mask=text_mask)
+    for index, block in enumerate(net.transformer_blocks):
+        tokens = block_forward(block, index, tokens, text, embedded, temb, positions, share)
+        if residuals is not None and index in residuals:
+            tokens = tokens + residuals[index].view_as(tokens)
+
+    shift, scale = _modulation(net.norm_out, embedded, temb[..., : 2 * tokens.shape[-1]]).chunk(2, dim=-1)
+    tokens = net.proj_out(_scaled_and_shifted(net.norm_out.norm(tokens), scale, shift))
+    if share is not None:
+        tokens = share.join(tokens, 2)
+    patch_h, patch_w = net.config.patch_size[1:]
+    # The output's channel order within a patch differs from the input's: (row, column, frame, channel).
+    tokens = tokens.view(batch, frames, rows, columns, patch_h, patch_w, -1).permute(0, 6, 1, 2, 4, 3, 5)
+    return cast(Tensor, tokens.reshape(batch, -1, frames, height, width))
+
+
+def block_forward(
+    block: Any,
+    index: int,
+    tokens: Tensor,
+    text: TextContext,
+    embedded: Tensor,
+    temb: Tensor,
+    positions: Positions,
+    share: Share | None = None,
+) -> Tensor:
+    """One `CosmosTransformerBlock` on tokens [B, T, N, hidden]; attention sees all frames as one sequence.
+
+    With a share, tokens and positions are this process's, and attention sees those of all processes.
+    """
+    if positions.learned is not None:
+        tokens = tokens + positions.learned
+    normed, gate = _modulated(block.norm1, tokens, embedded, temb)
+    attended = _self_attention(block.attn1, normed.flatten(1, 2), positions.cos, positions.sin, share)
+    tokens = _added(tokens, gate, attended.view_as(tokens))
+    normed, gate = _modulated(block.norm2, tokens, embedded, temb)
+    attended = read_block(block.attn2, normed.flatten(1, 2), text, index)
+    tokens = _added(tokens, gate, attended.view_as(tokens))
+    normed, gate = _modulated(block.norm3, tokens, embedded, temb)
+    return _added(tokens, gate, block.ff(normed))
+
+
+def _added(tokens: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """What a block's layer makes of its tokens: they and its update, gated. Without gradients in the update's place."""
+    if torch.is_grad_enabled():
+        return torch.addcmul(tokens, gate, update)
+    return update.mul_(gate).add_(tokens)
+
+
+def _modulated(norm: Any, tokens: Tensor, embedded: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
+    """`CosmosAdaLayerNormZero`: the modulated tokens, and the gate of what is made of them."""
+    shift, scale, gate = _modulation(norm, embedded, temb).chunk(3, dim=-1)
+    return _scaled_and_shifted(norm.norm(tokens), scale, shift), gate
+
+
+def _scaled_and_shifted(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Modulated tokens; without gradients in the place of the given ones."""
+    if torch.is_grad_enabled():
+        return torch.addcmul(shift, normed, 1 + scale)
+    return normed.mul_(1 + scale).add_(shift)
+
+
+def _modulation(norm: Any, embedded: Tensor, temb: Tensor) -> Tensor:
+    return cast(Tensor, norm.linear_2(norm.linear_1(norm.activation(embedded))) + temb)
+
+
+def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, share: Share | None) -> Tensor:
+    """`CosmosAttnProcessor2_0` on x [B, L, hidden] without its copies of keys and values."""
+    heads = attention.heads
+    key = _normed_and_rotated(attention.norm_k, attention.to_k(x).unflatten(2, (heads, -1)), cos, sin)
+    value = attention.to_v(x).unflatten(2, (heads, -1))
+    if share is not None:
+        joined = share.joining(torch.stack([key, value]).unflatten(2, (-1, share.size)), 3)
+    query = _normed_and_rotated(attention.norm_q, attention.to_q(x).unflatten(2, (heads, -1)), cos, sin)
+    if share is not None:
+        key, value = joined().flatten(2, 3)
+    attended = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return cast(Tensor, attention.to_out[1](attention.to_out[0](attended.transpose(1, 2).flatten(2, 3))))
+
+
+def _normed_and_rotated(norm: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Root-mean-square norm over each head of x [B, L, heads, head], then the rotary embedding.
+
+    Both scale the numbers of a head, so the norm's weights can go into the cosines and sines, and its root come last:
+    four passes over x instead of nine, and one allocation instead of six.
+    """
+    if not can_be_inlined(norm, x):
+        return _rotated(norm(x), cos, sin)
+    half = x.shape[-1] // 2
+    c, s = cos[:, None, :half], sin[:, None, :half]
+    weight_1, weight_2 = norm.weight.chunk(2)
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.empty_like(x)
+    torch.mul(first, c * weight_1, out=rotated[..., :half]).addcmul_(second, s * weight_2, value=-1)
+    torch.mul(second, c * weight_2, out=rotated[..., half:]).addcmul_(first, s * weight_1)
+    return rotated.mul_(inverse_root_mean_square(norm, x))
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [B, L, heads, head], in float32: the two halves of a head are the pair's coordinates."""
+    half = x.shape[-1] // 2
+    # Both halves of `cos` and of `sin` are the same: one angle per pair.
+    c, s = cos[:, None, :half], sin[:, None, :half]
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * c - second * s, second * c + first * s], dim=-1).to(x.dtype)

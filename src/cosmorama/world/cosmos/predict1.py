@@ -1,0 +1,143 @@
+"""Predict1: a diffusion model for clips from text, and one for clips from an image or a video.
+
+The same numbers as diffusers' `CosmosTextToWorldPipeline` and `CosmosVideoToWorldPipeline`: EDM's parametrization and
+preconditioning (arXiv 2206.00364). Conditioning frames enter with fresh noise of a thousandth at every evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosmorama.diffusion.schedule import Schedule
+from cosmorama.errors import ModelNotFoundError
+from cosmorama.request import Capabilities, Defaults, FrameRule, Mode
+from cosmorama.world.base import Inputs, ReadText
+from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
+from cosmorama.world.load.checkpoint import check_parts, load_module, read_json
+from cosmorama.world.load.options import LoadOptions
+from cosmorama.world.readers.t5 import T5Reader
+from cosmorama.world.vae.cosmos import CosmosAutoencoder
+from cosmorama.world.vae.tiles import with_tiles
+
+_AUGMENT_SIGMA = 0.001
+_FRAMES = 121
+
+
+def load_text_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
+    """Load a checkpoint that makes clips from text.
+
+    Raises:
+        ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
+    """
+    return _load(folder, options, ("text2world",))
+
+
+def load_video_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
+    """Load a checkpoint that continues an image or a video.
+
+    Raises:
+        ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
+    """
+    return _load(folder, options, ("image2world", "video2world"))
+
+
+def _load(folder: Path, options: LoadOptions, modes: tuple[Mode, ...]) -> CosmosWorld:
+    from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
+
+    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    for name, needed in _SCHEDULER.items():
+        if scheduler.get(name) != needed:
+            raise ModelNotFoundError(f"{folder}/scheduler: {name} is {scheduler.get(name)!r}, not {needed!r}")
+    autoencoder = CosmosAutoencoder.load(folder / "vae", options)
+    frames = autoencoder.latent_frames
+    capabilities = Capabilities(
+        model=folder.name,
+        family="predict1",
+        modes=modes,
+        size_multiple=16,
+        frames=FrameRule(8, _FRAMES if frames is None else min(_FRAMES, 1 + 8 * (frames - 1))),
+        conditioning_frames=(9, 1),
+        solvers=("edm_euler", "unipc", "dpmpp_2m"),
+        default_solver="edm_euler",
+        defaults=Defaults(),
+    )
+    return CosmosWorld(
+        CosmosParts(
+            load_module(CosmosTransformer3DModel, folder / "transformer", options),
+            autoencoder,
+            T5Reader.load(folder, options),
+            scheduler,
+            with_tiles(capabilities, options),
+            options.savings,
+        ),
+        Predict1Sampling,
+    )
+
+
+_SCHEDULER = {"_class_name": "EDMEulerScheduler", "sigma_schedule": "karras", "prediction_type": "epsilon"}
+
+
+class Predict1Sampling(CosmosSampling):
+    """One request on a Predict1 model."""
+
+    def __init__(self, parts: CosmosParts, inputs: Inputs, read: ReadText) -> None:
+        self._sigma_data: float = parts.scheduler["sigma_data"]
+        super().__init__(parts, inputs, read)
+        self.schedule = edm_levels(parts.scheduler, self.request.steps, skip_idle_step=parts.savings.skip_idle_step)
+        self._given = 0 if self.known is None else self.known.shape[2]
+        self._mask = None if self.known is None else self.mask(self._given)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents with the deviation that the model was trained for."""
+        return super().encode(pixels) * self._sigma_data
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents with the deviation that the tokenizer has."""
+        return latents / self._sigma_data
+
+    def initial(self) -> Tensor:
+        """Noise `[1, C, T, h, w]` at the largest level."""
+        return self.noise() * self.schedule.sigmas[0]
+
+    @torch.inference_mode()
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents; conditioning frames come back as given."""
+        sigma, data = self.schedule.sigmas[index], self._sigma_data
+        timesteps = torch.full((1, 1), 0.25 * math.log(sigma), device=latents.device).to(self.parts.dtype)
+        x = latents * self._input_scale(sigma)
+        if self.known is not None:
+            # The whole clip's noise, although the first frames' is all that is used: so one seed means one clip.
+            augmented = self.known + self.noise()[:, :, : self._given] * _AUGMENT_SIGMA
+            if sigma > _AUGMENT_SIGMA:
+                x = torch.cat([augmented * self._input_scale(_AUGMENT_SIGMA), x[:, :, self._given :]], dim=2)
+        output = self.evaluate(x, timesteps, negative=negative, mask=self._mask, fps=self.request.fps)
+        variance = sigma**2 + data**2
+        denoised = latents * (data**2 / variance) + output * (sigma * data / math.sqrt(variance))
+        if self.known is None or sigma <= _AUGMENT_SIGMA:
+            return denoised
+        return torch.cat([self.known, denoised[:, :, self._given :]], dim=2)
+
+    def _input_scale(self, sigma: float) -> float:
+        return 1 / math.sqrt(sigma**2 + self._sigma_data**2)
+
+
+def edm_levels(config: dict[str, Any], steps: int, *, skip_idle_step: bool = True) -> Schedule:
+    """The levels of an `EDMEulerScheduler`.
+
+    Where it is configured to end at its smallest level, that level comes twice: a step that evaluates the network and
+    multiplies the result by zero. Without it the schedule has a step less.
+    """
+    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+
+    scheduler: Any = EDMEulerScheduler.from_config(config)
+    scheduler.set_timesteps(steps)
+    levels = tuple(scheduler.sigmas.tolist())
+    if levels[-1] == levels[-2]:
+        levels = (*levels[:-1], 0.0) if steps == 1 else levels[: -1 if skip_idle_step else None]
+    return Schedule(levels, "edm")

@@ -1,0 +1,102 @@
+"""A prompt as a Cosmos transformer's blocks read it: keys and values of every cross-attention, computed once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from cosmorama.world.kernels.rms_norm import can_be_inlined, inverse_root_mean_square
+
+
+@dataclass(frozen=True, slots=True)
+class TextContext:
+    """What the blocks of one model read of one prompt.
+
+    Attributes:
+        keys, values: Per block, `[B, heads, S, head]`.
+        bias: Added to the attention scores, broadcast to `[B, heads, L, S]`; or a bool mask; or None.
+        constants: Per block, what is added to the attended values at every token, `[B, 1, hidden]`; or None.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    bias: Tensor | None = None
+    constants: tuple[Tensor, ...] | None = None
+
+
+def projected(model: nn.Module, states: Tensor) -> Tensor:
+    """Text states `[B, S, D]` as the blocks take them: through the model's own projection, where it has one."""
+    net: Any = model
+    return cast(Tensor, net.crossattn_proj(states)) if net.config.use_crossattn_projection else states
+
+
+def text_context(
+    model: nn.Module, states: Tensor, *, mask: Tensor | None = None, repeats: int = 1, image: Tensor | None = None
+) -> TextContext:
+    """Read a prompt for all blocks of a `CosmosTransformer3DModel`.
+
+    Args:
+        model: The transformer.
+        states: Prompt embeddings [B, S, D], `projected`.
+        mask: bool [B, S], True where a row is a token and not padding; None if nothing is padding.
+        repeats: How many equal rows the last one stands for.
+        image: For models with an image context: one row of it, [B, 1, D], that stands for all its rows.
+    """
+    net: Any = model
+    bias = None if mask is None else mask[:, None, None, :]
+    if repeats > 1:
+        if mask is not None:
+            raise ValueError("a folded prompt has no mask")
+        folded = copies_as_biases(repeats, states.dtype)
+        states = torch.cat([states, *[states[:, -1:]] * (len(folded) - 1)], dim=1)
+        bias = states.new_zeros(1, 1, 1, states.shape[1])
+        bias[..., -len(folded) :] = bias.new_tensor(folded)
+    keys, values = [], []
+    for block in net.transformer_blocks:
+        attention = block.attn2
+        keys.append(attention.norm_k(attention.to_k(states).unflatten(2, (attention.heads, -1))).transpose(1, 2))
+        values.append(attention.to_v(states).unflatten(2, (attention.heads, -1)).transpose(1, 2))
+    return TextContext(tuple(keys), tuple(values), bias, None if image is None else _image_constants(net, image))
+
+
+def copies_as_biases(count: int, dtype: torch.dtype) -> list[float]:
+    """Biases that make one key weigh as `count` copies of itself, `sum(exp(bias)) = count`.
+
+    log(count) is rounded when it is stored: by as much as 1.6 % of the weight in bfloat16. What is missing is then
+    given to further copies of the key, until a millionth is left.
+    """
+    biases: list[float] = []
+    missing = float(count)
+    while missing > 1e-6 * count and len(biases) < 4:
+        bias = torch.tensor(math.log(missing)).to(dtype)
+        if math.exp(bias.item()) > missing * (1 + 1e-6):
+            bias = torch.nextafter(bias, bias.new_tensor(-torch.inf))
+        biases.append(bias.item())
+        missing -= math.exp(biases[-1])
+    return biases
+
+
+def read_block(attention: Any, x: Tensor, context: TextContext, index: int) -> Tensor:
+    """Cross-attention of block `index`: x [B, L, hidden] reads the prompt."""
+    query, norm = attention.to_q(x).unflatten(2, (attention.heads, -1)), attention.norm_q
+    if can_be_inlined(norm, query):
+        query.mul_(inverse_root_mean_square(norm, query)).mul_(norm.weight)
+    else:
+        query = norm(query)
+    query = query.transpose(1, 2)
+    attended = scaled_dot_product_attention(query, context.keys[index], context.values[index], attn_mask=context.bias)
+    attended = attended.transpose(1, 2).flatten(2, 3)
+    if context.constants is not None:
+        attended = attended + context.constants[index]
+    return cast(Tensor, attention.to_out[1](attention.to_out[0](attended)))
+
+
+def _image_constants(net: Any, image: Tensor) -> tuple[Tensor, ...]:
+    """Attention over equal rows gives the value of one of them, whatever is asked."""
+    image = net.img_context_proj(image)
+    return tuple(block.attn2.v_img(image) for block in net.transformer_blocks)

@@ -1,0 +1,85 @@
+"""Cosmos3: one model for stills, clips, continuations, and for what robots do in them.
+
+The network is diffusers' `Cosmos3OmniTransformer`. It has no text encoder: text runs through its own understanding
+half (`forward.understand`), and what generated tokens see of it is kept as the prompt's embedding. Given frames
+are clean latents at the start of the clip; actions are further tokens. Noise, levels, positions and texts are those of
+`Cosmos3OmniPipeline`, so the same seed gives the same clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, Size
+from cosmorama.world.cosmos.levels import check_unipc
+from cosmorama.world.cosmos3.action import ACTION_MODES, known_domains
+from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
+from cosmorama.world.cosmos3.weights import TextHalf, load_transformer
+from cosmorama.world.load.checkpoint import PIPELINE, check_parts, read_json
+from cosmorama.world.load.options import LoadOptions
+from cosmorama.world.vae.tiles import with_tiles
+from cosmorama.world.vae.wan import WanAutoencoder
+
+
+def load(folder: Path, options: LoadOptions) -> Cosmos3World:
+    """Load a checkpoint in the layout of diffusers' `Cosmos3OmniPipeline`.
+
+    Raises:
+        ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
+    """
+    from transformers import AutoTokenizer
+
+    check_parts(folder, ("transformer", "vae"), "text_tokenizer")
+    index = read_json(folder / PIPELINE)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    check_unipc(scheduler, str(folder / "scheduler"))
+    transformer = load_transformer(folder / "transformer", options)
+    return Cosmos3World(
+        transformer,
+        WanAutoencoder.load(folder / "vae", options),
+        AutoTokenizer.from_pretrained(folder / "text_tokenizer", local_files_only=True),
+        Cosmos3Config(
+            scheduler,
+            native_levels=bool(index.get("use_native_flow_schedule", False)),
+            system_prompt=bool(index.get("default_use_system_prompt", True)),
+            # Offloaded, that half waits where it is.
+            savings=replace(options.savings, release_text_half=False) if options.offload != "none" else options.savings,
+        ),
+        with_tiles(capabilities_of(folder.name, transformer.config), options),
+        TextHalf(transformer, folder / "transformer"),
+    )
+
+
+def capabilities_of(name: str, config: Any) -> Capabilities:
+    """What a Cosmos3 transformer of this configuration takes; ranges and shapes of the Cosmos3 NIM."""
+    domains = known_domains(config.action_dim, config.num_embodiment_domains) if config.action_gen else ()
+    modes: tuple[Mode, ...] = ("text2world", "image2world", "video2world")
+    return Capabilities(
+        model=name,
+        family="cosmos3",
+        modes=(*modes, *ACTION_MODES) if domains else modes,
+        sizes=tuple(Size(width, height) for width, height in _SIZES),
+        size_multiple=16,
+        max_pixels=960 * 960,
+        frames=FrameRule(4, 397),
+        fps=Range(1, 60),
+        guidance_scale=Range(1, 7),
+        steps=Range(1, 100),
+        prompt_words=4000,
+        conditioning_frames=(5, 1),
+        solvers=("unipc", "euler", "dpmpp_2m"),
+        default_solver="unipc",
+        defaults=Defaults(width=1280, height=720, frames=189, fps=24, steps=35, guidance_scale=6.0, negative_prompt=""),
+        flow_shift=Range(0.1, 30),
+        action_domains=domains,
+    )
+
+
+_SIZES = (
+    *((1280, 720), (960, 960), (720, 1280), (1104, 832), (832, 1104)),
+    *((832, 480), (640, 640), (480, 832), (736, 544), (544, 736)),
+    *((320, 192), (256, 256), (192, 320), (320, 256), (256, 320)),
+)
+"""Width and height of the tiers 720, 480 and 256, each as 16:9, 1:1, 9:16, 4:3 and 3:4."""

@@ -1,0 +1,267 @@
+"""A Cosmos3 model, and one request on it: what it conditions on, its noise, and one evaluation of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
+from torch import Tensor
+
+from cosmorama.diffusion.schedule import Schedule
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.request import Capabilities
+from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.cosmos.levels import Levels, unipc_levels
+from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_actions
+from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_embedding, text_memory, understand
+from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described, described_action, described_negative
+from cosmorama.world.cosmos3.weights import TextHalf
+from cosmorama.world.savings import Savings
+from cosmorama.world.vae.pixels import to_pixels
+from cosmorama.world.vae.tiles import TilingAutoencoder
+
+FRAMES_PER_LATENT = 4
+"""After the first, which stands alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cosmos3Config:
+    """What sampling depends on besides the networks.
+
+    Attributes:
+        scheduler: Of the `UniPCMultistepScheduler`.
+        native_levels: Space the levels as the pipeline's `use_native_flow_schedule` does.
+        system_prompt: Begin the chat with the system prompt.
+        savings: What is computed once instead of again and again.
+    """
+
+    scheduler: dict[str, Any]
+    native_levels: bool
+    system_prompt: bool
+    savings: Savings
+
+
+class Cosmos3World:
+    """A Cosmos3 model, ready to sample from."""
+
+    def __init__(
+        self,
+        transformer: torch.nn.Module,
+        autoencoder: TilingAutoencoder,
+        tokenizer: Any,
+        config: Cosmos3Config,
+        capabilities: Capabilities,
+        text_half: TextHalf,
+    ) -> None:
+        self.transformer: Any = transformer
+        self.autoencoder = autoencoder
+        self.tokenizer = tokenizer
+        self.config = config
+        self.text_half = text_half
+        self._capabilities = capabilities
+        self._ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|vision_start|>")]
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What requests this model takes."""
+        return self._capabilities
+
+    @torch.inference_mode()
+    def encode_text(self, prompt: str) -> TextEmbedding:
+        """Run a text through the understanding half.
+
+        Args:
+            prompt: Chat as `prompt.chat` writes it: what the model reads depends on the clip too.
+
+        Returns:
+            Keys and values of every layer.
+        """
+        self.text_half.restore()
+        return TextEmbedding(understand(self.transformer, self.tokens(prompt)))
+
+    def tokens(self, chat: str) -> Tensor:
+        """Token numbers `[S]` of a text."""
+        ids = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, *self._ends], device=self.transformer.device)
+
+    @torch.inference_mode()
+    def begin(self, inputs: Inputs, read: ReadText) -> Cosmos3Sampling:
+        """Read the prompts and encode the given frames of a request.
+
+        Raises:
+            InvalidRequestError: the inputs do not fit the mode.
+        """
+        sampling = Cosmos3Sampling(self, inputs, read)
+        if self.config.savings.release_text_half:
+            self.text_half.release()
+        return sampling
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """One prompt as the generated tokens see it; `memory` None: computed at every evaluation."""
+
+    tokens: Tensor
+    memory: list[KeyValue] | None
+    layout: Layout
+
+
+class Cosmos3Sampling:
+    """One request.
+
+    Latents are `[1, C, T, h, w]`; with actions one row `[1, n]`, the numbers of the clip, then those of the actions.
+    """
+
+    def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
+        request = inputs.request
+        self._world, self._request = world, request
+        frames = world.capabilities.frames.next(request.frames)
+        self._autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
+        self._shape = self._autoencoder.latents_shape(frames, request.height, request.width)
+        self._clip = ClipFacts(request.width, request.height, frames, request.fps)
+        self._domain = self._action = None
+        if request.mode in ACTION_MODES:
+            wanted = request.action.domain if request.action else None
+            self._domain = next((d for d in world.capabilities.action_domains if d.id == wanted), None)
+            self._action = check_action(request, self._domain)
+        self._given = self._encode_given(inputs.frames)
+        self._levels = self._place_levels()
+        self.guidance_weight = request.guidance_scale
+        describe = described if self._action is None else described_action
+        self._branches = {False: self._branch(describe(inputs.prompt, self._clip), read)}
+        if self.guidance_weight != 1:
+            negative = request.negative_prompt
+            text = described_negative(negative, self._clip) if self._action is None else negative
+            self._branches[True] = self._branch(text, read)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The checkpoint's levels, or flow times with the request's shift."""
+        return self._levels.schedule
+
+    def initial(self) -> Tensor:
+        """The given latents and actions, and noise in place of the others."""
+        request, action = self._request, self._action
+        assert request.seed is not None
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        device = self._world.transformer.device
+        clip = self._keep_given(torch.randn(self._shape, generator=generator).to(device))
+        if action is None or self._domain is None:
+            return clip
+        width = self._world.transformer.config.action_dim
+        actions = torch.randn(action.steps, width, generator=generator)
+        if request.mode == "forward_dynamics":
+            actions = given_actions(action, width)
+        actions[:, self._domain.width :] = 0
+        return torch.cat([clip.reshape(1, -1), actions.to(device).reshape(1, -1)], dim=1)
+
+    @torch.inference_mode()
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents; what was given comes back as it was."""
+        branch = self._branches[negative]
+        memory = branch.memory
+        if memory is None:
+            self._world.text_half.restore()
+            memory = text_memory(self._world.transformer, understand(self._world.transformer, branch.tokens))
+        sigma, timestep = self.schedule.sigmas[index], float(self._levels.timesteps[index])
+        clip, actions = self._unpack(latents)
+        velocity, drift = generate(self._world.transformer, memory, branch.layout, clip, timestep, actions)
+        clip = self._keep_given(clip - sigma * velocity.float())
+        if actions is None or drift is None or self._domain is None:
+            return clip
+        if self._request.mode != "forward_dynamics":
+            actions = actions - sigma * drift.float()
+            actions[:, self._domain.width :] = 0
+        return torch.cat([clip.reshape(1, -1), actions.reshape(1, -1)], dim=1)
+
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Frames in chunks, uint8 `[t, height, width, 3]`."""
+        clip, _ = self._unpack(latents)
+        yield from self._autoencoder.decode_stream(clip, self._request.height, self._request.width)
+
+    def actions(self, latents: Tensor) -> Tensor | None:
+        """The predicted actions `[steps, numbers]`; None where they were given or there are none."""
+        _, actions = self._unpack(latents)
+        if actions is None or self._domain is None or self._request.mode == "forward_dynamics":
+            return None
+        return actions[:, : self._domain.width]
+
+    def _encode_given(self, frames: Tensor | None) -> Tensor | None:
+        request, length = self._request, self._clip.frames
+        if frames is None:
+            if self._action is not None:
+                field = "video" if request.mode == "inverse_dynamics" else "image"
+                raise InvalidRequestError(Problem(field, None, f"given for {request.mode}"))
+            return None
+        if request.mode == "inverse_dynamics" and len(frames) != length:
+            raise InvalidRequestError(Problem("video", f"{len(frames)} frames", f"{length}: action.steps + 1"))
+        if request.mode != "inverse_dynamics" and len(frames) >= length:
+            raise InvalidRequestError(Problem("frames", request.frames, f"more than the {len(frames)} given"))
+        latents = (len(frames) - 1) // FRAMES_PER_LATENT + 1
+        if not self._world.config.savings.encode_only_given_frames:
+            frames = torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
+        # The encoder is causal: the first latents do not depend on later frames.
+        return self._autoencoder.encode(to_pixels(frames))[:, :, :latents]
+
+    def _place_levels(self) -> Levels:
+        config, request = self._world.config, self._request
+        return unipc_levels(config.scheduler, request.steps, flow_shift=request.flow_shift, native=config.native_levels)
+
+    def _branch(self, text: str, read: ReadText) -> _Branch:
+        world = self._world
+        written = chat(world.tokenizer, text, self._clip, system_prompt=world.config.system_prompt)
+        tokens = world.tokens(written)
+        once = world.config.savings.text_stream_once
+        memory = text_memory(world.transformer, read(written).states) if once else None
+        return _Branch(tokens, memory, self._layout(len(tokens)))
+
+    def _layout(self, text_length: int) -> Layout:
+        """Positions of the generated tokens: time goes on after the text, rows and columns start at 0."""
+        config = self._world.transformer.config
+        _, _, frames, height, width = self._shape
+        patch = config.latent_patch_size
+        rows, columns = -(-height // patch), -(-width // patch)
+        offset = text_length + config.unified_3d_mrope_temporal_modality_margin
+        fps = self._request.fps if config.enable_fps_modulation else None
+        common = {"temporal_offset": offset, "fps": fps, "base_fps": float(config.base_fps)}
+        common["reset_spatial_indices"] = config.unified_3d_mrope_reset_spatial_ids
+        positions, _ = get_3d_mrope_ids_vae_tokens(
+            frames, rows, columns, temporal_compression_factor=FRAMES_PER_LATENT, **common
+        )
+        known = 0 if self._given is None else self._given.shape[2]
+        noisy = torch.ones(frames, rows * columns, dtype=torch.bool)
+        noisy[:known] = False
+        noisy = noisy.reshape(-1, 1)
+        if self._action is not None:
+            # An action lies between two frames: the first one with the second frame.
+            of_actions, _ = get_3d_mrope_ids_vae_tokens(
+                self._action.steps,
+                1,
+                1,
+                temporal_compression_factor=1,
+                base_temporal_compression_factor=FRAMES_PER_LATENT,
+                start_frame_offset=1,
+                **common,
+            )
+            positions = torch.cat([positions, of_actions], dim=1)
+            free = self._request.mode != "forward_dynamics"
+            noisy = torch.cat([noisy, torch.full((self._action.steps, 1), free)])
+        domain = None if self._domain is None else self._domain.id
+        device = self._world.transformer.device
+        rotary = rotary_embedding(self._world.transformer, positions.to(device))
+        return Layout(height, width, rotary, noisy.to(device), domain)
+
+    def _keep_given(self, clip: Tensor) -> Tensor:
+        if self._given is None:
+            return clip
+        return torch.cat([self._given, clip[:, :, self._given.shape[2] :]], dim=2)
+
+    def _unpack(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._action is None:
+            return latents, None
+        split = torch.Size(self._shape).numel()
+        return latents[:, :split].view(self._shape), latents[0, split:].view(self._action.steps, -1)

@@ -1,0 +1,1 @@
+"""Other video pipelines of diffusers, advanced from outside one step at a time."""

@@ -1,0 +1,260 @@
+"""Any other video pipeline of diffusers: Wan, LTX, HunyuanVideo, CogVideoX and their like, run by its own code.
+
+Nothing is known here of how such a pipeline samples; only that it takes a prompt and a number of frames, and moves a
+progress bar. It stands still at every movement of that bar, so it is advanced step by step like any other model, is
+interleaved with others, and is dropped within one step. What a pipeline keeps from step to step (its scheduler above
+all) is copied for every request.
+
+Beside the models that Cosmorama samples itself, this one cannot choose a solver, limit or rescale guidance, continue a
+clip or show previews, and it holds a finished clip in memory before the first frame is written.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from cosmorama.diffusion.schedule import Schedule, flow_schedule
+from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
+from cosmorama.request import Capabilities, Defaults, FrameRule, GenerationRequest, Mode, Range, Size, Solver
+from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.generic.paused import PausedPipeline
+from cosmorama.world.load.checkpoint import PIPELINE, read_json
+from cosmorama.world.load.options import LoadOptions
+
+MAX_FRAMES = 257
+"""Offered where the pipeline's own default is less: pipelines state no limit, their training and the memory do."""
+_SOLVERS: dict[str, Solver] = {"UniPC": "unipc", "DPMSolver": "dpmpp_2m"}
+"""What the scheduler of a checkpoint is called here, by the beginning of its name; any other counts as Euler."""
+_NEEDED = {"prompt", "num_frames", "output_type", "generator"}
+_REQUIRED = inspect.Parameter.empty
+
+
+def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWorld:
+    """Load the pipeline of a checkpoint in diffusers' layout.
+
+    Raises:
+        ModelNotFoundError: it is no video pipeline of the installed diffusers, or its parts cannot be read.
+    """
+    options = options or LoadOptions()
+    name = read_json(folder / PIPELINE).get("_class_name")
+    _check(name)
+    if options.quantize != "none":
+        raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
+    # Without a dtype diffusers reads everything as float32.
+    dtype = {} if options.dtype is None else {"torch_dtype": options.dtype}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **dtype)
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise ModelNotFoundError(f"{folder} cannot be loaded: {error}") from error
+    if options.offload == "none":
+        pipeline.to(options.device)
+    elif torch.device(options.device).type == "cpu":
+        raise ModelNotFoundError(f"offload is {options.offload!r}, but {name} runs on the CPU, where it is anyway")
+    elif options.offload == "model":
+        pipeline.enable_model_cpu_offload(device=options.device)
+    else:
+        pipeline.enable_group_offload(torch.device(options.device), offload_type="leaf_level", use_stream=True)
+    return GenericWorld(pipeline, folder.resolve().name)
+
+
+class GenericWorld:
+    """A video pipeline of diffusers, ready to sample from.
+
+    Attributes:
+        pipeline: A `DiffusionPipeline`; never called itself, only its copies are.
+    """
+
+    def __init__(self, pipeline: Any, name: str) -> None:
+        self.pipeline = pipeline
+        self._capabilities = _capabilities(pipeline, name)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What requests this model takes, as far as its pipeline tells."""
+        return self._capabilities
+
+    def encode_text(self, prompt: str) -> TextEmbedding:
+        """Never called: the pipeline reads the prompt itself."""
+        raise NotImplementedError(f"{type(self.pipeline).__name__} reads its prompts itself")
+
+    def begin(self, inputs: Inputs, read: ReadText) -> GenericSampling:
+        """Run the pipeline up to its first step.
+
+        Raises:
+            InvalidRequestError: the request asks for what the pipeline has no place for, or refuses.
+        """
+        return GenericSampling(self, inputs)
+
+
+class GenericSampling:
+    """One request on such a pipeline. It is a `Stepper`: the latents, the levels and the solver are the pipeline's."""
+
+    guidance_weight = 1.0
+    """Guidance happens inside of the pipeline."""
+
+    def __init__(self, world: GenericWorld, inputs: Inputs) -> None:
+        request = inputs.request
+        problems = list(_problems(request, world.pipeline))
+        if problems:
+            raise InvalidRequestError(*problems)
+        frames = world.capabilities.frames.next(request.frames)
+        self._run = PausedPipeline(world.pipeline, _arguments(world.pipeline, inputs, frames))
+        try:
+            self._schedule = flow_schedule(self._run.begin())
+        except ValueError as error:  # before its first step a pipeline looks at its arguments
+            value, name = f"{request.width}x{request.height}, {frames} frames", _name(world.pipeline)
+            raise InvalidRequestError(Problem("request", value, f"what {name} takes: {error}")) from None
+        self._frames: Tensor | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """As many steps as the pipeline takes. The levels between them are not known: evenly spaced ones stand here."""
+        return self._schedule
+
+    def initial(self) -> Tensor:
+        """Nothing: the latents stay inside of the pipeline."""
+        return torch.empty(0)
+
+    def step(self, latents: Tensor, index: int) -> Tensor:
+        """Let the pipeline take its step `index`."""
+        self._run.step()
+        return latents
+
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Never called: see `step`."""
+        raise NotImplementedError("a pipeline is stepped, not asked for its estimate")
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Let the pipeline finish, then give its clip: uint8 `[T, height, width, 3]`."""
+        if self._frames is None:
+            clip = self._run.finish()[0][0]  # [T, H, W, 3] in 0..1
+            self._frames = torch.from_numpy((clip * 255).round().clip(0, 255).astype("uint8"))
+        yield from self._frames.split(16)
+
+
+def _check(name: object) -> None:
+    import diffusers
+
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
+        # A list here names a file of code in the checkpoint; that is not run.
+        raise ModelNotFoundError(f"{PIPELINE} asks for {name!r}, which is no pipeline of the installed diffusers")
+    missing = sorted(_NEEDED - inspect.signature(kind.__call__).parameters.keys())
+    if missing:
+        raise ModelNotFoundError(f"{name} is no video pipeline: it does not take {', '.join(missing)}")
+
+
+def _takes(pipeline: Any) -> dict[str, Any]:
+    """The names of a pipeline's arguments, and their defaults; `_REQUIRED` where there is none."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _name(pipeline: Any) -> str:
+    return type(pipeline).__name__
+
+
+def _capabilities(pipeline: Any, name: str) -> Capabilities:
+    takes = _takes(pipeline)
+    temporal, spatial = _compression(pipeline, "temporal") or 4, _compression(pipeline, "spatial") or 8
+    height = takes.get("height") or _sample(pipeline, "sample_height", spatial) or 480
+    width = takes.get("width") or _sample(pipeline, "sample_width", spatial) or 832
+    return Capabilities(
+        model=name,
+        family=f"generic:{_name(pipeline)}",
+        modes=_modes(pipeline, takes),
+        sizes=(Size(width, height),),
+        size_multiple=spatial * _patch(pipeline),
+        max_pixels=max(width * height, 1280 * 736),
+        frames=FrameRule(temporal, max(takes.get("num_frames") or 0, MAX_FRAMES)),
+        fps=Range(1, 60),
+        guidance_scale=Range(1, 20),
+        steps=Range(1, 100),
+        conditioning_frames=(1,),
+        reuse=None,
+        solvers=(_solver(pipeline),),
+        default_solver=_solver(pipeline),
+        defaults=Defaults(
+            width=width,
+            height=height,
+            frames=takes.get("num_frames") or 49,
+            fps=takes.get("frame_rate") or 16,
+            steps=takes.get("num_inference_steps") or 50,
+            guidance_scale=takes.get("guidance_scale") or 5.0,
+        ),
+    )
+
+
+def _modes(pipeline: Any, takes: dict[str, Any]) -> tuple[Mode, ...]:
+    if "image" not in takes:
+        return ("text2world",)
+    # Some give the picture a default, and fail without it all the same.
+    required = takes["image"] is _REQUIRED or "ImageToVideo" in _name(pipeline)
+    return ("image2world",) if required else ("text2world", "image2world")
+
+
+def _compression(pipeline: Any, axis: str) -> int | None:
+    """How much the autoencoder compresses, under any of the names that pipelines have for it."""
+    names = (f"vae_scale_factor_{axis}", f"vae_{axis}_compression_ratio", f"vae_{axis}_scale_factor")
+    return next((int(value) for name in names if (value := getattr(pipeline, name, None))), None)
+
+
+def _denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+
+
+def _patch(pipeline: Any) -> int:
+    patch = getattr(getattr(_denoiser(pipeline), "config", None), "patch_size", 1)
+    return int(patch[-1] if isinstance(patch, (tuple, list)) else patch or 1)
+
+
+def _sample(pipeline: Any, name: str, spatial: int) -> int | None:
+    """A size that is stated in latent pixels, as CogVideoX's."""
+    latent = getattr(getattr(_denoiser(pipeline), "config", None), name, None)
+    return None if latent is None else int(latent) * spatial
+
+
+def _solver(pipeline: Any) -> Solver:
+    scheduler = type(getattr(pipeline, "scheduler", None)).__name__
+    return next((solver for prefix, solver in _SOLVERS.items() if scheduler.startswith(prefix)), "euler")
+
+
+def _problems(request: GenerationRequest, pipeline: Any) -> Iterator[Problem]:
+    accepted = f"no other value than the default with {_name(pipeline)}, which samples by itself"
+    if request.guidance_interval != (0.0, 1.0):
+        yield Problem("guidance_interval", request.guidance_interval, accepted)
+    if request.guidance_rescale and "guidance_rescale" not in _takes(pipeline):
+        yield Problem("guidance_rescale", request.guidance_rescale, accepted)
+
+
+def _arguments(pipeline: Any, inputs: Inputs, frames: int) -> dict[str, Any]:
+    """The request in the pipeline's words, as many of them as it takes."""
+    request = inputs.request
+    assert request.seed is not None
+    words: dict[str, Any] = {
+        "prompt": inputs.prompt,
+        "negative_prompt": request.negative_prompt,
+        "height": request.height,
+        "width": request.width,
+        "num_frames": frames,
+        "frame_rate": request.fps,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "guidance_rescale": request.guidance_rescale,
+        # From the CPU, so that a seed means the same on every device.
+        "generator": torch.Generator("cpu").manual_seed(request.seed),
+        "output_type": "np",
+        "return_dict": False,
+    }
+    if inputs.frames is not None:
+        words["image"] = Image.fromarray(inputs.frames[0].cpu().numpy())
+    takes = _takes(pipeline)
+    return {name: value for name, value in words.items() if name in takes}

@@ -1,0 +1,146 @@
+"""What a checkpoint needs of memory (RAM, VRAM) and what there is.
+
+Weights are counted from the headers of the files, exactly. What a clip needs beside them is only estimated: it depends
+on kernels and on what the allocator keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
+from cosmorama.world.load.names import int8_bytes, is_held_as_int8, read_by_text
+from cosmorama.world.load.offload import waits
+from cosmorama.world.load.options import LoadOptions, Offload, Quantize
+
+log = logging.getLogger(__name__)
+
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2}
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+_ALIVE_PER_TOKEN = 14
+"""Vectors of the denoiser's width that are alive at once in a block, per token: the stream, what is normalized,
+queries, keys, values, what is attended, and four times the width within the feed-forward layer, twice."""
+
+
+def check_weights_fit(folder: Path, options: LoadOptions) -> None:
+    """Refuse to load what cannot fit, before it is read, and log what it will need.
+
+    Args:
+        folder: A checkpoint's, with a folder for every part.
+        options: How it will be loaded.
+
+    Raises:
+        NotEnoughMemoryError: says what is needed, what there is, and what to change.
+    """
+    dtype, device, offload, quantize = options.dtype, torch.device(options.device), options.offload, options.quantize
+    parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
+    away = sum(weight_bytes(part, dtype, _waiting(part, offload), quantize) for part in parts)
+    needed = {device: sum(weight_bytes(part, dtype, quantize=quantize) for part in parts) - away}
+    if away:
+        cpu = torch.device("cpu")
+        needed[cpu] = needed.get(cpu, 0) + away
+    activations = activation_bytes(folder, dtype)
+    for place, size in needed.items():
+        free = available_bytes(place)
+        more = f", and about {_gb(activations)} for a clip of the default size" if place == device else ""
+        log.info("%s: weights take %s%s; %s are free on %s", folder.name, _gb(size), more, _gb(free), place)
+        if size > free:
+            advice = "a dtype of half the size (COSMORAMA_DTYPE=bfloat16)"
+            if quantize == "none" and any(weight_bytes(part, quantize="int8") < weight_bytes(part) for part in parts):
+                advice += " or COSMORAMA_QUANTIZE=int8"
+            if place.type != "cpu":
+                advice += " or COSMORAMA_OFFLOAD=model, then layer,"
+            raise NotEnoughMemoryError(
+                f"the weights of {folder.name} take {_gb(size)} and {_gb(free)} are free on {place}: {advice} may help"
+            )
+
+
+def weight_bytes(
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+    quantize: Quantize = "none",
+) -> int:
+    """Bytes of the weights in a folder's safetensors, as they will be in memory; of those with wanted names."""
+    network = _class_of(folder) if quantize == "int8" else ""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        for name, entry in _header(file).items():
+            if name != "__metadata__" and wanted(name):
+                stored, shape = entry["dtype"], entry["shape"]
+                size = dtype.itemsize if dtype is not None and stored in _FLOATS else _SIZES.get(stored, 1)
+                total += int8_bytes(shape) if is_held_as_int8(network, name, shape) else prod(shape) * size
+    return total
+
+
+def activation_bytes(folder: Path, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> int:
+    """A rough estimate of what the denoiser has alive beside its weights.
+
+    Args:
+        folder: A checkpoint's.
+        dtype: In which it computes; None is taken for two bytes.
+        tokens: Of a clip; None: those of 93 frames of 1280x704 at the compression of the Wan 2.1 autoencoder and 2x2
+            patches, the usual clip of the Cosmos models.
+    """
+    try:
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+    except (OSError, ValueError):
+        return 0
+    width = config.get("hidden_size") or config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
+    tokens = 24 * 44 * 80 if tokens is None else tokens
+    return int(tokens * width * _ALIVE_PER_TOKEN * (2 if dtype is None else dtype.itemsize))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: of the GPU, or of this machine and the container that limits it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in zip(_LIMITS, _USED, strict=True):
+        try:
+            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return free
+
+
+def _waiting(part: Path, offload: Offload) -> Callable[[str], bool]:
+    """Which weights of a part of a checkpoint wait in the CPU's memory, by their names."""
+    if waits(part.name, offload):
+        return lambda name: True
+    if offload == "model" and part.name == "transformer" and "Cosmos3" in _class_of(part):
+        return read_by_text
+    return lambda name: False
+
+
+def _class_of(part: Path) -> str:
+    try:
+        return str(json.loads((part / "config.json").read_text()).get("_class_name"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header: dict[str, Any] = json.loads(opened.read(length))
+    except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
+    return header
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

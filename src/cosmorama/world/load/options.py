@@ -1,0 +1,45 @@
+"""How a checkpoint is loaded. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from cosmorama.world.savings import ALL_SAVINGS, Savings
+
+if TYPE_CHECKING:
+    import torch
+
+Offload = Literal["none", "model", "layer"]
+"""What waits in the CPU's memory to run layer by layer: nothing, what reads prompts, or the denoiser as well.
+
+Prompts are read by a text encoder; of Cosmos3 by the half of its transformer that only text runs through.
+"""
+
+Quantize = Literal["none", "int8"]
+"""What the matrices of a denoiser's blocks are held as: what the dtype says, or int8."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a checkpoint is loaded.
+
+    Attributes:
+        device: Where its modules go.
+        dtype: What their weights are; None keeps each part's as it is stored.
+        savings: What is computed once instead of again and again.
+        offload: What waits in the CPU's memory to run layer by layer.
+        vae_tiling: For requests that do not say: a tile's side in pixels, see `GenerationRequest`.
+        quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
+    """
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype | None = None
+    savings: Savings = ALL_SAVINGS
+    offload: Offload = "none"
+    vae_tiling: int = 0
+    quantize: Quantize = "none"
+
+
+ON_CPU = LoadOptions()
+"""As it is stored, on the CPU, with every saving."""

@@ -1,0 +1,291 @@
+"""The Predict2.5-style family: one flow model for text, image and video, conditioned by leading clean latent frames.
+
+The denoiser is diffusers' `CosmosTransformer3DModel`. Conditioning frames enter as clean latents in the first latent
+frames of the sequence, marked in a mask channel and by a timestep of their own; the other frames carry noise at level
+sigma, `x = (1 - sigma) * x0 + sigma * noise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
+from torch import Tensor
+
+from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
+from cosmorama.diffusion.solvers import initial_noise
+from cosmorama.request import Capabilities
+from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
+from cosmorama.world.cosmos.text import TextContext, projected, text_context
+from cosmorama.world.vae.tiles import Autoencoder
+
+Prediction = Literal["sample", "velocity", "blend"]
+GuidanceMap = tuple[tuple[float, float], ...]
+
+_DETERMINED = 4
+"""Latent frames after given ones that `noise_onward` is for; over as many more the noise grows to its full strength."""
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A video tokenizer that knows what a frame looks like when nothing moves after it."""
+
+    def hold(self, latents: Tensor) -> Tensor:
+        """The last frame of latents `[1, C, T, h, w]` standing still: `[1, C, 1, h, w]`."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Prompts to states `[B, S, D]` and a mask `[B, S]` of the real tokens."""
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Encode a batch of prompts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FlowConfig:
+    """How this checkpoint was trained, as far as sampling depends on it.
+
+    Attributes:
+        prediction: What the network outputs: the clean sample, the velocity `noise - x0`, or a blend: one channel more,
+            which says how much of the last conditioning frame stays, less 1; the others are what is added to that. A
+            network that blends also reads the conditioning frames as they are, see `beside`.
+        timestep_scale: The network reads `sigma * timestep_scale`.
+        flow_shift: Shift of the sampling schedule towards noise (arXiv 2403.03206).
+        flow_shift_onward: The same for what goes on from given frames; None: no other.
+        guidance: Points (request's scale, weight) of a rising, piecewise linear map to the weight in
+            `uncond + weight * (cond - uncond)`.
+        guidance_onward: The same for what goes on from given frames, which say most of what is to be seen.
+        noise_onward: How strong the first noise is of the frames just after given ones, 0 to 1. Less leaves less to
+            chance: they come nearer to what most likely follows, and those of different seeds nearer to each other.
+            What is further off is less determined, and the noise there as strong as it was in training.
+        conditioning_timestep: What the network reads as the timestep of conditioning frames.
+        still_first: A clip from text is made in two goes: its first frame alone, then the rest from that.
+    """
+
+    prediction: Prediction = "velocity"
+    timestep_scale: float = 1.0
+    flow_shift: float = 5.0
+    flow_shift_onward: float | None = None
+    guidance: GuidanceMap = ((1.0, 2.0), (10.0, 11.0))
+    guidance_onward: GuidanceMap | None = None
+    noise_onward: float = 1.0
+    conditioning_timestep: float = 0.0
+    still_first: bool = False
+
+
+class CosmosFlowWorld:
+    """A world model of this family, ready to sample from."""
+
+    def __init__(
+        self,
+        transformer: CosmosTransformer3DModel,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        config: FlowConfig,
+        capabilities: Capabilities,
+    ) -> None:
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.config = config
+        self._text_encoder = text_encoder
+        self._capabilities = capabilities
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What requests this model takes."""
+        return self._capabilities
+
+    @torch.inference_mode()
+    def encode_text(self, prompt: str) -> TextEmbedding:
+        """Read one prompt."""
+        states, mask = self._text_encoder([prompt])
+        return TextEmbedding(states, mask)
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Conditioning frames, uint8 `[T, H, W, 3]`, to clean latents `[1, C, K, h, w]`."""
+        pixels = frames.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
+        return self.autoencoder.encode(pixels)
+
+    def guidance_weight(self, scale: float, *, onward: bool = False) -> float:
+        """Piecewise linear through the checkpoint's own points, held constant outside them.
+
+        Args:
+            scale: The request's.
+            onward: Whether the clip goes on from given frames.
+        """
+        points = (self.config.guidance_onward if onward else None) or self.config.guidance
+        if scale <= points[0][0]:
+            return points[0][1]
+        for (x0, y0), (x1, y1) in pairwise(points):
+            if scale <= x1:
+                return y0 + (y1 - y0) * (scale - x0) / (x1 - x0)
+        return points[-1][1]
+
+    def begin(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
+        """Read the prompts and encode the conditioning frames of a request."""
+        if self.config.still_first and inputs.frames is None and inputs.request.frames > 1:
+            return StillFirstSampling(self, inputs, read)
+        return CosmosFlowSampling(self, inputs, read)
+
+
+class CosmosFlowSampling:
+    """One request on a model of this family."""
+
+    def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
+        self._world, self._request = world, inputs.request
+        self._text = read(inputs.prompt)
+        scale = inputs.request.guidance_scale
+        guides = any(world.guidance_weight(scale, onward=onward) != 1 for onward in (False, True))
+        self._negative = read(inputs.request.negative_prompt) if guides else None
+        self._known: Tensor | None = None
+        self._held: Tensor | None = None
+        self._positions: Positions | None = None
+        if inputs.frames is not None:
+            self._condition(world.encode_frames(inputs.frames))
+        self._contexts: dict[bool, TextContext] = {}
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise levels, here and now."""
+        request, config = self._request, self._world.config
+        if request.solver == "edm_euler":
+            return _schedule(request.steps, None)
+        onward = None if self._known is None else config.flow_shift_onward
+        return _schedule(request.steps, request.flow_shift or onward or config.flow_shift)
+
+    @property
+    def guidance_weight(self) -> float:
+        """What the request's scale means to this checkpoint, here and now."""
+        return self._world.guidance_weight(self._request.guidance_scale, onward=self._known is not None)
+
+    def initial(self) -> Tensor:
+        """Noise `[1, C, T, h, w]`."""
+        return self._noise(self._request.frames)
+
+    def _noise(self, frames: int) -> Tensor:
+        assert self._request.seed is not None
+        noise = initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0]
+        return noise if self._known is None else noise * self._strengths(noise.shape[2])
+
+    def _strengths(self, frames: int) -> Tensor:
+        """How strong the first noise of each latent frame is, `[T, 1, 1]`, of what goes on from given frames."""
+        assert self._known is not None
+        least, near = self._world.config.noise_onward, _DETERMINED
+        distance = torch.arange(1, frames + 1) - self._known.shape[2]
+        return (least + (1 - least) * ((distance - near) / near).clamp(0, 1)).view(-1, 1, 1)
+
+    def _shape(self, frames: int) -> tuple[int, ...]:
+        request, world = self._request, self._world
+        return world.autoencoder.latents_shape(world.capabilities.frames.next(frames), request.height, request.width)
+
+    @torch.inference_mode()
+    def _condition(self, known: Tensor) -> None:
+        """Go on from clean latents `[1, C, K, h, w]`."""
+        self._known, self._positions = known, None
+        if self._world.config.prediction == "blend":
+            autoencoder = self._world.autoencoder
+            assert isinstance(autoencoder, Holding)
+            self._held = autoencoder.hold(known)
+
+    @torch.inference_mode()
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents `[1, C, T, h, w]`; the conditioning frames come back exactly as given."""
+        config, sigma, conditioning = self._world.config, self.schedule.sigmas[index], self._known
+        batch, _, frames, height, width = latents.shape
+        timesteps = torch.full((batch, frames), sigma * config.timestep_scale)
+        mask = torch.zeros(batch, 1, frames, height, width)
+        known = 0
+        if conditioning is not None:
+            known = conditioning.shape[2]
+            mask[:, :, :known] = 1
+            timesteps[:, :known] = config.conditioning_timestep
+            latents = torch.cat([conditioning, latents[:, :, known:]], dim=2)
+        if self._positions is None:
+            self._positions = positions_of(self._world.transformer, latents, self._request.fps)
+        if config.prediction == "blend":
+            latents = torch.cat([latents, beside(latents, conditioning)], dim=1)
+        output = cosmos_forward(
+            self._world.transformer,
+            latents,
+            timesteps,
+            self._context(negative),
+            condition_mask=mask,
+            positions=self._positions,
+        )
+        if config.prediction == "blend":
+            denoised = blended(output, self._held)
+        else:
+            denoised = latents - sigma * output if config.prediction == "velocity" else output
+        if conditioning is None:
+            return denoised
+        return torch.cat([conditioning, denoised[:, :, known:]], dim=2)
+
+    def _context(self, negative: bool) -> TextContext:
+        """What the network's blocks read of a prompt, the same at every step."""
+        if negative not in self._contexts:
+            text, net = self._negative if negative else self._text, self._world.transformer
+            assert text is not None
+            self._contexts[negative] = text_context(net, projected(net, text.states), mask=text.mask)
+        return self._contexts[negative]
+
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Frames in chunks, uint8 `[t, height, width, 3]`."""
+        yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
+
+
+class StillFirstSampling(CosmosFlowSampling):
+    """Text to a clip: the first frame as a still, which takes a fraction of the time, then the clip from that."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The still has one latent frame of all."""
+        frames = self._shape(self._request.frames)[2]
+        return 1 / (1 + frames), frames / (1 + frames)
+
+    def initial(self) -> Tensor:
+        """Noise for the first frame, `[1, C, 1, h, w]`: that of a still with this seed."""
+        return self._noise(1)
+
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """Noise for the whole clip, which goes on from the still as it would from a given image."""
+        self._condition(latents)
+        return self._noise(self._request.frames)
+
+
+def beside(latents: Tensor, known: Tensor | None) -> Tensor:
+    """What a network that blends reads beside latents `[B, C, T, h, w]`, in as many channels again.
+
+    The conditioning frames `[B, C, K, h, w]`, and for every later frame the last of them; zeros without any.
+
+    Read apart from the noise, what is faint in them (how things move) can weigh as much as what is strong.
+    """
+    if known is None:
+        return torch.zeros_like(latents)
+    later = latents.shape[2] - known.shape[2]
+    return torch.cat([known, known[:, :, -1:].expand(-1, -1, later, -1, -1)], dim=2)
+
+
+def blended(output: Tensor, held: Tensor | None) -> Tensor:
+    """The clean sample `[B, C, T, h, w]` from a network's `C + 1` channels and the last conditioning frame.
+
+    The last channel decides, cell by cell, how much of the frame stays, 0 being all of it: what stands still needs no
+    copying through the network, and where something moves on, its old picture goes in one number.
+    """
+    added, stays = output[:, :-1], output[:, -1:]
+    return added if held is None else torch.addcmul(added, held, 1 + stays)
+
+
+@lru_cache(maxsize=64)
+def _schedule(steps: int, shift: float | None) -> Schedule:
+    """Shifted, evenly spaced flow times; without a shift Karras's levels."""
+    return karras_flow_schedule(steps) if shift is None else flow_schedule(steps, shift=shift)

@@ -1,0 +1,175 @@
+"""One request in several processes, and the simplest way: on two devices, one prompt on each at the same time.
+
+Guidance asks the same network twice at every level. `GuidanceParallel` has a second process with the same model, the
+follower, which begins every request too and evaluates the negative half while the first evaluates the other. They meet
+once per level, over a pipe; nothing is exchanged inside of the network, so it works for every family that is asked for
+its estimate, and the numbers are those of one process, bit for bit on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+from torch import Tensor
+
+from cosmorama.diffusion.guidance import Guidance
+from cosmorama.diffusion.schedule import Schedule
+from cosmorama.request import Adapter, Capabilities
+from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Sampling, Stepper, TextEmbedding, World
+from cosmorama.world.ranks.process import Begin, Command, Denoise, Follower, NextChunk
+
+
+class Parallel:
+    """A world model that begins every request in other processes as well. It has every adapter that the model has."""
+
+    def __init__(self, world: World, followers: Sequence[Follower]) -> None:
+        self.world = world
+        self._followers = tuple(followers)
+        self._numbers = count()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The model's."""
+        return self.world.capabilities
+
+    def select(self, adapters: tuple[Adapter, ...]) -> None:
+        """Select them here; a follower selects those of the request it is asked about."""
+        if isinstance(self.world, Adaptable):
+            self.world.select(adapters)
+
+    def encode_text(self, prompt: str) -> TextEmbedding:
+        """Read a prompt."""
+        return self.world.encode_text(prompt)
+
+    def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
+        """Begin the request in all processes.
+
+        Raises:
+            BrokenModelError: one of them is gone.
+        """
+        number = next(self._numbers)
+        try:
+            tell(self._followers, Begin(number, inputs))
+            sampling = self.world.begin(inputs, read)
+            hear(self._followers)
+        except Exception:
+            forget(self._followers, number)
+            raise
+        return self._shared(sampling, inputs, number)
+
+    def _shared(self, sampling: Sampling, inputs: Inputs, number: int) -> Sampling:
+        raise NotImplementedError
+
+
+class Shared:
+    """A request that several processes work on."""
+
+    def __init__(self, sampling: Sampling, inputs: Inputs, followers: Sequence[Follower], number: int) -> None:
+        self._sampling, self._followers, self._number = sampling, followers, number
+        self._request = inputs.request
+        weakref.finalize(self, forget, followers, number).atexit = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """The request's levels."""
+        return self._sampling.schedule
+
+    @property
+    def guidance_weight(self) -> float:
+        """The request's."""
+        return self._sampling.guidance_weight
+
+    def initial(self) -> Tensor:
+        """The latents at the first level."""
+        return self._sampling.initial()
+
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """Frames in chunks."""
+        return self._sampling.decode(latents)
+
+    def actions(self, latents: Tensor) -> Tensor | None:
+        """The actions in clean latents, where there are some."""
+        return self._sampling.actions(latents) if isinstance(self._sampling, Acting) else None
+
+
+class SharedChunks(Shared):
+    """A request of several clips that several processes work on."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Which part of the whole work each of them is."""
+        assert isinstance(self._sampling, Chunked)
+        return self._sampling.shares
+
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """The next one's latents at the first level."""
+        assert isinstance(self._sampling, Chunked)
+        tell(self._followers, NextChunk(self._number, latents.cpu()))
+        first = self._sampling.next_chunk(latents)
+        hear(self._followers)
+        return first
+
+
+class GuidanceParallel(Parallel):
+    """A world model whose negative evaluations happen in another process."""
+
+    def __init__(self, world: World, follower: Follower) -> None:
+        super().__init__(world, (follower,))
+
+    def _shared(self, sampling: Sampling, inputs: Inputs, number: int) -> Sampling:
+        """What samples by itself, and what has no guidance, is made in this process alone."""
+        if isinstance(sampling, Stepper) or sampling.guidance_weight == 1:
+            forget(self._followers, number)
+            return sampling
+        shared = _GuidedChunks if isinstance(sampling, Chunked) else _Guided
+        return shared(sampling, inputs, self._followers, number)
+
+
+class _Guided(Shared):
+    _asked: int | None = None
+
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents; the follower begins with the negative half as soon as the other is asked for."""
+        if negative:
+            if self._asked != index:
+                return self._sampling.denoise(latents, index, negative=True)
+            self._asked = None
+            answer: Tensor = self._followers[0].receive()
+            return answer.to(latents.device)
+        if Guidance.of(self.guidance_weight, self._request).acts_at(index, self.schedule.steps):
+            tell(self._followers, Denoise(self._number, latents.cpu(), index))
+            self._asked = index
+        return self._sampling.denoise(latents, index)
+
+
+class _GuidedChunks(_Guided, SharedChunks):
+    pass
+
+
+def tell(followers: Sequence[Follower], command: Command) -> None:
+    """Give all of them a command."""
+    for follower in followers:
+        follower.send(command)
+
+
+def hear(followers: Sequence[Follower]) -> None:
+    """Wait until all of them have done the last command.
+
+    Raises:
+        WorkerError: one of them failed.
+        BrokenModelError: one of them is gone.
+    """
+    for follower in followers:
+        follower.receive()
+
+
+def forget(followers: Sequence[Follower], number: int) -> None:
+    """Let all of them drop a request before their next command."""
+    for follower in followers:
+        follower.forget(number)

@@ -1,0 +1,155 @@
+"""One clip on several devices: each evaluates some of its tokens, with and without guidance.
+
+All processes begin the request. At every evaluation the first sends the latents to its followers over their pipes; then
+all run the same forward pass on their own tokens and exchange keys, values and the result over torch.distributed (see
+`shares`), and the first goes on with the solver. Every process holds the whole model: this shortens a clip's time
+and the memory that its tokens take, not that of the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
+from torch import Tensor, nn
+
+from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
+from cosmorama.world.base import Chunked, Inputs, Sampling, World
+from cosmorama.world.ranks.guidance import Parallel, Shared, SharedChunks, hear, tell
+from cosmorama.world.ranks.process import Apply, Assist, Follower, device_of
+from cosmorama.world.ranks.shares import share_tokens
+
+EXCHANGE_TIMEOUT = timedelta(minutes=5)
+"""How long one process waits for another within an evaluation: far longer than an evaluation takes."""
+
+
+class SequenceParallel(Parallel):
+    """A world model whose tokens are shared out to this process and its followers. One at a time in a process."""
+
+    def __init__(self, world: World, followers: Sequence[Follower]) -> None:
+        """Bring the processes together.
+
+        Args:
+            world: Of this process.
+            followers: With the same model each, loaded.
+
+        Raises:
+            ModelNotFoundError: the model is of a family whose tokens cannot be shared, or there are too few GPUs.
+            BrokenModelError: a follower is gone.
+        """
+        super().__init__(world, followers)
+        ranks = 1 + len(followers)
+        _check(world, ranks)
+        # A file and not a port: nobody else on this machine or network can meet there.
+        self._meeting = tempfile.TemporaryDirectory(prefix="cosmorama-")
+        place = Path(self._meeting.name) / "meeting"
+        for rank, follower in enumerate(followers, 1):
+            follower.send(Apply(partial(join, rank=rank, ranks=ranks, meeting=place)))
+        join(world, rank=0, ranks=ranks, meeting=place)
+        hear(followers)
+
+    def close(self) -> None:
+        """End the followers; the model is evaluated by this process alone again."""
+        for follower in self._followers:
+            follower.close()
+        for network in networks_of(self.world):
+            share_tokens(network, None)
+        dist.destroy_process_group()
+        self._meeting.cleanup()
+
+    def _shared(self, sampling: Sampling, inputs: Inputs, number: int) -> Sampling:
+        shared = _SplitChunks if isinstance(sampling, Chunked) else _Split
+        return shared(sampling, inputs, self._followers, number)
+
+
+class _Split(Shared):
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents, all processes together.
+
+        Raises:
+            WorkerError: a follower failed.
+            NotEnoughMemoryError: it has too little memory.
+            BrokenModelError: a follower is gone.
+        """
+        tell(self._followers, Assist(self._number, latents.cpu(), index, negative))
+        try:
+            estimate = self._sampling.denoise(latents, index, negative=negative)
+        except Exception as error:
+            # The followers wait somewhere in the middle, and nothing they send from there belongs to another request:
+            # this request ends with its error, and the next that needs them finds that the model is broken.
+            try:
+                failures = [failure for follower in self._followers if (failure := follower.failure())]
+            finally:
+                for follower in self._followers:
+                    follower.close()
+            if failures:
+                # Of several, some may only be that another process was gone.
+                raise max(failures, key=lambda failure: isinstance(failure, NotEnoughMemoryError)) from error
+            raise
+        hear(self._followers)
+        return estimate
+
+
+class _SplitChunks(_Split, SharedChunks):
+    pass
+
+
+def join(world: World, *, rank: int, ranks: int, meeting: Path) -> None:
+    """Become process `rank` of `ranks` that evaluate a model's networks together; returns when all are there.
+
+    Args:
+        world: The model, of a family that can (`networks_of`).
+        rank: From 0, which is the one that is asked for estimates.
+        ranks: How many there are.
+        meeting: A file that does not exist, the same for all.
+    """
+    device = device_of(world)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        for _, name in socket.if_nameindex():
+            if name in ("lo", "lo0"):  # else gloo listens where the machine's name points
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=ranks,
+        timeout=EXCHANGE_TIMEOUT,
+        device_id=device if on_gpu else None,
+    )
+    for network in networks_of(world):
+        share_tokens(network, (rank, ranks))
+
+
+def networks_of(world: Any) -> tuple[nn.Module, ...]:
+    """The networks of a model that evaluate a clip's tokens; none if its family's tokens cannot be shared."""
+    inner = getattr(world, "world", world)  # beneath adapters
+    transformer = getattr(getattr(inner, "parts", inner), "transformer", None)
+    if not isinstance(transformer, CosmosTransformer3DModel):
+        return ()
+    return getattr(inner, "readers", (transformer,))  # with the ControlNets, where there are some
+
+
+def _check(world: World, ranks: int) -> None:
+    if not networks_of(world):
+        raise ModelNotFoundError(
+            f"COSMORAMA_PARALLEL=sequence: {world.capabilities.model} is of the family {world.capabilities.family}, "
+            "whose tokens cannot be shared by processes; predict1, predict2, predict2.5, transfer2.5 and Microcosm can"
+        )
+    device = device_of(world)
+    if device.type == "cuda" and torch.cuda.device_count() < ranks:
+        raise ModelNotFoundError(
+            f"COSMORAMA_PARALLEL=sequence needs a GPU for every process: COSMORAMA_PARALLEL_PROCESSES is {ranks}, "
+            f"and there are {torch.cuda.device_count()} GPUs"
+        )

@@ -1,0 +1,1 @@
+"""Text encoders: what reads prompts."""

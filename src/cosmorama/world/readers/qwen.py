@@ -1,0 +1,67 @@
+"""The Qwen2.5-VL text encoder of Predict2.5 and Transfer2.5: all its layers' states, normalized, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosmorama.world.base import TextEmbedding
+from cosmorama.world.load.checkpoint import load_module
+from cosmorama.world.load.offload import place
+from cosmorama.world.load.options import ON_CPU, LoadOptions
+
+ROWS = 512
+_SYSTEM = "You are a helpful assistant who will provide prompts to an image generator."
+
+
+class QwenReader:
+    """Reads prompts. Only the language half of the model is kept: nothing here sees, and no word is predicted."""
+
+    def __init__(self, language_model: Any, tokenizer: Any, device: torch.device | str) -> None:
+        self._model, self._tokenizer, self._device = language_model, tokenizer, device
+
+    @classmethod
+    def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> QwenReader:
+        """From the `text_encoder` and `tokenizer` folders of a checkpoint.
+
+        Raises:
+            ModelNotFoundError: the weights do not fit the config.
+        """
+        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+        cpu = LoadOptions(dtype=options.dtype)  # the other half of the model never leaves it
+        whole = load_module(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", cpu)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return cls(place(whole.model.language_model, options.device, options.offload), tokenizer, options.device)
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> TextEmbedding:
+        """Read one prompt: its tokens, up to the 512th, then padding, which the denoiser reads as well.
+
+        Returns:
+            States `[1, 512, layers * hidden]`.
+        """
+        chat = [
+            {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
+            {"role": "user", "content": [{"type": "text", "text": prompt}]},
+        ]
+        tokens = self._tokenizer.apply_chat_template(
+            chat,
+            tokenize=True,
+            add_generation_prompt=False,
+            add_vision_id=False,
+            max_length=ROWS,
+            truncation=True,
+            padding="max_length",
+            return_dict=True,
+        )
+        ids = torch.tensor([tokens["input_ids"]], device=self._device)
+        layers = self._model(ids, output_hidden_states=True, use_cache=False).hidden_states[1:]
+        return TextEmbedding(torch.cat([_normalized(states) for states in layers], dim=-1))
+
+
+def _normalized(states: Tensor) -> Tensor:
+    return (states - states.mean(-1, keepdim=True)) / (states.std(-1, keepdim=True) + 1e-8)

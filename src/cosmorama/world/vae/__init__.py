@@ -1,0 +1,1 @@
+"""Video autoencoders (VAE, tokenizers): frames to latents and back, whole or in tiles."""

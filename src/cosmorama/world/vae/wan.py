@@ -1,0 +1,123 @@
+"""The Wan video tokenizers, 2.1 (Predict2 to Transfer2.5) and 2.2 (Cosmos3), decoding frame by frame."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from cosmorama.world.kernels.causal_conv import lighten
+from cosmorama.world.load.checkpoint import load_module
+from cosmorama.world.load.options import ON_CPU, LoadOptions
+from cosmorama.world.vae.pixels import to_frames
+from cosmorama.world.vae.tiles import fill_in_tiles
+from cosmorama.world.vae.wan_decoder import frame_by_frame
+
+_PREVIEWED = 2
+"""Latent frames at the beginning of a clip that whoever wants a preview looks at."""
+
+
+class WanAutoencoder:
+    """A causal tokenizer: the first latent frame is the first frame alone, each further one is four frames.
+
+    Latents are float32 and normalized by the checkpoint's own mean and deviation. The decoder's memory of earlier
+    frames belongs to each call of `decode_stream`, so any number of clips can be decoded in turns.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae: Any = vae
+        config = self.vae.config
+        self.spatial: int = config.scale_factor_spatial
+        self.temporal: int = config.scale_factor_temporal
+        channels = (1, config.z_dim, 1, 1, 1)
+        self._mean = torch.tensor(config.latents_mean, device=vae.device).view(channels)
+        self._deviation = torch.tensor(config.latents_std, device=vae.device).view(channels)
+        self._tile = 0
+
+    @classmethod
+    def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> WanAutoencoder:
+        """From a checkpoint's `vae` folder.
+
+        Raises:
+            ModelNotFoundError: the weights do not fit the config.
+        """
+        vae = load_module(AutoencoderKLWan, folder, options)
+        if options.savings.lean_convolutions and vae.device.type == "cpu":
+            lighten(vae)
+        return cls(vae)
+
+    def tiled(self, tile: int) -> Self:
+        """The same tokenizer working in tiles of `tile` pixels a side, with diffusers' blending; 0: in one piece.
+
+        Tiles go through the whole clip one after the other. All frames but the first five come when the last tile is
+        done, and wait in the CPU's memory until then.
+        """
+        tiled = copy.copy(self)
+        tiled._tile = tile // self.spatial
+        return tiled
+
+    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape `[1, C, T, h, w]` of the latents of a clip of frames in pixels."""
+        length = 1 + (frames - 1) // self.temporal
+        return 1, self.vae.config.z_dim, length, height // self.spatial, width // self.spatial
+
+    def encode(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Frames `[1, 3, T, H, W]` in -1..1 to latents `[1, C, T', h, w]`.
+
+        Args:
+            frames: 4k + 1 of them.
+            noise: Standard normal `[1, C, T', h, w]` draws from what the encoder is unsure of; None takes the mean.
+        """
+        distribution = self._encoded(frames.to(self.vae.device, self.vae.dtype))
+        latents = distribution.mean
+        if noise is not None:
+            latents = latents + distribution.std * noise.to(latents.device, latents.dtype)
+        return cast(Tensor, (latents.float() - self._mean) / self._deviation)
+
+    def decode_pixels(self, latents: Tensor) -> Iterator[Tensor]:
+        """Latents `[1, C, T, h, w]` to pixels `[1, 3, t, H, W]` in -1..1: the first frame, then four at a time."""
+        z = self.vae.post_quant_conv((latents * self._deviation + self._mean).to(self.vae.dtype))
+        for pixels in self._decoded_in_tiles(z) if self._is_larger_than_a_tile(*z.shape[3:]) else self._decoded(z):
+            if self.vae.config.patch_size is not None:
+                pixels = unpatchify(pixels, patch_size=self.vae.config.patch_size)
+            yield pixels.clamp(-1, 1)
+
+    def decode_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        """Latents to uint8 frames `[t, height, width, 3]`, in order."""
+        for pixels in self.decode_pixels(latents):
+            yield to_frames(pixels[..., :height, :width])
+
+    def _decoded(self, z: Tensor) -> Iterator[Tensor]:
+        memory: list[Any] = [None] * self.vae._cached_conv_counts["decoder"]
+        for index in range(z.shape[2]):
+            yield frame_by_frame(self.vae.decoder, z[:, :, index : index + 1], memory, first=index == 0)
+
+    def _decoded_in_tiles(self, z: Tensor) -> Iterator[Tensor]:
+        zoom = self.spatial // (self.vae.config.patch_size or 1)
+        seen = 0
+        # The beginning on its own first, or a preview would cost as much as the clip. It is the same twice.
+        for part in (z[:, :, :_PREVIEWED], z) if z.shape[2] > _PREVIEWED else (z,):
+            frames = 1 + (part.shape[2] - 1) * self.temporal
+            shape = 1, self.vae.config.out_channels, frames, z.shape[3] * zoom, z.shape[4] * zoom
+            pixels = torch.zeros(shape, dtype=torch.float16)  # to a sixteenth of a level of what is shown
+            fill_in_tiles(pixels, part, self._decoded, tile=self._tile)
+            chunks = (pixels[:, :, :1], *pixels[:, :, 1:].split(self.temporal, dim=2))
+            yield from chunks[seen:]
+            seen = len(chunks)
+
+    def _encoded(self, pixels: Tensor) -> Any:
+        shape = self.latents_shape(*pixels.shape[2:])
+        if not self._is_larger_than_a_tile(*shape[3:]):
+            return self.vae.encode(pixels).latent_dist
+        moments = torch.zeros(1, 2 * shape[1], *shape[2:], device=pixels.device)
+        fill_in_tiles(moments, pixels, lambda part: (self.vae._encode(part),), tile=self._tile)
+        return DiagonalGaussianDistribution(moments.to(pixels.dtype))
+
+    def _is_larger_than_a_tile(self, rows: int, columns: int) -> bool:
+        return 0 < self._tile < max(rows, columns)

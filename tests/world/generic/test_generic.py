@@ -1,0 +1,209 @@
+"""Pipelines of diffusers that nothing here was written for, run through their own code, step by step."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cosmorama.engine.engine import Engine
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.prepare import PreparedRequest
+from cosmorama.engine.rollout import Rollout
+from cosmorama.errors import CancelledError, InvalidRequestError, ModelNotFoundError, WorkerError
+from cosmorama.progress import Progress
+from cosmorama.request import GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.world.generic.pipeline import GenericWorld, load_generic
+from tests.world.generic.checkpoints import save_ltx, save_wan
+
+REQUEST = GenerationRequest(
+    prompt="a red ball falls",
+    negative_prompt="a blue cube",
+    prompt_upsampling=False,
+    seed=3,
+    steps=4,
+    width=64,
+    height=32,
+    frames=9,
+    fps=25,
+    guidance_scale=4.0,
+)
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> GenericWorld:
+    return load_generic(save_wan(tmp_path_factory.mktemp("wan") / "tiny-wan"))
+
+
+@pytest.fixture(scope="module")
+def ltx(tmp_path_factory: pytest.TempPathFactory) -> GenericWorld:
+    return load_generic(save_ltx(tmp_path_factory.mktemp("ltx") / "tiny-ltx"))
+
+
+def rollout(world: GenericWorld, **changes: Any) -> Rollout:
+    request = resolve(replace(REQUEST, **changes), world.capabilities)
+    return Rollout(world, PreparedRequest(request, request.prompt or "", None))
+
+
+def frames(finished: Rollout) -> np.ndarray[Any, Any]:
+    return np.concatenate(list(finished.decode()))
+
+
+def diffusers_frames(world: GenericWorld, **changes: Any) -> np.ndarray[Any, Any]:
+    world.pipeline.set_progress_bar_config(disable=True)
+    clip = world.pipeline(
+        prompt=REQUEST.prompt,
+        negative_prompt=REQUEST.negative_prompt,
+        width=REQUEST.width,
+        height=REQUEST.height,
+        num_frames=REQUEST.frames,
+        num_inference_steps=REQUEST.steps,
+        guidance_scale=REQUEST.guidance_scale,
+        output_type="np",
+        **{"generator": torch.Generator().manual_seed(3), **changes},
+    ).frames[0]
+    return np.asarray(clip * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx"])
+def test_a_clip_is_the_one_that_diffusers_makes_with_the_same_seed(name: str, request: pytest.FixtureRequest) -> None:
+    world: GenericWorld = request.getfixturevalue(name)
+    ours = rollout(world)
+    while not ours.done:
+        ours.advance()
+    assert np.array_equal(frames(ours), diffusers_frames(world))
+    assert np.array_equal(frames(ours), frames(ours))  # it may be asked for again
+    assert not np.array_equal(frames(ours), diffusers_frames(world, generator=torch.Generator().manual_seed(4)))
+
+
+def test_every_step_is_reported(wan: GenericWorld) -> None:
+    going = rollout(wan)
+    seen = [going.progress] + [going.advance() for _ in range(5)]
+    assert seen == [Progress("encode"), *(Progress("denoise", step, 4) for step in range(5))]
+    assert going.done
+    assert going.preview() is None
+
+
+def test_interleaved_requests_do_not_disturb_each_other(wan: GenericWorld) -> None:
+    alone = {}
+    for seed in (3, 8):
+        going = rollout(wan, seed=seed, steps=2 + seed % 2)
+        while not going.done:
+            going.advance()
+        alone[seed] = frames(going)
+    together = {seed: rollout(wan, seed=seed, steps=2 + seed % 2) for seed in (3, 8)}
+    for _ in range(4):
+        for going in together.values():
+            going.advance()
+    for seed, going in together.items():
+        assert np.array_equal(frames(going), alone[seed])
+
+
+def test_a_dropped_request_leaves_nothing_behind(wan: GenericWorld) -> None:
+    threads, enabled = threading.active_count(), torch.is_grad_enabled()
+    going = rollout(wan)
+    for _ in range(3):
+        going.advance()
+    turns = going._windows[0]._sampling._run._turns  # type: ignore[attr-defined]
+    assert threading.active_count() == threads + 1
+    del going
+    assert turns.over
+    assert threading.active_count() == threads
+    assert torch.is_grad_enabled() == enabled
+
+
+def nothing(engine: Engine, units: int) -> None:
+    pass
+
+
+def run(world: Any, tmp_path: Path, after: Callable[[Engine, int], None] = nothing) -> dict[str, Any]:
+    engine = Engine(world, max_active=2)
+    for job, request in (("first", REQUEST), ("second", replace(REQUEST, seed=4, prompt="a blue ball"))):
+        engine.submit(job, request, output=tmp_path / f"{job}.mp4")
+    units, results = 0, {}
+    while engine.pending:
+        units += engine.step()
+        after(engine, units)
+        results.update(engine.finished())
+    engine.close()
+    return results
+
+
+def test_a_cancelled_job_ends_before_its_next_step_and_the_other_goes_on(wan: GenericWorld, tmp_path: Path) -> None:
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    def cancel(engine: Engine, units: int) -> None:
+        if units == 3:
+            engine.cancel("first")
+
+    hook = wan.pipeline.transformer.register_forward_pre_hook(count)
+    try:
+        results = run(wan, tmp_path, cancel)
+    finally:
+        hook.remove()
+    assert isinstance(results["first"], CancelledError)
+    assert isinstance(results["second"], Outcome)
+    assert calls <= 2 * (4 + 3)  # both halves of the guidance, at most three steps of the cancelled one
+
+
+def test_a_failure_inside_of_the_pipeline_is_its_own_jobs(wan: GenericWorld, tmp_path: Path) -> None:
+    calls = 0
+
+    def fail_once(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise RuntimeError("something inside broke")
+
+    hook = wan.pipeline.transformer.register_forward_pre_hook(fail_once)
+    try:
+        results = run(wan, tmp_path)
+    finally:
+        hook.remove()
+    failed = [result for result in results.values() if isinstance(result, WorkerError)]
+    assert len(failed) == 1
+    assert "something inside broke" in str(failed[0])
+    assert len([result for result in results.values() if isinstance(result, Outcome)]) == 1
+
+
+def test_the_pipelines_nature_is_told(wan: GenericWorld, ltx: GenericWorld) -> None:
+    assert wan.capabilities.family == "generic:WanPipeline"
+    assert wan.capabilities.model == "tiny-wan"
+    assert wan.capabilities.modes == ("text2world",)
+    assert wan.capabilities.size_multiple == 16
+    assert wan.capabilities.frames.multiple == 4
+    assert wan.capabilities.default_solver == "unipc"
+    assert ltx.capabilities.default_solver == "euler"
+    assert (ltx.capabilities.defaults.frames, ltx.capabilities.defaults.fps) == (161, 25)
+
+
+def test_what_a_pipeline_has_no_place_for_is_refused_by_name(wan: GenericWorld, ltx: GenericWorld) -> None:
+    with pytest.raises(InvalidRequestError, match="guidance_interval") as caught:
+        rollout(wan, guidance_interval=(0.0, 0.5), guidance_rescale=0.5).advance()
+    assert [problem.field for problem in caught.value.problems] == ["guidance_interval", "guidance_rescale"]
+    with pytest.raises(InvalidRequestError, match="divisible by 32"):
+        rollout(ltx, width=68).advance()
+
+
+def test_what_is_no_video_pipeline_is_refused(tmp_path: Path) -> None:
+    for name, why in (
+        ("StableDiffusionPipeline", "does not take num_frames"),
+        ("NoSuchPipeline", "no pipeline of the installed diffusers"),
+        (["my_code", "Pipeline"], "no pipeline of the installed diffusers"),
+        ("AutoencoderKL", "no pipeline of the installed diffusers"),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(ModelNotFoundError, match=why):
+            load_generic(tmp_path)
