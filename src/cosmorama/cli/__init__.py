@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from cosmorama.cli.batch import batch
+from cosmorama.cli.bench import bench
 from cosmorama.cli.generate import generate
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.models import models
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, serve, models, batch):
+for command in (generate, serve, models, batch, bench):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 
