@@ -148,6 +148,13 @@ class NotEnoughMemoryError(CosmoramaError):
     kind = "not_enough_memory"
 
 
+class StorageFullError(CosmoramaError):
+    """There is no room left on a disk of the server for what was to be written (HTTP 507)."""
+
+    status = 507
+    kind = "storage_full"
+
+
 class WorkerDiedError(WorkerError):
     """The worker died while it held this generation, which can be given to the next one.
 

@@ -85,5 +85,6 @@ def test_the_wait_for_what_runs_has_a_limit(tmp_path: Path) -> None:
             assert (await jobs.get(second.id)).state == "queued"
         finally:
             await jobs.stop()
+            jobs.close()
 
     asyncio.run(main())

@@ -46,6 +46,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[Jobs, FakeSuperviso
         yield jobs, supervisor
     finally:
         await jobs.stop()
+        jobs.close()
 
 
 def run(test: Callable[[], Awaitable[None]], limit_s: float = 240) -> None:

@@ -88,6 +88,7 @@ def with_jobs(
                 await test(jobs, supervisor)
         finally:
             await jobs.stop()
+            jobs.close()
 
     asyncio.run(life())
 

@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await jobs.stop()
             await supervisor.stop()
+            jobs.close()
             if tracing is not None:
                 tracing.close()
 

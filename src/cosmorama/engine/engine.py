@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import time
@@ -23,7 +24,7 @@ from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
 from cosmorama.engine.preview import jpeg
 from cosmorama.engine.rollout import Rollout
 from cosmorama.engine.scheduler import Candidate, Priority, admit, order
-from cosmorama.errors import CancelledError, CosmoramaError, FramesRefusedError, WorkerError
+from cosmorama.errors import CancelledError, CosmoramaError, FramesRefusedError, StorageFullError, WorkerError
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
 from cosmorama.media.read import resampled
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 PREVIEWS = 8
 """Of a whole generation, where somebody watches it."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Engine:
@@ -206,7 +208,7 @@ class Engine:
             if (explanation := explained(error, job.request)) is not None:
                 self._finish(job, explanation)
                 return True
-            self._finish(job, WorkerError(f"the generation failed inside the model: {type(error).__name__}: {error}"))
+            self._finish(job, _failure(error))
         else:
             if outcome is not None:
                 log.debug("made in %.2f s of work: %s", sum(outcome.timings.values()), outcome.timings)
@@ -312,8 +314,22 @@ class Engine:
         if job in self._active:
             self._active.remove(job)
         if isinstance(result, CosmoramaError):
-            # Leaving the writer's context with the error makes it remove the half-written file.
-            job.resources.__exit__(type(result), result, None)
+            # Leaving the writer's context with the error makes it remove the half-written file. What goes wrong then
+            # (a full disk, a folder that is gone) concerns nobody else's clip.
+            try:
+                job.resources.__exit__(type(result), result, None)
+            except Exception:
+                log.exception("job %s: what it had open cannot be closed", job.name)
         else:
             self._report(job, Progress("done"))
         self._finished.append((job.name, result))
+
+
+def _failure(error: Exception) -> CosmoramaError:
+    """What the client of a generation that failed by `error` is told: nothing of the server's files."""
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
+    if number in _NO_ROOM:
+        return StorageFullError("there is no room left on the server's disk for the clip")
+    if isinstance(error, OSError) or reason:
+        return WorkerError(f"the clip could not be written: {reason or type(error).__name__}")
+    return WorkerError(f"the generation failed inside the model: {type(error).__name__}: {error}")

@@ -205,6 +205,10 @@ class ModelPool:
             member.running -= 1
             member.used_at = time.monotonic()
 
+    async def released(self, name: str) -> None:
+        """Return once no worker has the generation any more."""
+        await asyncio.gather(*(supervisor.released(name) for supervisor in self._supervisors))
+
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
         for supervisor in self._supervisors:

@@ -34,6 +34,7 @@ class _Generation:
     on_preview: PreviewCallback
     result: asyncio.Future[Outcome]
     progress: Progress = field(default_factory=lambda: Progress("queued"))
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Supervisor:
@@ -167,6 +168,11 @@ class Supervisor:
                 self._worker.send(Cancel(name))
             raise
 
+    async def released(self, name: str) -> None:
+        """Return once the worker does not have the generation any more, or is gone."""
+        if (generation := self._generations.get(name)) is not None:
+            await generation.released.wait()
+
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
         if self._worker is not None and name in self._generations:
@@ -219,6 +225,7 @@ class Supervisor:
             log.exception("a progress callback failed")
 
     def _finish(self, generation: _Generation, result: Outcome | CosmoramaError) -> None:
+        generation.released.set()
         if generation.result.done():
             if isinstance(result, Outcome):  # finished while it was being cancelled: nobody waits for the file
                 result.path.unlink(missing_ok=True)

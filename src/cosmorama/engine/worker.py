@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cosmorama import logs
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
-from cosmorama.errors import CosmoramaError, InvalidRequestError
+from cosmorama.errors import CosmoramaError
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -177,5 +177,5 @@ def _submit(engine: Engine, connection: Connection, command: Submit) -> None:
             priority=command.priority,
             age_s=command.age_s,
         )
-    except InvalidRequestError as error:
+    except CosmoramaError as error:
         connection.send(Finished(command.job, error))

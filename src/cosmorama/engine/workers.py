@@ -100,6 +100,13 @@ class Workers(Protocol):
         """Generate a clip, see `Supervisor.generate`."""
         ...
 
+    async def released(self, name: str) -> None:
+        """Return once no worker has the generation any more: it was finished, given up on request, or its worker died.
+
+        Only then may anybody else touch the files that it writes.
+        """
+        ...
+
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
         ...

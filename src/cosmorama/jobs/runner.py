@@ -16,6 +16,7 @@ from cosmorama.errors import (
     CosmoramaError,
     DeadlineExceededError,
     NotReadyError,
+    StorageFullError,
     WorkerDiedError,
     WorkerError,
 )
@@ -98,6 +99,7 @@ class Runner:
         observer: Observer,
     ) -> None:
         self.running: dict[str, Running] = {}
+        self._discarding: set[asyncio.Task[None]] = set()
         self._store = store
         self._call = call
         self._artifacts = artifacts
@@ -149,9 +151,10 @@ class Runner:
 
     async def _run(self, running: Running) -> None:
         hold, job = running.hold, running.job
-        clip = self._scratch.place(suffix(job.request.output))
+        clip: Path | None = None
         with self._feeds.using(job.id) as feed:
             try:
+                clip = self._scratch.place(suffix(job.request.output))
                 finish = await self._make(running, clip)
             except asyncio.CancelledError:
                 finish = None
@@ -163,6 +166,10 @@ class Runner:
                 finish = await self._persist(self._give_back, hold, "", 0)
             except CosmoramaError as error:
                 finish = Finish("failed", JobError.of(error))
+            except OSError as error:
+                log.error("job %s: %s", job.id, error)
+                full = StorageFullError(f"the server has no place to make the clip in ({error.strerror})")
+                finish = Finish("failed", JobError.of(full))
             except Exception as error:
                 log.exception("job %s failed", job.id)
                 finish = Finish("failed", JobError.of(WorkerError(f"the server failed: {type(error).__name__}")))
@@ -187,7 +194,15 @@ class Runner:
                 feed.touch()
                 self._on_change(ended is not None)
                 # Nobody waits for this.
-                await asyncio.to_thread(self._scratch.discard, clip)
+                if clip is not None:
+                    discarding = asyncio.create_task(self._discard(running.name, clip))
+                    self._discarding.add(discarding)
+                    discarding.add_done_callback(self._discarding.discard)
+
+    async def _discard(self, name: str, clip: Path) -> None:
+        """Remove the folder that a clip was made in, once the worker, which writes into it, has let go of it."""
+        await self._supervisor.released(name)
+        await asyncio.to_thread(self._scratch.discard, clip)
 
     async def _make(self, running: Running, clip: Path) -> Finish:
         job, hold = running.job, running.hold

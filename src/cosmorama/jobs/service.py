@@ -153,7 +153,10 @@ class Jobs:
         return len(self._board.jobs)
 
     async def stop(self) -> None:
-        """Put what runs back into the queue and close the store. To be called before the supervisor stops."""
+        """Put what runs back into the queue and close the store. To be called before the supervisor stops.
+
+        `close` is to be called after it: until then a worker may still write.
+        """
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -161,6 +164,9 @@ class Jobs:
         await self._runner.stop()
         await asyncio.to_thread(self._threads.shutdown)
         self._store.database.close()
+
+    def close(self) -> None:
+        """Remove the folder that clips were made in."""
         self._scratch.close()
 
     async def submit(

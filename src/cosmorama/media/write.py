@@ -10,6 +10,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -280,13 +281,14 @@ class VideoWriter:
             self._partial.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Give up: nothing is left at `path` that was not there before. Does nothing after `close`."""
+        """Give up: nothing is left at `path` that was not there before. Does nothing after `close`. Raises nothing."""
         if self._encoder is None:
             return
         encoder, self._encoder = self._encoder, None
-        try:
+        # Closing writes an ending, for which the disk may be full and the folder gone.
+        with suppress(Exception):
             encoder.close()
-        finally:
+        with suppress(OSError):
             self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
