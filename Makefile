@@ -1,51 +1,40 @@
-# make demo   generate a world into outputs/demo.mp4     make serve  start the server on port 8000
-# make test   linters, types and tests                   make microcosm  train the embedded model from nothing (hours)
-PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+# make demo   generate a world into outputs/demo.mp4     make serve  start the server on port 8000 (ARGS="--port 9000 ...")
+# make test   linters, types and tests                   make shell  a shell in which `cosmorama` and `python` are .venv's
+# make microcosm  train the embedded model from nothing (hours)
+# All of them install what they need into .venv first; PYTHON=python3.12 chooses the interpreter, TORCH=cpu or
+# TORCH=default the build of torch.
+BIN := .venv/bin
 PROMPT ?= a red ball rolls to the right and hits a blue cube on a green floor
 DEMO_ARGS ?=
-WITH_TEST_TOOLS := .[test,train,cosmos,otel,quantize,s3,bench,deploy]
+ARGS ?=
 
-.PHONY: demo test serve install microcosm clean
+.PHONY: demo serve test shell install install-test microcosm clean
 
-demo: $(VENV)/.installed
+demo: install
 	$(BIN)/cosmorama generate "$(PROMPT)" --seed 7 -o outputs/demo.mp4 $(DEMO_ARGS)
 
-serve: $(VENV)/.installed
-	$(BIN)/cosmorama serve
+serve: install
+	$(BIN)/cosmorama serve $(ARGS)
 
 # The generic adapter's threads hung once after a long run of other tests in the same process, so they get their own.
-test: $(VENV)/.installed-test
+test: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/world/generic/test_generic.py
 	$(BIN)/pytest tests/world/generic/test_generic.py
 
-install: $(VENV)/.installed
+shell: install
+	@echo "Leave it with exit or Ctrl-D."; PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" "$${SHELL:-sh}"
 
-# constraints.txt pins every package, and torch to its CPU build. Where pip's indexes offer only the default build of
-# torch (on Linux: with several GB of CUDA libraries), that one is taken; it runs as well. For the small one, add
-# PyTorch's own index of CPU builds to pip's configuration first (PIP_EXTRA_INDEX_URL).
-define pip_install
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q -c constraints.txt -e "$(1)" || { \
-	    echo "No CPU build of torch in reach: taking the default build."; \
-	    sed 's/+cpu$$//' constraints.txt > $(VENV)/constraints.txt; \
-	    $(BIN)/pip install -q -c $(VENV)/constraints.txt -e "$(1)"; }
-endef
+install:
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/install serve
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(call pip_install,.)
-	@touch $@
+install-test:
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/install test
 
-$(VENV)/.installed-test: pyproject.toml constraints.txt Makefile
-	$(call pip_install,$(WITH_TEST_TOOLS))
-	@touch $@ $(VENV)/.installed
-
-microcosm: $(VENV)/.installed-test
+microcosm: install-test
 	$(BIN)/python -m microcosm
 
 clean:
-	rm -rf $(VENV) outputs build
+	rm -rf .venv outputs build

@@ -64,7 +64,7 @@ def test_a_fitted_request_is_shortened_at_its_own_rate() -> None:
 
 
 def test_edges_and_blur_are_computed_from_the_video() -> None:
-    pytest.importorskip("cv2")
+    pytest.importorskip("cv2", reason="edges need OpenCV (pip install '.[cosmos]')")
     made = prepared(replace(REQUEST, video=ramp(), controls=(Control("edge"), Control("vis"))))
     assert not made.controls["edge"].any()
     assert brightness(made.controls["vis"]) == list(range(LENGTH))

@@ -17,6 +17,7 @@ import pytest
 
 from cosmorama.jobs.database import Database
 from cosmorama.jobs.store import Store
+from tests import needs
 
 LEASE_S = 0.6
 
@@ -55,18 +56,15 @@ class Postgres:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A running cluster; tests that need it are skipped where Debian's package postgresql is not installed."""
-    initdb = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
-    if initdb is None:
-        pytest.skip("Postgres is not installed (Debian package postgresql)")
-    pytest.importorskip("psycopg", reason="the Postgres driver is not installed (pip install cosmorama[postgres])")
+    programs = needs.postgres()
     # Not pytest's own folder: Postgres refuses to run as root, and its user cannot go in there.
     folder = Path(tempfile.mkdtemp(prefix="cosmorama-pg-", dir="/tmp"))
     user = None
     if os.getuid() == 0:
         user = "postgres"
         shutil.chown(folder, user)
-    cluster = Postgres(Path(initdb).resolve().parent, folder, user)
-    make = [initdb, "-D", folder / "data", "-U", "cosmorama", "-A", "trust", "--no-sync"]
+    cluster = Postgres(programs, folder, user)
+    make = [programs / "initdb", "-D", folder / "data", "-U", "cosmorama", "-A", "trust", "--no-sync"]
     subprocess.run(make, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=120)
     cluster.start()
     try:

@@ -13,7 +13,7 @@ from cosmorama.errors import InvalidRequestError
 from cosmorama.media.controls import EDGE_THRESHOLDS, blurred, computed, edges
 from cosmorama.request import Control
 
-pytest.importorskip("cv2")
+pytest.importorskip("cv2", reason="edges need OpenCV (pip install '.[cosmos]')")
 
 
 def square() -> NDArray[np.uint8]:

@@ -20,14 +20,12 @@ from microcosm.egomotion import speed_m_s
 from microcosm.heldout import held_out_drives
 from microcosm.probe import color_shares, to_input, train
 from microcosm.simulate import OBJECT_RGB, SIZES, Frames
+from tests import needs
 
 
 def _render(drive: Drive, times_s: list[float]) -> Frames:
-    pytest.importorskip("mujoco", reason="the simulator needs mujoco, from the extra `train`")
-    try:
-        return render_drive(drive, times_s)
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        pytest.skip(f"no off-screen rendering here (OSMesa): {error}")
+    needs.osmesa()
+    return render_drive(drive, times_s)
 
 
 def _wide(seed: int) -> Drive:

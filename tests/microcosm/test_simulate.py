@@ -3,17 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from microcosm.simulate import OBJECT_RGB, draw_shot, render
+from tests import needs
 
 
 def _render(seed: int, times_s: list[float]) -> np.ndarray:
-    pytest.importorskip("mujoco", reason="the simulator needs mujoco, from the extra `train`")
-    try:
-        return render(replace(draw_shot(seed), size_px=(160, 88)), times_s)
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        pytest.skip(f"no off-screen rendering here (OSMesa): {error}")
+    needs.osmesa()
+    return render(replace(draw_shot(seed), size_px=(160, 88)), times_s)
 
 
 def test_a_shot_follows_from_its_seed() -> None:

@@ -55,7 +55,7 @@ def test_other_dtypes_are_computed_by_torch_as_before() -> None:
 
 
 def test_matrices_may_become_integers_afterwards() -> None:
-    pytest.importorskip("torchao")
+    pytest.importorskip("torchao", reason="needs torchao (pip install '.[quantize]')")
     torch.manual_seed(0)
     layer, x = FeedForward(32, activation_fn="gelu"), torch.randn(2, 9, 32)
     use_onednn(layer)

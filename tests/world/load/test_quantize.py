@@ -36,7 +36,7 @@ from tests.world.cosmos3.checkpoints import save_cosmos3
 from tests.world.generic.checkpoints import save_wan
 from tests.world.load.test_memory import REQUEST, latents
 
-pytest.importorskip("torchao", reason="needs the extra quantize")
+pytest.importorskip("torchao", reason="needs torchao (pip install '.[quantize]')")
 
 CLOSE = 0.01
 """Relative error of a clip's latents after two steps; 0.0015 to 0.0035 was measured."""

@@ -216,7 +216,7 @@ def test_transfer25_shares_its_control_networks_too_and_goes_on_to_the_next_chun
 
 
 def test_a_server_starts_another_pair_when_one_process_dies(tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")
+    psutil = pytest.importorskip("psutil", reason="needs psutil (pip install '.[cosmos]')")
     save_tiny(tmp_path / "model")
     settings = Settings(model=str(tmp_path / "model"), parallel="sequence", threads=1, log_level="critical")
     small = replace(REQUEST, width=960, height=704, frames=1, fps=24, steps=2)

@@ -1,0 +1,63 @@
+"""What tests need that no Python package brings. Where it is missing they are skipped, and the run ends with a list of
+the lines that bring it; with COSMORAMA_TESTS=all, as in continuous integration, such a run fails.
+
+A reason to skip that holds `apt-get install ...` or `pip install ...` is on that list.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+_BRINGS = re.compile(r"(?:apt-get|pip) install [^\n)]+")
+
+
+def osmesa() -> None:
+    """Skip the test where MuJoCo cannot be had or cannot render without a screen."""
+    # Without the library its import ends in an AttributeError, so the library is asked for first.
+    library = ctypes.util.find_library("OSMesa")
+    try:
+        ctypes.CDLL(library or "libOSMesa.so.8")
+    except OSError:
+        pytest.skip("rendering without a screen needs OSMesa (apt-get install libosmesa6)")
+    pytest.importorskip("mujoco", reason="the simulator needs MuJoCo (pip install '.[train]')")
+
+
+def postgres() -> Path:
+    """The folder of Postgres's programs; skip the test where there is none."""
+    initdb = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if initdb is None:
+        pytest.skip("Postgres is not installed (apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="the Postgres driver is not installed (pip install '.[postgres]')")
+    return Path(initdb).resolve().parent
+
+
+def chromium() -> tuple[str, str]:
+    """The browser and its driver; skip the test where one of them is missing."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("no browser here (apt-get install chromium chromium-driver)")
+    return browser, driver
+
+
+def missing(reasons: Iterable[str]) -> dict[str, int]:
+    """The lines that bring what was missing, and how many tests each would let run."""
+    found: dict[str, int] = {}
+    for reason in reasons:
+        line = _BRINGS.search(reason)
+        if line is not None:
+            found[line[0]] = found.get(line[0], 0) + 1
+    return dict(sorted(found.items()))
+
+
+def all_wanted() -> bool:
+    """Whether a run must not skip a test because something is missing."""
+    return os.environ.get("COSMORAMA_TESTS") == "all"
