@@ -24,7 +24,7 @@ from cosmorama.errors import (
     QueueFullError,
     ServerUnreachableError,
 )
-from cosmorama.jobs.record import JobNotFoundError
+from cosmorama.jobs.model import JobNotFoundError
 from cosmorama.request import Adapter, GenerationRequest, Output
 from tests.serving import Running, running_server
 

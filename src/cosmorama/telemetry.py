@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError
-from cosmorama.jobs.observer import Observer
-from cosmorama.jobs.record import Job, JobError, State
+from cosmorama.jobs.model import Job, JobError, Observer, State
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

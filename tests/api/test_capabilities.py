@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from cosmorama.api.app import create_app
-from cosmorama.api.capabilities import Knob, knobs
+from cosmorama.api.info import Knob, knobs
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import Capabilities, Defaults, GenerationRequest, Output, Range
 from cosmorama.resolve import resolve

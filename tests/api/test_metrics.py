@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import cosmorama
-from cosmorama.api.gpu_metrics import gpu_collector
+from cosmorama.api.metrics import gpu_collector
 from cosmorama.request import GenerationRequest
 from tests.serving import Running, running_server
 

@@ -15,8 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from cosmorama.jobs.database import Database
-from cosmorama.jobs.store import Store
+from cosmorama.jobs.store import Database, Store
 from tests import needs
 
 LEASE_S = 0.6

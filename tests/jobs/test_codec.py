@@ -13,17 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmorama.errors import InvalidRequestError, MediaError, Problem, WorkerError
-from cosmorama.jobs.codec import (
-    fingerprint,
-    pack_error,
-    pack_request,
-    place_media,
-    restore_media,
-    take_media,
-    unpack_error,
-    unpack_request,
-)
-from cosmorama.jobs.record import JobError
+from cosmorama.jobs.files import place_media, restore_media, take_media
+from cosmorama.jobs.model import JobError
+from cosmorama.jobs.store import fingerprint, pack_error, pack_request, unpack_error, unpack_request
 from cosmorama.request import Action, Adapter, Container, Control, ControlKind, GenerationRequest, Output
 
 media = st.one_of(

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from cosmorama.errors import InvalidRequestError, MediaError, NotReadyError, QueueFullError, WorkerError
-from cosmorama.jobs.artifacts import Artifacts
-from cosmorama.jobs.record import (
+from cosmorama.jobs.files import Artifacts
+from cosmorama.jobs.model import (
     ContentGoneError,
     Job,
     JobConflictError,
@@ -469,8 +469,8 @@ def test_a_clip_that_was_published_before_the_crash_is_not_made_again(tmp_path: 
             job = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
             before = await content(jobs, job.id)
         # What the disk holds when the power goes between publishing and recording.
-        from cosmorama.jobs.database import Database
-        from cosmorama.jobs.schema import jobs as table
+        from cosmorama.jobs.store import Database
+        from cosmorama.jobs.store import jobs as table
 
         database = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
         with database.write() as connection:
@@ -505,7 +505,7 @@ def test_stopping_puts_jobs_back_and_the_next_start_finishes_them(tmp_path: Path
 def test_content_can_be_forgotten_and_a_full_store_forgets_the_oldest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosmorama.jobs.dispatcher.CLEAR_EVERY_S", 0.05)
+    monkeypatch.setattr("cosmorama.jobs.worker.CLEAR_EVERY_S", 0.05)
 
     async def life() -> None:
         async with running(settings_in(tmp_path, max_artifact_bytes=300)) as (jobs, _):
@@ -529,7 +529,7 @@ def test_content_can_be_forgotten_and_a_full_store_forgets_the_oldest(
 def test_a_full_disk_fails_the_job_with_a_reason_and_a_short_outage_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosmorama.jobs.runner.STORE_RETRIES_S", (0.01, 0.01))
+    monkeypatch.setattr("cosmorama.jobs.worker.STORE_RETRIES_S", (0.01, 0.01))
     publish = Artifacts.publish
     failures = 2
 

@@ -9,11 +9,8 @@ from dataclasses import replace
 import pytest
 
 from cosmorama.errors import QueueFullError, WorkerError
-from cosmorama.jobs.database import Database
-from cosmorama.jobs.record import JobConflictError, JobError, JobNotFoundError, StoreUnavailableError
-from cosmorama.jobs.schema import version
-from cosmorama.jobs.store import Finish, Hold, Limits, NewJob, Store
-from cosmorama.jobs.upkeep import Upkeep
+from cosmorama.jobs.model import JobConflictError, JobError, JobNotFoundError, StoreUnavailableError
+from cosmorama.jobs.store import Database, Finish, Hold, Limits, NewJob, Store, Upkeep, version
 from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
 from tests.jobs.conftest import LEASE_S, pass_lease

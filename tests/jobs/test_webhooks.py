@@ -18,7 +18,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from cosmorama.errors import InvalidRequestError
 from cosmorama.jobs import webhooks
-from cosmorama.jobs.record import Job
+from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.media import fetch
 from cosmorama.settings import Settings

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
-from cosmorama.api import about, capabilities, health, infer, videos
+from cosmorama.api import infer, info, videos
 from cosmorama.api import jobs as jobs_routes
 from cosmorama.api.dialects.table import DIALECTS
 from cosmorama.api.errors import add_error_handlers
@@ -22,7 +22,7 @@ from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.engine.workers import Workers
-from cosmorama.jobs.observer import Observers
+from cosmorama.jobs.model import Observers
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
 from cosmorama.telemetry import Tracing, requests_telemetry, tracer_provider
@@ -69,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     # They are asked in this order which of them has a path.
-    for router in (infer.router, jobs_routes.router, videos.router, health.router, about.router, capabilities.router):
+    for router in (infer.router, jobs_routes.router, videos.router, info.health_router, info.router):
         app.include_router(router)
     add_error_handlers(app)
     # The last one added is the outermost.

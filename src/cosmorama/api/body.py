@@ -1,10 +1,10 @@
-"""Reading a JSON body: never more than the limit, strictly typed, and with errors that say what to write instead."""
+"""Reading a body, JSON or a form: never more than the limit, strictly typed, with errors that say what to do."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
@@ -14,19 +14,30 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from cosmorama.api.errors import BodyError
 from cosmorama.errors import Problem
 
 TEXT_ALLOWANCE_BYTES = 1 << 20
+
 """Room in a body for everything that is not the image or the video."""
+
 _SHORTEST_PART = 4
+
 """Characters that a name must have to be looked for inside others."""
+
 _LONGEST_NAME = 64
+
 """Characters of an unknown field's name that are looked at; likeness costs time that grows with their square."""
+
 _MOST_MESSAGES = 16
+
 _WRONG_TYPE = ("int_type", "int_from_float", "int_parsing", "float_type", "float_parsing", "string_type", "bool_type")
+
 _NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
+
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -294,3 +305,48 @@ def _field_at(location: tuple[int | str, ...], model: type[BaseModel]) -> FieldI
     *parents, name = location
     level = _model_at(parents, model)
     return level.model_fields.get(str(name)) if level else None
+
+
+MAX_FIELDS = 64
+
+MAX_FIELD_BYTES = 1 << 20
+
+
+async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str, str], bytes | None]:
+    """The text fields of a multipart form, the last of each name, and the contents of the file called `upload`.
+
+    A field called `upload` that is no file stays among the texts.
+
+    Raises:
+        BodyError: status 413 for more than `limit` bytes, 422 for a damaged form, too many fields or another file.
+    """
+    body = bytes(await read_bytes(request, limit))
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""  # what tells the parser that the form ends here
+
+    try:
+        parser = MultiPartParser(
+            request.headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        )
+        # Files above this size would go to the disk; the body is in memory already.
+        parser.spool_max_size = limit
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BodyError(f"the form cannot be read: {error.message}") from None
+    except (KeyError, ValueError, AssertionError) as error:  # no boundary, header bytes that are no text
+        raise BodyError(f"the form cannot be read: {error or type(error).__name__}") from None
+    texts: dict[str, str] = {}
+    data: bytes | None = None
+    try:
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                texts[name] = value
+            elif name == upload:
+                data = await value.read()
+            else:
+                raise BodyError(f"unknown file '{name}'; the one file of this form is called '{upload}'")
+    finally:
+        await form.close()
+    return texts, data

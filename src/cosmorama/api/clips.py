@@ -1,22 +1,27 @@
-"""Answers that carry a clip: sent in pieces, so a large one is never held whole, and deleted once sent."""
+"""Answers that carry a clip, whole or in parts (RFC 9110, section 14): sent in pieces, never held whole."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+from fastapi import Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from cosmorama.api.errors import envelope
 from cosmorama.engine.outcome import Outcome
+from cosmorama.jobs.files import Content
 
 CHUNK_BYTES = 3 << 18
+
 """A multiple of three: base64 of the pieces joins to base64 of the whole."""
 
 
@@ -73,3 +78,78 @@ async def _pieces(head: bytes, clip: Path, tail: bytes) -> AsyncIterator[bytes]:
 
 def _encoded(file: BinaryIO) -> bytes:
     return base64.b64encode(file.read(CHUNK_BYTES))
+
+
+_PARTS = re.compile(r"bytes=\s*(\d{1,18}-\d{0,18}|-\d{1,18})(\s*,\s*(\d{1,18}-\d{0,18}|-\d{1,18}))*\s*")
+
+_PART = re.compile(r"(\d*)-(\d*)")
+
+
+def content_answer(request: Request, content: Content) -> Response:
+    """A clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them, 304 where the
+    client has the clip.
+
+    A header that is not understood, another unit's for example, is answered with the whole, as the RFC says.
+    """
+    # A job's clip never changes.
+    tag = f'"{content.name}-{content.size}"'
+    if _is_known(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    asked = _understood(request.headers.get("range", ""))
+    if asked and "if-range" not in request.headers and all(_is_beyond(part, content.size) for part in asked):
+        return _beyond(request, content)
+    if content.path is None:
+        return _ranged(request, content, asked, tag)
+    if not asked:  # Starlette would refuse it, in words of its own
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    return FileResponse(
+        content.path,
+        headers={"ETag": tag},
+        media_type=content.media_type,
+        filename=content.name,
+        content_disposition_type="inline",
+    )
+
+
+def _is_known(header: str, tag: str) -> bool:
+    """Whether an `If-None-Match` header names what is there; weak tags do too."""
+    named = (part.strip().removeprefix("W/") for part in header.split(","))
+    return any(one in (tag, "*") for one in named)
+
+
+def _understood(header: str) -> list[tuple[str, str]]:
+    """First and last byte of each part that a `Range` header asks for; none where it is not understood."""
+    if _PARTS.fullmatch(header) is None:
+        return []
+    parts = [(first, last) for first, last in _PART.findall(header)]
+    return [] if any(first and last and int(first) > int(last) for first, last in parts) else parts
+
+
+def _beyond(request: Request, content: Content) -> Response:
+    message = f"the clip has {content.size} bytes, and none of the Range {request.headers['range'][:80]!r}"
+    return envelope(416, "invalid_request_error", message, {"Content-Range": f"bytes */{content.size}"})
+
+
+def _is_beyond(part: tuple[str, str], size: int) -> bool:
+    first, last = part
+    return int(first) >= size if first else not int(last)
+
+
+def _ranged(request: Request, content: Content, asked: list[tuple[str, str]], tag: str) -> Response:
+    """The one part that was asked for, or the whole; several parts at once are answered with the whole."""
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{content.name}"',
+        "ETag": tag,
+    }
+    if len(asked) != 1 or request.headers.get("if-range", tag) != tag:
+        headers["Content-Length"] = str(content.size)
+        return StreamingResponse(content.read(), media_type=content.media_type, headers=headers)
+    first, last = asked[0]
+    start = int(first) if first else max(content.size - int(last), 0)
+    stop = min(int(last) + 1, content.size) if first and last else content.size
+    if start >= stop:
+        return _beyond(request, content)
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{content.size}"
+    headers["Content-Length"] = str(stop - start)
+    return StreamingResponse(content.read(start, stop), 206, headers, content.media_type)

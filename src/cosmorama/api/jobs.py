@@ -13,14 +13,12 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from cosmorama.api.body import body_limit, read_object
+from cosmorama.api.clips import content_answer
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.dialects.table import DIALECTS
-from cosmorama.api.ranges import content_answer
-from cosmorama.api.services import ServicesOf
-from cosmorama.api.submission import deadline_of, owner_of, page_limit, priority_of, submission_of
+from cosmorama.api.services import ServicesOf, deadline_of, owner_of, page_limit, priority_of, submission_of
 from cosmorama.errors import InvalidRequestError, MediaError, Problem
-from cosmorama.jobs.feed import number
-from cosmorama.jobs.record import STATES, JobEvent
+from cosmorama.jobs.model import STATES, JobEvent, number
 from cosmorama.jobs.service import Jobs
 
 JOB_FIELDS = ("dialect", "priority", "deadline_s", "webhook_url", "metadata")

@@ -5,21 +5,22 @@ Names without a prefix are those documented for NIM for Cosmos; ours begin with 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cosmorama.api.gpu_metrics import gpu_collector
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import FramesRefusedError, PromptRefusedError
-from cosmorama.jobs.observer import Observer
-from cosmorama.jobs.record import STATES, Job, JobError, State
+from cosmorama.jobs.model import STATES, Job, JobError, Observer, State
 
 _SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
+
 _STEPS_PER_SECOND = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
 
 _PASSING = {
@@ -27,8 +28,11 @@ _PASSING = {
     "clips_passed": ("frames", "passed"),
     "clips_altered": ("frames", "altered"),
 }
+
 """What guardrails decided, by the names in `Outcome.counts`."""
+
 _REFUSALS = {PromptRefusedError.kind: ("prompt", "refused"), FramesRefusedError.kind: ("frames", "refused")}
+
 """The same, by the types of errors."""
 
 
@@ -155,3 +159,62 @@ class _StateCollector(Collector):
         yield GaugeMetricFamily("cosmorama_queue_depth", "Jobs waiting for their turn.", self._queued())
         yield GaugeMetricFamily("cosmorama_active_generations", "Generations worked on.", supervisor.active)
         yield CounterMetricFamily("cosmorama_worker_restarts", "Workers started anew.", supervisor.restarts)
+
+
+log = logging.getLogger(__name__)
+
+
+def gpu_collector() -> Collector | None:
+    """A collector of the GPUs of this machine; None where there is no GPU, no driver or no library for it."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        log.debug("no GPU metrics: %s", error)
+        return None
+    return _GpuCollector(pynvml, devices) if devices else None
+
+
+class _GpuCollector(Collector):
+    def __init__(self, nvml: Any, devices: list[Any]) -> None:
+        self._nvml = nvml
+        self._devices = devices
+
+    def collect(self) -> Iterator[Metric]:
+        nvml = self._nvml
+        gauges: list[tuple[str, str, Callable[[Any], float]]] = [
+            ("gpu_power_usage_watts", "Power drawn.", lambda d: nvml.nvmlDeviceGetPowerUsage(d) / 1e3),
+            (
+                "gpu_power_limit_watts",
+                "Most power it may draw.",
+                lambda d: nvml.nvmlDeviceGetEnforcedPowerLimit(d) / 1e3,
+            ),
+            ("gpu_utilization", "Share of time in which it computed, 0 to 1.", lambda d: _load(nvml, d)),
+            ("gpu_memory_total_bytes", "Memory.", lambda d: nvml.nvmlDeviceGetMemoryInfo(d).total),
+            ("gpu_memory_used_bytes", "Memory in use.", lambda d: nvml.nvmlDeviceGetMemoryInfo(d).used),
+        ]
+        for name, meaning, read in gauges:
+            gauge = GaugeMetricFamily(name, meaning, labels=["gpu"])
+            self._fill(gauge, read)
+            yield gauge
+        # A counter by its nature, but documented without the ending that counters have.
+        energy = GaugeMetricFamily(
+            "gpu_total_energy_consumption_joules", "Energy since the driver was loaded.", labels=["gpu"]
+        )
+        self._fill(energy, lambda d: nvml.nvmlDeviceGetTotalEnergyConsumption(d) / 1e3)
+        yield energy
+
+    def _fill(self, family: GaugeMetricFamily, read: Callable[[Any], float]) -> None:
+        for index, device in enumerate(self._devices):
+            try:
+                family.add_metric([str(index)], read(device))
+            except self._nvml.NVMLError:  # not every GPU can tell everything
+                continue
+
+
+def _load(nvml: Any, device: Any) -> float:
+    return float(nvml.nvmlDeviceGetUtilizationRates(device).gpu) / 100

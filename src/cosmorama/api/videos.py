@@ -11,18 +11,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import WireError, body_limit, read_json, read_object
-from cosmorama.api.clips import discard
+from cosmorama.api.body import WireError, body_limit, read_form, read_json, read_object
+from cosmorama.api.clips import content_answer, discard
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import worded
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
-from cosmorama.api.form import read_form
-from cosmorama.api.ranges import content_answer
-from cosmorama.api.services import Services, ServicesOf
-from cosmorama.api.submission import owner_of, page_limit, submission_of
+from cosmorama.api.services import Services, ServicesOf, owner_of, page_limit, submission_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
-from cosmorama.jobs.record import Job, JobNotFoundError
+from cosmorama.jobs.model import Job, JobNotFoundError
 from cosmorama.media.stills import spritesheet, thumbnail
 from cosmorama.request import GenerationRequest
 

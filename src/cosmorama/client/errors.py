@@ -15,7 +15,7 @@ from cosmorama.errors import (
     QueueFullError,
     WorkerError,
 )
-from cosmorama.jobs.record import ContentGoneError, JobConflictError, JobNotFoundError, StoreUnavailableError
+from cosmorama.jobs.model import ContentGoneError, JobConflictError, JobNotFoundError, StoreUnavailableError
 
 _CLASSES: dict[str, type[CosmoramaError]] = {
     known.kind: known

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from cosmorama.client.errors import error_of
 from cosmorama.errors import CosmoramaError, ServerUnreachableError
-from cosmorama.jobs.record import JobConflictError
+from cosmorama.jobs.model import JobConflictError
 from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
 

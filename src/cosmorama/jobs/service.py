@@ -13,31 +13,27 @@ from typing import Any
 from cosmorama.engine.scheduler import Priority
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import CancelledError, InvalidRequestError, NotReadyError, Problem
-from cosmorama.jobs.artifacts import Artifacts
-from cosmorama.jobs.board import Board
-from cosmorama.jobs.codec import restore_media
-from cosmorama.jobs.content import Content
-from cosmorama.jobs.database import Database
-from cosmorama.jobs.dispatcher import Dispatcher
-from cosmorama.jobs.feed import Feeds, number, status
-from cosmorama.jobs.intake import Intake, Terms
-from cosmorama.jobs.lookout import Lookout
-from cosmorama.jobs.observer import Observer, Observers
-from cosmorama.jobs.record import (
+from cosmorama.jobs.files import Artifacts, Content, Scratch, restore_media
+from cosmorama.jobs.model import (
     ContentGoneError,
+    Feeds,
     Job,
     JobConflictError,
     JobError,
     JobEvent,
     JobNotFoundError,
+    Observer,
+    Observers,
     State,
     StoreUnavailableError,
+    number,
+    status,
 )
-from cosmorama.jobs.runner import Runner
-from cosmorama.jobs.scratch import Scratch
-from cosmorama.jobs.store import Store
-from cosmorama.jobs.upkeep import Upkeep
+from cosmorama.jobs.queue import Board, Lookout
+from cosmorama.jobs.store import Database, Store, Upkeep
+from cosmorama.jobs.submit import Intake, Terms
 from cosmorama.jobs.webhooks import Webhooks
+from cosmorama.jobs.worker import Dispatcher, Runner
 from cosmorama.media.write import suffix
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import Settings
@@ -224,7 +220,7 @@ class Jobs:
         self._observer.accepted(accepted)
         if attached:  # who waits for the clip does not ask where it stands
             return accepted
-        return (await self._lookout.placed((accepted,), self._runner.running))[0]
+        return (await self._lookout.placed((accepted,), self._runner.progress))[0]
 
     async def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """The job as it is now.
@@ -233,7 +229,7 @@ class Jobs:
             JobNotFoundError: there is none of that id, or it is not this owner's.
         """
         job: Job = await self._call(self._store.get, job_id, owner)
-        return (await self._lookout.placed((job,), self._runner.running))[0]
+        return (await self._lookout.placed((job,), self._runner.progress))[0]
 
     async def list(
         self,
@@ -263,7 +259,7 @@ class Jobs:
             )
         except JobNotFoundError:
             raise InvalidRequestError(Problem("cursor", cursor, "the id of a job")) from None
-        jobs = await self._lookout.placed(tuple(found[:limit]), self._runner.running)
+        jobs = await self._lookout.placed(tuple(found[:limit]), self._runner.progress)
         return Page(jobs, jobs[-1].id if len(found) > limit else None)
 
     async def restored(self, job: Job) -> GenerationRequest:

@@ -1,25 +1,455 @@
-"""The life of a job in the database. Every transition is one conditional UPDATE, so that of two servers one wins.
+"""The job store: its tables, and every transition of a job as one conditional UPDATE, so that of two servers one wins.
 
     accept -> queued -claim-> running -finish-> succeeded | failed | cancelled
                  ^--- release ---'
+
+Requests, outcomes and errors stand in it as JSON that a later release can still read: a document says its version.
 Blocking; `service` calls it from threads of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, Float, and_, bindparam, case, func, select, true, update
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    case,
+    create_engine,
+    event,
+    extract,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from cosmorama.errors import CosmoramaError
-from cosmorama.jobs.admission import Limits, NewJob, decided, room
-from cosmorama.jobs.codec import pack_error
-from cosmorama.jobs.database import Database
-from cosmorama.jobs.record import FINAL, Job, JobError, JobNotFoundError, State
-from cosmorama.jobs.schema import job_of, jobs
-from cosmorama.progress import Progress
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.scheduler import PRIORITIES, Priority
+from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem, QueueFullError
+from cosmorama.jobs.model import (
+    FINAL,
+    Job,
+    JobConflictError,
+    JobError,
+    JobNotFoundError,
+    JobResult,
+    State,
+    StoreUnavailableError,
+)
+from cosmorama.progress import Progress, Stage
+from cosmorama.request import GenerationRequest
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+version = Table("cosmorama_schema", metadata, Column("version", Integer, primary_key=True))
+
+jobs = Table(
+    "cosmorama_jobs",
+    metadata,
+    # The order of acceptance.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("dialect", String(64), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("idempotency_key", String(256)),
+    Column("fingerprint", String(64), nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("started_at", Float(53)),
+    Column("finished_at", Float(53)),
+    Column("deadline_at", Float(53)),
+    # Which server runs it, until when that may be believed, and how often one began to.
+    Column("holder", String(64)),
+    Column("lease_until", Float(53)),
+    Column("attempts", Integer, nullable=False, default=0),
+    # How much it is suspected of the deaths of processes that held it.
+    Column("blamed", Integer, nullable=False, default=0),
+    # Which server a client waits at, for jobs that are for nobody else, and until when that may be believed.
+    Column("waiter", String(64)),
+    Column("waiter_until", Float(53)),
+    # The error to end with, once its holder has seen that a running job is to be cancelled.
+    Column("cancel_error", Text),
+    Column("stage", String(16), nullable=False, default="queued"),
+    Column("step", Integer, nullable=False, default=0),
+    Column("total", Integer, nullable=False, default=0),
+    Column("remaining_s", Float(53)),
+    Column("error", Text),
+    Column("outcome", Text),
+    Column("media_type", String(64)),
+    # Key in the artifact store; null once the file was removed.
+    Column("result_key", String(256)),
+    Column("result_bytes", BigInteger, nullable=False, default=0),
+    Column("input_bytes", BigInteger, nullable=False, default=0),
+    Column("webhook_url", Text),
+    # When to try the webhook next; null when there is nothing (more) to send.
+    Column("webhook_due", Float(53)),
+    Column("webhook_attempts", Integer, nullable=False, default=0),
+    UniqueConstraint("owner", "idempotency_key"),
+    Index("cosmorama_jobs_by_state", "state", "seq"),
+    Index("cosmorama_jobs_by_webhook", "webhook_due"),
+    sqlite_autoincrement=True,
+)
+
+
+def job_of(row: RowMapping | dict[str, Any]) -> Job:
+    """The job in a row, without what depends on other rows (queue position, ETA)."""
+    return Job(
+        id=row["id"],
+        state=cast("State", row["state"]),
+        dialect=row["dialect"],
+        model=row["model"],
+        owner=row["owner"],
+        request=unpack_request(row["request"]),
+        priority=PRIORITIES[row["priority"]],
+        created_at=row["created_at"],
+        metadata=json.loads(row["labels"]),
+        progress=Progress(cast("Stage", row["stage"]), row["step"], row["total"], remaining_s=row["remaining_s"]),
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        deadline_at=row["deadline_at"],
+        attempts=row["attempts"],
+        error=None if row["error"] is None else unpack_error(row["error"]),
+        result=None
+        if row["outcome"] is None
+        else JobResult(unpack_outcome(row["outcome"]), row["media_type"], row["result_bytes"], row["result_key"]),
+        idempotency_key=row["idempotency_key"],
+        webhook_url=row["webhook_url"],
+        attached=row["waiter"] is not None,
+    )
+
+
+VERSION = 1
+
+_KEY = "$artifact"
+
+
+def fingerprint(dialect: str, request: GenerationRequest, blobs: Mapping[str, bytes]) -> str:
+    """Equal for requests that ask for the same: of a request before `resolve`, so that an undrawn seed stays equal."""
+    digests = {where: sha256(blob).hexdigest() for where, blob in blobs.items()}
+    return sha256(json.dumps([dialect, pack_request(request), digests], sort_keys=True).encode()).hexdigest()
+
+
+def pack_request(request: GenerationRequest) -> str:
+    """A request without inline media, as JSON text."""
+    body = _adapter(GenerationRequest).dump_python(request, mode="python")
+    return json.dumps({"version": VERSION, "request": body}, default=_as_json, separators=(",", ":"))
+
+
+def unpack_request(text: str) -> GenerationRequest:
+    """The request of `pack_request`.
+
+    Raises:
+        ValueError: the document is of a later version, or no request.
+    """
+    document = json.loads(text, object_hook=_from_json)
+    if document["version"] != VERSION:
+        raise ValueError(f"a request of version {document['version']}; this server reads version {VERSION}")
+    request: GenerationRequest = _adapter(GenerationRequest).validate_python(document["request"])
+    return request
+
+
+def pack_outcome(outcome: Outcome) -> str:
+    """An outcome as JSON text; of its path, the name."""
+    return _adapter(Outcome).dump_json(replace(outcome, path=Path(outcome.path.name))).decode()
+
+
+def unpack_outcome(text: str) -> Outcome:
+    """The outcome of `pack_outcome`."""
+    outcome: Outcome = _adapter(Outcome).validate_json(text)
+    return outcome
+
+
+def pack_error(error: JobError) -> str:
+    """An error as JSON text; values of problems that JSON has no words for become text."""
+    return json.dumps(_adapter(JobError).dump_python(error, mode="python"), default=repr)
+
+
+def unpack_error(text: str) -> JobError:
+    """The error of `pack_error`."""
+    error: JobError = _adapter(JobError).validate_json(text)
+    return error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Path):
+        return {_KEY: value.as_posix()}
+    raise TypeError(f"{type(value).__name__} has no place in a stored request")
+
+
+def _from_json(value: dict[str, Any]) -> Any:
+    return Path(value[_KEY]) if value.keys() == {_KEY} else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """What is known of a job before it is accepted.
+
+    `fingerprint` is compared where there is an `idempotency_key`; `blob_bytes` is the size of its inline media.
+    """
+
+    id: str
+    request: GenerationRequest
+    dialect: str
+    model: str
+    owner: str
+    priority: Priority
+    fingerprint: str
+    created_at: float
+    labels: Mapping[str, str]
+    idempotency_key: str | None = None
+    deadline_at: float | None = None
+    webhook_url: str | None = None
+    waiter: str | None = None
+    blob_bytes: int = 0
+
+    @property
+    def job(self) -> Job:
+        """As it is once it was accepted."""
+        return Job(
+            id=self.id,
+            state="queued",
+            dialect=self.dialect,
+            model=self.model,
+            owner=self.owner,
+            request=self.request,
+            priority=self.priority,
+            created_at=self.created_at,
+            metadata=dict(self.labels),
+            deadline_at=self.deadline_at,
+            idempotency_key=self.idempotency_key,
+            webhook_url=self.webhook_url,
+            attached=self.waiter is not None,
+        )
+
+    def values(self) -> dict[str, Any]:
+        """The columns, except for what depends on the database's clock."""
+        return {
+            "id": self.id,
+            "state": "queued",
+            "owner": self.owner,
+            "dialect": self.dialect,
+            "model": self.model,
+            "priority": PRIORITIES.index(self.priority),
+            "request": pack_request(self.request),
+            "labels": json.dumps(dict(self.labels)),
+            "idempotency_key": self.idempotency_key,
+            "fingerprint": self.fingerprint,
+            "created_at": self.created_at,
+            "deadline_at": self.deadline_at,
+            "webhook_url": self.webhook_url,
+            "waiter": self.waiter,
+            "input_bytes": self.blob_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many jobs may be unfinished: waiting beside `running` that are made, and per owner."""
+
+    queue: int
+    running: int
+    per_owner: int | None = None
+
+
+_UNFINISHED = select(jobs.c.state, func.count()).where(jobs.c.state.in_(("queued", "running"))).group_by(jobs.c.state)
+
+
+def room(connection: Connection, limits: Limits) -> int:
+    """How many more jobs may be accepted."""
+    counted: dict[str, int] = {row[0]: row[1] for row in connection.execute(_UNFINISHED)}
+    return limits.queue + max(limits.running - counted.get("running", 0), 0) - counted.get("queued", 0)
+
+
+def decided(connection: Connection, job: NewJob, limits: Limits, left: int) -> str | CosmoramaError | None:
+    """An earlier job's id, or why this one is refused, with room for `left` more; None: it can be accepted."""
+    return _earlier(connection, job) or _refusal(connection, job, limits, left)
+
+
+def _earlier(connection: Connection, job: NewJob) -> str | JobConflictError | None:
+    """The job that was accepted before under the same key."""
+    if job.idempotency_key is None:
+        return None
+    same = select(jobs.c.id, jobs.c.fingerprint).where(
+        jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key
+    )
+    found = connection.execute(same).first()
+    if found is None:
+        return None
+    if found.fingerprint == job.fingerprint:
+        return str(found.id)
+    return JobConflictError(f"the Idempotency-Key was used for another request, job {found.id}")
+
+
+def _refusal(connection: Connection, job: NewJob, limits: Limits, left: int) -> QueueFullError | None:
+    if left <= 0:
+        waiting = connection.execute(select(func.count()).where(jobs.c.state == "queued")).scalar_one()
+        return QueueFullError(
+            f"{waiting} jobs wait already, as many as this server lets wait; this one would be number {waiting + 1}"
+        )
+    if limits.per_owner is None:
+        return None
+    own = select(func.count()).where(jobs.c.owner == job.owner, jobs.c.state.in_(("queued", "running")))
+    count = connection.execute(own).scalar_one()
+    if count < limits.per_owner:
+        return None
+    return QueueFullError(f"{count} jobs of this key are unfinished, and no more than {limits.per_owner} may be")
+
+
+BUSY_TIMEOUT_S = 10
+
+CONNECT_TIMEOUT_S = 5
+
+_ADMISSION_LOCK = 0x636F736D
+
+"""Any number, the same in every server: Postgres's advisory lock around counting the queue and adding to it."""
+
+
+class Database:
+    """Transactions on the job store. Blocking; for one thread with SQLite, for several with Postgres."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            raise InvalidRequestError(Problem("database_url", "...", "an SQLAlchemy URL")) from None
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        arguments: dict[str, Any] = (
+            {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+            if self.is_sqlite
+            else {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "cosmorama"}
+        )
+        try:
+            self._engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not self.is_sqlite)
+        except (NoSuchModuleError, ModuleNotFoundError) as error:
+            problem = Problem("database_url", parsed.drivername, f"an installed driver ({error})")
+            raise InvalidRequestError(problem) from None
+        if self.is_sqlite:
+            _prepare_sqlite(self._engine)
+
+    def create(self) -> None:
+        """Make the tables if they are not there.
+
+        Raises:
+            StoreUnavailableError: the database cannot be reached, or was made by another version.
+        """
+        with self.write() as connection:
+            if not self.is_sqlite:
+                # Two servers that start at once would both find nothing and both create.
+                connection.execute(select(func.pg_advisory_xact_lock(_ADMISSION_LOCK)))
+            metadata.create_all(connection)
+            found = connection.execute(select(version.c.version)).scalar()
+            if found is None:
+                connection.execute(version.insert().values(version=SCHEMA_VERSION))
+            elif found != SCHEMA_VERSION:
+                raise StoreUnavailableError(f"the job store has version {found}; this server needs {SCHEMA_VERSION}")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads.
+
+        Raises:
+            StoreUnavailableError: here and in `write`, for whatever goes wrong between us and the database.
+        """
+        with _translated(), self._engine.connect() as connection:
+            yield connection.execution_options(cosmorama_begin="BEGIN")
+
+    @contextmanager
+    def write(self, *, admission: bool = False) -> Iterator[Connection]:
+        """A transaction that writes.
+
+        Args:
+            admission: What it reads decides what it adds, so no other of these may run meanwhile; and its end is a
+                promise, so it is on the disk then. (Losing the end of another transaction with the power is harmless:
+                what it recorded is found out again.)
+        """
+        with _translated(), self._engine.connect() as connection:
+            if self.is_sqlite:
+                # Not through SQLAlchemy, which would begin a transaction first; within one this cannot be set.
+                level = "FULL" if admission else "NORMAL"
+                connection.connection.driver_connection.execute(f"PRAGMA synchronous={level}")  # type: ignore[union-attr]
+            with connection.begin():
+                if admission and not self.is_sqlite:
+                    connection.execute(select(func.pg_advisory_xact_lock(_ADMISSION_LOCK)))
+                yield connection
+
+    def now(self) -> ColumnElement[float]:
+        """Seconds since the epoch on the one clock that all servers of this store share."""
+        if self.is_sqlite:
+            return literal(time.time())
+        return sql_cast(extract("epoch", func.clock_timestamp()), Float(53))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: Any) -> None:
+        # SQLAlchemy's own BEGIN, below, instead of the driver's.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+
+    @event.listens_for(engine, "begin")
+    def began(connection: Connection) -> None:
+        # A transaction that reads and then writes would fail if another process wrote in between.
+        begin = connection.get_execution_options().get("cosmorama_begin", "BEGIN IMMEDIATE")
+        connection.exec_driver_sql(begin)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, PoolTimeoutError) as error:
+        cause = getattr(error, "orig", None) or error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise StoreUnavailableError(f"the job store cannot be used now ({reason}); try again later") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +669,209 @@ def _owned(owner: str | None) -> ColumnElement[bool]:
 
 def _webhook_due(now: ColumnElement[float]) -> ColumnElement[float | None]:
     return case((jobs.c.webhook_url.is_not(None), now), else_=None)
+
+
+_OPEN = ("queued", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What scheduling needs to know of a job that is not over; `suspect`: whether a process may have died of it."""
+
+    id: str
+    state: State
+    priority: Priority
+    created_at: float
+    progress: Progress
+    suspect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a server's sign of life found: the claims that stand, and the errors to end some of them with."""
+
+    held: frozenset[Hold]
+    cancelled: Mapping[Hold, JobError]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A webhook to send: to where, and how often that was tried."""
+
+    job_id: str
+    url: str
+    attempts: int
+
+
+class Upkeep:
+    """The store, looked at from above."""
+
+    def __init__(self, store: Store) -> None:
+        self._database = store.database
+        self._lease_s = store.lease_s
+
+    def unfinished(self) -> list[Unfinished]:
+        """All jobs that are to be worked on, oldest first."""
+        table = jobs.c
+        wanted = (
+            select(
+                table.id,
+                table.state,
+                table.priority,
+                table.created_at,
+                table.stage,
+                table.step,
+                table.total,
+                table.remaining_s,
+                table.blamed,
+            )
+            .where(or_(table.state == "running", and_(table.state == "queued", table.cancel_error.is_(None))))
+            .order_by(table.seq)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(wanted).all()
+        return [
+            Unfinished(
+                row.id,
+                cast("State", row.state),
+                PRIORITIES[row.priority],
+                row.created_at,
+                Progress(cast("Stage", row.stage), row.step, row.total, remaining_s=row.remaining_s),
+                row.blamed > 0,
+            )
+            for row in rows
+        ]
+
+    def requests(self, ids: Iterable[str]) -> dict[str, GenerationRequest]:
+        """The requests of some jobs."""
+        wanted = select(jobs.c.id, jobs.c.request).where(jobs.c.id.in_(list(ids)))
+        with self._database.read() as connection:
+            return {row.id: unpack_request(row.request) for row in connection.execute(wanted)}
+
+    def recent(self, model: str, limit: int = 50) -> list[tuple[GenerationRequest, Outcome]]:
+        """The newest successes of a model, oldest first, to learn from how long they took."""
+        wanted = (
+            select(jobs.c.request, jobs.c.outcome)
+            .where(jobs.c.state == "succeeded", jobs.c.model == model)
+            .order_by(jobs.c.seq.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(wanted).all()
+        return [(unpack_request(row.request), unpack_outcome(row.outcome)) for row in reversed(rows)]
+
+    def heartbeat(self, server: str) -> Heartbeat:
+        """Renew what a server holds and waits for."""
+        until = self._database.now() + self._lease_s
+        with self._database.write() as connection:
+            connection.execute(
+                update(jobs).where(jobs.c.state == "running", jobs.c.holder == server).values(lease_until=until)
+            )
+            connection.execute(
+                update(jobs).where(jobs.c.state.in_(_OPEN), jobs.c.waiter == server).values(waiter_until=until)
+            )
+            rows = connection.execute(
+                select(jobs.c.id, jobs.c.attempts, jobs.c.cancel_error).where(
+                    jobs.c.state == "running", jobs.c.holder == server
+                )
+            ).all()
+        holds = {Hold(row.id, server, row.attempts): row.cancel_error for row in rows}
+        cancelled = {hold: unpack_error(error) for hold, error in holds.items() if error is not None}
+        return Heartbeat(frozenset(holds), cancelled)
+
+    def seize(self, server: str) -> list[tuple[Hold, JobError | None]]:
+        """Take running jobs whose holder gives no sign of life; with each, the error if it was to be cancelled."""
+        # Not its own: that a server is late itself does not mean that it does not work.
+        expired = and_(jobs.c.state == "running", jobs.c.lease_until < self._database.now(), jobs.c.holder != server)
+        taken = []
+        with self._database.write() as connection:
+            lost = connection.execute(
+                select(jobs.c.id, jobs.c.holder, jobs.c.attempts, jobs.c.cancel_error).where(expired)
+            ).all()
+            for row in lost:
+                old = Hold(row.id, row.holder, row.attempts)
+                mine = update(jobs).where(old.where, expired)
+                values = {"holder": server, "lease_until": self._database.now() + self._lease_s}
+                if connection.execute(mine.values(values)).rowcount:
+                    error = None if row.cancel_error is None else unpack_error(row.cancel_error)
+                    taken.append((Hold(row.id, server, row.attempts), error))
+        return taken
+
+    def end_abandoned(self, server: str, error: JobError) -> list[str]:
+        """Cancel what nobody waits for any more, as a server finds it."""
+        # Not what is waited for at this one: that it is late itself does not mean that its clients are gone.
+        gone = and_(jobs.c.waiter_until < self._database.now(), jobs.c.waiter != server)
+        return self._end(gone, Finish("cancelled", error))
+
+    def end_cancelled(self, error: JobError) -> list[str]:
+        """Cancel what went back into the queue before its holder had seen that it was to be cancelled."""
+        return self._end(jobs.c.cancel_error.is_not(None), Finish("cancelled", error))
+
+    def end_overdue(self, error: JobError) -> list[str]:
+        """Fail what passed its deadline in the queue; who runs a job looks after its deadline himself."""
+        return self._end(
+            and_(jobs.c.deadline_at < self._database.now(), jobs.c.state == "queued"), Finish("failed", error)
+        )
+
+    def expired(self, age_s: float) -> list[str]:
+        """Jobs that were over so long ago."""
+        with self._database.read() as connection:
+            old = jobs.c.finished_at < self._database.now() - age_s
+            return list(connection.execute(select(jobs.c.id).where(jobs.c.state.in_(FINAL), old)).scalars())
+
+    def over(self, max_bytes: int) -> list[str]:
+        """The oldest finished jobs without whose files all others fit into `max_bytes`."""
+        size = jobs.c.result_bytes + jobs.c.input_bytes
+        with self._database.read() as connection:
+            excess = int(connection.execute(select(func.coalesce(func.sum(size), 0))).scalar_one()) - max_bytes
+            if excess <= 0:
+                return []
+            oldest = select(jobs.c.id, size.label("size")).where(jobs.c.state.in_(FINAL), size > 0)
+            found = []
+            for row in connection.execute(oldest.order_by(jobs.c.finished_at)):
+                found.append(row.id)
+                excess -= row.size
+                if excess <= 0:
+                    break
+            return found
+
+    def results(self, ids: Sequence[str]) -> Mapping[str, tuple[State, str | None]]:
+        """State and the clip's key of some jobs; those that are gone are missing."""
+        wanted = select(jobs.c.id, jobs.c.state, jobs.c.result_key).where(jobs.c.id.in_(ids))
+        with self._database.read() as connection:
+            return {row.id: (cast("State", row.state), row.result_key) for row in connection.execute(wanted)}
+
+    def take_webhooks(self, limit: int = 16) -> list[Due]:
+        """Webhooks that are due; nobody else gets them for the length of a lease."""
+        now = self._database.now()
+        with self._database.write() as connection:
+            due = select(jobs.c.id).where(jobs.c.webhook_due <= now).order_by(jobs.c.webhook_due).limit(limit)
+            mine = (
+                update(jobs)
+                .where(jobs.c.id.in_(due.scalar_subquery()), jobs.c.webhook_due <= now)
+                .values(webhook_due=now + self._lease_s, webhook_attempts=jobs.c.webhook_attempts + 1)
+                .returning(jobs.c.id, jobs.c.webhook_url, jobs.c.webhook_attempts)
+            )
+            return [Due(row.id, row.webhook_url, row.webhook_attempts) for row in connection.execute(mine)]
+
+    def set_webhook(self, job_id: str, retry_in_s: float | None) -> None:
+        """Try a webhook again later, or (None) no more."""
+        due = None if retry_in_s is None else self._database.now() + retry_in_s
+        with self._database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(webhook_due=due))
+
+    def _end(self, condition: ColumnElement[bool], finish: Finish) -> list[str]:
+        with self._database.write() as connection:
+            ended = connection.execute(
+                update(jobs)
+                .where(condition, jobs.c.state == "queued")
+                .values(finish.values(self._database.now()))
+                .returning(jobs.c.id)
+            ).scalars()
+            found = list(ended)
+            connection.execute(
+                update(jobs)
+                .where(condition, jobs.c.state == "running", jobs.c.cancel_error.is_(None))
+                .values(cancel_error=None if finish.error is None else pack_error(finish.error))
+            )
+        return found

@@ -21,9 +21,8 @@ from pydantic_core import to_json
 from standardwebhooks import Webhook
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.jobs.record import Job, JobNotFoundError, StoreUnavailableError
-from cosmorama.jobs.store import Store
-from cosmorama.jobs.upkeep import Due, Upkeep
+from cosmorama.jobs.model import Job, JobNotFoundError, StoreUnavailableError
+from cosmorama.jobs.store import Due, Store, Upkeep
 from cosmorama.media.fetch import Deadline, GuardedBackend, RefusedAddressError
 
 log = logging.getLogger(__name__)

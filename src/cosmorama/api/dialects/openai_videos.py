@@ -22,7 +22,7 @@ from cosmorama.api.dialects.base import Dialect
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
-from cosmorama.jobs.record import Job, State
+from cosmorama.jobs.model import Job, State
 from cosmorama.media.sniff import sniff
 from cosmorama.media.write import mime_type
 from cosmorama.progress import Progress

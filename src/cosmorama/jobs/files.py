@@ -1,28 +1,40 @@
-"""Where inputs and results are kept: a local folder, or whatever fsspec knows (s3://, gs://, memory://, ...). Blocking.
+"""Where inputs, results and clips being made are kept. Blocking.
 
     inputs/JOB/FIELD        what came inline with a request
     results/JOB/ATTEMPT/    the clip, and then `record.json`, which says that the clip is whole
 
-Every attempt has a key of its own, so that nothing is ever written over something that is being read, and a clip counts
-only once its record is there: whoever finds the record after a crash need not make the clip again.
+These are in the artifact store: a local folder, or whatever fsspec knows (s3://, gs://, memory://, ...). Every attempt
+has a key of its own, so that nothing is ever written over something that is being read, and a clip counts only once its
+record is there: whoever finds the record after a crash need not make the clip again. Clips are made in a private folder
+of the server; what a dead server left there is cleared by the next one to start.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from secrets import token_hex
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from cosmorama.jobs.record import StoreUnavailableError
+from cosmorama.jobs.model import StoreUnavailableError
+from cosmorama.media.fetch import FetchPolicy, load_bytes
+from cosmorama.request import GenerationRequest, MediaSource
 
 CHUNK_BYTES = 1 << 20
+
 _RECORD = "record.json"
 
 
@@ -190,3 +202,135 @@ def _sync(file: Path) -> None:
 def _unavailable(error: Exception) -> StoreUnavailableError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return StoreUnavailableError(f"the artifact store cannot be used now ({reason}); try again later")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A clip in the artifact store.
+
+    Attributes:
+        key: What it is called there.
+        path: Where it is, if the store is a local folder.
+        media_type: Such as `video/mp4`.
+        size: In bytes.
+        name: A file name for it, such as `job_0123.mp4`.
+    """
+
+    artifacts: Artifacts
+    key: str
+    path: Path | None
+    media_type: str
+    size: int
+    name: str
+
+    async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Bytes `start` to `stop` (exclusive; None: the end), in pieces."""
+        end = self.size if stop is None else min(stop, self.size)
+        while start < end:
+            piece = await asyncio.to_thread(self.artifacts.read, self.key, start, min(start + CHUNK_BYTES, end))
+            if not piece:
+                return
+            start += len(piece)
+            yield piece
+
+
+_LOCK = ".lock"
+
+
+class Scratch:
+    """One server's folder under `parent`. Its name is the server's identity in the job store.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        _clear_dead(parent)
+        self.server = f"{socket.gethostname()[:32]}-{os.getpid()}-{token_hex(4)}"
+        self.folder = parent / self.server
+        self.folder.mkdir()
+        # The kernel lets go of it when the process ends, however that happens.
+        self._lock = (self.folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def place(self, suffix: str) -> Path:
+        """Where to put one clip: a path in a new folder of its own."""
+        return Path(tempfile.mkdtemp(dir=self.folder)) / f"clip{suffix}"
+
+    @staticmethod
+    def discard(clip: Path) -> None:
+        """Delete a clip and whatever else is in its folder."""
+        shutil.rmtree(clip.parent, ignore_errors=True)
+
+    def close(self) -> None:
+        """Delete the folder."""
+        self._lock.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _clear_dead(parent: Path) -> None:
+    for lock in parent.glob(f"*/{_LOCK}"):
+        with suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+_Node = TypeVar("_Node")
+
+
+def take_media(request: GenerationRequest, max_bytes: int) -> tuple[GenerationRequest, dict[str, bytes]]:
+    """Take the inline media out of a request: `(request with a Path in its place, blobs by that path)`.
+
+    URLs stay; they are fetched when the job runs.
+
+    Raises:
+        MediaError: base64 that is none, media over `max_bytes`, or a local file, which no client may name.
+    """
+    blobs: dict[str, bytes] = {}
+    policy = FetchPolicy(allow_urls=True, allow_files=False, max_bytes=max_bytes)
+
+    def take(where: str, source: MediaSource) -> MediaSource:
+        if isinstance(source, str) and source.lstrip()[:8].lower().startswith(("http://", "https://")):
+            return source
+        blobs[where] = load_bytes(source, where, policy)
+        return Path(where)
+
+    return _map_media(request, take), blobs
+
+
+def place_media(request: GenerationRequest, prefix: str) -> GenerationRequest:
+    """Put `prefix` before the paths that `take_media` left."""
+    return _map_media(request, lambda _, source: Path(prefix) / source if isinstance(source, Path) else source)
+
+
+def restore_media(request: GenerationRequest, read: Callable[[str], bytes]) -> GenerationRequest:
+    """Put the contents back where a request names artifacts."""
+    return _map_media(request, lambda _, source: read(str(source)) if isinstance(source, Path) else source)
+
+
+def _map_media(node: _Node, change: Callable[[str, MediaSource], MediaSource], where: str = "") -> _Node:
+    """A dataclass with every media source in it changed, however deep; they are called such as `controls.0.source`."""
+    changed: dict[str, Any] = {}
+    for name, value, media in _fields(node):
+        path = f"{where}{name}"
+        if media and value is not None:
+            changed[name] = change(path, value)
+        elif is_dataclass(value):
+            changed[name] = _map_media(value, change, f"{path}.")
+        elif isinstance(value, tuple) and any(is_dataclass(item) for item in value):
+            changed[name] = tuple(_map_media(item, change, f"{path}.{i}.") for i, item in enumerate(value))
+    return replace(node, **changed)  # type: ignore[type-var]
+
+
+def _fields(node: Any) -> Iterator[tuple[str, Any, bool]]:
+    kind: Any = type(node)
+    media = _media_fields(kind)
+    for field in fields(node):
+        yield field.name, getattr(node, field.name), field.name in media
+
+
+@cache
+def _media_fields(kind: Any) -> frozenset[str]:
+    # MediaSource is the only type in a request that admits bytes.
+    return frozenset(name for name, hint in get_type_hints(kind).items() if bytes in get_args(hint))

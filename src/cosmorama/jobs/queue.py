@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Any
 
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Candidate, order, rank
-from cosmorama.jobs.observer import Observer
-from cosmorama.jobs.record import Job, JobError, State
-from cosmorama.jobs.upkeep import Unfinished
+from cosmorama.jobs.model import Job, JobError, Observer, State
+from cosmorama.jobs.store import Unfinished, Upkeep
 from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
 
 SORTING_SHARE = 0.02
+
 """How much of the time may go into sorting the queue: ranks change at every moment, and a long queue takes a while."""
 
 _REMAINING_S = attrgetter("remaining_s")
@@ -187,3 +189,62 @@ class Board(Observer):
         if remaining_s is None:
             remaining_s = self.estimator.remaining_s(self._requests[job.id], progress)
         return Candidate(job.id, job.priority, time.time() - job.created_at, remaining_s)
+
+
+BOARD_AGE_S = 1.5
+
+"""How old the board may be for those who ask where a job stands. The dispatcher reads it anew every second anyway."""
+
+
+class Lookout:
+    """Reads the queue, as seldom as it may.
+
+    Args:
+        upkeep, call: The store, and how to call its blocking methods.
+        board: Filled by `look`.
+    """
+
+    def __init__(self, upkeep: Upkeep, call: Callable[..., Awaitable[Any]], board: Board) -> None:
+        self.board = board
+        self._upkeep = upkeep
+        self._call = call
+        self._looking = asyncio.Lock()
+        self._began_at = float("-inf")
+
+    async def look(self) -> None:
+        """Read the queue anew. Who asks while it is being read shares the next reading with all who do.
+
+        Raises:
+            StoreUnavailableError: the database is away.
+        """
+        asked_at = time.monotonic()
+        async with self._looking:
+            if self._began_at > asked_at and self.board.seen_at > asked_at:
+                return
+            self._began_at = time.monotonic()
+            self.board.begin()
+            unfinished = await self._call(self._upkeep.unfinished)
+            unknown = self.board.unknown(unfinished)
+            requests = await self._call(self._upkeep.requests, unknown) if unknown else {}
+            self.board.see(unfinished, requests)
+
+    async def placed(self, jobs: tuple[Job, ...], running: Mapping[str, Progress]) -> tuple[Job, ...]:
+        """Jobs with their places in the queue and their ETAs; `running`: how far those are that run here, by id."""
+        if all(job.final for job in jobs):
+            return jobs
+        # Of the jobs that run here more is known than the store has been told.
+        jobs = tuple(
+            replace(job, progress=running[job.id]) if job.state == "running" and job.id in running else job
+            for job in jobs
+        )
+        open_ids = {job.id for job in jobs if not job.final}
+        too_old = time.monotonic() - self.board.seen_at > BOARD_AGE_S
+        if too_old or any(job_id not in self.board for job_id in open_ids):
+            await self.look()
+        standings = self.board.standings(open_ids)
+        return tuple(
+            replace(job, queue_position=standings[job.id].position, eta_s=standings[job.id].eta_s)
+            if job.id in standings
+            else job
+            for job in jobs
+        )

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from cosmorama.jobs.board import Board, Standing
-from cosmorama.jobs.record import Job
-from cosmorama.jobs.upkeep import Unfinished
+from cosmorama.jobs.model import Job
+from cosmorama.jobs.queue import Board, Standing
+from cosmorama.jobs.store import Unfinished
 from cosmorama.progress import Progress
 from tests.jobs.fake import REQUEST
 
@@ -82,7 +82,7 @@ def test_what_happens_while_the_store_is_read_is_not_forgotten() -> None:
 
 
 def test_reading_again_lets_jobs_in_and_out_at_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cosmorama.jobs.board.SORTING_SHARE", 1e-9)  # sorted once, and not again
+    monkeypatch.setattr("cosmorama.jobs.queue.SORTING_SHARE", 1e-9)  # sorted once, and not again
     board = Board()
     read(board, *(stored(name, age_s=age) for name, age in (("a", 50), ("c", 30), ("e", 10))))
     assert [known.id for known, _ in board.in_order()] == ["a", "c", "e"]

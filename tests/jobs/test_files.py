@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cosmorama.jobs.artifacts import Artifacts
-from cosmorama.jobs.record import StoreUnavailableError
+from cosmorama.jobs.files import Artifacts
+from cosmorama.jobs.model import StoreUnavailableError
 
 
 @pytest.fixture(params=["folder", "remote"])
@@ -54,7 +54,7 @@ def test_a_clip_is_copied_to_another_file_system_whole_or_not(tmp_path: Path, mo
 
     monkeypatch.setattr(Path, "replace", from_elsewhere)
     with monkeypatch.context() as patch:
-        patch.setattr("cosmorama.jobs.artifacts.shutil.copyfile", half)
+        patch.setattr("cosmorama.jobs.files.shutil.copyfile", half)
         with pytest.raises(StoreUnavailableError, match="No space left"):
             artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
     assert clip.exists()

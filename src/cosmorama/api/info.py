@@ -1,23 +1,104 @@
-"""`GET /v1/capabilities`: what the loaded model takes, for programs that build a form or check a request themselves."""
+"""What this server is, what its model takes, and whether it takes work. Bodies hold what NIM clients look at."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib import metadata
 from typing import Any, Literal, get_args
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from cosmorama import __version__
 from cosmorama.api.services import ServicesOf
 from cosmorama.request import CODECS, MAX_SEED, Capabilities, Codec, GenerationRequest, Output, Range
 
+API_VERSION = "1.0.0"
+
+DEFAULT_MODEL = "microcosm"
+
 router = APIRouter(tags=["about"])
+
+_started_at = int(time.time())
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """People who open the address in a browser are led to the documentation."""
+    return RedirectResponse("/docs")
+
+
+@router.get("/v1/version")
+async def version() -> dict[str, str]:
+    """The release of the server and of its API."""
+    return {"release": __version__, "api": API_VERSION}
+
+
+@router.get("/v1/license")
+async def license_() -> dict[str, Any]:
+    """The licence of the server, with its text where the installation has it."""
+    name = metadata.metadata("cosmorama")["License-Expression"]
+    return {"name": name, "type": "file", "content": _licence_text()}
+
+
+@router.get("/v1/metadata")
+async def metadata_(services: ServicesOf) -> dict[str, Any]:
+    """The default model, and the names of all."""
+    name = services.supervisor.names[0]
+    settings = services.settings
+    configured = settings.models.get(name, settings.model)
+    return {
+        "version": __version__,
+        "modelInfo": [{"shortName": each, "modelUrl": ""} for each in services.supervisor.names],
+        "selectedModelProfileId": name,
+        "checkpoint": "default" if configured == DEFAULT_MODEL else configured,
+        "model_type": "generator",
+        "model_variant": name,
+        "inference_endpoint": "/v1/infer",
+        "licenseInfo": {"name": metadata.metadata("cosmorama")["License-Expression"], "url": "/v1/license"},
+    }
+
+
+@router.get("/v1/manifest")
+async def manifest(services: ServicesOf) -> dict[str, str]:
+    """The model profile as a YAML document (JSON is YAML)."""
+    name = services.supervisor.names[0]
+    profile = {"profile_id": name, "model": services.settings.model, "release": __version__}
+    return {"manifest_file": json.dumps({"schema_version": "1.0", "profiles": [profile]}, indent=2)}
+
+
+@router.get("/v1/models")
+async def models(services: ServicesOf) -> dict[str, Any]:
+    """The models being served, the default one first, in the list shape of the OpenAI API."""
+    entry = {"object": "model", "created": _started_at, "owned_by": "cosmorama"}
+    return {"object": "list", "data": [{"id": name, **entry} for name in services.supervisor.names]}
+
+
+@router.get("/metrics", response_class=Response, include_in_schema=False)
+@router.get("/v1/metrics", response_class=Response)
+async def metrics(services: ServicesOf) -> Response:
+    """Prometheus text."""
+    return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _licence_text() -> str | None:
+    for file in metadata.files("cosmorama") or ():
+        if file.name == "LICENSE":
+            return file.read_text()
+    return None
+
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such model; the message lists those that there are."},
     503: {"description": "Not loaded yet."},
 }
+
 KnobType = Literal["integer", "number", "boolean", "string"]
+
 Choice = int | float | str
 
 
@@ -102,3 +183,33 @@ def _choice(choices: Sequence[str], default: str | None) -> Knob:
 def _side(model: Capabilities, listed: Sequence[int], default: int) -> Knob:
     # A width goes with the heights it is listed with in `sizes`; alone it is a side that some size has.
     return Knob(type="integer", choices=tuple(dict.fromkeys(listed)), multiple_of=model.size_multiple, default=default)
+
+
+health_router = APIRouter(prefix="/v1/health", tags=["health"])
+
+
+@health_router.head("/live", include_in_schema=False)
+@health_router.get("/live", summary="Is the server process alive")
+async def live() -> JSONResponse:
+    """Answers as long as the HTTP side runs, whatever the model does."""
+    return _body(200, "live", "Service is live", "Cosmorama liveness check")
+
+
+@health_router.head("/ready", include_in_schema=False)
+@health_router.get("/ready", summary="Is a model loaded", responses={503: {"description": "Not yet, or not any more."}})
+async def ready(services: ServicesOf) -> JSONResponse:
+    """503 with the reason until the model is loaded, while its worker is started anew, and before the server ends."""
+    supervisor = services.supervisor
+    if services.jobs.draining:
+        reason = "the server is about to end"
+    elif supervisor.ready:
+        return _body(200, "ready", "Service is ready", "Cosmorama readiness check")
+    else:
+        reason = supervisor.reason
+    return _body(503, "not ready", f"Service is not ready: {reason}", "Cosmorama readiness check")
+
+
+def _body(status_code: int, status: str, message: str, description: str) -> JSONResponse:
+    body = {"object": "health.response", "message": message, "description": description, "status": status}
+    headers = {"Retry-After": "5"} if status_code == 503 else None
+    return JSONResponse(body, status_code, headers=headers)

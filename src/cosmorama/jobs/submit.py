@@ -13,19 +13,16 @@ from typing import Any
 from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import InvalidRequestError, NotReadyError, Problem, QueueFullError
-from cosmorama.jobs.admission import Limits, NewJob
-from cosmorama.jobs.artifacts import Artifacts
-from cosmorama.jobs.board import Board
-from cosmorama.jobs.codec import fingerprint, place_media, take_media
-from cosmorama.jobs.record import Job, StoreUnavailableError
-from cosmorama.jobs.store import Store
+from cosmorama.jobs.files import Artifacts, place_media, take_media
+from cosmorama.jobs.model import Job, StoreUnavailableError
+from cosmorama.jobs.queue import Board
+from cosmorama.jobs.store import Limits, NewJob, Store, fingerprint
 from cosmorama.jobs.webhooks import check_url
 from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
 MAX_LABELS = 16
-
 
 DEADLINES = "a number of seconds, more than 0 and at most 1000000000"
 
