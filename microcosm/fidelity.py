@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cosmorama.local import Model
-from cosmorama.request import GenerationRequest
+from cosmorama.request import Defaults, GenerationRequest
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component, load_microcosm
 from microcosm.autoencoder import psnr, to_float
@@ -100,7 +100,7 @@ def _enlarged(vae: VideoAutoencoder, small: Tensor) -> Tensor:
     return cast(Tensor, frame.permute(2, 0, 1).float() / 127.5 - 1)
 
 
-def measure_cost(weights: Path, steps: int = DEFAULT.steps) -> list[Figure]:
+def measure_cost(weights: Path, steps: int = Defaults().steps) -> list[Figure]:
     """Seconds of the API's default request, from request to file on all cores, and megabytes of weights."""
     model = Model(load_microcosm(weights))
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.engine.rollout import Rollout
-from cosmorama.request import GenerationRequest
+from cosmorama.request import Defaults, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
@@ -41,7 +41,7 @@ class Job:
     frames: int
     seed: int
     given: Frames | None = field(default=None, repr=False)
-    steps: int = GenerationRequest().steps
+    steps: int = Defaults().steps
 
 
 def draw(world: CosmosFlowWorld, job: Job) -> Frames:
@@ -57,7 +57,7 @@ def draw(world: CosmosFlowWorld, job: Job) -> Frames:
     while not rollout.done:
         rollout.advance()
     assert isinstance(world.autoencoder, VideoAutoencoder)
-    height, width = request.height // OUTPUT_SCALE, request.width // OUTPUT_SCALE
+    height, width = resolved.height // OUTPUT_SCALE, resolved.width // OUTPUT_SCALE
     with torch.inference_mode():
         small = world.autoencoder.decode_small(rollout.latents, height, width)
     return np.ascontiguousarray(to_uint8(small[:, :, -job.frames :])[0])

@@ -5,14 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmorama.errors import InvalidRequestError
-from cosmorama.request import Capabilities, FrameRule, GenerationRequest, Output
-from cosmorama.resolve import resolve
+from cosmorama.request import (
+    Action,
+    Adapter,
+    Capabilities,
+    Control,
+    Defaults,
+    FrameRule,
+    GenerationRequest,
+    Output,
+    Range,
+    Size,
+    Usual,
+)
+from cosmorama.resolve import check, resolve
 
 CAPABILITIES = Capabilities(model="test")
 PLAIN = GenerationRequest(prompt="a ball")
@@ -25,9 +38,9 @@ def refused(**changes: object) -> str:
 
 
 def test_defaults_are_those_of_the_source() -> None:
-    request = GenerationRequest(prompt="a ball")
+    request = resolve(GenerationRequest(prompt="a ball"), CAPABILITIES)
     assert (request.width, request.height, request.frames, request.fps) == (1280, 704, 121, 24)
-    assert (request.guidance_scale, request.steps, request.seed) == (7.0, 35, None)
+    assert (request.guidance_scale, request.steps) == (7.0, 35)
     assert request.negative_prompt.startswith("The video captures a series of frames showing ugly scenes")
     assert request.negative_prompt.endswith("Overall, the video is of poor quality.")
     assert resolve(request, CAPABILITIES).prompt_upsampling is True
@@ -118,3 +131,121 @@ def test_frame_counts_are_rounded_up_to_what_the_model_can_make(frames: int, mul
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, cosmorama; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+PREDICT25 = Capabilities(
+    model="predict2.5",
+    sizes=(Size(1280, 704), Size(704, 1280), Size(832, 480)),
+    frames=FrameRule(4, 93),
+    fps=Range(1, 60),
+    steps=Range(1, 100),
+    defaults=Defaults(frames=93, fps=16, steps=36, negative_prompt="bad"),
+)
+STUDENT = replace(
+    PREDICT25,
+    model="student",
+    steps=Range(4, 4),
+    guidance_scale=Range(1, 1),
+    negative_prompts=False,
+    defaults=Defaults(frames=93, fps=16, steps=4, guidance_scale=1, negative_prompt=""),
+)
+
+
+def test_what_is_left_out_is_the_models_own() -> None:
+    made = resolve(PLAIN, PREDICT25)
+    assert (made.width, made.height, made.frames, made.fps) == (1280, 704, 93, 16)
+    assert (made.steps, made.guidance_scale, made.negative_prompt) == (36, 7.0, "bad")
+    assert made.warnings == ()
+
+
+def test_a_default_is_moved_to_what_the_model_makes() -> None:
+    small = Capabilities(model="small", sizes=(Size(256, 128),), frames=FrameRule(8, 17), steps=Range(1, 10))
+    made = resolve(PLAIN, small)
+    assert (made.width, made.height, made.frames, made.steps) == (256, 128, 17, 10)
+
+
+def test_what_is_usual_on_a_wire_goes_before_the_models_own_where_the_model_takes_it() -> None:
+    usual = Usual(frames=189, fps=24, steps=50, negative_prompt="")
+    made = resolve(replace(PLAIN, usual=usual), PREDICT25)
+    assert (made.frames, made.fps, made.steps, made.negative_prompt) == (93, 24, 50, "")
+    asked = resolve(replace(PLAIN, usual=usual, steps=7), PREDICT25)
+    assert asked.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [({"width": 832}, (832, 480)), ({"height": 1280}, (704, 1280)), ({"width": 1280}, (1280, 704))]
+)
+def test_one_side_brings_the_other(side: dict[str, int], size: tuple[int, int]) -> None:
+    made = resolve(replace(PLAIN, **side), PREDICT25)
+    assert (made.width, made.height) == size
+
+
+def test_seconds_are_frames_at_the_rate_that_is_made() -> None:
+    assert resolve(replace(PLAIN, seconds=2), PREDICT25).frames == 32
+    assert resolve(replace(PLAIN, seconds=2, fps=24), PREDICT25).frames == 48
+    assert resolve(replace(PLAIN, seconds=2, frames=5), PREDICT25).frames == 5
+
+
+def test_a_model_owns_what_it_has_one_value_of() -> None:
+    made = resolve(replace(PLAIN, usual=Usual(steps=35, guidance_scale=6, negative_prompt="x")), STUDENT)
+    assert (made.steps, made.guidance_scale, made.negative_prompt) == (4, 1, "")
+    with pytest.raises(InvalidRequestError) as caught:
+        resolve(replace(PLAIN, steps=35, guidance_scale=6.0, negative_prompt="x"), STUDENT)
+    message = str(caught.value)
+    assert "steps: 35 is not accepted; expected no value: the model has its own, 4" in message
+    assert "guidance_scale: 6.0 is not accepted; expected no value: the model has its own, 1" in message
+    assert "negative_prompt: 'x' is not accepted; expected no value: student owns it" in message
+
+
+def test_what_was_fitted_or_not_used_is_said() -> None:
+    made = resolve(replace(PLAIN, width=640, height=360, fps=60, frames=13, fit=True), CAPABILITIES)
+    assert made.warnings == ("640x360 was made at 1280x704 and resampled, 60 fps was made at 40 fps and resampled",)
+    assert resolve(made, CAPABILITIES) == made
+    ignoring = replace(CAPABILITIES, ignores=("flow_shift",))
+    made = resolve(replace(PLAIN, flow_shift=5.0), ignoring)
+    assert (made.flow_shift, made.warnings) == (None, ("flow_shift was not used: test has its own",))
+    assert resolve(made, ignoring) == made
+
+
+def test_texts_and_lists_are_bounded_in_every_language() -> None:
+    for name in ("prompt", "negative_prompt"):
+        for text in ("x" * 20_001, "\u7403" * 20_001):
+            assert f"{name}: '20001 characters'" in refused(**{name: text})
+    assert "controls: '9 entries'" in refused(controls=(Control("edge"),) * 9)
+    assert "every kind of control once" in refused(controls=(Control("edge"),) * 2)
+    assert "adapters: '17 entries'" in refused(adapters=(Adapter("a"),) * 17)
+    assert "action.values" in refused(action=Action(1, ((0.0,) * 1001,) * 100))
+    assert "conditioning_indexes: '257 entries'" in refused(conditioning_indexes=tuple(range(257)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": "x" * 20_001}, "20001 characters"),
+        ({"seed": -1}, "seed: -1"),
+        ({"steps": 0}, "steps: 0"),
+        ({"fps": float("nan")}, "fps: nan"),
+        ({"seconds": 0}, "seconds: 0"),
+        ({"output": Output("mkv")}, "output.container"),
+        ({"image": b"x", "video": b"x"}, "not both"),
+        ({"image": Path("/there/is/no.png")}, "image: '/there/is/no.png' is not accepted; expected a file that exists"),
+    ],
+)
+def test_mistakes_that_need_no_model(change: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        check(replace(PLAIN, **change))
+    assert said in str(caught.value)
+
+
+def test_any_latent_frames_can_be_given_to_a_model_that_takes_them() -> None:
+    video = replace(PLAIN, video=b"x")
+    assert resolve(replace(video, conditioning_indexes=(1, 0, 0)), CAPABILITIES).conditioning_frames == 9
+    five = replace(PREDICT25, conditioning_frames=(5, 1))
+    assert resolve(replace(video, conditioning_indexes=(0,)), five).conditioning_frames == 1
+    free = replace(five, conditioning_indexes=True)
+    assert resolve(replace(video, conditioning_indexes=(23, 0)), free).conditioning_indexes == (0, 23)
+    for model, indexes, said in ((five, (0, 23), "[0, 1], [0]"), (free, (24,), "up to 23")):
+        with pytest.raises(InvalidRequestError) as caught:
+            resolve(replace(video, conditioning_indexes=indexes), model)
+        assert said in str(caught.value)

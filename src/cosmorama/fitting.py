@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cosmorama.errors import Problem
-from cosmorama.request import CODECS, Capabilities, GenerationRequest, Range, Size
+from cosmorama.request import CODECS, Capabilities, Range, ResolvedRequest, Size
 
 SIDES_PX = Range(16, 4096)
 """Sides of a frame that are resampled to."""
@@ -26,7 +26,7 @@ def makes(capabilities: Capabilities, size: Size) -> bool:
     return all(side > 0 and side % multiple == 0 for side in sides) and math.prod(sides) <= capabilities.max_pixels
 
 
-def fitted(request: GenerationRequest, capabilities: Capabilities) -> tuple[GenerationRequest, list[Problem]]:
+def fitted(request: ResolvedRequest, capabilities: Capabilities) -> tuple[ResolvedRequest, list[Problem]]:
     """The request as the model makes it, what was asked for in its `target`, and what is wrong with that.
 
     The size is the model's nearest one, by aspect ratio and then by area. A rate outside the model's range is made at
@@ -69,7 +69,7 @@ def _distance(own: Size, asked: Size) -> tuple[float, float]:
     return round(abs(aspect), 6), abs(area)
 
 
-def _problems(request: GenerationRequest) -> Iterator[Problem]:
+def _problems(request: ResolvedRequest) -> Iterator[Problem]:
     asked = request.result
     sides = (asked.width, asked.height)
     even = bool(CODECS.get(request.output.container))

@@ -17,7 +17,7 @@ from cosmorama.media.fetch import FetchPolicy
 from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.media.write import VideoWriter, mime_type
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource, Output
+from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource, Output, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 
@@ -88,7 +88,7 @@ class Generation:
         self._rollout = rollout
 
     @property
-    def request(self) -> GenerationRequest:
+    def request(self) -> ResolvedRequest:
         """The request with everything filled in: repeating it gives the same frames."""
         return self._rollout.prepared.request
 

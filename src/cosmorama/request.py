@@ -16,7 +16,10 @@ Mode = Literal["text2world", "image2world", "video2world", "transfer", "forward_
 Container = Literal["mp4", "webm", "gif", "png", "jpeg"]
 Codec = Literal["h264", "vp9", "av1"]
 Solver = Literal["euler", "unipc", "dpmpp_2m", "edm_euler"]
-ControlKind = Literal["edge", "depth", "seg", "vis"]
+ControlKind = Literal["edge", "depth", "seg", "vis", "wsm"]
+"""Edges, depth, segmentation, a blurred picture ("blur" to Cosmos3), or a map of the world ("wsm")."""
+Preset = Literal["none", "very_low", "low", "medium", "high", "very_high"]
+"""How strong an edge threshold or a blur is; "none" is for blurs."""
 MediaSource = str | bytes | Path
 """An http(s) URL, data URL or raw base64 (`str`), encoded file contents (`bytes`), or a local file (`Path`)."""
 
@@ -35,6 +38,12 @@ VAE_TILES = (128, 192, 256, 384, 512, 768)
 """Sides, in pixels, of the tiles that a video tokenizer can work in: its latents and their overlaps come out whole."""
 MAX_SEED = 2**32 - 1
 PROMPT_MAX_WORDS = 250
+PROMPT_MAX_CHARACTERS = 20_000
+"""Of every text of a request, in whatever language: words are not told apart by spaces everywhere."""
+MAX_CONTROLS = 8
+MAX_ADAPTERS = 16
+MAX_ACTION_NUMBERS = 100_000
+MAX_INDEXES = 256
 DEFAULT_NEGATIVE_PROMPT = (
     "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, over-saturation, "
     "shaky footage, low resolution, grainy texture, pixelated images, poorly lit areas, underexposed and overexposed "
@@ -95,6 +104,22 @@ class Defaults:
     vae_tiling: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usual:
+    """What a wire format uses where its client says nothing. A model that does not take it uses its own default."""
+
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    seconds: float | None = None
+    fps: float | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    negative_prompt: str | None = None
+    reuse: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ActionDomain:
     """A kind of robot: the number that models know it by, its name, and how many numbers an action of it has."""
@@ -115,9 +140,16 @@ class Capabilities:
     fps: Range = Range(12, 40)
     guidance_scale: Range = Range(1, 10)
     steps: Range = Range(1, 50)
-    prompt_words: int = PROMPT_MAX_WORDS
+    prompt_words: int | None = PROMPT_MAX_WORDS
+    """Most words of a prompt; None: only its characters are counted."""
+    negative_prompts: bool = True
+    """False: the model owns its negative prompt, or has none."""
+    ignores: tuple[str, ...] = ()
+    """Fields that are accepted and not used, which the answer's warnings say."""
     conditioning_frames: tuple[int, ...] = (9, 1)
     """Numbers of frames the model can continue from, most first; an image is always one."""
+    conditioning_indexes: bool = False
+    """Whether any latent frames can be given, not only the first ones."""
     solvers: tuple[Solver, ...] = ("euler", "unipc", "dpmpp_2m")
     default_solver: Solver = "euler"
     family: str = "microcosm"
@@ -169,7 +201,7 @@ class Control:
     kind: ControlKind
     weight: float = 1.0
     source: MediaSource | None = field(default=None, repr=False)
-    preset: Literal["very_low", "low", "medium", "high", "very_high"] = "medium"
+    preset: Preset = "medium"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +212,15 @@ class Action:
         domain: One of the model's `action_domains`, by number.
         values: `[steps][numbers]`, for forward dynamics; None where the model answers with them.
         steps: How many actions; a multiple of 4. The clip has one frame more.
+        fps: Actions per second; None: as the clip's frames.
+        space: What the numbers stand for, as the model was trained.
     """
 
     domain: int
     values: tuple[tuple[float, ...], ...] | None = None
     steps: int = 16
+    fps: float | None = None
+    space: Literal["joint_pos", "midtrain"] = "joint_pos"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,54 +243,58 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """A request to generate one clip (or a still: `frames` = 1).
+    """A request to generate one clip (or a still: `frames` = 1). None is always the model's own choice.
 
     Attributes:
-        prompt: Up to 250 words. Required unless an image or a video is given, which is then described in words.
+        prompt: Required unless an image or a video is given, which is then described in words.
         negative_prompt: What the picture should not be.
         prompt_upsampling: Rewrite the prompt into the model's own language; None means only for text2world.
         image: A picture to start from; excludes `video`.
         video: A clip to continue; its last frames are the condition.
         seed: 0 to 4294967295; None draws one.
-        guidance_scale: Classifier-free guidance, 1 to 10.
-        steps: Denoising steps, 1 to 50.
+        guidance_scale: Classifier-free guidance.
+        steps: Denoising steps.
         width, height: Frame size in pixels, one of the model's sizes.
         frames: Frames in the result, exactly.
-        fps: Frames per second of the result, 12 to 40.
-        solver: Integrator of the sampling equation; None means the model's own.
+        seconds: Length of the result, where `frames` is None.
+        fps: Frames per second of the result.
+        solver: Integrator of the sampling equation.
         guidance_interval: Fractions (start, end) of the steps in which guidance acts, 0 to 1.
         guidance_rescale: 0 to 1, pulls the guided prediction's spread back to the unguided one's (arXiv 2305.08891).
         conditioning_frames: How many last frames of `video` to continue from; None means the most the model takes.
         output: Container, codec and quality of the file.
         task: A mode that the inputs alone do not tell; None means that `mode` follows from them.
         keep: Which frames of `video` are the condition: its first or its last.
-        flow_shift: Shift of the noise schedule towards noise, where the model takes it; None means the model's own.
+        flow_shift: Shift of the noise schedule towards noise, where the model takes it.
         reuse: 0 to 1: the network's last answer is used again while it is expected to change by less than this, in
             parts of its size; 0 is exact; None means the server's choice, which is 0 unless set.
         vae_tiling: Encode and decode frames in tiles of so many pixels a side, which takes less memory and shows faint
             seams; 0 is exact; None means the server's choice, which is 0 unless set.
         controls: For transfer: what the result follows.
+        control_guidance: For transfer: how strongly the controls guide, 0 to 10, where the model takes it.
+        chunk_frames: For transfer: frames that are made at once.
+        first_conditioning_frames: For transfer: frames of `video` that its first chunk begins with.
+        conditioning_indexes: Which latent frames are given of `video`, where the model takes any.
         action: For the action modes.
         adapters: LoRA adapters to apply.
         model: Name of the model that is to make it; None means the server's first, or the only one.
         fit: A size or rate that the model lacks is made at its nearest one and resampled, instead of refused.
-        left_open: Fields that the client did not set and whose value here is only a wire format's default: where the
-            model does not take it, `resolve` takes the nearest value that it does.
-        target: Filled in by `resolve` for `fit`: what was asked for; size, frames and rate are then the model's.
+        usual: What is used where a field is None, before the model's own default.
     """
 
     prompt: str | None = None
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     prompt_upsampling: bool | None = None
     image: MediaSource | None = field(default=None, repr=False)
     video: MediaSource | None = field(default=None, repr=False)
     seed: int | None = None
-    guidance_scale: float = 7.0
-    steps: int = 35
-    width: int = 1280
-    height: int = 704
-    frames: int = 121
-    fps: float = 24
+    guidance_scale: float | None = None
+    steps: int | None = None
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    seconds: float | None = None
+    fps: float | None = None
     solver: Solver | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
@@ -266,17 +306,15 @@ class GenerationRequest:
     reuse: float | None = None
     vae_tiling: int | None = None
     controls: tuple[Control, ...] = ()
+    control_guidance: float | None = None
+    chunk_frames: int | None = None
+    first_conditioning_frames: int | None = None
+    conditioning_indexes: tuple[int, ...] | None = None
     action: Action | None = None
     adapters: tuple[Adapter, ...] = ()
     model: str | None = None
     fit: bool = False
-    left_open: tuple[str, ...] = ()
-    target: Target | None = None
-
-    @property
-    def result(self) -> Target:
-        """What the file holds, which for a fitted request is not what the model makes."""
-        return self.target or Target(self.width, self.height, self.frames, self.fps)
+    usual: Usual | None = None
 
     @property
     def mode(self) -> Mode:
@@ -290,18 +328,44 @@ class GenerationRequest:
         return "image2world" if self.image is not None else "text2world"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedRequest(GenerationRequest):
+    """A request as one model makes it: `resolve` gives these, and nothing that the model needs is open in them.
+
+    Attributes:
+        target: For `fit`: what was asked for; size, frames and rate are then what the model makes.
+        warnings: What was fitted, replaced or ignored, in words for whoever sent the request.
+    """
+
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    guidance_scale: float = 7.0
+    steps: int = 35
+    width: int = 1280
+    height: int = 704
+    frames: int = 121
+    fps: float = 24
+    target: Target | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def result(self) -> Target:
+        """What the file holds, which for a fitted request is not what the model makes."""
+        return self.target or Target(self.width, self.height, self.frames, self.fps)
+
+
 class Knobs(TypedDict, total=False):
     """The knobs of `GenerationRequest` beside its prompt, image and video, all optional; see there for each."""
 
-    negative_prompt: str
+    negative_prompt: str | None
     prompt_upsampling: bool | None
     seed: int | None
-    guidance_scale: float
-    steps: int
-    width: int
-    height: int
-    frames: int
-    fps: float
+    guidance_scale: float | None
+    steps: int | None
+    width: int | None
+    height: int | None
+    frames: int | None
+    seconds: float | None
+    fps: float | None
     solver: Solver | None
     guidance_interval: tuple[float, float]
     guidance_rescale: float
@@ -312,6 +376,10 @@ class Knobs(TypedDict, total=False):
     reuse: float | None
     vae_tiling: int | None
     controls: tuple[Control, ...]
+    control_guidance: float | None
+    chunk_frames: int | None
+    first_conditioning_frames: int | None
+    conditioning_indexes: tuple[int, ...] | None
     action: Action | None
     adapters: tuple[Adapter, ...]
     fit: bool

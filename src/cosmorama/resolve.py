@@ -2,77 +2,227 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import fitted, makes, nearest_size
 from cosmorama.request import (
     CODECS,
+    MAX_ACTION_NUMBERS,
+    MAX_ADAPTERS,
+    MAX_CONTROLS,
+    MAX_INDEXES,
     MAX_SEED,
+    PROMPT_MAX_CHARACTERS,
     Capabilities,
     GenerationRequest,
     Mode,
     Range,
+    ResolvedRequest,
     Size,
+    Usual,
 )
 
 
-def resolve(request: GenerationRequest, capabilities: Capabilities) -> GenerationRequest:
-    """Check a request against a model and fill in what it left open (seed, solver, upsampling, conditioning frames).
+def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedRequest:
+    """Check a request against a model and fill in all that it left open.
 
     For `fit`, size and rate become the model's own and `target` what was asked for. Resolving again changes nothing.
 
     Raises:
         InvalidRequestError: naming every field that is wrong, its value and what is accepted.
     """
-    request = _close(request, capabilities)
-    request, problems = fitted(request, capabilities) if request.fit else (request, [])
+    filled, warnings = _filled(request, capabilities)
+    made, unfitted = fitted(filled, capabilities) if request.fit else (filled, [])
+    if made.target is not None and filled.target is None:
+        warnings.append(_fitted_words(made))
     # A request that cannot be fitted is still the client's own: the model's sizes say nothing about it.
-    unfitted = _FITTED_FIELDS if problems else ()
-    problems += [problem for problem in _problems(request, capabilities) if problem.field not in unfitted]
-    if problems:
+    skipped = _FITTED_FIELDS if unfitted else ()
+    found = unfitted + [problem for problem in _problems(made, capabilities) if problem.field not in skipped]
+    # Of two words about a number, the model's own say more.
+    said = _NUMBERS & {"width" if problem.field == "size" else problem.field for problem in found}
+    said |= {"height"} if "width" in said else set()
+    if problems := [problem for problem in problems_of(request) if problem.field not in said] + found:
         raise InvalidRequestError(*problems)
-    text_only = request.mode == "text2world"
+    text_only = made.mode == "text2world"
     return replace(
-        request,
-        seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-        solver=request.solver or capabilities.default_solver,
-        prompt_upsampling=text_only if request.prompt_upsampling is None else request.prompt_upsampling,
-        conditioning_frames=_conditioning_frames(request, capabilities),
-        reuse=request.reuse or 0.0,
-        vae_tiling=capabilities.defaults.vae_tiling if request.vae_tiling is None else request.vae_tiling,
+        made,
+        seed=secrets.randbelow(MAX_SEED + 1) if made.seed is None else made.seed,
+        solver=made.solver or capabilities.default_solver,
+        prompt_upsampling=text_only if made.prompt_upsampling is None else made.prompt_upsampling,
+        conditioning_frames=_conditioning_frames(made, capabilities),
+        reuse=made.reuse or 0.0,
+        vae_tiling=capabilities.defaults.vae_tiling if made.vae_tiling is None else made.vae_tiling,
+        warnings=tuple(dict.fromkeys((*made.warnings, *warnings))),
     )
 
 
-def _close(request: GenerationRequest, capabilities: Capabilities) -> GenerationRequest:
-    """The request with every field that was left open at a value that the model takes."""
+def check(request: GenerationRequest) -> None:
+    """Find the mistakes that need no model to be found, so that none is loaded for them.
+
+    Raises:
+        InvalidRequestError: naming every field that is wrong, its value and what is accepted.
+    """
+    if problems := [*problems_of(request), *_missing_files(request)]:
+        raise InvalidRequestError(*problems)
+
+
+def problems_of(request: GenerationRequest) -> Iterator[Problem]:
+    """What is wrong with a request whatever the model."""
+    if request.mode == "text2world" and not (request.prompt or "").strip():
+        yield Problem("prompt", request.prompt, "a text (it may only be left out when an image or a video is given)")
+    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        if text is not None and len(text) > PROMPT_MAX_CHARACTERS:
+            yield Problem(name, f"{len(text)} characters", f"at most {PROMPT_MAX_CHARACTERS} characters")
+    if request.image is not None and request.video is not None:
+        yield Problem("video", "both image and video", "either an image or a video, not both")
+    if request.seed is not None and not (_is_int(request.seed) and 0 <= request.seed <= MAX_SEED):
+        yield Problem("seed", request.seed, f"an integer from 0 to {MAX_SEED}, or null to draw one")
+    for name in ("steps", "frames", "width", "height"):
+        value = getattr(request, name)
+        if value is not None and not (_is_int(value) and value >= 1):
+            yield Problem(name, value, "an integer of at least 1")
+    if request.seconds is not None and not (_is_number(request.seconds) and 0 < request.seconds <= 3600):
+        yield Problem("seconds", request.seconds, "a number above 0 and at most 3600")
+    for name in ("guidance_scale", "fps", "flow_shift"):
+        value = getattr(request, name)
+        if value is not None and not (_is_number(value) and math.isfinite(value) and value >= 0):
+            yield Problem(name, value, "a finite number of at least 0")
+    start, end = request.guidance_interval
+    if not (_in(start, _UNIT) and _in(end, _UNIT) and start <= end):
+        yield Problem("guidance_interval", request.guidance_interval, "fractions of the steps, 0 <= start <= end <= 1")
+    if not _in(request.guidance_rescale, _UNIT):
+        yield Problem("guidance_rescale", request.guidance_rescale, "a number from 0 to 1")
+    if request.control_guidance is not None and not _in(request.control_guidance, Range(0, 10)):
+        yield Problem("control_guidance", request.control_guidance, "a number from 0 to 10")
+    if request.conditioning_indexes is not None and not (
+        request.conditioning_indexes and all(_is_int(index) and index >= 0 for index in request.conditioning_indexes)
+    ):
+        yield Problem("conditioning_indexes", list(request.conditioning_indexes), "numbers of latent frames, from 0 on")
+    counts: tuple[tuple[str, Sequence[object], int], ...] = (
+        ("controls", request.controls, MAX_CONTROLS),
+        ("adapters", request.adapters, MAX_ADAPTERS),
+        ("conditioning_indexes", request.conditioning_indexes or (), MAX_INDEXES),
+    )
+    for name, listed, most in counts:
+        if len(listed) > most:
+            yield Problem(name, f"{len(listed)} entries", f"at most {most} entries")
+    if request.action is not None and sum(map(len, request.action.values or ())) > MAX_ACTION_NUMBERS:
+        yield Problem("action.values", "too many numbers", f"at most {MAX_ACTION_NUMBERS} numbers")
+    kinds = [control.kind for control in request.controls]
+    yield from (
+        Problem("controls", kind, "every kind of control once")
+        for kind in dict.fromkeys(kinds)
+        if kinds.count(kind) > 1
+    )
+    yield from _output_problems(request)
+
+
+def _missing_files(request: GenerationRequest) -> Iterator[Problem]:
+    """Of the caller's own machine: a server's clients cannot name files."""
+    sources = {"image": request.image, "video": request.video}
+    sources |= {f"controls.{control.kind}.source": control.source for control in request.controls}
+    for name, source in sources.items():
+        if isinstance(source, Path) and not source.expanduser().is_file():
+            yield Problem(name, str(source), "a file that exists")
+
+
+def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[ResolvedRequest, list[str]]:
+    """The request with everything the model needs: as asked, else as usual on its wire, else the model's default."""
+    own, usual = capabilities.defaults, request.usual or Usual()
     ranges = {
         "guidance_scale": capabilities.guidance_scale,
         "steps": capabilities.steps,
-        "frames": Range(1, capabilities.frames.maximum),  # a clip is continued only if that was asked for
         "fps": capabilities.fps,
-        "flow_shift": capabilities.flow_shift,
-        "reuse": capabilities.reuse,
+        "frames": Range(1, capabilities.frames.maximum),  # a clip is continued only if that was asked for
     }
-    taken: dict[str, Any] = {}
-    for name in request.left_open:
-        if name == "size":
-            size = nearest_size(capabilities, Size(request.width, request.height))
-            taken |= {"width": size.width, "height": size.height}
-            continue
-        value, accepted = getattr(request, name), ranges[name]
-        if accepted is None:
-            taken[name] = None
-        elif value is not None and value not in accepted:
-            nearest = min(max(value, accepted.low), accepted.high)
-            taken[name] = int(nearest) if isinstance(value, int) else nearest
-    return replace(request, **taken, left_open=())
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    values |= {"usual": None, "seconds": None, "warnings": getattr(request, "warnings", ())}
+    if request.frames is None and request.action is not None:
+        values["frames"] = request.action.steps + 1
+    elif request.frames is None and request.output.container == "jpeg":
+        values["frames"] = 1
+    for name, accepted in ranges.items():
+        if values[name] is None:
+            wanted = getattr(usual, name)
+            if name == "frames" and (seconds := request.seconds or (usual.seconds if wanted is None else None)):
+                wanted = max(1, round(seconds * values["fps"]))
+                if request.seconds is not None:
+                    values[name] = wanted
+                    continue
+            taken = wanted is not None and wanted in accepted
+            values[name] = wanted if taken else _within(getattr(own, name), accepted)
+    if request.flow_shift is None and capabilities.flow_shift is not None and usual.flow_shift is not None:
+        values["flow_shift"] = usual.flow_shift if usual.flow_shift in capabilities.flow_shift else None
+    if request.negative_prompt is None:
+        usual_text = usual.negative_prompt if capabilities.negative_prompts else None
+        values["negative_prompt"] = own.negative_prompt if usual_text is None else usual_text
+    if request.reuse is None and usual.reuse is not None and capabilities.reuse is not None:
+        values["reuse"] = usual.reuse
+    values |= _size(request, usual, capabilities)
+    values |= _conditions(request, capabilities)
+    warnings = []
+    for name in capabilities.ignores:
+        if values.get(name) is not None:
+            warnings.append(f"{name} was not used: {capabilities.model} has its own")
+            values[name] = None
+    return ResolvedRequest(**values), warnings
 
 
-def _conditioning_frames(request: GenerationRequest, capabilities: Capabilities) -> int:
+def _size(request: GenerationRequest, usual: Usual, capabilities: Capabilities) -> dict[str, int]:
+    """Width and height; of one side alone, the other that the model has with it."""
+    own = capabilities.defaults
+    if request.width is not None and request.height is not None:
+        return {"width": request.width, "height": request.height}
+    if request.width is None and request.height is None:
+        given = usual.width is not None and usual.height is not None
+        size = Size(usual.width or own.width, usual.height or own.height) if given else Size(own.width, own.height)
+        if not request.fit or not given:
+            size = nearest_size(capabilities, size)
+        return {"width": size.width, "height": size.height}
+    size = Size(request.width or own.width, request.height or own.height)
+    if not makes(capabilities, size):
+        fitting = [each for each in capabilities.sizes if request.width in (None, each.width)]
+        fitting = [each for each in fitting if request.height in (None, each.height)]
+        size = fitting[0] if fitting else size
+    return {"width": size.width, "height": size.height}
+
+
+def _conditions(request: GenerationRequest, capabilities: Capabilities) -> dict[str, Any]:
+    """Latent frames that are the first ones, as the number of frames that they are."""
+    given = request.conditioning_indexes
+    if not given:
+        return {}
+    indexes = tuple(sorted(set(given)))
+    if indexes == USUAL_INDEXES:  # the most that the models take, however many frames that is for them
+        return {"conditioning_indexes": None}
+    frames = 1 + LATENT_FRAMES * (len(indexes) - 1)
+    if indexes == tuple(range(len(indexes))) and frames in capabilities.conditioning_frames:
+        return {"conditioning_indexes": None, "conditioning_frames": frames}
+    return {"conditioning_indexes": indexes}
+
+
+def _within(value: float, accepted: Range) -> float:
+    nearest = min(max(value, accepted.low), accepted.high)
+    return int(nearest) if isinstance(value, int) else nearest
+
+
+def _fitted_words(made: ResolvedRequest) -> str:
+    asked = made.result
+    parts = []
+    if (asked.width, asked.height) != (made.width, made.height):
+        parts.append(f"{asked.width}x{asked.height} was made at {made.width}x{made.height} and resampled")
+    if asked.fps != made.fps:
+        parts.append(f"{asked.fps:g} fps was made at {made.fps:g} fps and resampled")
+    return ", ".join(parts)
+
+
+def _conditioning_frames(request: ResolvedRequest, capabilities: Capabilities) -> int:
     if request.image is not None:
         return 1
     if request.video is None:
@@ -84,28 +234,25 @@ def _conditioning_frames(request: GenerationRequest, capabilities: Capabilities)
     return max(fitting, default=min(capabilities.conditioning_frames))
 
 
-def _problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
+def _problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:
     yield from _prompt_problems(request, capabilities)
-    if request.image is not None and request.video is not None:
-        yield Problem("video", "both image and video", "either an image or a video, not both")
-    elif request.mode not in capabilities.modes:
+    if request.mode not in capabilities.modes:
         accepted = f"one of {_listed(capabilities.modes)} for {capabilities.model}"
         yield Problem("mode", request.mode, accepted + _families_with(request.mode))
-    if request.seed is not None and not (_is_int(request.seed) and 0 <= request.seed <= MAX_SEED):
-        yield Problem("seed", request.seed, f"an integer from 0 to {MAX_SEED}, or null to draw one")
     if not _in(request.guidance_scale, capabilities.guidance_scale):
-        yield Problem("guidance_scale", request.guidance_scale, f"a number from {capabilities.guidance_scale}")
+        yield Problem("guidance_scale", request.guidance_scale, _number_from(capabilities.guidance_scale))
     if not (_is_int(request.steps) and request.steps in capabilities.steps):
-        yield Problem("steps", request.steps, f"an integer from {capabilities.steps}")
+        yield Problem("steps", request.steps, _number_from(capabilities.steps, "an integer"))
     size = Size(request.width, request.height)
     if not makes(capabilities, size):
         yield Problem("size", str(size), _accepted_sizes(capabilities))
     if not (_is_int(request.frames) and 1 <= request.frames <= capabilities.most_frames):
         yield Problem("frames", request.frames, f"an integer from 1 to {capabilities.most_frames}")
     if not _in(request.fps, capabilities.fps):
-        yield Problem("fps", request.fps, f"a number from {capabilities.fps}")
+        yield Problem("fps", request.fps, _number_from(capabilities.fps))
     yield from _sampling_problems(request, capabilities)
-    yield from _output_problems(request)
+    if request.output.container == "jpeg" and request.result.frames != 1:
+        yield Problem("output.container", "jpeg", "another container unless frames is 1: it holds one picture")
 
 
 def _families_with(mode: Mode) -> str:
@@ -120,23 +267,19 @@ def _accepted_sizes(capabilities: Capabilities) -> str:
     return f"{listed}, or multiples of {capabilities.size_multiple} with at most {capabilities.max_pixels} pixels"
 
 
-def _prompt_problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
-    if request.mode == "text2world" and not (request.prompt or "").strip():
-        yield Problem("prompt", request.prompt, "a text (it may only be left out when an image or a video is given)")
+def _prompt_problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:
+    most = capabilities.prompt_words
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         words = len((text or "").split())
-        if words > capabilities.prompt_words:
-            yield Problem(name, f"{words} words", f"at most {capabilities.prompt_words} words")
+        if most is not None and words > most:
+            yield Problem(name, f"{words} words", f"at most {most} words")
+    if not capabilities.negative_prompts and request.negative_prompt != capabilities.defaults.negative_prompt:
+        yield Problem("negative_prompt", request.negative_prompt, f"no value: {capabilities.model} owns it")
 
 
-def _sampling_problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
+def _sampling_problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:
     if request.solver is not None and request.solver not in capabilities.solvers:
         yield Problem("solver", request.solver, f"one of {_listed(capabilities.solvers)}")
-    start, end = request.guidance_interval
-    if not (_in(start, _UNIT) and _in(end, _UNIT) and start <= end):
-        yield Problem("guidance_interval", request.guidance_interval, "fractions of the steps, 0 <= start <= end <= 1")
-    if not _in(request.guidance_rescale, _UNIT):
-        yield Problem("guidance_rescale", request.guidance_rescale, "a number from 0 to 1")
     if request.flow_shift is not None and not (
         capabilities.flow_shift is not None and _in(request.flow_shift, capabilities.flow_shift)
     ):
@@ -150,17 +293,26 @@ def _sampling_problems(request: GenerationRequest, capabilities: Capabilities) -
         accepted = f"one of {_listed(tiles)}" if capabilities.vae_tiles else "0: this model has no tiles"
         yield Problem("vae_tiling", request.vae_tiling, accepted)
     yield from _input_problems(request, capabilities)
-    given, counts = request.conditioning_frames, capabilities.conditioning_frames
+    if request.conditioning_indexes is not None:
+        latent = (capabilities.frames.next(request.frames) - 1) // LATENT_FRAMES
+        if not capabilities.conditioning_indexes:
+            counts = [tuple(range((n - 1) // LATENT_FRAMES + 1)) for n in capabilities.conditioning_frames]
+            accepted = f"one of {_listed([list(each) for each in counts])} for {capabilities.model}"
+            yield Problem("conditioning_indexes", list(request.conditioning_indexes), accepted)
+        elif max(request.conditioning_indexes) > latent:
+            accepted = f"indexes up to {latent}, the last latent frame of {request.frames} frames"
+            yield Problem("conditioning_indexes", list(request.conditioning_indexes), accepted)
+    given, accepted_counts = request.conditioning_frames, capabilities.conditioning_frames
     if given is None:
         return
     if request.mode != "video2world":
         if given != _conditioning_frames(request, capabilities):  # what `resolve` fills in may come back
             yield Problem("conditioning_frames", given, "no value unless a video is given")
-    elif given not in counts or given >= max(request.frames, 2):
-        yield Problem("conditioning_frames", given, f"one of {_listed(counts)}, less than frames")
+    elif given not in accepted_counts or given >= max(request.frames, 2):
+        yield Problem("conditioning_frames", given, f"one of {_listed(accepted_counts)}, less than frames")
 
 
-def _input_problems(request: GenerationRequest, capabilities: Capabilities) -> Iterator[Problem]:
+def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:
     for control in request.controls:
         if control.kind not in capabilities.controls:
             accepted = f"one of {_listed(capabilities.controls)}" if capabilities.controls else "no controls"
@@ -188,14 +340,16 @@ def _output_problems(request: GenerationRequest) -> Iterator[Problem]:
     elif output.codec is not None and output.codec not in codecs:
         accepted = f"one of {_listed(codecs)}" if codecs else "no codec"
         yield Problem("output.codec", output.codec, f"{accepted} in {output.container}")
-    if output.container == "jpeg" and request.result.frames != 1:
-        yield Problem("output.container", "jpeg", "another container unless frames is 1: it holds one picture")
     if not (_is_int(output.quality) and 1 <= output.quality <= 9):
         yield Problem("output.quality", output.quality, "an integer from 1 to 9")
 
 
+LATENT_FRAMES = 4
+"""Frames of video in one latent frame, which is how `conditioning_indexes` counts."""
+USUAL_INDEXES = (0, 1)
+_NUMBERS = {"steps", "frames", "width", "height", "guidance_scale", "fps", "flow_shift"}
 _UNIT = Range(0, 1)
-_FITTED_FIELDS = ("size", "frames", "fps")
+_FITTED_FIELDS = {"size", "width", "height", "frames", "fps"}
 _FAMILIES: dict[Mode, tuple[str, ...]] = {
     "transfer": ("transfer25", "cosmos3"),
     "forward_dynamics": ("cosmos3",),
@@ -209,8 +363,18 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _in(value: object, accepted: Range) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value in accepted
+
+
+def _number_from(accepted: Range, kind: str = "a number") -> str:
+    if accepted.low == accepted.high:
+        return f"no value: the model has its own, {accepted.low:g}"
+    return f"{kind} from {accepted}"
 
 
 def _listed(values: Sequence[object]) -> str:

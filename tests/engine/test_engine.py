@@ -19,11 +19,11 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.errors import CancelledError, CosmoramaError, InvalidRequestError, MediaError, WorkerError
 from cosmorama.progress import Progress
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 
-REQUEST = GenerationRequest(prompt="a red ball falls", seed=5, steps=3, frames=9, width=960, height=704)
+REQUEST = ResolvedRequest(prompt="a red ball falls", seed=5, steps=3, frames=9, width=960, height=704)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_waiting_ends_with_the_inputs_or_with_a_command(tiny_world: CosmosFlowWo
     told = threading.Event()
 
     class Slow(Preparer):
-        def __call__(self, request: GenerationRequest, capabilities: Capabilities) -> PreparedRequest:
+        def __call__(self, request: ResolvedRequest, capabilities: Capabilities) -> PreparedRequest:
             assert told.wait(60)
             return super().__call__(request, capabilities)
 

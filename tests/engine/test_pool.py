@@ -14,7 +14,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.errors import ModelNotFoundError, NotReadyError
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.settings import Settings
 
 WEIGHTS_BYTES = 1000
@@ -37,7 +37,7 @@ class Stub(Supervisor):
         self.ready = False
         Stub.loaded.remove(Path(self._settings.model).name)
 
-    async def generate(self, request: GenerationRequest, *, output: Path, **options: Any) -> Outcome:
+    async def generate(self, request: ResolvedRequest, *, output: Path, **options: Any) -> Outcome:
         await Stub.gate.wait()
         return Outcome(output, 1, "", 1, 1, 1, 1, {})
 
@@ -74,7 +74,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def generate(pool: ModelPool, model: str) -> asyncio.Task[Outcome]:
-    return asyncio.create_task(pool.generate(GenerationRequest(prompt="a", model=model), output=Path("none")))
+    return asyncio.create_task(pool.generate(ResolvedRequest(prompt="a", model=model), output=Path("none")))
 
 
 def test_the_least_recently_used_idle_model_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.errors import InvalidRequestError, MediaError
-from cosmorama.request import Action, ActionDomain, Capabilities, Control, FrameRule, GenerationRequest, Size, Target
+from cosmorama.request import Action, ActionDomain, Capabilities, Control, FrameRule, ResolvedRequest, Size, Target
 from cosmorama.resolve import resolve
 from tests.media.make import encode_clip
 
@@ -24,7 +24,7 @@ CAPABILITIES = Capabilities(
     controls=("edge", "depth", "vis"),
     action_domains=(ActionDomain(6, "umi", 10),),
 )
-REQUEST = GenerationRequest(prompt="a ramp", width=WIDTH, height=HEIGHT, frames=480, fps=24, seed=1)
+REQUEST = ResolvedRequest(prompt="a ramp", width=WIDTH, height=HEIGHT, frames=480, fps=24, seed=1)
 
 
 def ramp(length: int = LENGTH) -> bytes:
@@ -33,7 +33,7 @@ def ramp(length: int = LENGTH) -> bytes:
     return encode_clip(frames, rate=Fraction(24))
 
 
-def prepared(request: GenerationRequest) -> PreparedRequest:
+def prepared(request: ResolvedRequest) -> PreparedRequest:
     return Preparer()(resolve(request, CAPABILITIES), CAPABILITIES)
 
 

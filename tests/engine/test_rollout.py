@@ -19,14 +19,14 @@ from cosmorama.engine.rollout import Rollout, window_frames
 from cosmorama.errors import CancelledError, InvalidRequestError
 from cosmorama.media.read import read_video
 from cosmorama.progress import Progress
-from cosmorama.request import Capabilities, FrameRule, GenerationRequest, Output
+from cosmorama.request import Capabilities, FrameRule, Output, ResolvedRequest, Usual
 from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM
 
 PROMPT = "a red ball rolls to the right on a green floor"
-REQUEST = GenerationRequest(prompt=PROMPT, prompt_upsampling=False, seed=5, steps=3, width=256, height=128)
+REQUEST = ResolvedRequest(prompt=PROMPT, prompt_upsampling=False, seed=5, steps=3, width=256, height=128)
 Clip = npt.NDArray[np.uint8]
 
 
@@ -46,7 +46,7 @@ def short_world(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return with_windows_of(17, tiny_checkpoint, tmp_path_factory.mktemp("short"))
 
 
-def run(world: CosmosFlowWorld, request: GenerationRequest) -> Rollout:
+def run(world: CosmosFlowWorld, request: ResolvedRequest) -> Rollout:
     rollout = Rollout(world, PreparedRequest(resolve(request, world.capabilities), PROMPT, None))
     while not rollout.done:
         rollout.advance()
@@ -124,7 +124,7 @@ def test_a_long_clip_is_cancelled_before_its_next_step(short_world: CosmosFlowWo
 
 def generate(
     world: CosmosFlowWorld,
-    request: GenerationRequest,
+    request: ResolvedRequest,
     folder: Path,
     report: Callable[[Progress], None],
     *,
@@ -175,6 +175,6 @@ def test_reuse_is_a_number_from_zero_to_one(short_world: CosmosFlowWorld, reuse:
 def test_a_model_without_reuse_takes_only_zero(short_world: CosmosFlowWorld) -> None:
     capabilities = replace(short_world.capabilities, reuse=None)
     assert resolve(replace(REQUEST, frames=9, reuse=0), capabilities).reuse == 0
-    assert resolve(replace(REQUEST, frames=9, reuse=0.1, left_open=("reuse",)), capabilities).reuse == 0
+    assert resolve(replace(REQUEST, frames=9, usual=Usual(reuse=0.1)), capabilities).reuse == 0
     with pytest.raises(InvalidRequestError, match="reuse"):
         resolve(replace(REQUEST, frames=9, reuse=0.1), capabilities)

@@ -17,10 +17,10 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.errors import InvalidRequestError, MediaError, NotReadyError
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.settings import Settings
 
-SMALL = GenerationRequest(prompt="a red ball rolls to the right", seed=1, steps=2, width=960, height=704, frames=1)
+SMALL = ResolvedRequest(prompt="a red ball rolls to the right", seed=1, steps=2, width=960, height=704, frames=1)
 LONG = replace(SMALL, steps=50, frames=41)
 SETTINGS = Settings(max_active=1, max_queue=1, log_level="critical")
 

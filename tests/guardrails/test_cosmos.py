@@ -17,11 +17,11 @@ from cosmorama.errors import CosmoramaError, FramesRefusedError, GuardrailUnavai
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.guardrails.cosmos import CosmosGuardrail
 from cosmorama.media.read import read_video
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from tests.guardrails.stand_in import write_stand_in
 
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball", seed=1, steps=8, frames=9, width=960, height=704, prompt_upsampling=False
 )
 
@@ -94,7 +94,7 @@ def test_the_text_that_is_used_has_to_pass_too(
 
     preparer = Preparer(upsampler=lambda prompt: f"{prompt}, forbidden")
     engine = Engine(tiny_world, preparer, Guardrails((cosmos.check_prompt,)))
-    asked = GenerationRequest(prompt="a red ball", frames=1, steps=1, width=960, height=704, prompt_upsampling=True)
+    asked = ResolvedRequest(prompt="a red ball", frames=1, steps=1, width=960, height=704, prompt_upsampling=True)
     engine.submit("a", asked, output=tmp_path / "clip.mp4")
     error = finish(engine)
     assert isinstance(error, PromptRefusedError)

@@ -10,11 +10,11 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.supervisor import PreviewCallback, Supervisor
 from cosmorama.errors import WorkerDiedError
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.settings import Settings
 
 STEP_S = 0.01
-REQUEST = GenerationRequest(prompt="a red ball", seed=3, steps=3, frames=9)
+REQUEST = ResolvedRequest(prompt="a red ball", seed=3, steps=3, frames=9)
 
 
 class FakeSupervisor(Supervisor):
@@ -26,7 +26,7 @@ class FakeSupervisor(Supervisor):
         self.capabilities = Capabilities(model="fake")
         self.started: list[str] = []
         self.cancelled: list[str] = []
-        self.seen: list[GenerationRequest] = []
+        self.seen: list[ResolvedRequest] = []
         self.watched: dict[str, bool] = {}
         self.gate = asyncio.Event()
         self.gate.set()
@@ -34,7 +34,7 @@ class FakeSupervisor(Supervisor):
         """Not None: the next generation's worker dies, and the generation is (not) suspect."""
         self.fail: Exception | None = None
 
-    async def generate(self, request: GenerationRequest, *, output: Path, **options: Any) -> Outcome:
+    async def generate(self, request: ResolvedRequest, *, output: Path, **options: Any) -> Outcome:
         name: str = options["name"]
         on_progress: ProgressCallback = options["on_progress"]
         on_preview: PreviewCallback = options["on_preview"]

@@ -16,7 +16,7 @@ from cosmorama.errors import InvalidRequestError, MediaError, Problem, WorkerErr
 from cosmorama.jobs.files import place_media, restore_media, take_media
 from cosmorama.jobs.model import JobError
 from cosmorama.jobs.store import fingerprint, pack_error, pack_request, unpack_error, unpack_request
-from cosmorama.request import Action, Adapter, Container, Control, ControlKind, GenerationRequest, Output
+from cosmorama.request import Action, Adapter, Container, Control, ControlKind, Output, ResolvedRequest
 
 media = st.one_of(
     st.none(),
@@ -26,7 +26,7 @@ media = st.one_of(
 )
 numbers = st.floats(-1e6, 1e6)
 requests = st.builds(
-    GenerationRequest,
+    ResolvedRequest,
     prompt=st.none() | st.text(),
     negative_prompt=st.text(),
     prompt_upsampling=st.none() | st.booleans(),
@@ -52,14 +52,14 @@ def decoded(source: object) -> object:
 
 
 @given(requests)
-def test_round_trip(request: GenerationRequest) -> None:
+def test_round_trip(request: ResolvedRequest) -> None:
     bare, blobs = take_media(request, max_bytes=1000)
     packed = pack_request(place_media(bare, "inputs/job_1"))
     assert json.loads(packed)["version"] == 1
     stored = unpack_request(packed)
     assert stored.mode == request.mode
     back = restore_media(stored, lambda key: blobs[key.removeprefix("inputs/job_1/")])
-    for field in fields(GenerationRequest):
+    for field in fields(ResolvedRequest):
         if field.name not in ("image", "video", "controls"):
             assert getattr(back, field.name) == getattr(request, field.name)
     assert (back.image, back.video) == (decoded(request.image), decoded(request.video))
@@ -69,20 +69,20 @@ def test_round_trip(request: GenerationRequest) -> None:
 
 def test_media_is_not_in_the_document_and_is_checked() -> None:
     inline = base64.b64encode(b"picture" * 100).decode()
-    bare, blobs = take_media(GenerationRequest(image=inline), max_bytes=1000)
+    bare, blobs = take_media(ResolvedRequest(image=inline), max_bytes=1000)
     assert blobs == {"image": b"picture" * 100}
     assert inline not in pack_request(bare)
     for bad in ("not base64!", Path("/etc/hostname")):
         with pytest.raises(MediaError):
-            take_media(GenerationRequest(image=bad), max_bytes=1000)
+            take_media(ResolvedRequest(image=bad), max_bytes=1000)
     with pytest.raises(MediaError) as large:
-        take_media(GenerationRequest(image=inline), max_bytes=10)
+        take_media(ResolvedRequest(image=inline), max_bytes=10)
     assert large.value.status == 413
 
 
 def test_fingerprints_tell_requests_apart() -> None:
     def of(dialect: str = "a", blob: bytes = b"x", **changes: object) -> str:
-        bare, blobs = take_media(GenerationRequest(image=blob, **changes), 100)  # type: ignore[arg-type]
+        bare, blobs = take_media(ResolvedRequest(image=blob, **changes), 100)  # type: ignore[arg-type]
         return fingerprint(dialect, bare, blobs)
 
     assert of() == of()
@@ -90,7 +90,7 @@ def test_fingerprints_tell_requests_apart() -> None:
 
 
 def test_a_later_version_is_refused() -> None:
-    document = json.loads(pack_request(GenerationRequest(prompt="x"))) | {"version": 2}
+    document = json.loads(pack_request(ResolvedRequest(prompt="x"))) | {"version": 2}
     with pytest.raises(ValueError, match="version 2"):
         unpack_request(json.dumps(document))
 

@@ -12,10 +12,10 @@ from cosmorama.errors import QueueFullError, WorkerError
 from cosmorama.jobs.model import JobConflictError, JobError, JobNotFoundError, StoreUnavailableError
 from cosmorama.jobs.store import Database, Finish, Hold, Limits, NewJob, Store, Upkeep, version
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from tests.jobs.conftest import LEASE_S, pass_lease
 
-REQUEST = GenerationRequest(prompt="a red ball", seed=3)
+REQUEST = ResolvedRequest(prompt="a red ball", seed=3)
 WIDE = Limits(queue=1000, running=2)
 FAILED = Finish("failed", JobError.of(WorkerError("no luck")))
 MADE = Finish(

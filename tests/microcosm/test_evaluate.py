@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmorama.request import GenerationRequest
+from cosmorama.request import Defaults
 from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption
 from cosmorama.world.microcosm.loader import load_microcosm
 from microcosm.adherence import clip_prompts, color_right, count_right, floor_right, shape_right, still_prompts
@@ -103,7 +103,7 @@ def test_a_clip_is_drawn_as_the_engine_draws_it() -> None:
     assert np.abs(clip[0].astype(float) - expected).max() <= 1  # the given frame comes back untouched
     still = draw(world, Job("a red ball falls", 1, 3, steps=1))
     assert still.shape == (1, 88, 160, 3)
-    assert Job("", 1, 0).steps == GenerationRequest().steps
+    assert Job("", 1, 0).steps == Defaults().steps
 
 
 def held_given() -> np.ndarray:

@@ -15,7 +15,8 @@ from cosmorama.cli.options import errors_for_people
 from cosmorama.client.bar import progress_bar
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.source import media_source, output_for
-from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, SOLVERS, GenerationRequest, Solver
+from cosmorama.request import SOLVERS, GenerationRequest, Solver
+from cosmorama.resolve import check
 
 if TYPE_CHECKING:
     from cosmorama.engine.outcome import Outcome
@@ -25,18 +26,21 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to show; optional with --image or --video.")] = None,
     image: Annotated[str | None, typer.Option(help="Picture to start from: path or URL.")] = None,
     video: Annotated[str | None, typer.Option(help="Clip to continue: path or URL.")] = None,
-    negative_prompt: Annotated[
-        str, typer.Option(help="What to avoid.", show_default="the long default of the API")
-    ] = DEFAULT_NEGATIVE_PROMPT,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.", show_default="the model's own")] = None,
     upsample: Annotated[
         bool | None, typer.Option(help="Rewrite the prompt in the model's language.", show_default="text2world only")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="0 to 4294967295.", show_default="random")] = None,
-    guidance_scale: Annotated[float, typer.Option(help="1 to 10.")] = 7.0,
-    steps: Annotated[int, typer.Option(help="Denoising steps, 1 to 50.")] = 35,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT, one of the model's sizes.")] = "1280x704",
-    frames: Annotated[int, typer.Option(help="Frames in the result.")] = 121,
-    fps: Annotated[float, typer.Option(help="Frames per second, 12 to 40.")] = 24,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How closely the prompt is followed.", show_default="the model's own")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the model's own")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT, one of the model's sizes.", show_default="the model's own")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames in the result.", show_default="the model's own")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Its length, instead of frames.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second.", show_default="the model's own")] = None,
     model: Annotated[str, typer.Option(help="Name or checkpoint folder.")] = "microcosm",
     solver: Annotated[str | None, typer.Option(help=", ".join(SOLVERS), show_default="the model's own")] = None,
     guidance_interval: Annotated[
@@ -49,11 +53,11 @@ def generate(
         float | None, typer.Option(help="Shift of the noise schedule towards noise.", show_default="the model's own")
     ] = None,
     reuse: Annotated[
-        float, typer.Option(help="Step reuse: accepted relative change of answers, 0 (exact) to 1.")
-    ] = 0.0,
+        float | None, typer.Option(help="Step reuse: accepted relative change of answers, 0 (exact) to 1.")
+    ] = None,
     vae_tiling: Annotated[
-        int, typer.Option(help="Frames in tiles of so many pixels, where the model takes it; 0: in one piece.")
-    ] = 0,
+        int | None, typer.Option(help="Frames in tiles of so many pixels, where the model takes it; 0: in one piece.")
+    ] = None,
     quality: Annotated[int, typer.Option(help="1 (small) to 9 (best).")] = 7,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File: .mp4, .webm, .gif or .zip (PNG frames).")
@@ -62,7 +66,7 @@ def generate(
 ) -> None:
     """Generate one clip in this process."""
     with errors_for_people():
-        width, height = _size(size)
+        width, height = (None, None) if size is None else _size(size)
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -75,6 +79,7 @@ def generate(
             width=width,
             height=height,
             frames=frames,
+            seconds=seconds,
             fps=fps,
             solver=cast("Solver | None", solver),
             guidance_interval=guidance_interval,
@@ -84,6 +89,7 @@ def generate(
             vae_tiling=vae_tiling,
             output=output_for(output, quality),
         )
+        check(request)  # before a model is loaded for nothing
         outcome = _run(model, request, output, quiet=as_json)
     if as_json:
         typer.echo(json.dumps({**asdict(outcome), "path": str(outcome.path)}, indent=2))

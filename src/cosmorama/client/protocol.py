@@ -24,7 +24,7 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 BUSY = frozenset({429, 502, 503, 504})
 """Answers after which the same call may succeed."""
 LONGEST_WAIT_S = 60.0
-_INTERNAL = frozenset({"left_open", "target"})
+_INTERNAL = frozenset({"usual", "target", "warnings"})
 """Fields that a server fills in."""
 
 
@@ -210,7 +210,7 @@ def body_of(request: GenerationRequest) -> dict[str, Any]:
     return {
         field.name: _wire(getattr(request, field.name))
         for field in fields(request)
-        if field.name not in _INTERNAL and getattr(request, field.name) != getattr(usual, field.name)
+        if field.name not in _INTERNAL and getattr(request, field.name) != getattr(usual, field.name, None)
     }
 
 

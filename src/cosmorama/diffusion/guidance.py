@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Guidance:
     rescale: float = 0.0
 
     @classmethod
-    def of(cls, weight: float, request: GenerationRequest) -> Guidance:
+    def of(cls, weight: float, request: ResolvedRequest) -> Guidance:
         """The request's, at the weight that its scale means to the model."""
         return cls(weight, request.guidance_interval, request.guidance_rescale)
 

@@ -292,6 +292,7 @@ class Engine:
             counts={"steps": rollout.index, "evaluations": rollout.evaluations}
             | (job.reader.counts if job.reader else {})
             | self._decisions(job),
+            warnings=(*request.warnings, *rollout.prepared.warnings),
         )
 
     def _guarded(self, job: EngineJob, frames: Frames) -> Frames:

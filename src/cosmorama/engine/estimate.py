@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 SMOOTHING = 0.3
 """Weight of the newest measurement."""
@@ -15,12 +15,12 @@ _DENOISE_S_PER_PIXEL = 2e-8
 _DECODE_S_PER_PIXEL = 1e-8
 
 
-def volume(request: GenerationRequest) -> int:
+def volume(request: ResolvedRequest) -> int:
     """Pixels of the clip: width x height x frames."""
     return request.width * request.height * request.frames
 
 
-def evaluations(request: GenerationRequest, steps: float | None = None) -> float:
+def evaluations(request: ResolvedRequest, steps: float | None = None) -> float:
     """Evaluations of the denoiser in `steps` steps, or in all: two where guidance acts, one elsewhere."""
     total = request.steps if steps is None else steps
     if request.guidance_scale == 1:
@@ -29,7 +29,7 @@ def evaluations(request: GenerationRequest, steps: float | None = None) -> float
     return total + total * max(end - start, 0.0)
 
 
-def work(request: GenerationRequest) -> float:
+def work(request: ResolvedRequest) -> float:
     """A request's size in one number, for comparing requests on one model: pixel evaluations, decoding as one half."""
     return volume(request) * (evaluations(request) + _DECODE_S_PER_PIXEL / _DENOISE_S_PER_PIXEL)
 
@@ -74,23 +74,23 @@ class Estimator:
         """Whether estimates rest on a measurement."""
         return self._denoise.measured
 
-    def denoised(self, request: GenerationRequest, steps: float, seconds: float) -> None:
+    def denoised(self, request: ResolvedRequest, steps: float, seconds: float) -> None:
         """Learn what denoising steps of the whole clip took; a step of a part of it is a part of one."""
         if steps > 0 and seconds > 0:
             self._denoise.observe(volume(request), volume(request) * evaluations(request, steps), seconds)
 
-    def decoded(self, request: GenerationRequest, frames: int, seconds: float) -> None:
+    def decoded(self, request: ResolvedRequest, frames: int, seconds: float) -> None:
         """Learn what decoding and writing frames took."""
         if frames > 0 and seconds > 0:
             self._decode.observe(volume(request), request.width * request.height * frames, seconds)
 
-    def finished(self, request: GenerationRequest, timings: dict[str, float]) -> None:
+    def finished(self, request: ResolvedRequest, timings: dict[str, float]) -> None:
         """Learn from a finished generation's seconds per stage."""
         if not request.reuse:
             self.denoised(request, request.steps, timings.get("denoise", 0.0))
         self.decoded(request, request.frames, timings.get("decode", 0.0) + timings.get("write", 0.0))
 
-    def remaining_s(self, request: GenerationRequest, progress: Progress | None = None) -> float:
+    def remaining_s(self, request: ResolvedRequest, progress: Progress | None = None) -> float:
         """Seconds of work left at this point of a request, or for all of it."""
         steps: float = request.steps
         frames = request.frames

@@ -15,7 +15,7 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.engine.scheduler import Priority
 from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback, Stage
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class EngineJob:
     """A request that an engine holds, and how far it is."""
 
     name: str
-    request: GenerationRequest
+    request: ResolvedRequest
     output: Path
     on_progress: ProgressCallback
     on_preview: Callable[[bytes], None] | None

@@ -24,3 +24,5 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     """What was done besides, by name: `steps`, network `evaluations`, `prompt_tokens`, `text_cache_hits`,
     `text_cache_misses`; of guardrails, 1 each: `prompts_passed`, `clips_passed`, `clips_altered`."""
+    warnings: tuple[str, ...] = ()
+    """What was fitted, replaced, cut or ignored, in words for whoever sent the request."""

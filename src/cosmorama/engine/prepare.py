@@ -16,7 +16,7 @@ from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.controls import computed
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.media.read import MediaLimits, read_image, read_video
-from cosmorama.request import Capabilities, GenerationRequest, MediaSource
+from cosmorama.request import Capabilities, MediaSource, ResolvedRequest
 from cosmorama.text.captioning import Captioner, PixelCaptioner
 from cosmorama.text.upsampling import Upsampler, built_in_upsampler
 from cosmorama.world.base import Inputs
@@ -28,10 +28,12 @@ Frames = npt.NDArray[np.uint8]
 class PreparedRequest:
     """A request with its inputs at hand: the text to use and the conditioning frames, uint8 `[T, H, W, 3]` or None."""
 
-    request: GenerationRequest
+    request: ResolvedRequest
     prompt: str
     frames: Frames | None
     controls: dict[str, Frames] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What became of the inputs that whoever sent them should know."""
 
     @property
     def inputs(self) -> Inputs:
@@ -51,7 +53,7 @@ class Preparer:
     """None: the built-in one of the model's family, if it has one."""
     captioner: Captioner = field(default_factory=PixelCaptioner)
 
-    def __call__(self, request: GenerationRequest, capabilities: Capabilities) -> PreparedRequest:
+    def __call__(self, request: ResolvedRequest, capabilities: Capabilities) -> PreparedRequest:
         """Prepare a resolved request.
 
         Raises:
@@ -71,7 +73,7 @@ class Preparer:
             prompt = (self.upsampler or built_in_upsampler(capabilities.family))(prompt)
         return PreparedRequest(request, prompt, frames, controls)
 
-    def _controls(self, request: GenerationRequest) -> tuple[GenerationRequest, dict[str, Frames], Frames | None]:
+    def _controls(self, request: ResolvedRequest) -> tuple[ResolvedRequest, dict[str, Frames], Frames | None]:
         """The control clips, and the video where there is one, all from their beginnings and equally long.
 
         `frames` of the request is the most that is made: a shorter clip makes a shorter result.
@@ -93,7 +95,7 @@ class Preparer:
         return request, {kind: frames[:length] for kind, frames in controls.items()}, clip
 
     def _read(
-        self, request: GenerationRequest, source: MediaSource, field: str, frames: int, keep: Literal["first", "last"]
+        self, request: ResolvedRequest, source: MediaSource, field: str, frames: int, keep: Literal["first", "last"]
     ) -> Frames:
         return read_video(
             load_bytes(source, field, self.fetch),
@@ -106,7 +108,7 @@ class Preparer:
             limits=self.limits,
         )
 
-    def _conditioning_frames(self, request: GenerationRequest, capabilities: Capabilities) -> Frames | None:
+    def _conditioning_frames(self, request: ResolvedRequest, capabilities: Capabilities) -> Frames | None:
         if request.image is not None:
             data = load_bytes(request.image, "image", self.fetch)
             return read_image(data, "image", width=request.width, height=request.height, limits=self.limits)[None]

@@ -20,7 +20,7 @@ from cosmorama.diffusion.reuse import Memory, estimate
 from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Sampling, Stepper, World
 
 
@@ -139,7 +139,7 @@ class Window:
         evaluations: How often the network was asked.
     """
 
-    def __init__(self, sampling: Sampling, request: GenerationRequest, *, repeated: int = 0, kept: int = 0) -> None:
+    def __init__(self, sampling: Sampling, request: ResolvedRequest, *, repeated: int = 0, kept: int = 0) -> None:
         """Begin.
 
         Args:
@@ -271,7 +271,7 @@ def _overlap(capabilities: Capabilities) -> int:
     return max(capabilities.conditioning_frames)
 
 
-def _seed_of(request: GenerationRequest, window: int) -> int:
+def _seed_of(request: ResolvedRequest, window: int) -> int:
     """The seed of a window after the first, well mixed, so that neighbouring seeds do not share windows."""
     assert request.seed is not None
     return int(np.random.SeedSequence((request.seed, window)).generate_state(1)[0])

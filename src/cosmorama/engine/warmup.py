@@ -49,9 +49,8 @@ def small_request(capabilities: Capabilities) -> GenerationRequest | None:
         height=size.height,
         # With a picture given, one frame alone would leave nothing to make.
         frames=min(capabilities.frames.multiple + 1, capabilities.frames.maximum),
-        steps=STEPS,
+        steps=int(max(STEPS, capabilities.steps.low)),
         seed=0,
-        left_open=("fps", "guidance_scale", "steps"),
     )
 
 

@@ -31,7 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cosmorama.jobs.model import StoreUnavailableError
 from cosmorama.media.fetch import FetchPolicy, load_bytes
-from cosmorama.request import GenerationRequest, MediaSource
+from cosmorama.request import MediaSource, ResolvedRequest
 
 CHUNK_BYTES = 1 << 20
 
@@ -279,7 +279,7 @@ def _clear_dead(parent: Path) -> None:
 _Node = TypeVar("_Node")
 
 
-def take_media(request: GenerationRequest, max_bytes: int) -> tuple[GenerationRequest, dict[str, bytes]]:
+def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedRequest, dict[str, bytes]]:
     """Take the inline media out of a request: `(request with a Path in its place, blobs by that path)`.
 
     URLs stay; they are fetched when the job runs.
@@ -299,12 +299,12 @@ def take_media(request: GenerationRequest, max_bytes: int) -> tuple[GenerationRe
     return _map_media(request, take), blobs
 
 
-def place_media(request: GenerationRequest, prefix: str) -> GenerationRequest:
+def place_media(request: ResolvedRequest, prefix: str) -> ResolvedRequest:
     """Put `prefix` before the paths that `take_media` left."""
     return _map_media(request, lambda _, source: Path(prefix) / source if isinstance(source, Path) else source)
 
 
-def restore_media(request: GenerationRequest, read: Callable[[str], bytes]) -> GenerationRequest:
+def restore_media(request: ResolvedRequest, read: Callable[[str], bytes]) -> ResolvedRequest:
     """Put the contents back where a request names artifacts."""
     return _map_media(request, lambda _, source: read(str(source)) if isinstance(source, Path) else source)
 

@@ -12,7 +12,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
 from cosmorama.progress import Progress, Stage
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -59,7 +59,7 @@ class JobError:
         type: `CosmoramaError.kind`.
         status: Its HTTP status.
         message: In words.
-        problems: For invalid requests: the fields that are wrong, under the names of `GenerationRequest`.
+        problems: For invalid requests: the fields that are wrong, under the names of `ResolvedRequest`.
         field: For media: the input that cannot be used.
     """
 
@@ -154,7 +154,7 @@ class Job:
     dialect: str
     model: str
     owner: str
-    request: GenerationRequest
+    request: ResolvedRequest
     priority: Priority
     created_at: float
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -206,6 +206,7 @@ class Job:
                 "frames": request.result.frames,
                 "fps": request.result.fps,
             },
+            "warnings": list(request.warnings if result is None else result.outcome.warnings),
             "metadata": dict(self.metadata),
             "error": None
             if self.error is None

@@ -16,7 +16,7 @@ from cosmorama.engine.scheduler import Candidate, order, rank
 from cosmorama.jobs.model import Job, JobError, Observer, State
 from cosmorama.jobs.store import Unfinished, Upkeep
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 SORTING_SHARE = 0.02
 
@@ -45,7 +45,7 @@ class Board(Observer):
         self.estimator = Estimator()
         self.seen_at = float("-inf")
         self._jobs: dict[str, Unfinished] = {}
-        self._requests: dict[str, GenerationRequest] = {}
+        self._requests: dict[str, ResolvedRequest] = {}
         # What happened here since the store was begun to be read, which may not have seen it; None: over.
         self._news: dict[str, Unfinished | None] = {}
         self._sorted: list[Candidate] = []
@@ -73,7 +73,7 @@ class Board(Observer):
         """Ids of jobs whose requests have to be read before `see`."""
         return [job.id for job in jobs if job.id not in self._requests]
 
-    def see(self, jobs: Sequence[Unfinished], requests: Mapping[str, GenerationRequest]) -> None:
+    def see(self, jobs: Sequence[Unfinished], requests: Mapping[str, ResolvedRequest]) -> None:
         """Take in what the store says; what happened here since `begin`, it may not have known yet."""
         known = self._requests | dict(requests)
         self._jobs = {job.id: job for job in jobs if job.id in known}

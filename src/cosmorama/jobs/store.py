@@ -67,7 +67,7 @@ from cosmorama.jobs.model import (
     StoreUnavailableError,
 )
 from cosmorama.progress import Progress, Stage
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 SCHEMA_VERSION = 1
 
@@ -159,19 +159,19 @@ VERSION = 1
 _KEY = "$artifact"
 
 
-def fingerprint(dialect: str, request: GenerationRequest, blobs: Mapping[str, bytes]) -> str:
+def fingerprint(dialect: str, request: ResolvedRequest, blobs: Mapping[str, bytes]) -> str:
     """Equal for requests that ask for the same: of a request before `resolve`, so that an undrawn seed stays equal."""
     digests = {where: sha256(blob).hexdigest() for where, blob in blobs.items()}
     return sha256(json.dumps([dialect, pack_request(request), digests], sort_keys=True).encode()).hexdigest()
 
 
-def pack_request(request: GenerationRequest) -> str:
+def pack_request(request: ResolvedRequest) -> str:
     """A request without inline media, as JSON text."""
-    body = _adapter(GenerationRequest).dump_python(request, mode="python")
+    body = _adapter(ResolvedRequest).dump_python(request, mode="python")
     return json.dumps({"version": VERSION, "request": body}, default=_as_json, separators=(",", ":"))
 
 
-def unpack_request(text: str) -> GenerationRequest:
+def unpack_request(text: str) -> ResolvedRequest:
     """The request of `pack_request`.
 
     Raises:
@@ -180,7 +180,7 @@ def unpack_request(text: str) -> GenerationRequest:
     document = json.loads(text, object_hook=_from_json)
     if document["version"] != VERSION:
         raise ValueError(f"a request of version {document['version']}; this server reads version {VERSION}")
-    request: GenerationRequest = _adapter(GenerationRequest).validate_python(document["request"])
+    request: ResolvedRequest = _adapter(ResolvedRequest).validate_python(document["request"])
     return request
 
 
@@ -229,7 +229,7 @@ class NewJob:
     """
 
     id: str
-    request: GenerationRequest
+    request: ResolvedRequest
     dialect: str
     model: str
     owner: str
@@ -742,13 +742,13 @@ class Upkeep:
             for row in rows
         ]
 
-    def requests(self, ids: Iterable[str]) -> dict[str, GenerationRequest]:
+    def requests(self, ids: Iterable[str]) -> dict[str, ResolvedRequest]:
         """The requests of some jobs."""
         wanted = select(jobs.c.id, jobs.c.request).where(jobs.c.id.in_(list(ids)))
         with self._database.read() as connection:
             return {row.id: unpack_request(row.request) for row in connection.execute(wanted)}
 
-    def recent(self, model: str, limit: int = 50) -> list[tuple[GenerationRequest, Outcome]]:
+    def recent(self, model: str, limit: int = 50) -> list[tuple[ResolvedRequest, Outcome]]:
         """The newest successes of a model, oldest first, to learn from how long they took."""
         wanted = (
             select(jobs.c.request, jobs.c.outcome)

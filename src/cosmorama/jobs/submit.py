@@ -18,7 +18,7 @@ from cosmorama.jobs.model import Job, StoreUnavailableError
 from cosmorama.jobs.queue import Board
 from cosmorama.jobs.store import Limits, NewJob, Store, fingerprint
 from cosmorama.jobs.webhooks import check_url
-from cosmorama.request import GenerationRequest
+from cosmorama.request import GenerationRequest, Usual
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
@@ -202,4 +202,4 @@ def _with_defaults(request: GenerationRequest, settings: Settings) -> Generation
     """The request with the server's choice where it made none; a model that does not take it goes without."""
     if request.reuse is not None or not settings.reuse:
         return request
-    return replace(request, reuse=settings.reuse, left_open=(*request.left_open, "reuse"))
+    return replace(request, usual=replace(request.usual or Usual(), reuse=settings.reuse))

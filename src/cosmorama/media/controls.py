@@ -7,18 +7,17 @@ two reductions. Depth and segmentation need models of their own and are not comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import Control
+from cosmorama.request import Control, Preset
 
 Frames = NDArray[np.uint8]
-Preset = Literal["very_low", "low", "medium", "high", "very_high"]
 
 EDGE_THRESHOLDS: dict[Preset, tuple[int, int]] = {
+    "none": (100, 200),
     "very_low": (20, 50),
     "low": (50, 100),
     "medium": (100, 200),
@@ -27,6 +26,7 @@ EDGE_THRESHOLDS: dict[Preset, tuple[int, int]] = {
 }
 """Gradients at which an edge goes on and at which it begins: a high threshold leaves few edges."""
 BLUR_REDUCTIONS: dict[Preset, tuple[int, int]] = {
+    "none": (1, 1),
     "very_low": (1, 4),
     "low": (4, 4),
     "medium": (2, 10),
@@ -80,6 +80,8 @@ def blurred(clip: Frames, preset: Preset = "medium") -> Frames:
     """Colors and large shapes without detail, uint8 `[T, H, W, 3]` like the clip."""
     import cv2
 
+    if preset == "none":
+        return clip
     before, after = BLUR_REDUCTIONS[preset]
     height, width = clip.shape[1:3]
     diameter = max(1, round(_BILATERAL_DIAMETER * min(height, width)))

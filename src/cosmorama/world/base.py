@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule
-from cosmorama.request import Adapter, Capabilities, GenerationRequest
+from cosmorama.request import Adapter, Capabilities, ResolvedRequest
 
 
 class BrokenModelError(Exception):
@@ -54,7 +54,7 @@ class Inputs:
         controls: Control clips by kind, uint8 `[T, height, width, 3]`.
     """
 
-    request: GenerationRequest
+    request: ResolvedRequest
     prompt: str
     frames: Tensor | None = None
     controls: dict[str, Tensor] = field(default_factory=dict)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from cosmorama.errors import NotEnoughMemoryError
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 
-def explained(error: BaseException, request: GenerationRequest) -> NotEnoughMemoryError | None:
+def explained(error: BaseException, request: ResolvedRequest) -> NotEnoughMemoryError | None:
     """What to tell whose request ran out of memory; None for any other error. Gives back what the allocator keeps."""
     # The CPU's allocator has no error type of its own.
     refused = isinstance(error, RuntimeError) and "allocate memory" in str(error)

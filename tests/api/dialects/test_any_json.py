@@ -71,7 +71,7 @@ def test_any_object(dialect: str, body: dict[str, Any], model: Capabilities) -> 
         assert found.frames <= model.frames.maximum
         assert found.fps in model.fps
         assert found.seed is not None
-        assert found.left_open == ()
+        assert found.usual is None
 
 
 @settings(max_examples=40, deadline=None)

@@ -17,6 +17,8 @@ from PIL import Image
 from cosmorama.api.dialects.openai_videos import parse, percent
 from cosmorama.errors import CosmoramaError
 from cosmorama.progress import Progress
+from cosmorama.request import Capabilities, Defaults, Range
+from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 from tests.api.dialects.conftest import SLOW_SEED, running
 
@@ -222,8 +224,12 @@ def test_percent(progress: Progress, expected: int) -> None:
 
 
 def test_defaults_are_openais() -> None:
-    request = parse({"prompt": "a"}, Settings())
-    assert (request.width, request.height, request.frames, request.fps) == (720, 1280, 96, 24)
+    request = resolve(parse({"prompt": "a"}, Settings()), Capabilities(model="microcosm"))
+    assert (request.result.width, request.result.height, request.frames, request.fps) == (720, 1280, 96, 24)
+    # A model with a rate of its own makes four seconds at it.
+    slow = Capabilities(model="predict2.5", fps=Range(1, 60), defaults=Defaults(fps=16, frames=93))
+    request = resolve(parse({"prompt": "a"}, Settings()), slow)
+    assert (request.frames, request.fps) == (64, 16)
 
 
 @pytest.mark.parametrize("reference", [5, [], {"x": 1}, {}, {"image_url": "a", "video_url": "b"}, ""])

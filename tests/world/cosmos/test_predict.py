@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.registry import load_world
 from cosmorama.world.savings import Savings
@@ -84,9 +84,9 @@ def clip(frames: int) -> np.ndarray:
     return (127.5 + 127.5 * np.sin(x / 9 + y / 7 + t / 2 + c)).astype(np.uint8)
 
 
-def request_of(case: Case, world: Any, **changes: Any) -> GenerationRequest:
+def request_of(case: Case, world: Any, **changes: Any) -> ResolvedRequest:
     source = None if case.given == 0 else b"stands for the clip, which the tests hand over decoded"
-    request = GenerationRequest(
+    request = ResolvedRequest(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,
         image=source if case.given == 1 else None,

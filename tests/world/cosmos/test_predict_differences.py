@@ -13,14 +13,14 @@ from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
 from cosmorama.media.write import VideoWriter
-from cosmorama.request import GenerationRequest, Output
+from cosmorama.request import Output, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos.predict1 import edm_levels
 from cosmorama.world.cosmos.predict2 import predict2_schedule
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
 
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball", seed=1, width=64, height=48, frames=11, steps=2, guidance_scale=1.0, fps=16
 )
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_world(str(folder), device="cpu")
 
 
-def frames_of(world: Any, request: GenerationRequest) -> np.ndarray:
+def frames_of(world: Any, request: ResolvedRequest) -> np.ndarray:
     made = Rollout(world, PreparedRequest(resolve(request, world.capabilities), "a red ball", None))
     while not made.done:
         made.advance()

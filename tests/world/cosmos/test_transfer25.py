@@ -16,7 +16,7 @@ from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
 from cosmorama.progress import Progress
-from cosmorama.request import Control, GenerationRequest
+from cosmorama.request import Control, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos.transfer25 import CHUNK_FRAMES, Transfer25World
 from cosmorama.world.registry import load_world
@@ -25,7 +25,7 @@ from tests.world.cosmos.transfer_checkpoints import controls_without_torchvision
 
 WIDTH, HEIGHT, STEPS, SEED, CHUNK = 80, 48, 3, 5, 9
 TOLERANCE = 1e-5
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball rolls",
     negative_prompt="ugly blurred scene",
     prompt_upsampling=False,

@@ -17,7 +17,7 @@ from torch import Tensor
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
-from cosmorama.request import Action, ActionDomain, GenerationRequest, Mode
+from cosmorama.request import Action, ActionDomain, Mode, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos3.action import DOMAINS
 from cosmorama.world.registry import load_world
@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 256, 256  # a canvas of diffusers' tiers, so that it neither sca
 ACTIONS, SEED, TOLERANCE = 4, 3, 1e-5
 UMI = next(domain for domain in DOMAINS if domain.name == "umi")
 GIVEN = tuple(tuple(float(row + column / 10) for column in range(UMI.width)) for row in range(3))
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="The arm lifts a cup",
     negative_prompt="",
     prompt_upsampling=False,
@@ -59,13 +59,13 @@ def clip(frames: int) -> NDArray[np.uint8]:
     return (127.5 + 127.5 * np.sin(x / 19 + y / 17 + t / 2 + c)).astype(np.uint8)
 
 
-def request_of(mode: Mode, **changes: Any) -> GenerationRequest:
+def request_of(mode: Mode, **changes: Any) -> ResolvedRequest:
     action = Action(UMI.id, GIVEN if mode == "forward_dynamics" else None, ACTIONS)
     media = {"video": b"a clip"} if mode == "inverse_dynamics" else {"image": b"a picture"}
     return replace(REQUEST, task=mode, **media | {"action": action} | changes)
 
 
-def sampled(world: Any, request: GenerationRequest) -> Rollout:
+def sampled(world: Any, request: ResolvedRequest) -> Rollout:
     given = clip(ACTIONS + 1 if request.mode == "inverse_dynamics" else 1)
     rollout = Rollout(world, PreparedRequest(resolve(request, world.capabilities), request.prompt or "", given))
     while not rollout.done:

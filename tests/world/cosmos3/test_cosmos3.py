@@ -20,7 +20,7 @@ from cosmorama.engine.embeddings import EmbeddingCache
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos3.family import Cosmos3World
 from cosmorama.world.registry import load_world
@@ -29,7 +29,7 @@ from tests.world.cosmos3.checkpoints import KARRAS, save_cosmos3
 
 TOLERANCE = 1e-5
 WIDTH, HEIGHT, STEPS, SEED, FPS = 96, 80, 4, 5, 16  # 80 pixels are 5 latent rows: not a whole number of patches
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="A robot waves.",
     negative_prompt="blurred",
     prompt_upsampling=False,

@@ -19,12 +19,12 @@ from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import CancelledError, InvalidRequestError, ModelNotFoundError, WorkerError
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.generic.pipeline import GenericWorld, load_generic
 from tests.world.generic.checkpoints import save_ltx, save_wan
 
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball falls",
     negative_prompt="a blue cube",
     prompt_upsampling=False,

@@ -14,13 +14,13 @@ from torch import Tensor
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError
-from cosmorama.request import Adapter, GenerationRequest
+from cosmorama.request import Adapter, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.load.adapters import AdaptedWorld
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
 
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball",
     negative_prompt="blurred",
     prompt_upsampling=False,

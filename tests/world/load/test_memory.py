@@ -16,7 +16,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
-from cosmorama.request import Action, GenerationRequest
+from cosmorama.request import Action, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos3.weights import offload_halves
 from cosmorama.world.faults import explained
@@ -34,7 +34,7 @@ from tests.world.cosmos3.checkpoints import save_cosmos3
 CPU = torch.device("cpu")
 ROUNDING = 1e-5
 """Weights that were read again lie elsewhere in memory, and are added up in another order."""
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball",
     negative_prompt="blurred",
     prompt_upsampling=False,

@@ -17,7 +17,7 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.local import Model
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest, Knobs
+from cosmorama.request import Knobs, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import Chunked, Inputs
 from cosmorama.world.microcosm.loader import load_microcosm
@@ -25,7 +25,7 @@ from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWor
 from cosmorama.world.registry import known_models, load_world
 from tests.tiny import CHANNELS, save_transformer
 
-PLAIN = GenerationRequest(
+PLAIN = ResolvedRequest(
     prompt="a red ball", seed=1, solver="euler", width=960, height=704, frames=17, steps=4, negative_prompt=""
 )
 

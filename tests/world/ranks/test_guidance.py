@@ -16,7 +16,7 @@ from torch import Tensor
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError, WorkerError
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 from cosmorama.world.ranks.guidance import GuidanceParallel
@@ -25,7 +25,7 @@ from cosmorama.world.registry import load_world
 from tests.tiny import save_tiny, save_transformer
 from tests.world.checkpoints import save_predict
 
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball",
     negative_prompt="blurred",
     prompt_upsampling=False,

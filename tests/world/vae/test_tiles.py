@@ -16,7 +16,7 @@ from torch import Tensor
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
-from cosmorama.request import VAE_TILES, GenerationRequest
+from cosmorama.request import VAE_TILES, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.registry import load_world
 from cosmorama.world.vae.cosmos import CosmosAutoencoder
@@ -26,7 +26,7 @@ from tests.world.cosmos3.checkpoints import save_cosmos3
 
 TILE, STRIDE = 128, 96
 HALF_A_LEVEL = 0.5 / 127.5
-REQUEST = GenerationRequest(
+REQUEST = ResolvedRequest(
     prompt="a red ball", prompt_upsampling=False, seed=5, steps=1, width=192, height=64, frames=5, fps=16
 )
 Load = Callable[..., Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from fastapi import Request, Response
 from pydantic import Field
@@ -17,10 +17,9 @@ from cosmorama.api.dialects.cosmos3_modes import ACTION_MODES, ModelMode, defaul
 from cosmorama.api.dialects.resolutions import COSMOS3, size_of
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import CONTROL_KINDS, DEFAULT_NEGATIVE_PROMPT, Action, Control, GenerationRequest, Output
+from cosmorama.request import CONTROL_KINDS, DEFAULT_NEGATIVE_PROMPT, Action, Control, GenerationRequest, Output, Usual
 from cosmorama.settings import Settings
 
-_T = TypeVar("_T")
 PROMPT_MAX_CHARACTERS = 20_000
 LATENT_FRAMES = 4
 """Frames of video in one latent frame, which is how `condition_frame_indexes_vision` counts."""
@@ -90,31 +89,21 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         raise InvalidRequestError(*problems)
     size = size_of(resolution, COSMOS3)
     action = _action(wire)
-    frames = usual.frames if wire.num_frames is None else wire.num_frames
-    if action is not None:
-        frames = action.steps + 1
     takes_video = wire.model_mode in ("video2video", "inverse_dynamics")
     still = wire.model_mode == "text2image"
-    given = {
-        "guidance_scale": wire.guidance_scale,
-        "steps": wire.num_inference_steps,
-        "flow_shift": wire.flow_shift,
-        "frames": wire.num_frames or action,
-        "fps": wire.fps,
-    }
     return GenerationRequest(
         prompt=wire.prompt,
-        negative_prompt=_or(wire.negative_prompt, "" if still else DEFAULT_NEGATIVE_PROMPT),
+        negative_prompt=wire.negative_prompt,
         image=None if takes_video else reference,
         video=reference if takes_video else None,
         seed=wire.seed,
-        guidance_scale=_or(wire.guidance_scale, usual.guidance_scale),
-        steps=_or(wire.num_inference_steps, usual.steps),
-        flow_shift=_or(wire.flow_shift, usual.flow_shift),
+        guidance_scale=wire.guidance_scale,
+        steps=wire.num_inference_steps,
+        flow_shift=wire.flow_shift,
         width=size.width,
         height=size.height,
-        frames=frames,
-        fps=_or(wire.fps, usual.fps),
+        frames=1 if still else wire.num_frames,
+        fps=wire.fps,
         conditioning_frames=_conditioning_frames(wire.condition_frame_indexes_vision),
         keep=wire.condition_video_keep or "first",
         output=Output(container="jpeg" if still else "mp4", quality=settings.video_quality),
@@ -123,7 +112,14 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         action=action,
         fit=True,
         model=wire.model,
-        left_open=tuple(name for name, value in given.items() if value is None),
+        usual=Usual(
+            guidance_scale=usual.guidance_scale,
+            steps=usual.steps,
+            flow_shift=usual.flow_shift,
+            frames=usual.frames,
+            fps=usual.fps,
+            negative_prompt="" if still else DEFAULT_NEGATIVE_PROMPT,
+        ),
     )
 
 
@@ -165,7 +161,7 @@ def _problems(wire: Cosmos3Body, reference: str | None) -> Iterator[Problem]:
     if indexes is not None and (not indexes or indexes != list(range(len(indexes)))):
         yield Problem("condition_frame_indexes_vision", indexes, "latent frames without a gap from 0, such as [0, 1]")
     if wire.transfer is not None and mode == "video2video" and reference is None:
-        given = [kind for kind in CONTROL_KINDS if getattr(wire.transfer, kind) is not None]
+        given = [kind for kind in CONTROL_KINDS if getattr(wire.transfer, kind, None) is not None]
         missing = [kind for kind in given if getattr(wire.transfer, kind).control is None]
         if missing or not given:
             yield Problem("input_reference", None, "a clip, unless every control of transfer comes with its own")
@@ -202,10 +198,6 @@ def _conditioning_frames(indexes: list[int] | None) -> int | None:
     if indexes is None or tuple(indexes) == USUAL_CONDITION:
         return None
     return 1 + LATENT_FRAMES * (len(indexes) - 1)
-
-
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
 
 
 DIALECT = Dialect(

@@ -12,12 +12,13 @@ from cosmorama.api.dialects.answers import told_answer
 from cosmorama.api.dialects.base import Dialect
 from cosmorama.api.dialects.resolutions import COSMOS3, size_of, tier_of
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output
+from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output, Usual
 from cosmorama.settings import Settings
 
 MIN_FRAMES = 25
 MAX_FRAMES = {"256": 397, "480": 297, "720": 197}
 """By tier; Cosmos3 2.x has the same."""
+USUAL = Usual(frames=189, fps=24, steps=35, guidance_scale=6.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
 WIRE_NAMES = {"frames": "num_output_frames", "size": "resolution"}
 
 
@@ -27,14 +28,14 @@ class Generator1Body(DialectBody):
     dialect: ClassVar[str] = "generator1"
 
     prompt: str | None = Field(None, description="Required unless an image is given.")
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
-    guidance_scale: float = Field(6.0, ge=1, le=7)
-    steps: int = Field(35, ge=1, le=100)
+    guidance_scale: float | None = Field(None, ge=1, le=7)
+    steps: int | None = Field(None, ge=1, le=100)
     resolution: str = Field("720_16_9", description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
-    num_output_frames: int = Field(189, description="4k+1, from 25 to 397, 297 or 197 for tier 256, 480 or 720.")
-    fps: float = Field(24, ge=1, le=60)
+    num_output_frames: int | None = Field(None, description="4k+1, from 25 to 397 (tier 256), 297 or 197.")
+    fps: float | None = Field(None, ge=1, le=60)
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
@@ -42,10 +43,10 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     wire = validate(body, Generator1Body)
     size = size_of(wire.resolution, COSMOS3)
     most = MAX_FRAMES[tier_of(wire.resolution)]
-    if not MIN_FRAMES <= wire.num_output_frames <= most or wire.num_output_frames % 4 != 1:
+    frames = wire.num_output_frames
+    if frames is not None and (not MIN_FRAMES <= frames <= most or frames % 4 != 1):
         accepted = f"4k+1 (25, 29, ...) from {MIN_FRAMES} to {most} at resolution {wire.resolution}"
-        raise InvalidRequestError(Problem("num_output_frames", wire.num_output_frames, accepted))
-    names = {"guidance_scale": "guidance_scale", "steps": "steps", "num_output_frames": "frames", "fps": "fps"}
+        raise InvalidRequestError(Problem("num_output_frames", frames, accepted))
     return GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
@@ -55,12 +56,12 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         steps=wire.steps,
         width=size.width,
         height=size.height,
-        frames=wire.num_output_frames,
+        frames=frames,
         fps=wire.fps,
         output=Output(quality=settings.video_quality),
         fit=True,
         model=wire.model,
-        left_open=tuple(name for field, name in names.items() if field not in body),
+        usual=USUAL,
     )
 
 

@@ -16,7 +16,6 @@ from cosmorama.api.dialects.base import Dialect
 from cosmorama.engine.outcome import Outcome
 from cosmorama.media.write import mime_type
 from cosmorama.request import (
-    DEFAULT_NEGATIVE_PROMPT,
     Action,
     Adapter,
     Control,
@@ -67,17 +66,18 @@ class NativeBody(WireModel):
     """The fields of a generation request; every one may be left out."""
 
     prompt: str | None = None
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     prompt_upsampling: bool | None = None
     image: str | None = Field(None, description="URL, data URL or base64.")
     video: str | None = Field(None, description="URL, data URL or base64.")
     seed: int | None = None
-    guidance_scale: float = 7.0
-    steps: int = 35
-    width: int = 1280
-    height: int = 704
-    frames: int = 121
-    fps: float = 24
+    guidance_scale: float | None = None
+    steps: int | None = None
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    seconds: float | None = None
+    fps: float | None = None
     solver: Solver | None = None
     guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
     guidance_rescale: float = 0.0
@@ -96,8 +96,6 @@ class NativeBody(WireModel):
 
 
 _REBUILT = {"guidance_interval", "output", "controls", "action", "adapters"}
-_OPEN = ("guidance_scale", "steps", "frames", "fps")
-"""What a model may have no use for at the format's default, see `GenerationRequest.left_open`."""
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
@@ -120,7 +118,6 @@ def to_request(body: NativeBody, *, quality: int) -> GenerationRequest:
         controls=tuple(Control(c.kind, c.weight, c.source, c.preset) for c in body.controls),
         action=None if body.action is None else _action(body.action),
         adapters=tuple(Adapter(adapter.name, adapter.scale) for adapter in body.adapters),
-        left_open=tuple(name for name in _OPEN if name not in body.model_fields_set),
     )
 
 

@@ -27,20 +27,19 @@ from cosmorama.media.sniff import sniff
 from cosmorama.media.write import mime_type
 from cosmorama.progress import Progress
 from cosmorama.request import (
-    DEFAULT_NEGATIVE_PROMPT,
     MAX_SEED,
     GenerationRequest,
     MediaSource,
     Output,
     Size,
     Solver,
+    Usual,
 )
 from cosmorama.settings import Settings
 
 NAME = "openai"
-DEFAULT_SECONDS = "4"
+DEFAULT_SECONDS = 4.0
 DEFAULT_SIZE = "720x1280"
-DEFAULT_FPS = 24.0
 REMIXED_FROM = "remixed_from_video_id"
 """The label of a job that is a remix."""
 WIRE_NAMES = {"frames": "frames (seconds x fps)", "image": "input_reference", "video": "input_reference"}
@@ -72,15 +71,15 @@ class VideoBody(DialectBody):
     dialect: ClassVar[str] = NAME
 
     prompt: str = Field(min_length=1)
-    seconds: str = Field(DEFAULT_SECONDS, description="Length of the clip; a number is taken too.")
+    seconds: str | None = Field(None, description="Length of the clip; a number is taken too.")
     size: str = Field(DEFAULT_SIZE, description="Width x height in pixels, both even.")
     input_reference: Reference | None = Field(None, description="A picture to start from, or a clip to continue.")
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     prompt_upsampling: bool | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    steps: int = 35
-    guidance_scale: float = 7.0
-    fps: float = Field(DEFAULT_FPS, ge=FPS.low, le=FPS.high)
+    steps: int | None = None
+    guidance_scale: float | None = None
+    fps: float | None = Field(None, ge=FPS.low, le=FPS.high)
     frames: int | None = Field(None, ge=1, description="Instead of seconds.")
     solver: Solver | None = None
     guidance_rescale: float = 0.0
@@ -107,7 +106,7 @@ class RemixBody(WireModel):
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded JSON body to the request it describes."""
-    return _to_request(validate(body, VideoBody), body.keys(), None, settings)
+    return _to_request(validate(body, VideoBody), None, settings)
 
 
 def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settings) -> GenerationRequest:
@@ -132,7 +131,7 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
         wire = VideoBody.model_validate_strings(body, strict=False)
     except ValidationError as error:
         raise wire_error(error, VideoBody) from None
-    return _to_request(wire, body.keys(), upload, settings)
+    return _to_request(wire, upload, settings)
 
 
 def remix_of(fields: Mapping[str, str]) -> RemixBody:
@@ -174,14 +173,10 @@ def percent(progress: Progress, state: State) -> int:
     return low + math.floor((high - low) * progress.step / progress.total)
 
 
-def _to_request(wire: VideoBody, given: Any, upload: bytes | None, settings: Settings) -> GenerationRequest:
+def _to_request(wire: VideoBody, upload: bytes | None, settings: Settings) -> GenerationRequest:
     size = _size(wire.size)
     media = upload if upload is not None else _reference(wire.input_reference)
     is_clip = media is not None and _is_clip(media, wire.input_reference)
-    names = {"steps": "steps", "guidance_scale": "guidance_scale", "fps": "fps"}
-    left_open = [name for field, name in names.items() if field not in given]
-    if "seconds" not in given and "frames" not in given:
-        left_open.append("frames")
     return GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
@@ -193,7 +188,8 @@ def _to_request(wire: VideoBody, given: Any, upload: bytes | None, settings: Set
         guidance_scale=wire.guidance_scale,
         width=size.width,
         height=size.height,
-        frames=_frames(wire),
+        frames=wire.frames,
+        seconds=_seconds(wire.seconds),
         fps=wire.fps,
         solver=wire.solver,
         guidance_rescale=wire.guidance_rescale,
@@ -202,7 +198,7 @@ def _to_request(wire: VideoBody, given: Any, upload: bytes | None, settings: Set
         output=Output(quality=settings.video_quality if wire.quality is None else wire.quality),
         model=wire.model,
         fit=True,
-        left_open=tuple(left_open),
+        usual=Usual(seconds=DEFAULT_SECONDS),
     )
 
 
@@ -213,16 +209,16 @@ def _size(text: str) -> Size:
     return Size(int(found[1]), int(found[2]))
 
 
-def _frames(wire: VideoBody) -> int:
-    if wire.frames is not None:
-        return wire.frames
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
-        seconds = float(wire.seconds)
+        seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= 3600:
-        raise InvalidRequestError(Problem("seconds", wire.seconds, "a number above 0 and at most 3600"))
-    return max(1, round(seconds * wire.fps))
+        raise InvalidRequestError(Problem("seconds", text, "a number above 0 and at most 3600"))
+    return seconds
 
 
 def _reference(reference: Reference | None) -> str | None:

@@ -6,7 +6,6 @@ Fields, defaults and ranges are those of the Sampling Control page of NIM for Co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -14,7 +13,7 @@ from pydantic import Field
 from cosmorama.api.body import DialectBody, WireModel, validate
 from cosmorama.api.dialects.answers import told_answer
 from cosmorama.api.dialects.base import Dialect
-from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Output
+from cosmorama.request import GenerationRequest, Output
 from cosmorama.settings import Settings
 
 WIRE_NAMES = {
@@ -27,10 +26,10 @@ WIRE_NAMES = {
 class VideoParams(WireModel):
     """Resolution and timing of the video; each key may be left out."""
 
-    height: int = Field(704, description="Pixels; with the width one of the model's sizes.")
-    width: int = Field(1280, description="Pixels; with the height one of the model's sizes.")
-    frames_count: int = Field(121, description="From 1 to the most that the model makes.")
-    frames_per_sec: float = Field(24, description="12 to 40.")
+    height: int | None = Field(None, description="Pixels; with the width one of the model's sizes.")
+    width: int | None = Field(None, description="Pixels; with the height one of the model's sizes.")
+    frames_count: int | None = Field(None, description="From 1 to the most that the model makes.")
+    frames_per_sec: float | None = Field(None, description="12 to 40.")
 
 
 class OutputParams(WireModel):
@@ -47,13 +46,13 @@ class InferBody(DialectBody):
     dialect: ClassVar[str] = "predict1"
 
     prompt: str | None = Field(None, description="Up to 250 words; required unless an image or a video is given.")
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     prompt_upsampling: bool | None = Field(None, description="Default: true for text, false with an image or a video.")
     image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
     video: str | None = Field(None, description="URL, data URL or base64 of a clip to continue.")
     seed: int | None = Field(None, description="0 to 4294967295; null draws one.")
-    guidance_scale: float = Field(7.0, description="1 to 10.")
-    steps: int = Field(35, description="1 to 50.")
+    guidance_scale: float | None = Field(None, description="1 to 10.")
+    steps: int | None = Field(None, description="1 to 50.")
     video_params: VideoParams = VideoParams()
     solver: str | None = None
     # Not strict: arrays in JSON are lists, the numbers in it are checked as strictly as all.
@@ -94,19 +93,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         ),
         fit=settings.size_policy == "fit",
         model=wire.model,
-        left_open=tuple(_left_open(body)),
     )
-
-
-def _left_open(body: Mapping[str, Any]) -> Iterator[str]:
-    params = body.get("video_params", {})
-    if "width" not in params and "height" not in params:
-        yield "size"
-    if "frames_count" not in params:
-        yield "frames"
-    if "frames_per_sec" not in params:
-        yield "fps"
-    yield from (name for name in ("guidance_scale", "steps") if name not in body)
 
 
 DIALECT = Dialect(

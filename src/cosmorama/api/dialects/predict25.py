@@ -14,11 +14,10 @@ from cosmorama.api.body import DialectBody, validate
 from cosmorama.api.dialects.answers import told_answer
 from cosmorama.api.dialects.base import Dialect
 from cosmorama.api.dialects.resolutions import PREDICT25, size_of
-from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output
+from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output, Usual
 from cosmorama.settings import Settings
 
-FPS = 16
-"""Of the upstream model's clips; the format has no field for it."""
+USUAL = Usual(frames=93, fps=16, steps=35, guidance_scale=7.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
 WIRE_NAMES = {"frames": "num_output_frames", "size": "resolution"}
 
 
@@ -28,21 +27,20 @@ class Predict25Body(DialectBody):
     dialect: ClassVar[str] = "predict25"
 
     prompt: str
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
     video: str | None = Field(None, description="URL, data URL or base64 of a clip to continue.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
-    guidance_scale: float = Field(7.0, ge=1, le=20)
-    steps: int = Field(35, ge=1, le=50)
+    guidance_scale: float | None = Field(None, ge=1, le=20)
+    steps: int | None = Field(None, ge=1, le=50)
     resolution: str = Field("720_16_9", description="Tier 256, 480, 512 or 720, with an aspect ratio such as _16_9.")
-    num_output_frames: int = Field(93, ge=1)
+    num_output_frames: int | None = Field(None, ge=1)
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded body to the request it describes."""
     wire = validate(body, Predict25Body)
     size = size_of(wire.resolution, PREDICT25)
-    names = {"guidance_scale": "guidance_scale", "steps": "steps", "num_output_frames": "frames"}
     return GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
@@ -54,11 +52,10 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         width=size.width,
         height=size.height,
         frames=wire.num_output_frames,
-        fps=FPS,
         output=Output(quality=settings.video_quality),
         fit=True,
         model=wire.model,
-        left_open=("fps", *(name for field, name in names.items() if field not in body)),
+        usual=USUAL,
     )
 
 

@@ -15,13 +15,12 @@ from cosmorama.api.dialects.controls import ControlParams, EdgeParams, VisParams
 from cosmorama.api.dialects.resolutions import PREDICT25, size_of
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import CONTROL_KINDS, DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output
+from cosmorama.request import CONTROL_KINDS, DEFAULT_NEGATIVE_PROMPT, MAX_SEED, GenerationRequest, Output, Usual
 from cosmorama.settings import Settings
 
 TIERS = ("256", "480", "512", "720")
-FRAMES = 93
-"""Of a clip: one chunk of the upstream model."""
-FPS = 16
+USUAL = Usual(frames=93, fps=16, steps=35, guidance_scale=3.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
+"""A clip is one chunk of the upstream model."""
 WIRE_NAMES = {
     "steps": "num_steps",
     "guidance_scale": "guidance",
@@ -39,11 +38,11 @@ class Transfer25Body(DialectBody):
 
     prompt: str
     video: str = Field(description="URL, data URL or base64 of the clip to follow.")
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    negative_prompt: str | None = None
     image_context: str | None = Field(None, description="Not supported: null.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
-    guidance: int = Field(3, ge=0, le=7)
-    num_steps: int = Field(35, ge=1, le=100)
+    guidance: int | None = Field(None, ge=0, le=7)
+    num_steps: int | None = Field(None, ge=1, le=100)
     resolution: str = Field("720", description="256, 480, 512 or 720.")
     num_conditional_frames: int = Field(1, ge=0, le=2, description="Frames that a chunk takes from the one before it.")
     sigma_max: float | None = Field(None, description="Not supported: null, sampling begins at pure noise.")
@@ -70,25 +69,22 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     except InvalidRequestError as error:
         raise error.renamed(WIRE_NAMES) from None
     size = size_of(wire.resolution, PREDICT25)
-    names = {"guidance": "guidance_scale", "num_steps": "steps"}
     return GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
         video=wire.video,
         seed=wire.seed,
-        guidance_scale=float(wire.guidance),
+        guidance_scale=None if wire.guidance is None else float(wire.guidance),
         steps=wire.num_steps,
         width=size.width,
         height=size.height,
-        frames=FRAMES,
-        fps=FPS,
         conditioning_frames=wire.num_conditional_frames if "num_conditional_frames" in body else None,
         output=Output(quality=settings.video_quality),
         task="transfer",
         controls=found,
         fit=True,
         model=wire.model,
-        left_open=("frames", "fps", *(name for field, name in names.items() if field not in body)),
+        usual=USUAL,
     )
 
 

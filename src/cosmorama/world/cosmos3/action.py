@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import Action, ActionDomain, GenerationRequest, Mode
+from cosmorama.request import Action, ActionDomain, Mode, ResolvedRequest
 
 DOMAINS: tuple[ActionDomain, ...] = (
     ActionDomain(1, "av", 9),
@@ -36,7 +36,7 @@ def known_domains(action_dim: int, domains: int) -> tuple[ActionDomain, ...]:
     return tuple(domain for domain in DOMAINS if domain.width <= action_dim and domain.id < domains)
 
 
-def check_action(request: GenerationRequest, domain: ActionDomain | None) -> Action:
+def check_action(request: ResolvedRequest, domain: ActionDomain | None) -> Action:
     """What an action mode needs.
 
     Raises:

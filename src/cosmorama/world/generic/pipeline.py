@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
-from cosmorama.request import Capabilities, Defaults, FrameRule, GenerationRequest, Mode, Range, Size, Solver
+from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, ResolvedRequest, Size, Solver
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.generic.paused import PausedPipeline
 from cosmorama.world.load.checkpoint import PIPELINE, read_json
@@ -227,7 +227,7 @@ def _solver(pipeline: Any) -> Solver:
     return next((solver for prefix, solver in _SOLVERS.items() if scheduler.startswith(prefix)), "euler")
 
 
-def _problems(request: GenerationRequest, pipeline: Any) -> Iterator[Problem]:
+def _problems(request: ResolvedRequest, pipeline: Any) -> Iterator[Problem]:
     accepted = f"no other value than the default with {_name(pipeline)}, which samples by itself"
     if request.guidance_interval != (0.0, 1.0):
         yield Problem("guidance_interval", request.guidance_interval, accepted)

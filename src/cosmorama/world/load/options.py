@@ -29,7 +29,7 @@ class LoadOptions:
         dtype: What their weights are; None keeps each part's as it is stored.
         savings: What is computed once instead of again and again.
         offload: What waits in the CPU's memory to run layer by layer.
-        vae_tiling: For requests that do not say: a tile's side in pixels, see `GenerationRequest`.
+        vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
     """
 
