@@ -77,7 +77,7 @@ class _Sides:
         from cosmorama.resolve import resolve
         from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described
         from cosmorama.world.registry import load_world
-        from tests.world.cosmos3.checkpoints import KARRAS, save_cosmos3
+        from tests.world.cosmos3_checkpoints import KARRAS, save_cosmos3
 
         save_cosmos3(folder, scheduler=KARRAS, **WIDE)
         self._pipeline: Any = Cosmos3OmniPipeline.from_pretrained(folder, safety_checker=None)

@@ -26,6 +26,10 @@ def serve(
             show_default="none",
         ),
     ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Which copy of the weights, for example fp16.", show_default="none: the usual files"),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="KEY or NAME:KEY that lets a client in; may be repeated.", show_default="none"),
@@ -38,6 +42,6 @@ def serve(
     from cosmorama.settings import Settings
 
     keys = tuple(SecretStr(key) for key in api_key) if api_key else None
-    weights = {"dtype": dtype, "offload": offload, "quantize": quantize}
+    weights = {"dtype": dtype, "offload": offload, "quantize": quantize, "variant": variant}
     flags = {"model": model, "host": host, "port": port, **weights, "api_keys": keys}
     server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))

@@ -75,6 +75,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
+        variant=settings.variant,
         cache=settings.cache_path,
         download=not settings.disable_model_download,
     )

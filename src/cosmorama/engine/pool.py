@@ -22,6 +22,7 @@ from cosmorama.errors import ModelNotFoundError, NotReadyError
 from cosmorama.progress import ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
+from cosmorama.world.registry import stored_bytes
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class ModelPool:
     def __init__(self, settings: Settings) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
-        self._members = {name: _Member(name, source, _weight_bytes(source)) for name, source in settings.models.items()}
+        self._members = {name: _Member(name, source, stored_bytes(source)) for name, source in settings.models.items()}
         self._default = next(iter(self._members.values()))
         self._wanted: set[str] = set()
         self._woken = asyncio.Event()
@@ -273,14 +274,6 @@ class ModelPool:
         member.supervisor = None
         self._past_restarts += supervisor.restarts
         await supervisor.stop()
-
-
-def _weight_bytes(source: str) -> int:
-    """Size of a checkpoint's weights, the least that it takes in memory; 0 for one that is not on this disk."""
-    from cosmorama.world.registry import known_models
-
-    folder = next((model.folder for model in known_models() if model.name == source), Path(source))
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
 
 
 def _resident_bytes(pid: int | None) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.files import PIPELINE, has_weights, parts_of, read_json, weight_files
 from cosmorama.world.load.hub import from_hub, is_hub_id
 from cosmorama.world.savings import ALL_SAVINGS, Savings
 
@@ -41,6 +41,18 @@ def known_models() -> tuple[KnownModel, ...]:
     return (MICROCOSM,)
 
 
+def stored_bytes(name_or_path: str, variant: str | None = None) -> int:
+    """Bytes of the files that are a model's weights, the least that it takes in memory; 0 where they are not here."""
+    folder = next((model.folder for model in known_models() if model.name == name_or_path), Path(name_or_path))
+    if not folder.is_dir():
+        return 0
+    try:
+        parts = [part for part in parts_of(folder) if has_weights(part, variant)]
+        return sum(file.stat().st_size for part in parts for file in weight_files(part, variant).files)
+    except ModelNotFoundError:  # said when it is loaded
+        return 0
+
+
 def load_world(
     name_or_path: str,
     *,
@@ -50,6 +62,7 @@ def load_world(
     offload: Offload = "none",
     vae_tiling: int = 0,
     quantize: Quantize = "none",
+    variant: str | None = None,
     cache: Path | None = None,
     download: bool = True,
 ) -> World:
@@ -67,6 +80,8 @@ def load_world(
         vae_tiling: For requests that do not say: one of `cosmorama.request.VAE_TILES`, or 0; not for Microcosm.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype. Only for families that
             are sampled here; needs torchao. Microcosm stays float32, as with any `dtype`.
+        variant: Of the weights, for example `fp16`, taken where a part has it; None takes the usual files. Not for
+            Microcosm.
         cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
         download: False takes checkpoints from the hub only from there.
 
@@ -88,7 +103,7 @@ def load_world(
     from cosmorama.world.load.options import LoadOptions
     from cosmorama.world.load.quantize import check_quantize
 
-    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize)
+    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant)
     check_quantize(quantize, options.dtype)
     check_weights_fit(folder, options)
     return load(folder, options)
@@ -122,16 +137,15 @@ def _folder_of(name: str, cache: Path | None, *, download: bool) -> Path:
 
 
 def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:
-    index = folder / "model_index.json"
+    index = folder / PIPELINE
     if not index.is_file():
         raise ModelNotFoundError(
             f"{folder} is not a complete checkpoint: missing model_index.json, or for one like Microcosm's: "
             "missing world.json"
         )
-    try:
-        pipeline = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise ModelNotFoundError(f"{index} cannot be read: it names no pipeline in _class_name") from None
+    pipeline = read_json(index).get("_class_name")
+    if pipeline is None:
+        raise ModelNotFoundError(f"{index} cannot be read: it names no pipeline in _class_name")
     module, function = _PIPELINES.get(str(pipeline), _ANY_OTHER)
     try:
         import accelerate  # noqa: F401 - diffusers loads with it

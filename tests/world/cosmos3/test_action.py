@@ -21,7 +21,7 @@ from cosmorama.request import Action, ActionDomain, Mode, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos3.action import DOMAINS
 from cosmorama.world.registry import load_world
-from tests.world.cosmos3.checkpoints import KARRAS, save_cosmos3
+from tests.world.cosmos3_checkpoints import KARRAS, save_cosmos3
 
 WIDTH, HEIGHT = 256, 256  # a canvas of diffusers' tiers, so that it neither scales nor pads
 ACTIONS, SEED, TOLERANCE = 4, 3, 1e-5

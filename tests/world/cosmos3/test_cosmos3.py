@@ -25,7 +25,7 @@ from cosmorama.resolve import resolve
 from cosmorama.world.cosmos3.family import Cosmos3World
 from cosmorama.world.registry import load_world
 from cosmorama.world.savings import Savings
-from tests.world.cosmos3.checkpoints import KARRAS, save_cosmos3
+from tests.world.cosmos3_checkpoints import KARRAS, save_cosmos3
 
 TOLERANCE = 1e-5
 WIDTH, HEIGHT, STEPS, SEED, FPS = 96, 80, 4, 5, 16  # 80 pixels are 5 latent rows: not a whole number of patches

@@ -22,7 +22,7 @@ from cosmorama.progress import Progress
 from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.generic.pipeline import GenericWorld, load_generic
-from tests.world.generic.checkpoints import save_ltx, save_wan
+from tests.world.generic_checkpoints import save_ltx, save_wan
 
 REQUEST = ResolvedRequest(
     prompt="a red ball falls",

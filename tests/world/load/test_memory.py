@@ -29,7 +29,7 @@ from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.qwen import QwenReader
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
-from tests.world.cosmos3.checkpoints import save_cosmos3
+from tests.world.cosmos3_checkpoints import save_cosmos3
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-5

@@ -32,8 +32,8 @@ from cosmorama.world.savings import Savings
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos.test_transfer25 import clip, rollout_of
 from tests.world.cosmos.transfer_checkpoints import save_transfer
-from tests.world.cosmos3.checkpoints import save_cosmos3
-from tests.world.generic.checkpoints import save_wan
+from tests.world.cosmos3_checkpoints import save_cosmos3
+from tests.world.generic_checkpoints import save_wan
 from tests.world.load.test_memory import REQUEST, latents
 
 pytest.importorskip("torchao", reason="needs torchao (pip install '.[quantize]')")

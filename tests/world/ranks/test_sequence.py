@@ -36,8 +36,8 @@ from tests.tiny import save_tiny
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos.test_transfer25 import clip, rollout_of
 from tests.world.cosmos.transfer_checkpoints import save_transfer
-from tests.world.cosmos3.checkpoints import save_cosmos3
-from tests.world.generic.checkpoints import save_wan
+from tests.world.cosmos3_checkpoints import save_cosmos3
+from tests.world.generic_checkpoints import save_wan
 from tests.world.ranks.test_guidance import REQUEST, latents, rollout
 
 SIZE = {"width": 48, "height": 48}

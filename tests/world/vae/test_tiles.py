@@ -22,7 +22,7 @@ from cosmorama.world.registry import load_world
 from cosmorama.world.vae.cosmos import CosmosAutoencoder
 from cosmorama.world.vae.wan import WanAutoencoder
 from tests.world.checkpoints import save_predict, wan_vae
-from tests.world.cosmos3.checkpoints import save_cosmos3
+from tests.world.cosmos3_checkpoints import save_cosmos3
 
 TILE, STRIDE = 128, 96
 HALF_A_LEVEL = 0.5 / 127.5

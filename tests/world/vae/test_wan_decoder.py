@@ -14,7 +14,7 @@ from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.savings import Savings
 from cosmorama.world.vae.wan import WanAutoencoder
 from tests.world.checkpoints import wan_vae
-from tests.world.cosmos3.checkpoints import wan_2_2_vae
+from tests.world.cosmos3_checkpoints import wan_2_2_vae
 
 
 @pytest.fixture(params=[wan_vae, wan_2_2_vae])

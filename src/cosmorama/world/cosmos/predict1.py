@@ -18,7 +18,8 @@ from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Capabilities, Defaults, FrameRule, Mode
 from cosmorama.world.base import Inputs, ReadText
 from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
-from cosmorama.world.load.checkpoint import check_parts, load_module, read_json
+from cosmorama.world.load.checkpoint import check_parts, load_module
+from cosmorama.world.load.files import read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.t5 import T5Reader
 from cosmorama.world.vae.cosmos import CosmosAutoencoder
@@ -49,7 +50,7 @@ def load_video_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
 def _load(folder: Path, options: LoadOptions, modes: tuple[Mode, ...]) -> CosmosWorld:
     from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
-    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer")
+    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer", variant=options.variant)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     for name, needed in _SCHEDULER.items():
         if scheduler.get(name) != needed:

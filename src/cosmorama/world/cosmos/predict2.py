@@ -16,7 +16,8 @@ from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Capabilities, Defaults, FrameRule, Range, Size, Solver
 from cosmorama.world.base import Inputs, ReadText
 from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
-from cosmorama.world.load.checkpoint import check_parts, load_module, read_json
+from cosmorama.world.load.checkpoint import check_parts, load_module
+from cosmorama.world.load.files import read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.t5 import T5Reader
 from cosmorama.world.vae.tiles import with_tiles
@@ -81,7 +82,7 @@ _SOLVERS: tuple[Solver, ...] = ("euler", "unipc", "dpmpp_2m")
 def _load(folder: Path, options: LoadOptions, capabilities: Capabilities) -> CosmosWorld:
     from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
-    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer")
+    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer", variant=options.variant)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     if scheduler.get("_class_name") != "FlowMatchEulerDiscreteScheduler" or not scheduler.get("use_karras_sigmas"):
         raise ModelNotFoundError(

@@ -16,7 +16,8 @@ from cosmorama.request import Capabilities, Defaults, FrameRule, Range, Size
 from cosmorama.world.base import Inputs, ReadText
 from cosmorama.world.cosmos.levels import check_unipc, unipc_levels
 from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
-from cosmorama.world.load.checkpoint import check_parts, load_module, read_json
+from cosmorama.world.load.checkpoint import check_parts, load_module
+from cosmorama.world.load.files import read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.qwen import QwenReader
 from cosmorama.world.vae.tiles import with_tiles
@@ -33,7 +34,7 @@ def load(folder: Path, options: LoadOptions) -> CosmosWorld:
     """
     from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
-    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer")
+    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer", variant=options.variant)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_unipc(scheduler, str(folder / "scheduler"))
     return CosmosWorld(

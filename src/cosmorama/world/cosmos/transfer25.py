@@ -29,7 +29,8 @@ from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_
 from cosmorama.world.cosmos.levels import check_unipc, unipc_levels
 from cosmorama.world.cosmos.sampling import CosmosParts
 from cosmorama.world.cosmos.text import TextContext, projected
-from cosmorama.world.load.checkpoint import check_parts, load_module, read_json
+from cosmorama.world.load.checkpoint import check_parts, load_module
+from cosmorama.world.load.files import read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.qwen import QwenReader
 from cosmorama.world.vae.pixels import to_frames, to_pixels
@@ -57,7 +58,9 @@ def load(folder: Path, options: LoadOptions) -> Transfer25World:
     from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
     names = [name for name in (_PARTS, *(f"{_PARTS}_{kind}" for kind in CONTROL_KINDS)) if (folder / name).is_dir()]
-    check_parts(folder, ("transformer", "vae", "text_encoder", *(names or [_PARTS])), "tokenizer")
+    check_parts(
+        folder, ("transformer", "vae", "text_encoder", *(names or [_PARTS])), "tokenizer", variant=options.variant
+    )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_unipc(scheduler, str(folder / "scheduler"))
     transformer = load_module(CosmosTransformer3DModel, folder / "transformer", options)

@@ -17,7 +17,8 @@ from cosmorama.world.cosmos.levels import check_unipc
 from cosmorama.world.cosmos3.action import ACTION_MODES, known_domains
 from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
 from cosmorama.world.cosmos3.weights import TextHalf, load_transformer
-from cosmorama.world.load.checkpoint import PIPELINE, check_parts, read_json
+from cosmorama.world.load.checkpoint import check_parts, load_tokenizer
+from cosmorama.world.load.files import PIPELINE, read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.vae.tiles import with_tiles
 from cosmorama.world.vae.wan import WanAutoencoder
@@ -29,9 +30,7 @@ def load(folder: Path, options: LoadOptions) -> Cosmos3World:
     Raises:
         ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
     """
-    from transformers import AutoTokenizer
-
-    check_parts(folder, ("transformer", "vae"), "text_tokenizer")
+    check_parts(folder, ("transformer", "vae"), "text_tokenizer", variant=options.variant)
     index = read_json(folder / PIPELINE)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_unipc(scheduler, str(folder / "scheduler"))
@@ -39,7 +38,7 @@ def load(folder: Path, options: LoadOptions) -> Cosmos3World:
     return Cosmos3World(
         transformer,
         WanAutoencoder.load(folder / "vae", options),
-        AutoTokenizer.from_pretrained(folder / "text_tokenizer", local_files_only=True),
+        load_tokenizer(folder / "text_tokenizer", chat=True),
         Cosmos3Config(
             scheduler,
             native_levels=bool(index.get("use_native_flow_schedule", False)),
@@ -48,7 +47,7 @@ def load(folder: Path, options: LoadOptions) -> Cosmos3World:
             savings=replace(options.savings, release_text_half=False) if options.offload != "none" else options.savings,
         ),
         with_tiles(capabilities_of(folder.name, transformer.config), options),
-        TextHalf(transformer, folder / "transformer"),
+        TextHalf(transformer, folder / "transformer", options.variant),
     )
 
 

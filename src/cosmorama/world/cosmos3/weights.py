@@ -7,24 +7,22 @@ it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.checkpoint import read_json
+from cosmorama.world.load.checkpoint import told_of, without_quantization
+from cosmorama.world.load.files import read_json
 from cosmorama.world.load.names import is_held_as_int8, read_by_text
 from cosmorama.world.load.offload import check_offload, offload_layers
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import held_bytes, is_quantized, quantize_blocks, quantize_layer
-
-_UNUSED = re.compile(r"lm_head\.|audio_")
+from cosmorama.world.load.weights import Weights, assign
 
 
 def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransformer:
@@ -35,25 +33,20 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     """
     check_offload(options.device, options.offload)
     config = read_json(folder / "config.json")
-    with torch.device("meta"):  # nothing is initialized only to be overwritten
-        model: Any = Cosmos3OmniTransformer.from_config({**config, "sound_gen": False})
+    name = config.get("_class_name", Cosmos3OmniTransformer.__name__)
+    if name != Cosmos3OmniTransformer.__name__:
+        raise ModelNotFoundError(f"{folder / 'config.json'} is that of a {name}, not of a Cosmos3OmniTransformer")
+    weights = Weights(folder, options.variant)
+    with told_of(folder), init_empty_weights():  # nothing is initialized only to be overwritten
+        model: Any = Cosmos3OmniTransformer.from_config(without_quantization({**config, "sound_gen": False}))
     del model.lm_head
-    weights = dict(_read(folder, lambda name: not _UNUSED.match(name)))
-    for name, tensor in weights.items():
-        exact = name.startswith("time_embedder.")  # as in diffusers, which keeps it in float32
-        later = options.quantize != "none" and is_held_as_int8(type(model).__name__, name, tensor.shape)
-        place = "cpu" if later else _place_of(name, options)
-        weights[name] = tensor.to(place, torch.float32 if exact else options.dtype or tensor.dtype)
-    model.load_state_dict(weights, assign=True, strict=False)
-    # Not a weight, so not in the file: made again outside of the meta device.
-    model.rotary_emb = type(model.rotary_emb)(
-        head_dim=model.config.head_dim,
-        rope_theta=model.config.rope_theta,
-        rope_axes_dim=model.config.rope_axes_dim,
-    ).to(_place_of("rotary_emb", options))
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
-        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing[:3])}")
+
+    def place_of(name: str) -> torch.device | str:
+        later = options.quantize != "none" and is_held_as_int8(type(model).__name__, name, weights.shape(name))
+        return "cpu" if later else _place_of(name, options)
+
+    assign(model, weights, dtype=options.dtype or weights.dtype, place=place_of)
+    model.rotary_emb.to(_place_of("rotary_emb", options))
     model.eval().requires_grad_(False)
     if options.quantize != "none":
         quantize_blocks(model, lambda name: _place_of(name, options))
@@ -84,9 +77,9 @@ class TextHalf:
         resident: Whether they are in memory now.
     """
 
-    def __init__(self, model: nn.Module, folder: Path) -> None:
+    def __init__(self, model: nn.Module, folder: Path, variant: str | None = None) -> None:
         self.resident = True
-        self._folder = folder
+        self._stored = Weights(folder, variant)
         self._weights = {name: _Weight(model, name) for name, _ in model.named_parameters() if read_by_text(name)}
 
     @property
@@ -104,7 +97,7 @@ class TextHalf:
         """Have them in memory: the very same numbers, read again from the checkpoint."""
         if self.resident:
             return
-        for name, tensor in _read(self._folder, self._weights.__contains__):
+        for name, tensor in self._stored.read(self._weights.__contains__):
             weight = self._weights[name]
             weight.set(tensor.to(weight.device, weight.dtype))
             if weight.quantized:
@@ -128,11 +121,3 @@ class _Weight:
 
     def set(self, tensor: Tensor) -> None:
         setattr(self.owner, self._attribute, nn.Parameter(tensor, requires_grad=False))
-
-
-def _read(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                if wanted(name):
-                    yield name, opened.get_tensor(name)

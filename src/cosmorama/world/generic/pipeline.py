@@ -11,22 +11,28 @@ clip or show previews, and it holds a finished clip in memory before the first f
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, ResolvedRequest, Size, Solver
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.generic.paused import PausedPipeline
-from cosmorama.world.load.checkpoint import PIPELINE, read_json
+from cosmorama.world.load.checkpoint import build, check_variant, load_tokenizer, told_of
+from cosmorama.world.load.files import PIPELINE, missing_weights, parts_named, read_json, some
 from cosmorama.world.load.options import LoadOptions
 
 MAX_FRAMES = 257
@@ -35,6 +41,8 @@ _SOLVERS: dict[str, Solver] = {"UniPC": "unipc", "DPMSolver": "dpmpp_2m"}
 """What the scheduler of a checkpoint is called here, by the beginning of its name; any other counts as Euler."""
 _NEEDED = {"prompt", "num_frames", "output_type", "generator"}
 _REQUIRED = inspect.Parameter.empty
+_DISTRIBUTIONS = {"bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+"""How packages are called where they are installed from, if not as they are imported."""
 
 
 def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWorld:
@@ -48,12 +56,8 @@ def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWor
     _check(name)
     if options.quantize != "none":
         raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
-    # Without a dtype diffusers reads everything as float32.
-    dtype = {} if options.dtype is None else {"torch_dtype": options.dtype}
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **dtype)
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ModelNotFoundError(f"{folder} cannot be loaded: {error}") from error
+    check_dependencies(str(name))
+    pipeline = _built(folder, options)
     if options.offload == "none":
         pipeline.to(options.device)
     elif torch.device(options.device).type == "cpu":
@@ -63,6 +67,88 @@ def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWor
     else:
         pipeline.enable_group_offload(torch.device(options.device), offload_type="leaf_level", use_stream=True)
     return GenericWorld(pipeline, folder.resolve().name)
+
+
+def _built(folder: Path, options: LoadOptions) -> Any:
+    """The pipeline, its networks loaded here: diffusers makes up the weights that a text encoder's files lack."""
+    index = read_json(folder / PIPELINE)
+    parts = {
+        part: (folder / part, _class(index[part], part))
+        for part in parts_named(index, [found.name for found in folder.iterdir() if found.is_dir()])
+    }
+    networks = {part: where for part, where in parts.items() if issubclass(where[1], torch.nn.Module)}
+    missing = [part for part, entry in index.items() if isinstance(entry, list) and any(entry) and part not in parts]
+    if missing:
+        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {some(missing)}")
+    for part, (place, _) in networks.items():
+        lacking = sorted(missing_weights(place, options.variant))
+        if lacking:
+            raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {part}/{lacking[0]}")
+    check_variant(folder, tuple(networks), options.variant)
+    # One type for all: what one network gives to the next is not converted by every pipeline.
+    dtype = options.dtype or torch.float32
+    given = {
+        part: build(kind, place, dtype, options.variant) if part in networks else _other_part(kind, place)
+        for part, (place, kind) in parts.items()
+    }
+    kind = getattr(diffusers, str(index["_class_name"]))
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if name in index and name not in given:
+            given[name] = None if isinstance(index[name], list) else index[name]
+        needed = parameter.default is _REQUIRED and name not in ("self", "args", "kwargs", *kind._optional_components)
+        if needed and given.get(name) is None:
+            raise ModelNotFoundError(f"{folder / PIPELINE} names no {name}, which {kind.__name__} needs")
+    with told_of(folder):
+        return kind(**{name: given[name] for name in inspect.signature(kind.__init__).parameters if name in given})
+
+
+def _other_part(kind: Any, place: Path) -> Any:
+    """What a pipeline has beside networks: a tokenizer, a scheduler, what prepares pictures."""
+    if issubclass(kind, PreTrainedTokenizerBase):
+        return load_tokenizer(place, kind)
+    with told_of(place):
+        if issubclass(kind, SchedulerMixin):
+            return kind.from_config(read_json(place / SCHEDULER_CONFIG_NAME))
+        return kind.from_pretrained(place, local_files_only=True)
+
+
+def _class(entry: Any, part: str) -> type:
+    """The class of a part, by its entry in the index: a library's name and the class's."""
+    library, name = (*entry, None, None)[:2]
+    module = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    module = module or getattr(diffusers.pipelines, str(library), None)
+    kind = getattr(module, str(name), None)
+    if not isinstance(kind, type):
+        raise ModelNotFoundError(f"{PIPELINE} asks for {name!r} of {library!r} as {part}, which is not installed")
+    return kind
+
+
+def check_dependencies(name: str) -> None:
+    """Refuse a pipeline whose code uses a package that is not installed.
+
+    diffusers' pipelines import some packages only where they are found, and use them all the same.
+
+    Raises:
+        ModelNotFoundError: says which, and how to install it.
+    """
+    module = inspect.getmodule(getattr(diffusers, name))
+    assert module is not None
+    tree = ast.parse(inspect.getsource(module))
+    optional = {
+        alias.asname or alias.name.partition(".")[0]: alias.name if isinstance(line, ast.Import) else line.module or ""
+        for found in tree.body
+        if isinstance(found, ast.If) and not found.orelse and "_available()" in ast.unparse(found.test)
+        for line in found.body
+        if isinstance(line, ast.Import | ast.ImportFrom) and not getattr(line, "level", 0)
+        for alias in line.names
+    }
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "_available" in ast.unparse(node.test)]
+    guarded = {id(node) for found in asked for line in found.body for node in ast.walk(line)}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in guarded}
+    for word, package in optional.items():
+        if word in used and not hasattr(module, word):
+            package = package.partition(".")[0]
+            raise ModelNotFoundError(f"{name} needs {package}: pip install {_DISTRIBUTIONS.get(package, package)}")
 
 
 class GenericWorld:
@@ -141,8 +227,6 @@ class GenericSampling:
 
 
 def _check(name: object) -> None:
-    import diffusers
-
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
         # A list here names a file of code in the checkpoint; that is not run.

@@ -1,12 +1,14 @@
 """A checkpoint folder in diffusers' layout: what must be in it, and how its parts become modules.
 
-Weights are read from safetensors only: a pickle may run code when it is read.
+Weights are read from safetensors only: a pickle may run code when it is read. Each part gets all of its weights and
+no others; which files they are is said in `files`, how they are read in `weights`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +16,53 @@ import torch
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.cpu_linear import use_onednn
+from cosmorama.world.load.files import missing_weights, read_json, some, variants_of
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
+from cosmorama.world.load.weights import Weights, assign, unused
 
-PIPELINE = "model_index.json"
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint.
-
-    Raises:
-        ModelNotFoundError: there is no such file, or it is something else.
-    """
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"{file.parent} is not a complete checkpoint: missing {file.name}") from None
-    except ValueError as error:
-        raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ModelNotFoundError(f"{file} cannot be read: it holds no JSON object")
-    return values
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
+_ABOUT_WEIGHTS = ("quantization_config", "compression_config", "dtype", "torch_dtype")
+"""Members of a part's config that speak of how its weights are stored, not of the module."""
 
 
-def check_parts(folder: Path, modules: tuple[str, ...], tokenizer: str, scheduler: str = "scheduler") -> None:
+def check_parts(
+    folder: Path, modules: tuple[str, ...], tokenizer: str, scheduler: str = "scheduler", variant: str | None = None
+) -> None:
     """Look for every file that loading will need: configs, safetensors with all their shards, a tokenizer.
 
     Raises:
         ModelNotFoundError: naming everything that is missing.
     """
-    missing = [file for part in modules for file in _missing_of_module(folder, part)]
+    missing = [file for part in modules for file in _missing_of_module(folder, part, variant)]
     if not (folder / scheduler / "scheduler_config.json").is_file():
         missing.append(f"{scheduler}/scheduler_config.json")
     if not any((folder / tokenizer / name).is_file() for name in _TOKENIZER_FILES):
         missing.append(f"{tokenizer}/{_TOKENIZER_FILES[0]}")
     if missing:
         raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing)}")
+    check_variant(folder, modules, variant)
 
 
-def _missing_of_module(folder: Path, part: str) -> Iterator[str]:
+def check_variant(folder: Path, modules: tuple[str, ...], variant: str | None) -> None:
+    """Refuse a variant of the weights that no part has.
+
+    Raises:
+        ModelNotFoundError: names those there are.
+    """
+    if variant is None:
+        return
+    found = {name for part in modules for name in variants_of(folder / part)}
+    if variant not in found:
+        there = f"only {' and '.join(sorted(found))}" if found else "no variant at all"
+        raise ModelNotFoundError(f"{folder} has no weights of the variant {variant!r}: there is {there}")
+
+
+def _missing_of_module(folder: Path, part: str, variant: str | None) -> Iterator[str]:
     if not (folder / part / "config.json").is_file():
         yield f"{part}/config.json"
-    indexes = sorted((folder / part).glob("*.safetensors.index.json"))
-    shards = {shard for index in indexes for shard in read_json(index).get("weight_map", {}).values()}
-    yield from (f"{part}/{shard}" for shard in sorted(shards) if not (folder / part / shard).is_file())
-    if not shards and not any((folder / part).glob("*.safetensors")):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt") for file in (folder / part).glob(pattern))
-        yield f"{part}/*.safetensors" + (f" (there is {pickled[0]}, but pickles are not read)" if pickled else "")
+    yield from (f"{part}/{name}" for name in missing_weights(folder / part, variant))
 
 
 def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
@@ -76,17 +76,7 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     Raises:
         ModelNotFoundError: its weights do not fit its config, or cannot be held as the options say.
     """
-    dtype = options.dtype or _stored_dtype(folder)
-    try:
-        module, found = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype
-        )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelNotFoundError(f"{folder} cannot be loaded: {error}") from error
-    absent = sorted(str(key) for key in _absent(found))
-    if absent:
-        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: no weights for {', '.join(absent[:3])}")
-    module.eval().requires_grad_(False)
+    module = build(kind, folder, options.dtype, options.variant)
     if options.quantize != "none":
         quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu")
     if options.savings.onednn_products and str(options.device) == "cpu":
@@ -94,22 +84,167 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     return place(module, options.device, options.offload)
 
 
-def _absent(found: Mapping[str, Any]) -> list[Any]:
-    return [*found.get("missing_keys", ()), *found.get("mismatched_keys", ())]
+def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Args:
+        folder: Of the tokenizer.
+        kind: Its class; None: what its files say.
+        chat: Whether prompts are written as a chat, so that it needs a template for one.
+
+    Raises:
+        ModelNotFoundError: a file is damaged, a package is missing, or there is no template; says which.
+    """
+    from transformers import AutoTokenizer
+
+    for file in sorted(folder.glob("*.json")):
+        _check_json(file)
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        with told_of(folder / "tokenizer.json"):
+            Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with told_of(folder):
+        tokenizer = (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True)
+    if chat and not tokenizer.chat_template:
+        # Where a processor was saved, the template is in a file of its own that tokenizers do not look into.
+        file = folder / "chat_template.json"
+        template = read_json(file).get("chat_template") if file.is_file() else None
+        if not isinstance(template, str):
+            raise ModelNotFoundError(
+                f"{folder} is not a complete checkpoint: missing chat_template.jinja, and there is none in "
+                "tokenizer_config.json; download the folder again"
+            )
+        tokenizer.chat_template = template
+    if chat:
+        _try_template(folder, tokenizer)
+    return tokenizer
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The floating-point type of the largest tensor in a part's first file."""
-    from safetensors import safe_open
+def _try_template(folder: Path, tokenizer: Any) -> None:
+    """Refuse a template that takes neither a text nor a list with one in it: every prompt would fail."""
+    for content in ("a", [{"type": "text", "text": "a"}]):
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+            return
+        except Exception as error:  # whatever the template does
+            last = error
+    raise ModelNotFoundError(f"{folder} cannot be loaded: its chat template fails: {first_line(last)}")
 
-    with safe_open(sorted(folder.glob("*.safetensors"))[0], framework="pt") as opened:
-        largest = max(opened.keys(), key=lambda name: _count(opened.get_slice(name).get_shape()))
-        stored: torch.dtype = opened.get_tensor(largest).dtype
-    return stored
+
+def _check_json(file: Path) -> None:
+    """Refuse a damaged file with its name; what the libraries say has none."""
+    if file.stat().st_size < 1_000_000:
+        text = file.read_bytes()
+        if text.startswith(b"["):
+            return
+        read_json(file)
 
 
-def _count(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Any:
+    """Build one part of a checkpoint on the CPU.
+
+    Args:
+        kind: A model class of diffusers or transformers.
+        folder: Of this part: a `config.json` and safetensors.
+        dtype: What its weights become; None: what most of them are stored as.
+        variant: Of the weights, taken where the part has it.
+
+    Returns:
+        The module, ready to evaluate.
+
+    Raises:
+        ModelNotFoundError: the folder is incomplete, damaged, of another class, or not in a form that is read; says
+            which file or weight.
+    """
+    config = without_quantization(read_json(folder / "config.json"))
+    weights = Weights(folder, variant)
+    with told_of(folder):
+        if _is_diffusers(kind):
+            module = _diffusers(kind, config, weights, dtype or weights.dtype)
+        else:
+            module = _transformers(kind, config, weights, dtype or weights.dtype)
+    return module.eval().requires_grad_(False)
+
+
+def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    """A part's config without what it says of how its weights are stored, which the libraries would act upon."""
+    return {name: value for name, value in config.items() if name not in _ABOUT_WEIGHTS}
+
+
+@contextmanager
+def told_of(place: Path) -> Iterator[None]:
+    """Whatever a library says of a checkpoint's files is told in one sentence that names them."""
+    try:
+        yield
+    except (ModelNotFoundError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever: each library has its own, and all of them mean the same
+        raise ModelNotFoundError(f"{place} cannot be loaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says; its type where it says nothing or only a name."""
+    said = next(iter(str(error).strip().splitlines()), "")[:300]
+    return said if " " in said else f"{type(error).__name__} {said}".strip()
+
+
+def _is_diffusers(kind: Any) -> bool:
+    from diffusers.models.modeling_utils import ModelMixin
+
+    return issubclass(kind, ModelMixin)
+
+
+def _diffusers(kind: Any, config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Any:
+    from accelerate import init_empty_weights
+
+    name = config.get("_class_name", kind.__name__)
+    if name != kind.__name__:
+        raise ModelNotFoundError(f"{weights.folder / 'config.json'} is that of a {name}, not of a {kind.__name__}")
+    with init_empty_weights():  # but for what is computed and not stored
+        module = kind.from_config(config)
+    assign(module, weights, dtype=dtype)
+    return module
+
+
+def _transformers(kind: Any, config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Any:
+    name = config.get("model_type", kind.config_class.model_type)
+    if name != kind.config_class.model_type:
+        raise ModelNotFoundError(
+            f"{weights.folder / 'config.json'} is that of a model of type {name}, not {kind.config_class.model_type}"
+        )
+    with _quiet("transformers"):
+        # Names of older versions are translated there, and weights shared between layers are told from missing ones.
+        module, found = kind.from_pretrained(
+            None,
+            config=kind.config_class.from_dict(config),
+            state_dict=dict(weights.read()),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    missing = {str(name) for name in found.get("missing_keys", ())}
+    extra = {str(name) for name in found.get("unexpected_keys", ()) if not unused(kind, str(name))}
+    other = {str(entry if isinstance(entry, str) else entry[0]) for entry in found.get("mismatched_keys", ())}
+    if other:
+        raise ModelNotFoundError(f"{weights.folder} cannot be loaded: config.json makes {some(other)} another shape")
+    if missing:
+        beside = f", while {kind.__name__} has no place for {some(extra)}" if extra else ""
+        raise ModelNotFoundError(
+            f"{weights.folder} is not a complete checkpoint: no weights for {some(missing)}{beside}"
+        )
+    if extra:
+        raise ModelNotFoundError(f"{weights.folder} cannot be loaded: {kind.__name__} has no place for {some(extra)}")
+    return module
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """Let a library keep to itself what is told in an error or is of no use."""
+    log = logging.getLogger(library)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

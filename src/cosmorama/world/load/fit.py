@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
+from cosmorama.errors import NotEnoughMemoryError
+from cosmorama.world.load.files import has_weights, parts_of
 from cosmorama.world.load.names import int8_bytes, is_held_as_int8, read_by_text
 from cosmorama.world.load.offload import waits
 from cosmorama.world.load.options import LoadOptions, Offload, Quantize
+from cosmorama.world.load.weights import Weights
 
 log = logging.getLogger(__name__)
 
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2}
-_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 _ALIVE_PER_TOKEN = 14
@@ -43,9 +40,9 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
         NotEnoughMemoryError: says what is needed, what there is, and what to change.
     """
     dtype, device, offload, quantize = options.dtype, torch.device(options.device), options.offload, options.quantize
-    parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
-    away = sum(weight_bytes(part, dtype, _waiting(part, offload), quantize) for part in parts)
-    needed = {device: sum(weight_bytes(part, dtype, quantize=quantize) for part in parts) - away}
+    parts, variant = parts_of(folder), options.variant
+    away = sum(weight_bytes(part, dtype, _waiting(part, offload), quantize, variant) for part in parts)
+    needed = {device: sum(weight_bytes(part, dtype, quantize=quantize, variant=variant) for part in parts) - away}
     if away:
         cpu = torch.device("cpu")
         needed[cpu] = needed.get(cpu, 0) + away
@@ -56,7 +53,10 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
         log.info("%s: weights take %s%s; %s are free on %s", folder.name, _gb(size), more, _gb(free), place)
         if size > free:
             advice = "a dtype of half the size (COSMORAMA_DTYPE=bfloat16)"
-            if quantize == "none" and any(weight_bytes(part, quantize="int8") < weight_bytes(part) for part in parts):
+            if quantize == "none" and any(
+                weight_bytes(part, quantize="int8", variant=variant) < weight_bytes(part, variant=variant)
+                for part in parts
+            ):
                 advice += " or COSMORAMA_QUANTIZE=int8"
             if place.type != "cpu":
                 advice += " or COSMORAMA_OFFLOAD=model, then layer,"
@@ -70,17 +70,25 @@ def weight_bytes(
     dtype: torch.dtype | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
     quantize: Quantize = "none",
+    variant: str | None = None,
 ) -> int:
-    """Bytes of the weights in a folder's safetensors, as they will be in memory; of those with wanted names."""
+    """Bytes of the weights of a part, as they will be in memory; of those with wanted names.
+
+    Raises:
+        ModelNotFoundError: its files are damaged, or hold weights in a form that is not read.
+    """
     network = _class_of(folder) if quantize == "int8" else ""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        for name, entry in _header(file).items():
-            if name != "__metadata__" and wanted(name):
-                stored, shape = entry["dtype"], entry["shape"]
-                size = dtype.itemsize if dtype is not None and stored in _FLOATS else _SIZES.get(stored, 1)
-                total += int8_bytes(shape) if is_held_as_int8(network, name, shape) else prod(shape) * size
-    return total
+    if not has_weights(folder, variant):
+        return 0
+    weights = Weights(folder, variant)
+    kind = dtype or weights.dtype
+    return sum(
+        int8_bytes(shape)
+        if is_held_as_int8(network, name, shape := weights.shape(name))
+        else weights.nbytes(name, kind)
+        for name in weights
+        if wanted(name)
+    )
 
 
 def activation_bytes(folder: Path, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> int:
@@ -130,16 +138,6 @@ def _class_of(part: Path) -> str:
         return str(json.loads((part / "config.json").read_text()).get("_class_name"))
     except (OSError, ValueError, AttributeError):
         return ""
-
-
-def _header(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header: dict[str, Any] = json.loads(opened.read(length))
-    except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
-        raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
-    return header
 
 
 def _gb(size: int) -> str:

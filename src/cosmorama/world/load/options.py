@@ -31,6 +31,7 @@ class LoadOptions:
         offload: What waits in the CPU's memory to run layer by layer.
         vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
+        variant: Of the weights, for example `fp16`, taken where a part has it; None: the usual files.
     """
 
     device: torch.device | str = "cpu"
@@ -39,6 +40,7 @@ class LoadOptions:
     offload: Offload = "none"
     vae_tiling: int = 0
     quantize: Quantize = "none"
+    variant: str | None = None
 
 
 ON_CPU = LoadOptions()

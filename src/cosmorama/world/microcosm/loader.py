@@ -6,7 +6,6 @@ The folder has diffusers' layout: `transformer/`, `vae/` and `text_encoder/`, ea
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from cosmorama.request import Capabilities, FrameRule, Range, Size
 from cosmorama.world.kernels.cpu_linear import use_onednn
+from cosmorama.world.load.files import read_header, read_json, weight_files
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.text_encoder import TextEncoder
@@ -22,7 +22,7 @@ from cosmorama.world.microcosm.text_encoder import TextEncoder
 
 def load_microcosm(folder: Path) -> CosmosFlowWorld:
     """Load a checkpoint in float32: half precision is only how it is stored."""
-    values: dict[str, Any] = json.loads((folder / "world.json").read_text())
+    values: dict[str, Any] = read_json(folder / "world.json")
     transformer = load_component(CosmosTransformer3DModel, folder / "transformer")
     use_onednn(transformer)
     return CosmosFlowWorld(
@@ -37,14 +37,11 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld:
 def load_component(kind: Any, folder: Path) -> Any:
     """One part of a checkpoint: a class with diffusers' `from_config`, its folder, in float32 and ready to evaluate."""
     # Read directly: diffusers' from_pretrained needs accelerate for this transformer.
-    model = kind.from_config(json.loads((folder / "config.json").read_text()))
-    model.load_state_dict({name: tensor.float() for name, tensor in load_file(_weights(folder)).items()})
+    model = kind.from_config(read_json(folder / "config.json"))
+    (file,) = weight_files(folder).files
+    read_header(file)  # refuses what is damaged by its name
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
     return model.eval().requires_grad_(False)
-
-
-def _weights(folder: Path) -> Path:
-    (file,) = folder.glob("*.safetensors")
-    return file
 
 
 def _flow_config(values: dict[str, Any]) -> FlowConfig:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmorama.world.base import TextEmbedding
-from cosmorama.world.load.checkpoint import load_module
+from cosmorama.world.load.checkpoint import load_module, load_tokenizer
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import ON_CPU, LoadOptions
 
@@ -30,11 +30,11 @@ class QwenReader:
         Raises:
             ModelNotFoundError: the weights do not fit the config.
         """
-        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+        from transformers import Qwen2_5_VLForConditionalGeneration
 
-        cpu = LoadOptions(dtype=options.dtype)  # the other half of the model never leaves it
+        cpu = LoadOptions(dtype=options.dtype, variant=options.variant)  # the other half of the model never leaves it
         whole = load_module(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", cpu)
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = load_tokenizer(folder / "tokenizer", chat=True)
         return cls(place(whole.model.language_model, options.device, options.offload), tokenizer, options.device)
 
     @torch.inference_mode()

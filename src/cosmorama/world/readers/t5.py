@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmorama.world.base import TextEmbedding
-from cosmorama.world.load.checkpoint import load_module
+from cosmorama.world.load.checkpoint import load_module, load_tokenizer
 from cosmorama.world.load.options import ON_CPU, LoadOptions
 
 ROWS = 512
@@ -31,11 +31,11 @@ class T5Reader:
         Raises:
             ModelNotFoundError: the weights do not fit the config.
         """
-        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers import T5EncoderModel
 
         return cls(
             load_module(T5EncoderModel, folder / "text_encoder", options),
-            AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            load_tokenizer(folder / "tokenizer"),
             options.device,  # not that of its weights: they may wait elsewhere
             fold_rows=options.savings.fold_text_rows,
         )

@@ -1,0 +1,349 @@
+"""Which files of a checkpoint folder are the model, and whether they are whole. Needs no torch.
+
+A folder of a part (`transformer`, `vae`, ...) may hold more than the weights that are meant: copies in another
+precision, an average (EMA) of the training, shards of an earlier save. One choice is made here, and everything that
+asks about weights (types, bytes, downloads, loading) asks it: the index, if there is one, else the usual name, of the
+chosen variant where the part has it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cosmorama.errors import ModelNotFoundError
+
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
+"""How the two libraries name the weights of a part, before the ending."""
+PIPELINE = "model_index.json"
+_COSMOS_PARTS = {"transformer", "vae", "text_encoder", "tokenizer", "text_tokenizer", "scheduler"}
+"""What is read of a Cosmos checkpoint. Guardrails, sound and the eyes of the text encoder are left where they are."""
+_LFS = b"version https://git-lfs.github.com/spec/"
+_MAX_HEADER = 100_000_000
+"""Bytes of a file's header: the format's own limit."""
+_BITS = {
+    kind: bits
+    for bits, kinds in {
+        64: ("F64", "I64", "U64"),
+        32: ("F32", "I32", "U32"),
+        16: ("F16", "BF16", "I16", "U16"),
+        8: ("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"),
+        4: ("F4",),
+    }.items()
+    for kind in kinds
+}
+"""Of one number, by its type; a type that is not here is not looked into."""
+FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOAT8 = {"F8_E4M3", "F8_E5M2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor as its file has it.
+
+    Attributes:
+        file: Where it is.
+        dtype: In the words of the format: `BF16`, `F8_E4M3`, ...
+        shape: Its sides.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return prod(self.shape)
+
+    @property
+    def bits(self) -> int:
+        """Of one of them."""
+        return _BITS.get(self.dtype, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The names of the files that are the weights of one part.
+
+    Attributes:
+        index: Of the shards; None for a single file.
+        single: The only file; None where an index says which they are.
+    """
+
+    index: str | None = None
+    single: str | None = None
+
+
+def choose(names: Collection[str], stems: Iterable[str], variant: str | None = None) -> Chosen | None:
+    """Choose the weights among the names of a part's files.
+
+    Args:
+        names: Of the files in the folder.
+        stems: How weights may be called, before the ending, the first first.
+        variant: A variant to be taken where the part has it, for example `fp16` or `bf16`.
+
+    Returns:
+        None where there are none of the usual names.
+    """
+    for chosen in ([variant] if variant else []) + [None]:
+        for stem in stems:
+            dotted = f".{chosen}" if chosen else ""
+            indexes = (f"{stem}.safetensors.index{dotted}.json", f"{stem}{dotted}.safetensors.index.json")
+            index = next((name for name in indexes if name in names), None)
+            if index is not None:
+                return Chosen(index=index)
+            if f"{stem}{dotted}.safetensors" in names:
+                return Chosen(single=f"{stem}{dotted}.safetensors")
+    return None
+
+
+def variants(names: Iterable[str]) -> tuple[str, ...]:
+    """The variants that the names of a part's files speak of, sorted."""
+    found = (_VARIANT.fullmatch(name) for name in names)
+    return tuple(sorted({match["single"] or match["sharded"] for match in found if match}))
+
+
+_VARIANT = re.compile(
+    r"(?:diffusion_pytorch_model|model)\.(?:(?P<single>[\w-]+?)(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?"
+    r"|safetensors\.index\.(?P<sharded>[\w-]+)\.json)"
+)
+
+
+def stems_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What the weights of a part are called, by its `config.json`: the usual name of its library, then the other's."""
+    return (DIFFUSERS, TRANSFORMERS) if "_class_name" in config else (TRANSFORMERS, DIFFUSERS)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files that are the weights of one part.
+
+    Attributes:
+        files: In order of their names.
+        owners: Which tensor is in which of them, as their index says; empty for a single file.
+    """
+
+    files: tuple[Path, ...]
+    owners: Mapping[str, Path]
+
+
+def weight_files(folder: Path, variant: str | None = None) -> WeightFiles:
+    """Find the weights of a part.
+
+    Args:
+        folder: Of the part.
+        variant: As in `choose`.
+
+    Raises:
+        ModelNotFoundError: there are none; says what there is instead. Or some of them are missing.
+    """
+    names = _names(folder)
+    chosen = choose(names, _stems(folder), variant)
+    if chosen is None:
+        raise ModelNotFoundError(f"{folder} has no weights{_instead(names)}")
+    if chosen.single is not None:
+        return WeightFiles((folder / chosen.single,), {})
+    owners = {name: folder / shard for name, shard in shard_map(folder / str(chosen.index)).items()}
+    files = tuple(sorted(set(owners.values())))
+    missing = [f"{folder.name}/{file.name}" for file in files if file.name not in names]
+    if missing:
+        raise ModelNotFoundError(f"{folder.parent} is not a complete checkpoint: missing {some(missing)}")
+    return WeightFiles(files, owners)
+
+
+def stored_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored]:
+    """Every tensor of a part, from the headers of its files alone.
+
+    Raises:
+        ModelNotFoundError: files are missing or damaged, or are not those that their index speaks of.
+    """
+    found = weight_files(folder, variant)
+    tensors: dict[str, Stored] = {}
+    for file in found.files:
+        for name, stored in read_header(file).items():
+            if name in tensors:
+                raise ModelNotFoundError(
+                    f"{folder} cannot be loaded: {name} is in {tensors[name].file.name} and in {file.name}"
+                )
+            tensors[name] = stored
+    owners = found.owners
+    wrong = sorted(name for name, file in owners.items() if name not in tensors or tensors[name].file != file)
+    if wrong:
+        raise ModelNotFoundError(
+            f"{folder} is not a complete checkpoint: {owners[wrong[0]].name} has no {wrong[0]}, which its index "
+            "names; download the folder again"
+        )
+    if owners and (unknown := tensors.keys() - owners.keys()):
+        raise ModelNotFoundError(
+            f"{folder} cannot be loaded: its index says nothing of {some(unknown)}: the files are of different saves"
+        )
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file, read from its header.
+
+    Raises:
+        ModelNotFoundError: says what is wrong with the file and what to do.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(8)
+            if (start + opened.read(len(_LFS))).startswith(_LFS):
+                raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull there")
+            opened.seek(8)
+            if len(start) < 8:
+                raise damaged(file, f"it has {size} bytes")
+            (length,) = struct.unpack("<Q", start)
+            if length > _MAX_HEADER:
+                raise damaged(file, "it is no safetensors file")
+            if 8 + length > size:
+                raise damaged(file, f"it is cut off: its header alone takes {8 + length} bytes, it has {size}")
+            header = json.loads(opened.read(length))
+        tensors, end = {}, 0
+        for name, entry in header.items():
+            if name != "__metadata__":
+                stored = Stored(file, str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
+                first, last = entry["data_offsets"]
+                if (last - first) * 8 != stored.count * _BITS.get(stored.dtype, (last - first) * 8):
+                    raise damaged(file, f"{name} has not the bytes that its shape takes")
+                tensors[name], end = stored, max(end, int(last))
+    except OSError as error:
+        raise ModelNotFoundError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(file, "its header cannot be read") from error
+    if size != 8 + length + end:
+        whole = 8 + length + end
+        raise damaged(
+            file,
+            f"it is cut off: {size} of {whole} bytes are there"
+            if size < whole
+            else f"{size - whole} bytes too many follow its tensors",
+        )
+    return tensors
+
+
+def damaged(file: Path, why: str) -> ModelNotFoundError:
+    """What is said of a file that has to be had again."""
+    return ModelNotFoundError(f"{file} is damaged: {why}; download it again")
+
+
+def some(names: Collection[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint; a byte order mark before it is skipped.
+
+    Raises:
+        ModelNotFoundError: there is no such file, or it is something else.
+    """
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{file.parent} is not a complete checkpoint: missing {file.name}") from None
+    except OSError as error:
+        raise ModelNotFoundError(f"{file} cannot be read: {error.strerror or error}") from error
+    if text.startswith(_LFS):
+        raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the file: run git lfs pull there")
+    try:
+        values = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}; download it again") from None
+    if not isinstance(values, dict):
+        raise ModelNotFoundError(f"{file} cannot be read: it holds no JSON object")
+    return values
+
+
+def has_weights(folder: Path, variant: str | None = None) -> bool:
+    """Whether a folder has weights of the usual names."""
+    return choose(_names(folder), _stems(folder), variant) is not None
+
+
+def parts_of(folder: Path) -> tuple[Path, ...]:
+    """The folders of the parts that loading a checkpoint reads weights from."""
+    index = folder / PIPELINE
+    named = parts_named(read_json(index) if index.is_file() else {}, [part.name for part in folder.iterdir()])
+    return tuple(folder / part for part in named)
+
+
+def parts_named(index: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """Which folders hold parts that are loaded, sorted.
+
+    Args:
+        index: The `model_index.json` of the checkpoint.
+        names: Of the folders there are.
+    """
+    if str(index.get("_class_name", "")).startswith("Cosmos"):
+        wanted = {*_COSMOS_PARTS, *(name for name in names if name.startswith("controlnet"))}
+    else:
+        parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")}
+        wanted = {name for name, entry in parts.items() if any(entry)}
+    return tuple(sorted(wanted.intersection(names)))
+
+
+def variants_of(folder: Path) -> tuple[str, ...]:
+    """The variants of a part's weights that its folder has, sorted."""
+    return variants(_names(folder))
+
+
+def missing_weights(folder: Path, variant: str | None = None) -> Iterator[str]:
+    """Names of what a part lacks of its weights: shards that its index names, or all of them, with what is there."""
+    names = _names(folder)
+    chosen = choose(names, _stems(folder), variant)
+    if chosen is None:
+        yield f"*.safetensors{_instead(names)}"
+    elif chosen.index is not None:
+        yield from sorted(set(shard_map(folder / chosen.index).values()) - names)
+
+
+def shard_map(index: Path) -> dict[str, str]:
+    """Which tensor is in which file, from an index.
+
+    Raises:
+        ModelNotFoundError: it is no index.
+    """
+    mapped = read_json(index).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
+        raise damaged(index, "it has no weight_map")
+    for shard in mapped.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise damaged(index, f"{shard!r} is no name of a file beside it")
+    return mapped
+
+
+def _instead(names: Collection[str]) -> str:
+    """What a folder without weights of the usual names has."""
+    if found := variants(names):
+        return f" (there is the variant {' and '.join(found)}: take it with --variant {found[0]})"
+    if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
+        return f" (there is {pickled[0]}, but pickles are not read)"
+    if others := sorted(name for name in names if name.endswith(".safetensors")):
+        return f" (there is {others[0]}, which is not the name of a part's weights)"
+    return ""
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {file.name for file in folder.iterdir() if file.is_file()}
+    except OSError:
+        return set()
+
+
+def _stems(folder: Path) -> tuple[str, str]:
+    return stems_of(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() else {}

@@ -1,0 +1,248 @@
+"""The tensors of one part of a checkpoint, and how a module gets them: all of them, and nothing else.
+
+A tensor is either put into the module or is on a short list of what is known to have no place in it; a parameter of the
+module is either in the files or the checkpoint is refused by its name. What a library would pass over with a line in a
+log (scales of quantized weights, leftovers of a merge, names with a prefix) would be noise in every clip.
+
+Weights in 8-bit floating point, with a scale per matrix or per row as NVIDIA's ModelOpt writes them, are brought to the
+type that is computed in while they are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.files import FLOAT8, FLOATS, damaged, read_json, some, stored_tensors
+
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SCALES = ("weight_scale", "scale_weight", "weight_quantizer._scale")
+"""What stands in the place of `weight` in the name of the numbers that an 8-bit matrix is multiplied with."""
+_OF_ACTIVATIONS = (
+    *("input_scale", "scale_input", "input_quantizer._scale", "input_quantizer._amax"),
+    *("output_scale", "output_quantizer._scale", "output_quantizer._amax", "weight_quantizer._amax"),
+)
+"""The same for what only multiplying in 8 bits needs, which is not done here."""
+_MARKERS = ("scaled_fp8",)
+"""Empty tensors that say of a file that it has scales."""
+_UNUSED = {
+    # Text is not predicted, sound is not made.
+    "Cosmos3OmniTransformer": re.compile(r"lm_head\.|audio_"),
+    # The files may hold the whole of a translation model, of which only the encoder is asked for.
+    "T5EncoderModel": re.compile(r"decoder\.|lm_head\."),
+    "UMT5EncoderModel": re.compile(r"decoder\.|lm_head\."),
+}
+"""By the class of a module: names of tensors that its files may hold and that nothing here has a use for."""
+Place = Callable[[str], torch.device | str]
+
+
+class Weights:
+    """The tensors of one part of a checkpoint, whichever files they are in and however they are held there.
+
+    Attributes:
+        folder: Of the part.
+        dtype: What most of its numbers are stored as; what the type of those in 8 bits becomes.
+    """
+
+    def __init__(self, folder: Path, variant: str | None = None) -> None:
+        """Look into the headers of the files.
+
+        Args:
+            folder: Of the part.
+            variant: As in `files.choose`.
+
+        Raises:
+            ModelNotFoundError: files are missing or damaged, or hold weights in a form that is not read here.
+        """
+        self.folder = folder
+        self._stored = stored_tensors(folder, variant)
+        self._scales = {
+            f"{owner}weight": name
+            for name in self._stored
+            for suffix in _SCALES
+            if (owner := name.removesuffix(suffix)) != name and f"{owner}weight" in self._stored
+        }
+        beside = {
+            name
+            for name in self._stored
+            for suffix in _OF_ACTIVATIONS
+            if (owner := name.removesuffix(suffix)) != name and f"{owner}weight" in self._scales
+        }
+        self._companions = {*self._scales.values(), *beside, *(name for name in _MARKERS if name in self._stored)}
+        self._check_types()
+        plain: Counter[str] = Counter()
+        for name in self:
+            if (stored := self._stored[name]).dtype in FLOATS:
+                plain[stored.dtype] += stored.count
+        in_8_bits = any(stored.dtype in FLOAT8 for stored in self._stored.values())
+        common = plain.most_common(1)[0][0] if plain else "BF16" if in_8_bits else "F32"
+        self.dtype = _TYPES[common]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the weights, without those of their scales."""
+        return (name for name in self._stored if name not in self._companions)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The sides of a weight."""
+        return self._stored[name].shape
+
+    def nbytes(self, name: str, dtype: torch.dtype) -> int:
+        """Bytes of memory that a weight takes where those with fractions become `dtype`."""
+        stored = self._stored[name]
+        return stored.count * (dtype.itemsize if stored.dtype in FLOATS | FLOAT8 else stored.bits // 8)
+
+    def read(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
+        """The weights of wanted names, file by file, on the CPU; those in 8 bits as `dtype`.
+
+        Raises:
+            ModelNotFoundError: a file cannot be read, or scales are missing.
+        """
+        names: dict[Path, list[str]] = {}
+        for name in filter(wanted, self):
+            names.setdefault(self._stored[name].file, []).append(name)
+        for file, inside in names.items():
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in inside:
+                        tensor = opened.get_tensor(name)
+                        yield name, tensor if tensor.dtype.itemsize > 1 else self._as_float(name, tensor)
+            except (SafetensorError, OSError) as error:
+                raise damaged(file, str(error)) from error
+
+    def _as_float(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.dtype.is_floating_point:
+            return tensor
+        numbers = tensor.float()
+        if name not in self._scales:
+            # A plain copy of trained weights in 8 bits comes nowhere near the end of the type.
+            if numbers.abs().max() >= torch.finfo(tensor.dtype).max:
+                raise ModelNotFoundError(
+                    f"{self.folder} cannot be loaded: {name} is in 8 bits and fills their whole range, but the scale "
+                    "that belongs to it is missing"
+                )
+            return numbers.to(self.dtype)
+        scale_name = self._scales[name]
+        with safe_open(self._stored[scale_name].file, framework="pt") as opened:
+            scale = opened.get_tensor(scale_name).float()
+        if scale.numel() != 1 and scale.shape not in ((len(numbers),), (len(numbers), 1)):
+            raise ModelNotFoundError(
+                f"{self.folder} cannot be loaded: {scale_name} has the shape {list(scale.shape)}; one scale per matrix "
+                "or per row is read"
+            )
+        scaled: Tensor = numbers * scale.reshape(-1, *[1] * (numbers.ndim - 1))
+        return scaled.to(self.dtype)
+
+    def _check_types(self) -> None:
+        quantized = _quantized(self.folder)
+        if quantized not in (None, "modelopt FP8"):
+            raise ModelNotFoundError(
+                f"{self.folder / 'config.json'} has a quantization_config of {quantized}, which is not read: take the "
+                "checkpoint in bfloat16, or in FP8 of ModelOpt"
+            )
+        for name, stored in self._stored.items():
+            owner, _, last = name.rpartition(".")
+            if last in ("weight", "bias") and stored.dtype not in FLOATS | FLOAT8:
+                raise ModelNotFoundError(
+                    f"{self.folder} cannot be loaded: {name} is stored as {stored.dtype}, which is not read as a weight"
+                )
+            if quantized and stored.dtype in FLOAT8 and name not in self._scales:
+                raise ModelNotFoundError(f"{self.folder} cannot be loaded: {name} is in FP8, but has no weight_scale")
+            if name in self._scales and stored.dtype not in FLOAT8:
+                raise ModelNotFoundError(
+                    f"{self.folder} cannot be loaded: {name} is stored as {stored.dtype}, but has "
+                    f"{self._scales[name].removeprefix(owner + '.')} beside it"
+                )
+        if quantized and not self._scales:
+            raise ModelNotFoundError(
+                f"{self.folder / 'config.json'} has a quantization_config of {quantized}, but no weight has a scale"
+            )
+
+
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
+    """What the weights of a part are brought to when nothing else is asked for: the type most of them are stored as."""
+    return Weights(folder, variant).dtype
+
+
+def unused(module: nn.Module | type, name: str) -> bool:
+    """Whether a tensor of this name may be in a module's files without having a place in it."""
+    kind = module if isinstance(module, type) else type(module)
+    known = _UNUSED.get(kind.__name__)
+    if known is not None and known.match(name):
+        return True
+    return any(re.search(pattern, name) for pattern in getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ())
+
+
+def assign(
+    module: Any,
+    weights: Weights,
+    *,
+    dtype: torch.dtype,
+    place: Place = lambda name: "cpu",
+    absent: Collection[str] = (),
+) -> None:
+    """Give a module of diffusers its weights.
+
+    Args:
+        module: With its parameters on the meta device.
+        weights: Its tensors.
+        dtype: What they become, but for those that the module's class keeps in float32.
+        place: Where a weight goes, by its name.
+        absent: Names of parameters that need not be there.
+
+    Raises:
+        ModelNotFoundError: names what is missing, has no place, or has another shape.
+    """
+    expected = module.state_dict()
+    check_names(weights.folder, set(weights), expected.keys() - set(absent), type(module))
+    exact = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in weights.read(lambda name: name in expected):
+        if tensor.shape != expected[name].shape:
+            raise ModelNotFoundError(
+                f"{weights.folder} cannot be loaded: {name} has the shape {list(tensor.shape)}, and config.json makes "
+                f"it {list(expected[name].shape)}"
+            )
+        kind = dtype if exact.isdisjoint(name.split(".")) else torch.float32
+        loaded[name] = tensor.to(place(name), kind if tensor.is_floating_point() else tensor.dtype)
+    module.load_state_dict(loaded, assign=True, strict=False)
+
+
+def check_names(folder: Path, found: Collection[str], expected: Collection[str], kind: type) -> None:
+    """Compare the names of a part's tensors with those that its module has.
+
+    Raises:
+        ModelNotFoundError: names what is missing, or what has no place.
+    """
+    missing = set(expected) - set(found)
+    extra = {name for name in set(found) - set(expected) if not unused(kind, name)}
+    if missing and extra:
+        raise ModelNotFoundError(
+            f"{folder} cannot be loaded: no weights for {some(missing)}, while {kind.__name__} has no place for "
+            f"{some(extra)}"
+        )
+    if missing:
+        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: no weights for {some(missing)}")
+    if extra:
+        raise ModelNotFoundError(f"{folder} cannot be loaded: {kind.__name__} has no place for {some(extra)}")
+
+
+def _quantized(folder: Path) -> str | None:
+    """What a part's config says its weights are quantized with, for example `modelopt FP8`."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    asked = config.get("quantization_config") or config.get("compression_config")
+    if not asked:
+        return None
+    if not isinstance(asked, dict):
+        return str(asked)
+    method = str(asked.get("quant_method") or asked.get("quant_library") or "an unknown method")
+    kind = next((str(asked[key]) for key in ("quant_algo", "quant_type", "format") if asked.get(key)), "")
+    return f"{method} {kind.upper() if kind.lower() == 'fp8' else kind}".strip()

@@ -1,0 +1,438 @@
+"""Checkpoints as people have them: incomplete, damaged, quantized, with stray files. Each loads rightly or is refused.
+
+The table says of each what comes: SAME (the weights of the untouched checkpoint), CLOSE (the same within what its type
+rounds away), or the words with which loading refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.generic import pipeline as generic
+from cosmorama.world.registry import load_world
+from tests.world.checkpoints import save_predict
+from tests.world.cosmos3_checkpoints import save_cosmos3
+from tests.world.generic_checkpoints import save_ltx, save_wan
+
+SAME, CLOSE = "same", "close"
+WEIGHTS, TEXT = "transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+BASES: dict[str, Callable[[Path], Any]] = {
+    "predict2.5": lambda folder: save_predict("predict2.5", folder),
+    "predict1": lambda folder: save_predict("predict1-text2world", folder),
+    "cosmos3": save_cosmos3,
+    "wan": save_wan,
+    "ltx": save_ltx,
+}
+Change = Callable[[Path], object]
+
+
+def edited(file: str, change: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> Change:
+    """The weights of a file, changed."""
+
+    def apply(folder: Path) -> None:
+        save_file(dict(change(load_file(folder / file))), folder / file, metadata={"format": "pt"})
+
+    return apply
+
+
+def cut(file: str, count: int) -> Change:
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-count])
+
+
+def written(file: str, content: bytes) -> Change:
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def appended(file: str, content: bytes) -> Change:
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes() + content)
+
+
+def marked(file: str) -> Change:
+    """A byte order mark in front, as editors on Windows write it."""
+    return lambda folder: (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
+
+
+def removed(file: str) -> Change:
+    return lambda folder: (folder / file).unlink()
+
+
+def configured(file: str, **values: Any) -> Change:
+    return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+
+
+def both(*changes: Change) -> Change:
+    return lambda folder: [change(folder) for change in changes]
+
+
+def renamed(old: str, new: str) -> Change:
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def copied(name: str, change: Callable[[Tensor], Tensor], file: str = WEIGHTS) -> Change:
+    """A changed copy beside the weights, under another name."""
+
+    def apply(folder: Path) -> None:
+        save_file({key: change(tensor) for key, tensor in load_file(folder / file).items()}, folder / name)
+
+    return apply
+
+
+def sharded(*, keep: bool = False, stale: bool = False, lie: bool = False) -> Change:
+    """Two shards and their index instead of the single file; with leftovers of an earlier save, or an index that lies.
+
+    Args:
+        keep: The single file stays, with other numbers.
+        stale: A shard of a save in three is left over.
+        lie: The index names a tensor that no shard has.
+    """
+
+    def apply(folder: Path) -> None:
+        part, weights = folder / "transformer", load_file(folder / WEIGHTS)
+        (folder / WEIGHTS).unlink()
+        names = sorted(weights)
+        halves = {"00001-of-00002": names[::2], "00002-of-00002": names[1::2]}
+        owners = {}
+        for number, inside in halves.items():
+            file = f"diffusion_pytorch_model-{number}.safetensors"
+            save_file({name: weights[name] for name in inside}, part / file)
+            owners |= dict.fromkeys(inside, file)
+        if lie:
+            owners["proj_out.scale"] = file
+        (part / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": owners}))
+        noise = {name: torch.full_like(tensor, 3.0) for name, tensor in weights.items()}
+        if keep:
+            save_file(noise, folder / WEIGHTS)
+        if stale:
+            save_file(noise, part / "diffusion_pytorch_model-00003-of-00003.safetensors")
+
+    return apply
+
+
+def in_8_bits(
+    *, scale: str = "weight_scale", rows: bool = False, beside: tuple[str, ...] = (), lose: int = 0
+) -> Change:
+    """The matrices of the blocks in float8 with a scale each, as ModelOpt and others write them.
+
+    Args:
+        scale: What the scale is called in the place of `weight`; empty: there is none, as plain copies are.
+        rows: A scale for every row.
+        beside: Names of more numbers, that only multiplying in 8 bits needs.
+        lose: How many scales are missing.
+    """
+
+    def change(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        lost = lose
+        for name, tensor in weights.items():
+            if tensor.ndim != 2 or not any(part in name for part in ("blocks", "mlp", "self_attn")):
+                found[name] = tensor.bfloat16()
+                continue
+            factor = tensor.abs().amax(1, keepdim=True) / 448 if rows else tensor.abs().max() / 448
+            found[name] = ((tensor / factor) if scale or lose else tensor).to(torch.float8_e4m3fn)
+            if scale and not (lost := lost - 1) >= 0:
+                found[name.removesuffix("weight") + scale] = factor
+            for other in beside:
+                found[name.removesuffix("weight") + other] = torch.tensor(1.0)
+        return found
+
+    return edited(WEIGHTS, change)
+
+
+def modelopt(algorithm: str = "FP8", method: str = "modelopt") -> Change:
+    return configured("transformer/config.json", quantization_config={"quant_method": method, "quant_algo": algorithm})
+
+
+def without(*names: str, file: str) -> Change:
+    return edited(file, lambda found: {name: tensor for name, tensor in found.items() if name not in names})
+
+
+def prefixed(prefix: str, file: str) -> Change:
+    return edited(file, lambda found: {prefix + name: tensor for name, tensor in found.items()})
+
+
+def first_as(kind: torch.dtype, suffix: str = "") -> Change:
+    def change(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        name = "transformer_blocks.0.attn1.to_q.weight"
+        more = {name.removesuffix("weight") + suffix: torch.tensor(1.0)} if suffix else {}
+        return {**found, name: found[name].to(kind), **more}
+
+    return edited(WEIGHTS, change)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+EXTRA = {"leftover.weight": torch.zeros(2)}
+Q = "transformer_blocks.0.attn1.to_q"
+
+CASES: dict[str, tuple[str, Change, str]] = {
+    # Which files are the model.
+    "full and fp16": ("predict2.5", copied(WEIGHTS.replace(".s", ".fp16.s"), Tensor.half), SAME),
+    "a copy that is averaged": ("predict2.5", copied(WEIGHTS.replace(".s", ".ema.s"), lambda t: t + 1), SAME),
+    "a copy that is not averaged": ("predict2.5", copied(WEIGHTS.replace(".s", ".non_ema.s"), lambda t: t + 1), SAME),
+    "a copy under another name": ("predict2.5", copied("transformer/a.safetensors", lambda t: t + 1), SAME),
+    "the other library's name beside": ("predict2.5", copied("transformer/model.safetensors", lambda t: t + 1), SAME),
+    "a stray damaged file": ("predict2.5", written("transformer/a.safetensors", b"nothing"), SAME),
+    "an unused part": ("predict2.5", lambda folder: shutil.copytree(folder / "vae", folder / "sound_tokenizer"), SAME),
+    "shards": ("predict2.5", sharded(), SAME),
+    "shards and an older single file": ("predict2.5", sharded(keep=True), SAME),
+    "shards and one of another save": ("predict2.5", sharded(stale=True), SAME),
+    "shards of another index": ("predict2.5", sharded(lie=True), r"00002\.safetensors has no proj_out\.scale"),
+    "a missing shard": (
+        "predict2.5",
+        both(sharded(), removed("transformer/diffusion_pytorch_model-00002-of-00002.safetensors")),
+        r"missing transformer/diffusion_pytorch_model-00002-of-00002\.safetensors",
+    ),
+    "only a variant": ("predict2.5", renamed(WEIGHTS, WEIGHTS.replace(".s", ".bf16.s")), "--variant bf16"),
+    "only another name": ("predict2.5", renamed(WEIGHTS, "transformer/ema.safetensors"), r"there is ema\.safetensors"),
+    "a pickle": ("predict2.5", renamed(WEIGHTS, "transformer/a.bin"), "pickles are not read"),
+    # Damaged files.
+    "cut off": ("predict2.5", cut(TEXT, 1000), r"text_encoder/model\.safetensors is damaged: it is cut off"),
+    "cut off in its header": ("cosmos3", written(WEIGHTS, b"\xff\x0f\0\0\0\0\0\0{"), r"model\.safetensors is damaged"),
+    "empty": ("predict1", written(WEIGHTS, b""), r"safetensors is damaged: it has 0 bytes"),
+    "bytes behind the end": ("cosmos3", appended(WEIGHTS, b"abc"), "3 bytes too many"),
+    "text": ("wan", written(TEXT, b"<html>404</html>" * 9), r"text_encoder/model\.safetensors is damaged"),
+    "a pointer of Git LFS": ("predict2.5", written(WEIGHTS, LFS), "Git LFS pointer, not the weights: run git lfs pull"),
+    "a config that is a pointer": ("wan", written("vae/config.json", LFS), r"vae/config\.json is a Git LFS pointer"),
+    "a tokenizer that is a pointer": ("ltx", written("tokenizer/tokenizer.json", LFS), r"tokenizer\.json is a Git LFS"),
+    "a damaged tokenizer": ("predict2.5", cut("tokenizer/tokenizer.json", 100), r"tokenizer/tokenizer\.json"),
+    "a damaged config": ("cosmos3", cut("vae/config.json", 5), r"vae/config\.json cannot be read as JSON"),
+    "a damaged index": ("ltx", cut("model_index.json", 5), r"model_index\.json cannot be read as JSON"),
+    "an index that is a list": ("ltx", written("model_index.json", b"[]"), r"model_index\.json cannot be read"),
+    "a damaged list of shards": ("cosmos3", written(f"transformer/{INDEX}", b"{}"), r"index\.json is damaged"),
+    "a list of shards elsewhere": (
+        "cosmos3",
+        written(f"transformer/{INDEX}", b'{"weight_map": {"a": "../../x.safetensors"}}'),
+        "is no name of a file beside it",
+    ),
+    "no template for a chat": ("predict2.5", removed("tokenizer/chat_template.jinja"), r"missing chat_template\.jinja"),
+    "no template for Cosmos3's": (
+        "cosmos3",
+        removed("text_tokenizer/chat_template.jinja"),
+        r"text_tokenizer .* missing chat_template\.jinja",
+    ),
+    "a template of a processor": (
+        "predict2.5",
+        both(
+            lambda folder: (folder / "tokenizer/chat_template.json").write_text(
+                json.dumps({"chat_template": (folder / "tokenizer/chat_template.jinja").read_text()})
+            ),
+            removed("tokenizer/chat_template.jinja"),
+        ),
+        SAME,
+    ),
+    "a template that fails": (
+        "predict2.5",
+        written("tokenizer/chat_template.jinja", b"{% for %}"),
+        "its chat template fails",
+    ),
+    "a mark before the index": ("predict2.5", marked("model_index.json"), SAME),
+    "a mark before Wan's index": ("wan", marked("model_index.json"), SAME),
+    "a mark before a config": ("predict2.5", marked("transformer/config.json"), SAME),
+    "a mark before a text encoder's config": ("wan", marked("text_encoder/config.json"), SAME),
+    "a mark before a scheduler's": ("ltx", marked("scheduler/scheduler_config.json"), SAME),
+    # Every tensor is used, every parameter is given.
+    "a tensor too many": ("predict2.5", edited(WEIGHTS, lambda found: found | EXTRA), r"no place for leftover\.weight"),
+    "too many in Cosmos3": ("cosmos3", edited(WEIGHTS, lambda found: found | EXTRA), r"no place for leftover\.weight"),
+    "too many in a text encoder": ("predict2.5", edited(TEXT, lambda found: found | EXTRA), r"no place for leftover"),
+    "too many in Wan": ("wan", edited(WEIGHTS, lambda found: found | EXTRA), r"no place for leftover\.weight"),
+    "a tensor too few": ("predict2.5", without(f"{Q}.weight", file=WEIGHTS), rf"no weights for {Q}\.weight"),
+    "too few in Cosmos3": ("cosmos3", without("proj_in.weight", file=WEIGHTS), r"no weights for proj_in\.weight"),
+    "too few in LTX": ("ltx", without("proj_in.weight", file=WEIGHTS), r"transformer .*no weights for proj_in\.weight"),
+    "names with a prefix": ("predict2.5", prefixed("net.", WEIGHTS), r"no weights for .* no place for net\."),
+    "a text encoder with a prefix": ("wan", prefixed("module.", TEXT), r"text_encoder .* no weights for"),
+    "a text encoder's layer": (
+        "ltx",
+        without("encoder.block.1.layer.0.SelfAttention.q.weight", file=TEXT),
+        r"no weights for encoder\.block\.1\.layer\.0\.SelfAttention\.q\.weight",
+    ),
+    "a text encoder's words": ("wan", without("shared.weight", file=TEXT), r"no weights for .*(shared|embed_tokens)"),
+    "a translator's other half": (
+        "predict1",
+        edited(TEXT, lambda found: {**found, "decoder.final_layer_norm.weight": torch.zeros(4)}),
+        SAME,
+    ),
+    "the head that predicts text": (
+        "cosmos3",
+        edited(WEIGHTS, lambda found: {**found, "audio_proj_in.weight": torch.zeros(4)}),
+        SAME,
+    ),
+    "another number of layers": ("cosmos3", configured("transformer/config.json", num_hidden_layers=2), "no place for"),
+    "another width": ("predict2.5", configured("transformer/config.json", num_attention_heads=3), "has the shape"),
+    "another width of a text encoder": ("wan", configured("text_encoder/config.json", d_ff=40), "another shape"),
+    "a config of another class": (
+        "predict2.5",
+        configured("transformer/config.json", _class_name="WanTransformer3DModel"),
+        r"transformer/config\.json is that of a WanTransformer3DModel",
+    ),
+    "a config of another model": (
+        "predict1",
+        configured("text_encoder/config.json", model_type="umt5"),
+        r"text_encoder/config\.json is that of a model of type umt5",
+    ),
+    "a part that is nowhere": ("wan", lambda folder: shutil.rmtree(folder / "vae"), "missing vae"),
+    "no weights of a part": ("wan", removed(WEIGHTS), r"missing transformer/\*\.safetensors"),
+    "an unknown class of a part": (
+        "ltx",
+        configured("model_index.json", text_encoder=["transformers", "NoSuchModel"]),
+        "'NoSuchModel' of 'transformers' as text_encoder",
+    ),
+    "no mention of a part": ("ltx", configured("model_index.json", vae=None), "names no vae, which LTXPipeline needs"),
+    # Quantized.
+    "ModelOpt's FP8": ("cosmos3", both(in_8_bits(beside=("input_scale",)), modelopt()), CLOSE),
+    "ModelOpt's FP8 as diffusers saves it": (
+        "cosmos3",
+        both(
+            in_8_bits(scale="weight_quantizer._scale", beside=("input_quantizer._amax", "weight_quantizer._amax")),
+            modelopt(),
+        ),
+        CLOSE,
+    ),
+    "FP8 in another family": ("predict2.5", both(in_8_bits(beside=("input_scale",)), modelopt()), CLOSE),
+    "FP8 in Wan": ("wan", both(in_8_bits(), modelopt()), CLOSE),
+    "FP8 with a scale per row": ("cosmos3", in_8_bits(rows=True), CLOSE),
+    "FP8 as ComfyUI has it": (
+        "predict2.5",
+        both(
+            in_8_bits(scale="scale_weight"),
+            edited(WEIGHTS, lambda found: {**found, "scaled_fp8": torch.empty(0).to(torch.float8_e4m3fn)}),
+        ),
+        CLOSE,
+    ),
+    "a plain copy in FP8": ("predict2.5", in_8_bits(scale=""), CLOSE),
+    "FP8 without its scales": ("cosmos3", both(in_8_bits(scale="", lose=99), modelopt()), "has no weight_scale"),
+    "FP8 without a word of it": ("cosmos3", in_8_bits(scale="", lose=99), "the scale that belongs to it is missing"),
+    "FP8 without one scale": ("cosmos3", both(in_8_bits(lose=1), modelopt()), "has no weight_scale"),
+    "FP8 in blocks": (
+        "cosmos3",
+        edited(
+            WEIGHTS,
+            lambda found: {
+                **found,
+                "layers.0.mlp.up_proj.weight": found["layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn),
+                "layers.0.mlp.up_proj.weight_scale": torch.ones(3, 2),
+            },
+        ),
+        r"weight_scale has the shape \[3, 2\]",
+    ),
+    "said to be FP8 and is not": ("cosmos3", modelopt(), "no weight has a scale"),
+    "NVFP4": ("cosmos3", modelopt("NVFP4"), r"config\.json has a quantization_config of modelopt NVFP4"),
+    "bitsandbytes": ("wan", modelopt("nf4", "bitsandbytes"), "quantization_config of bitsandbytes nf4"),
+    "a text encoder in 4 bits": (
+        "predict2.5",
+        configured("text_encoder/config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"text_encoder/config\.json has a quantization_config of gptq",
+    ),
+    "whole numbers": ("predict2.5", first_as(torch.int8), rf"{Q}\.weight is stored as I8"),
+    "whole numbers with scales": ("predict2.5", first_as(torch.int8, "weight_scale"), "is stored as I8"),
+    "packed numbers": ("predict2.5", first_as(torch.uint8, "weight.absmax"), "is stored as U8"),
+    "scales of what is not in 8 bits": (
+        "predict2.5",
+        first_as(torch.bfloat16, "weight_scale"),
+        "is stored as BF16, but has weight_scale beside it",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for name, save in BASES.items():
+        made[name] = tmp_path_factory.mktemp("bases") / name
+        save(made[name])
+    return made
+
+
+@pytest.fixture(scope="module")
+def right(bases: dict[str, Path]) -> dict[str, dict[str, Tensor]]:
+    """The weights of the untouched checkpoints."""
+    return {name: weights_of(load_world(str(folder), dtype="float32", device="cpu")) for name, folder in bases.items()}
+
+
+def weights_of(world: Any) -> dict[str, Tensor]:
+    """The weights of all networks of a model, by part and name."""
+    if hasattr(world, "pipeline"):
+        parts = {name: part for name, part in world.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    else:
+        holder = getattr(world, "parts", world)
+        reader = getattr(holder, "read_text", None)
+        parts = {"transformer": holder.transformer, "vae": holder.autoencoder.vae}
+        if reader is not None:
+            parts["text_encoder"] = getattr(reader, "_encoder", None) or reader._model
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_case_is_right_or_refused(
+    case: str, bases: dict[str, Path], right: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    base, change, outcome = CASES[case]
+    folder = Path(shutil.copytree(bases[base], tmp_path / "model"))
+    change(folder)
+    if outcome not in (SAME, CLOSE):
+        with pytest.raises(ModelNotFoundError, match=outcome) as refused:
+            load_world(str(folder), device="cpu")
+        assert "\n" not in str(refused.value)
+        assert str(folder) in str(refused.value) or "model_index.json" in str(refused.value)
+        return
+    found = weights_of(load_world(str(folder), dtype="float32", device="cpu"))
+    assert found.keys() == right[base].keys()
+    for name, tensor in right[base].items():
+        if outcome == SAME:
+            assert torch.equal(found[name], tensor), name
+        else:  # three bits of mantissa
+            assert (found[name] - tensor).abs().max() <= 0.07 * tensor.abs().max() + 1e-6, name
+
+
+def test_what_is_in_8_bits_becomes_the_type_of_the_rest(bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bases["cosmos3"], tmp_path / "model"))
+    both(in_8_bits(), modelopt())(folder)
+    world: Any = load_world(str(folder), device="cpu")
+    types = {name: tensor.dtype for name, tensor in world.transformer.named_parameters()}
+    assert set(types.values()) == {torch.bfloat16, torch.float32}
+    assert all(name.startswith("time_embedder.") for name, kind in types.items() if kind == torch.float32)
+    whole = world.text_half.nbytes
+    world.text_half.release()
+    world.text_half.restore()
+    assert world.text_half.nbytes == whole
+
+
+def test_a_variant_is_taken_where_it_is(bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bases["predict2.5"], tmp_path / "model"))
+    copied(WEIGHTS.replace(".s", ".bf16.s"), Tensor.bfloat16)(folder)
+    usual, chosen = (load_world(str(folder), device="cpu", variant=variant) for variant in (None, "bf16"))
+    assert weights_of(usual)["transformer.proj_out.weight"].dtype == torch.float32
+    assert weights_of(chosen)["transformer.proj_out.weight"].dtype == torch.bfloat16
+    assert weights_of(chosen)["vae.quant_conv.weight"].dtype == torch.float32  # has none
+    (folder / WEIGHTS).unlink()
+    load_world(str(folder), device="cpu", variant="bf16")
+    with pytest.raises(ModelNotFoundError, match=r"variant 'fp16': there is only bf16|--variant bf16"):
+        load_world(str(folder), device="cpu", variant="fp16")
+
+
+@pytest.mark.parametrize("name", ["WanImageToVideoPipeline", "SkyReelsV2Pipeline", "HeliosPipeline"])
+def test_a_package_that_a_pipeline_uses_is_named_when_it_is_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import inspect
+
+    import diffusers
+
+    generic.check_dependencies(name)
+    monkeypatch.delattr(inspect.getmodule(getattr(diffusers, name)), "ftfy")
+    with pytest.raises(ModelNotFoundError, match=f"{name} needs ftfy: pip install ftfy"):
+        generic.check_dependencies(name)
+
+
+def test_what_a_pipeline_uses_only_where_it_is_found_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.pipelines.wan import pipeline_wan
+
+    monkeypatch.delattr(pipeline_wan, "ftfy")
+    generic.check_dependencies("WanPipeline")
