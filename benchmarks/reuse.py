@@ -39,7 +39,7 @@ from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 from cosmorama.world.registry import load_world
-from microcosm.heldout import held_out
+from microcosm.evaluation.heldout import held_out
 
 Clip = NDArray[np.uint8]
 Casting = Callable[[Any], AbstractContextManager[None]]

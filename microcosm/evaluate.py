@@ -1,7 +1,7 @@
 """Measures a weights folder on held-out scenes and wordings: `python -m microcosm.evaluate OUT [--json]`.
 
 Everything is drawn through the product's own engine at the API's defaults. Writes `figures.json` and uncurated sheets
-with the prompts on them to OUT. Needs the probe (`python -m microcosm.probe`).
+with the prompts on them to OUT. Needs the probe (`python -m microcosm.evaluation.probe`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from microcosm import adherence, continuation, driving, fidelity
-from microcosm.autoencoder import RUNS
-from microcosm.corridor_probe import FILE as CORRIDOR_FILE
-from microcosm.corridor_probe import load_corridor_probe
-from microcosm.export import WEIGHTS
-from microcosm.figures import Figure, table
-from microcosm.heldout import HeldOut, held_out, held_out_drives
-from microcosm.probe import FILE, load_probe
-from microcosm.sheets import grid, save, strip, titled
-from microcosm.simulate import Frames
+from microcosm.evaluation import adherence, continuation, driving, fidelity
+from microcosm.evaluation.corridor_probe import FILE as CORRIDOR_FILE
+from microcosm.evaluation.corridor_probe import load_corridor_probe
+from microcosm.evaluation.figures import Figure, table
+from microcosm.evaluation.heldout import HeldOut, held_out, held_out_drives
+from microcosm.evaluation.probe import FILE, load_probe
+from microcosm.evaluation.sheets import grid, save, strip, titled
+from microcosm.scenes.simulate import Frames
+from microcosm.training.autoencoder import RUNS
+from microcosm.training.export import WEIGHTS
 
 PARTS = ("adherence", "continuation", "persistence", "corridor", "corridor-continuation", "decoder", "cost")
 SHEET = 24  # held-out prompts on the contact sheets, the first ones

@@ -1,0 +1,1 @@
+"""Measuring a weights folder on scenes and wordings that no training saw."""

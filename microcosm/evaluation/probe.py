@@ -1,0 +1,256 @@
+"""What a frame shows: `python -m microcosm.evaluation.probe` trains the small network that tells objects and floors
+apart.
+
+Colors are measured from pixels; shapes need the network. It is trained on rendered frames, half of them as the
+autoencoder shows them, with a little noise on the latents, so that it reads decoded frames as well as rendered ones.
+The last shard of pictures is kept back to measure it.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, Color, Floor, Scene, Shape
+from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, VideoAutoencoder
+from microcosm.scenes.dataset import DATA, read_shards
+from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames
+from microcosm.training.autoencoder import RUNS
+
+VIVID = 0.62  # objects are more saturated than any floor or sky
+_LEAST_VALUE = 0.2
+LEAST_SHARE = 0.004  # less of a frame is no object
+HUES = np.array([colorsys.rgb_to_hsv(*OBJECT_RGB[color])[0] for color in COLORS])
+FILE = "probe.pt"
+_NOISE = 0.06
+_BATCH = 32
+_RATE = 3e-3
+
+
+def color_classes(frames: Frames) -> NDArray[np.int64]:
+    """Which object color each pixel of frames uint8 [..., 3] has: its number in `COLORS`, -1 for none."""
+    rgb = frames.astype(np.float32) / 255
+    largest = rgb.max(-1)
+    chroma = largest - rgb.min(-1)
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    around = 6 * np.maximum(chroma, 1e-6)  # hues in units of chroma go around the circle once in this
+    spans = np.stack([(green - blue) % around, blue - red + 2 * chroma, red - green + 4 * chroma])
+    sixths = np.take_along_axis(spans, rgb.argmax(-1)[None], axis=0)[0]
+    distance = np.abs((sixths / around)[..., None] - HUES.astype(np.float32))
+    nearest: NDArray[np.int64] = np.minimum(distance, 1 - distance).argmin(-1)
+    return np.where((largest > _LEAST_VALUE) & (chroma > VIVID * largest), nearest, -1)
+
+
+def color_shares(frames: Frames) -> NDArray[np.float64]:
+    """The share of each frame [T, h, w, 3] that each object color covers: [T, 6]."""
+    # One by one: hue distances take many times the memory of the pixels.
+    counts = [np.bincount(color_classes(frame).ravel() + 1, minlength=1 + len(COLORS))[1:] for frame in frames]
+    return np.stack(counts) / frames[0, ..., 0].size
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the probe finds in one frame.
+
+    Attributes:
+        shapes: The shape of each object color that is there.
+        main: The color and shape of the surest object, whether sure enough to be one or not.
+        floor: The floor.
+    """
+
+    shapes: dict[Color, Shape]
+    main: tuple[Color, Shape]
+    floor: Floor
+
+
+def trunk() -> tuple[nn.Sequential, int]:
+    """Convolutions over frames [B, 3, h, w], at an eighth of their size in the end, and their width."""
+    widths, strides = (3, 16, 32, 64, 64, 64), (2, 2, 2, 1, 1)
+    layers: list[nn.Module] = []
+    for before, after, stride in zip(widths, widths[1:], strides, strict=False):
+        layers += [nn.Conv2d(before, after, 5 if before == 3 else 3, stride, padding=2 if before == 3 else 1)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers), widths[-1]
+
+
+class Probe(nn.Module):
+    """A small convolutional network over frames of 160 x 88; one answer per object color, and the floor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, width = trunk()
+        self.objects = nn.Conv2d(width, len(COLORS) * len(SHAPES), 1)
+        self.floors = nn.Linear(width, len(FLOORS))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [B, 3, h, w] in [-1, 1] to logits: objects [B, 6, 4] (absent, then the shapes), floors [B, 4]."""
+        features = self.layers(frames)
+        found = self.objects(features).flatten(2).amax(2).unflatten(1, (len(COLORS), len(SHAPES)))
+        return F.pad(found, (1, 0)), cast(Tensor, self.floors(features.mean((2, 3))))
+
+    @torch.inference_mode()
+    def look(self, frames: Frames) -> list[Sight]:
+        """What frames uint8 [B, h, w, 3] show."""
+        sights = []
+        for part in np.array_split(frames, max(1, len(frames) // _BATCH)):
+            objects, floors = self(to_input(part))
+            sights += [_sight(one, floor) for one, floor in zip(objects, floors, strict=True)]
+        return sights
+
+
+def _sight(objects: Tensor, floors: Tensor) -> Sight:
+    likely = [SHAPES[int(index)] for index in objects[:, 1:].argmax(1)]
+    present = [int(index) != 0 for index in objects.argmax(1)]
+    surest = int(objects[:, 1:].amax(1).argmax())
+    return Sight(
+        {color: shape for color, shape, there in zip(COLORS, likely, present, strict=True) if there},
+        (COLORS[surest], likely[surest]),
+        FLOORS[int(floors.argmax())],
+    )
+
+
+def to_input(frames: Frames) -> Tensor:
+    """uint8 [B, h, w, 3] to float [B, 3, h, w] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def as_decoded(vae: VideoAutoencoder, frames: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+    """Frames [B, 3, h, w] encoded as stills, disturbed by `noise` and decoded linearly; whole cells only.
+
+    The transform of eight equal frames, of which the last is shown, as two convolutions: an eighth of the arithmetic.
+    """
+    basis = vae.basis.detach().unflatten(1, (3, FRAMES_PER_LATENT, CELL, CELL))
+    mean = vae.mean.detach().unflatten(0, (3, FRAMES_PER_LATENT, CELL, CELL))[:, -1]
+    scale, offset = vae.scaling_factor.detach(), vae.basis.detach() @ vae.mean.detach()
+    latents = scale * F.conv2d(frames, basis.sum(2), -offset, stride=CELL)
+    shown = F.conv_transpose2d((latents + noise * torch.randn(latents.shape)) / scale, basis[:, :, -1], stride=CELL)
+    rows, columns = latents.shape[2:]
+    return cast(Tensor, (shown + mean.repeat(1, rows, columns)).clamp(-1, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Rendered frames uint8 [N, 88, 160, 3] and what they show: object classes [N, 6] (0 absent), floors [N]."""
+
+    frames: Frames
+    objects: Tensor
+    floors: Tensor
+
+    @classmethod
+    def label(cls, frames: Frames, scenes: Sequence[Scene]) -> Pictures:
+        """Scenes say which shapes there are; an object counts where enough of its color is in the picture."""
+        objects = torch.zeros(len(frames), len(COLORS), dtype=torch.long)
+        for row, (shares, scene) in enumerate(zip(color_shares(frames), scenes, strict=True)):
+            for thing in scene.objects:
+                index = COLORS.index(thing.color)
+                objects[row, index] = (1 + SHAPES.index(thing.shape)) * int(shares[index] >= LEAST_SHARE)
+        return cls(frames, objects, torch.tensor([FLOORS.index(scene.floor) for scene in scenes]))
+
+    def loss(self, answers: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+        """How wrong a probe's answers to some of the frames are."""
+        objects, floors = answers
+        loss = F.cross_entropy(objects.flatten(0, 1), self.objects[rows].flatten())
+        return loss + 0.2 * F.cross_entropy(floors, self.floors[rows])
+
+
+def train(
+    probe: nn.Module,
+    frames: Frames,
+    loss_of: Callable[[Any, Tensor], Tensor],
+    vae: VideoAutoencoder,
+    steps: int,
+    batch: int = _BATCH,
+) -> None:
+    """Adam with a falling rate; every second batch as the autoencoder shows it, every second picture mirrored.
+
+    `loss_of` takes what the probe answers to frames [N, h, w, 3] of certain numbers, and the numbers [batch].
+    """
+    optimizer = torch.optim.Adam(probe.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    probe.train()
+    for step in track(range(steps), "probe"):
+        rows = torch.randint(len(frames), (batch,))
+        shown = to_input(frames[rows.numpy()])
+        if step % 2:
+            shown = as_decoded(vae, shown, _NOISE * torch.rand(batch, 1, 1, 1))
+        shown = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, shown, shown.flip(3))
+        optimizer.zero_grad()
+        loss_of(probe(shown), rows).backward()
+        optimizer.step()
+        schedule.step()
+    probe.eval()
+
+
+@torch.inference_mode()
+def accuracy(probe: Probe, frames: Tensor, pictures: Pictures) -> dict[str, float]:
+    """Shares of right answers: color of the main object there, shapes of objects that are there, count, floor."""
+    objects, floors = (torch.cat(part) for part in zip(*(probe(some) for some in frames.split(_BATCH)), strict=True))
+    there = pictures.objects > 0
+    shown = there.any(1)
+    right = {
+        "color": there[shown].gather(1, objects[shown][..., 1:].amax(2).argmax(1)[:, None]),
+        "shape": objects[..., 1:].argmax(2)[there] + 1 == pictures.objects[there],
+        "count": (objects.argmax(2) > 0).sum(1) == there.sum(1),
+        "floor": floors.argmax(1) == pictures.floors,
+    }
+    return {name: round(float(hits.float().mean()), 4) for name, hits in right.items()}
+
+
+def load_probe(path: Path) -> tuple[Probe, dict[str, Any]]:
+    """The trained probe and how well it did on pictures it was not trained on."""
+    state = torch.load(path, weights_only=True)
+    probe = Probe()
+    probe.load_state_dict(state["probe"])
+    return probe.eval(), state["accuracy"]
+
+
+def _read(folder: Path, shards: slice) -> Pictures:
+    name = f"{SIZES[0][0]}x{SIZES[0][1]}"
+    frames, scenes = [], []
+    total = len(list(folder.glob("images-*.npz")))
+    chosen = set(range(total)[shards])
+    for number, (arrays, labels) in enumerate(read_shards("images", folder)):
+        if number in chosen:
+            frames.append(arrays[name][:, 0])
+            scenes += [label.scene for label in labels if label.array == name and isinstance(label.scene, Scene)]
+    return Pictures.label(np.concatenate(frames), scenes)
+
+
+def main(
+    data: Annotated[Path, typer.Option()] = DATA,
+    runs: Annotated[Path, typer.Option()] = RUNS,
+    steps: int = 1200,
+    shards: Annotated[int, typer.Option(help="Shards of pictures to train on; the last one is for measuring.")] = 20,
+    seed: int = 0,
+) -> None:
+    """Train the probe and measure it on pictures it has not seen, rendered and decoded."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    vae = VideoAutoencoder.from_pretrained(runs / "vae")
+    probe = Probe()
+    pictures = _read(data, slice(0, shards))
+    train(probe, pictures.frames, pictures.loss, vae, steps)
+    unseen = _read(data, slice(-1, None))
+    frames = to_input(unseen.frames)
+    figures = {
+        "rendered": accuracy(probe, frames, unseen),
+        "decoded": accuracy(probe, as_decoded(vae, frames), unseen),
+    }
+    torch.save({"probe": probe.state_dict(), "accuracy": figures}, runs / FILE)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,242 @@
+"""The second world: a camera drives forward through a corridor of shelves and boxes, sometimes towards an object.
+
+A `Drive` is a pure function of its seed. Lengths are metres, times seconds; the corridor runs along +y. What is far
+fades into haze: at one eighth of the output size it would be noise. `python -m microcosm.scenes.corridor OUT.png` draws
+a sheet of examples.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor, Light, Speed, corridor_caption
+from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, SceneObject
+from microcosm.scenes.simulate import (
+    FLOOR_RGB,
+    FRAME_RATES,
+    OBJECT_RGB,
+    RATE_WEIGHTS,
+    RGB,
+    SIZE_WEIGHTS,
+    SIZES,
+    Frames,
+    box_average,
+    geometry,
+    numbers,
+    pick,
+)
+
+AHEAD_SHARE = 0.5
+SPEED_M_S: dict[Speed, tuple[float, float]] = {"slow": (0.3, 0.4), "fast": (0.75, 0.9)}
+HAZE_RGB: dict[Light, RGB] = {"bright": (0.92, 0.93, 0.95), "dim": (0.1, 0.1, 0.14)}
+HALF_WIDTH_M = 1.7  # from the middle to the fronts of the shelves
+FOV_DEG = 45.0  # of the short side
+_HAZE_M = (2.0, 10.0)  # where it begins and where nothing else is left
+_LONGEST_S = 10.0  # 121 frames at 12 per second
+_BAY_M, _DEPTH_M = 2.2, 0.9
+_LEVELS_M = (0.1, 1.35)
+_TOP_M = 2.6
+_BOX_SHARE = 0.8
+_STOP_M = 1.3  # the camera stops so far from what is ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box on a shelf: its center, half its extent, and how light it is beside others of its color."""
+
+    center_m: tuple[float, float, float]
+    half_m: tuple[float, float, float]
+    shade: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """A corridor with all its numbers drawn."""
+
+    seed: int
+    scene: Corridor
+    size_px: tuple[int, int]
+    fps: int
+    boxes: tuple[Box, ...]
+    speed_m_s: float
+    ahead_m: float
+    eye_m: tuple[float, float]
+    yaw_deg: float
+    pitch_deg: float
+
+    def camera_y_m(self, time_s: float) -> float:
+        """How far the camera has driven; it stops in front of what is ahead."""
+        way = self.speed_m_s * time_s
+        return way if self.scene.ahead is None else min(way, self.ahead_m - _STOP_M)
+
+
+def draw_corridor(rng: np.random.Generator) -> Corridor:
+    """A random corridor; shelves, boxes and what is ahead are of different colors."""
+    shelves, boxes, other = (COLORS[i] for i in rng.permutation(len(COLORS))[:3])
+    ahead = SceneObject(other, pick(rng, SHAPES)) if rng.random() < AHEAD_SHARE else None
+    return Corridor(shelves, boxes, pick(rng, FLOORS), pick(rng, LIGHTS, (0.65, 0.35)), pick(rng, SPEEDS), ahead)
+
+
+def draw_drive(seed: int) -> Drive:
+    """The drive of a seed."""
+    rng = np.random.default_rng((seed, 5))
+    scene = draw_corridor(rng)
+    size, fps = pick(rng, SIZES, SIZE_WEIGHTS), pick(rng, FRAME_RATES, RATE_WEIGHTS)
+    speed = rng.uniform(*SPEED_M_S[scene.speed])
+    return Drive(
+        seed=seed,
+        scene=scene,
+        size_px=size,
+        fps=fps,
+        boxes=tuple(_boxes(rng, speed * _LONGEST_S + _HAZE_M[1])),
+        speed_m_s=speed,
+        ahead_m=5 * speed + rng.uniform(1.7, 2.7),
+        eye_m=(rng.uniform(-0.25, 0.25), rng.uniform(1.15, 1.4)),
+        yaw_deg=rng.uniform(-2.5, 2.5),
+        pitch_deg=rng.uniform(-7, -3),
+    )
+
+
+def _boxes(rng: np.random.Generator, length_m: float) -> Iterator[Box]:
+    for bay in range(_bays(length_m)):
+        for side in (-1, 1):
+            for level in _LEVELS_M:
+                for slot in (0.28, 0.72):
+                    half = (0.36, rng.uniform(0.34, 0.44), rng.uniform(0.34, 0.52))
+                    y = (bay - 1 + slot) * _BAY_M + rng.uniform(-0.05, 0.05)
+                    x = side * (HALF_WIDTH_M + 0.05 + half[0] + rng.uniform(0, 0.1))
+                    box = Box((x, y, level + 0.03 + half[2]), half, rng.uniform(0.72, 1.0))
+                    if rng.random() < _BOX_SHARE:
+                        yield box
+
+
+def _bays(length_m: float) -> int:
+    return 1 + math.ceil(length_m / _BAY_M)
+
+
+def render_drive(drive: Drive, times_s: Sequence[float], supersample: int = 2, scale: int = 1) -> Frames:
+    """Frames of a drive; arguments and result as those of `simulate.render`."""
+    import mujoco
+
+    width, height = (side * scale for side in drive.size_px)
+    model: Any = mujoco.MjModel.from_xml_string(_corridor_xml(drive, width * supersample, height * supersample))
+    data: Any = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    camera: Any = mujoco.MjvCamera()
+    camera.azimuth, camera.elevation, camera.distance = 90 + drive.yaw_deg, drive.pitch_deg, 1.0
+    azimuth, elevation = math.radians(camera.azimuth), math.radians(camera.elevation)
+    ahead = (
+        math.cos(elevation) * math.cos(azimuth),
+        math.cos(elevation) * math.sin(azimuth),
+        math.sin(elevation),
+    )
+    renderer = _renderer(drive.scene.light, width * supersample, height * supersample)
+    option = mujoco.MjvOption()
+    frames = np.empty((len(times_s), height, width, 3), np.uint8)
+    for index, time_s in enumerate(times_s):
+        eye = (drive.eye_m[0], drive.camera_y_m(time_s), drive.eye_m[1])
+        camera.lookat[:] = [at + way for at, way in zip(eye, ahead, strict=True)]
+        mujoco.mjv_updateScene(model, data, option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, renderer.scene)
+        frames[index] = box_average(renderer.render(), supersample)
+    return frames
+
+
+@cache
+def _renderer(light: Light, width: int, height: int) -> Any:
+    """A drawing context; it holds nothing of a drive but the sky's texture."""
+    import mujoco
+
+    drive = next(drive for drive in map(draw_drive, range(100)) if drive.scene.light == light)
+    renderer: Any = mujoco.Renderer(
+        mujoco.MjModel.from_xml_string(_corridor_xml(drive, width, height)), height, width, max_geom=1000
+    )
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_FOG] = True
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+    return renderer
+
+
+atexit.register(_renderer.cache_clear)  # OSMesa contexts cannot be freed once the interpreter is going down
+
+
+def _corridor_xml(drive: Drive, width: int, height: int) -> str:
+    bright = drive.scene.light == "bright"
+    ambient, headlight, lamp = (0.42, 0.28, 0.35) if bright else (0.3, 0.32, 0.15)
+    haze = numbers(HAZE_RGB[drive.scene.light])
+    tangent = math.tan(math.radians(FOV_DEG / 2)) * height / min(width, height)
+    length_m = drive.speed_m_s * _LONGEST_S + _HAZE_M[1]
+    return f"""<mujoco>
+<statistic extent="1" center="0 0 1"/>
+<visual>
+  <global offwidth="{width}" offheight="{height}" fovy="{math.degrees(2 * math.atan(tangent)):.4f}"/>
+  <quality offsamples="0"/>
+  <map zfar="60" znear="0.05" fogstart="{_HAZE_M[0]}" fogend="{_HAZE_M[1]}"/>
+  <rgba fog="{haze} 1"/>
+  <headlight ambient="{numbers((ambient,) * 3)}" diffuse="{numbers((headlight,) * 3)}" specular="0 0 0"/>
+</visual>
+<asset>
+  <texture type="skybox" builtin="flat" rgb1="{haze}" rgb2="{haze}" width="32" height="32"/>
+</asset>
+<worldbody>
+  <light directional="true" castshadow="false" dir="0.3 0.5 -1" diffuse="{numbers((lamp,) * 3)}" specular="0 0 0"/>
+  <geom type="plane" size="0 0 0.5" rgba="{numbers(FLOOR_RGB[drive.scene.floor])} 1"/>
+  {"".join(_shelves_xml(drive, length_m))}{"".join(_box_xml(drive, box) for box in drive.boxes)}{_ahead_xml(drive)}
+</worldbody></mujoco>"""
+
+
+def _shelves_xml(drive: Drive, length_m: float) -> Iterator[str]:
+    color = OBJECT_RGB[drive.scene.shelves]
+    back = (0.5, 0.5, 0.52)
+    start, end = -_BAY_M, (_bays(length_m) - 1) * _BAY_M
+    middle, half = (start + end) / 2, (end - start) / 2
+    for side in (-1, 1):
+        x = side * (HALF_WIDTH_M + _DEPTH_M / 2)
+        yield _slab((x + side * _DEPTH_M / 2, middle, _TOP_M / 2), (0.02, half, _TOP_M / 2), back)
+        for level in (*_LEVELS_M, _TOP_M):
+            yield _slab((x, middle, level - 0.03), (_DEPTH_M / 2, half, 0.08), color)
+        for bay in range(_bays(length_m) + 1):
+            front = side * (HALF_WIDTH_M + 0.03)
+            yield _slab((front, (bay - 1) * _BAY_M, _TOP_M / 2), (0.09, 0.09, _TOP_M / 2), color)
+
+
+def _box_xml(drive: Drive, box: Box) -> str:
+    red, green, blue = OBJECT_RGB[drive.scene.boxes]
+    return _slab(box.center_m, box.half_m, (box.shade * red, box.shade * green, box.shade * blue))
+
+
+def _ahead_xml(drive: Drive) -> str:
+    if drive.scene.ahead is None:
+        return ""
+    half = 0.45
+    kind, size = geometry(drive.scene.ahead.shape, half)
+    place = numbers((drive.eye_m[0], drive.ahead_m, size[-1]))
+    color = numbers(OBJECT_RGB[drive.scene.ahead.color])
+    return f'<geom type="{kind}" size="{numbers(size)}" pos="{place}" euler="0 0 25" rgba="{color} 1"/>'
+
+
+def _slab(center_m: Sequence[float], half_m: Sequence[float], color: RGB) -> str:
+    return f'<geom type="box" size="{numbers(half_m)}" pos="{numbers(center_m)}" rgba="{numbers(color)} 1"/>'
+
+
+def main(out: Path, rows: int = 8, seed: int = 1) -> None:
+    """Draw a sheet of 16:9 example drives."""
+    drives = [drive for drive in map(draw_drive, range(seed, seed + 40 * rows)) if drive.size_px == SIZES[0]][:rows]
+    for drive in drives:
+        print(corridor_caption(drive.scene))
+    strips = [
+        np.concatenate(list(render_drive(drive, [0, 0.33, 0.67, 1.0, 2.0, 3.0, 5.0])), axis=1) for drive in drives
+    ]
+    Image.fromarray(np.concatenate(strips)).save(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""Training the denoiser: it resumes where it stopped, and what is exported answers as what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cosmorama.world.cosmos.forward import cosmos_forward
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from microcosm.scenes.simulate import draw_scene
+from microcosm.training.auxiliary import ATTRIBUTES
+from microcosm.training.batches import Batch
+from microcosm.training.export import load_averaged
+from microcosm.training.export import main as export
+from microcosm.training.gain import gain_of
+from microcosm.training.latents import Group, Rows
+from microcosm.training.world import Options, Training, given_beside
+
+CHANNELS = 6
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with a random tokenizer and random latents of stills and clips."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    vae = VideoAutoencoder(CHANNELS)
+    torch.nn.init.orthogonal_(vae.basis.data)
+    vae.save_pretrained(folder / "vae")
+    (folder / "latents").mkdir()
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng) for _ in range(3)]
+    for kind, frames in (("images", 1), ("clips", 16)):
+        latents = 3 * torch.randn(6, CHANNELS, frames, 4, 6).half()
+        groups = [(latents, scenes * 2, [False] * 3 + [True] * 3, 24)]
+        torch.save(groups, folder / "latents" / f"{kind}-0000.pt")
+    return folder
+
+
+def train(
+    runs: Path, stage: str, minutes: float, name: str = "world", start: str = "", heads: int = 2, bf16: bool = False
+) -> Training:
+    training = Training(
+        Options(
+            stage=stage,
+            minutes=minutes,
+            decay_minutes=0.01,
+            runs=runs,
+            name=name,
+            start=start,
+            peak=1e-3,
+            muon=True,
+            shift=4.0,
+            clip_shift=8.0,
+            ema=0.5,
+            seed=0,
+            processes=1,
+            heads=heads,
+            bf16=bf16,
+        ),
+        rank=0,
+    )
+    training.run()
+    return training
+
+
+def batch(given: list[int]) -> Batch:
+    clean = torch.randn(len(given), CHANNELS, 5, 4, 6)
+    return Batch(
+        clean,
+        ["a red ball"] * len(given),
+        24,
+        torch.tensor(given),
+        torch.zeros(len(given), ATTRIBUTES, dtype=torch.long),
+    )
+
+
+def test_beside_the_noise_stands_what_is_given_of_each_clip() -> None:
+    some = batch([0, 1, 2])
+    nothing, one, two = given_beside(some)
+    assert not nothing.any()
+    assert torch.equal(one, some.clean[1, :, :1].expand_as(one))
+    assert torch.equal(two[:, :2], some.clean[2, :, :2])
+    assert torch.equal(two[:, 2:], some.clean[2, :, 1:2].expand(-1, 3, -1, -1))
+
+
+def test_channels_of_moving_cells_are_made_equally_strong() -> None:
+    torch.manual_seed(0)
+    vae = VideoAutoencoder(CHANNELS)
+    torch.nn.init.orthogonal_(vae.basis.data)
+    strengths = torch.tensor([8.0, 4, 2, 1, 0.5, 0.25])[:, None, None, None]
+    latents = torch.zeros(64, CHANNELS, 5, 4, 6)
+    latents[..., :2] = torch.randn(64, CHANNELS, 5, 4, 2) * strengths  # two columns move, four stand still
+    group = Group(Rows([latents.half()]), [], [], 24)
+    gain = gain_of([Group(Rows([latents[:, :, :1]]), [], [], 24), group], vae)
+    torch.testing.assert_close(gain * strengths, torch.ones_like(gain), rtol=0.1, atol=0)
+
+
+def test_training_resumes_and_what_is_exported_reads_the_given_frames_as_they_are(runs: Path) -> None:
+    first = train(runs, "images", 0.05)
+    second = train(runs, "full", 0.02)
+    assert 0 < first.progress["steps"] < second.progress["steps"]
+    assert second.optimizer.steps == second.progress["steps"]
+
+    exported, _, progress = load_averaged(runs / "world.pt")
+    assert progress == second.progress
+    with torch.no_grad():
+        for parameter, average in zip(second.net.parameters(), second.optimizer.averages, strict=False):
+            parameter.copy_(average)
+        some, text = batch([1]), torch.randn(1, 3, 192)
+        noisy, given, mask = torch.randn_like(some.clean), given_beside(some), torch.zeros(1, 1, 5, 4, 6)
+        trained, shipped = (
+            cosmos_forward(net, torch.cat([noisy, read], 1), torch.ones(1, 5), text, condition_mask=mask, fps=24.0)
+            for net, read in ((second.net, given * second.gain), (exported, given))
+        )
+    torch.testing.assert_close(shipped, trained, rtol=1e-4, atol=1e-5)
+    assert second.gain.max() < 0.5
+
+
+def test_training_begins_from_exported_weights_where_they_ended(runs: Path, tmp_path: Path) -> None:
+    trained = train(runs, "full", 0.02, name="first")
+    export(runs, "first", tmp_path / "weights")
+    begun = train(runs, "full", 0.0, name="second", start=str(tmp_path / "weights"))
+    assert begun.progress["steps"] == trained.progress["steps"]
+    for weight, average in zip(begun.optimizer.parameters, trained.optimizer.averages, strict=True):
+        torch.testing.assert_close(weight, average, rtol=2e-3, atol=1e-4)  # exported in half precision
+
+
+def test_training_begins_twice_as_wide_from_exported_weights(runs: Path, tmp_path: Path) -> None:
+    narrow = train(runs, "full", 0.02, name="narrow")
+    export(runs, "narrow", tmp_path / "weights")
+    wide = train(runs, "full", 0.02, name="wide", start=str(tmp_path / "weights"), heads=4, bf16=True)
+    assert wide.net.proj_out.in_features == 2 * narrow.net.proj_out.in_features
+    assert wide.progress["steps"] > narrow.progress["steps"]
+    exported, _, _ = load_averaged(runs / "wide.pt")
+    assert exported.config.num_attention_heads == 4
+    assert all(bool(weight.isfinite().all()) for weight in exported.parameters())
