@@ -1,0 +1,171 @@
+"""Networks of the published sizes with random weights, made on the device: what `benchmarks.gpu` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLCosmos,
+    AutoencoderKLWan,
+    CosmosTransformer3DModel,
+    EDMEulerScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
+
+from cosmorama.request import Capabilities, FrameRule, GenerationRequest
+from cosmorama.world.base import Inputs, TextEmbedding
+from cosmorama.world.cosmos.predict1 import Predict1Sampling
+from cosmorama.world.cosmos.predict25 import Predict25Sampling
+from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
+from cosmorama.world.vae.cosmos import CosmosAutoencoder
+from cosmorama.world.vae.wan import WanAutoencoder
+
+HEADS_AND_LAYERS = {"2B": (16, 28), "14B": (40, 36), "7B": (32, 28)}
+"""Of Predict2.5 and Predict2 (2B, 14B) and Predict1 (7B); a head is 128 wide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where and how large.
+
+    Attributes:
+        device: Of the networks.
+        tiny: Networks and clips that a CPU makes in seconds: shows that a section runs, and nothing of its speed.
+    """
+
+    device: torch.device
+    tiny: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        """Whether times and memory are a GPU's."""
+        return self.device.type == "cuda"
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Width, height and frames of the clip that is measured: Predict2.5's default at 720p."""
+        return (64, 64, 5) if self.tiny else (1280, 704, 93)
+
+    def network(self, make: Callable[[], torch.nn.Module], dtype: torch.dtype = torch.bfloat16) -> Any:
+        """A network with small random weights, filled where it is to be: no copy on the CPU."""
+        with torch.device("meta"):
+            network = make().to(dtype).eval().requires_grad_(False)
+        network = network.to_empty(device=self.device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        for name, parameter in network.named_parameters():
+            if "norm" in name and parameter.ndim == 1:
+                parameter.data.fill_(1.0)
+            else:
+                parameter.data.normal_(0, 0.02, generator=generator)
+        for name, buffer in network.named_buffers():
+            if name.endswith("inv_freq"):  # of Cosmos3's text, base 5e6; `to_empty` leaves it as it finds it
+                buffer.copy_(5e6 ** -(torch.arange(len(buffer), device=self.device).float() / len(buffer)))
+        return network
+
+    def transformer(self, size: str, family: str) -> Any:
+        """A Cosmos transformer."""
+        heads, layers = (2, 2) if self.tiny else HEADS_AND_LAYERS[size]
+        first = family == "predict1"
+        options: dict[str, Any] = {
+            "in_channels": 16 if first else 17,
+            "out_channels": 16,
+            "num_attention_heads": heads,
+            "attention_head_dim": 32 if self.tiny else 128,
+            "num_layers": layers,
+            "text_embed_dim": 64 if self.tiny else 1024,
+            "adaln_lora_dim": 16 if self.tiny else 256,
+            "rope_scale": (2.0, 1.0, 1.0) if first else (1.0, 3.0, 3.0),
+            "extra_pos_embed_type": "learnable" if first else None,
+        }
+        if not first:
+            options |= {
+                "use_crossattn_projection": True,
+                "crossattn_proj_in_channels": self.text_width,
+                "encoder_hidden_states_channels": 64 if self.tiny else 1024,
+            }
+        return self.network(lambda: CosmosTransformer3DModel(**options))
+
+    @property
+    def text_width(self) -> int:
+        """Of Qwen2.5-VL's joined layers, which Predict2.5 reads."""
+        return 128 if self.tiny else 100352
+
+    def cosmos3(self) -> Any:
+        """The transformer of Cosmos3 at diffusers' default size, 14.5 B."""
+        small = {
+            "hidden_size": 256,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 2,
+            "intermediate_size": 512,
+        }
+        network = self.network(lambda: Cosmos3OmniTransformer(**(small if self.tiny else {})))
+        network.time_embedder.float()
+        return network
+
+    def wan(self, dtype: torch.dtype = torch.bfloat16) -> Any:
+        """Wan 2.1's autoencoder."""
+        small = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if self.tiny else {}
+        return self.network(lambda: AutoencoderKLWan(**small), dtype)
+
+    def world(self, size: str = "2B", family: str = "predict2.5") -> CosmosWorld:
+        """A model without its text encoder: prompts are random states of the right shape."""
+        if family == "predict1":
+            small: dict[str, Any] = {
+                "encoder_block_out_channels": (8, 16, 16, 16),
+                "decode_block_out_channels": (8, 16, 16, 16),
+            }
+            small = small if self.tiny else {}
+            tokenizer: Any = CosmosAutoencoder(self.network(lambda: AutoencoderKLCosmos(**small)))
+            capabilities = Capabilities(model=size, family=family, size_multiple=16, frames=FrameRule(8, 121))
+            scheduler: Any = EDMEulerScheduler(
+                sigma_min=0.002, sigma_max=80, sigma_data=0.5, final_sigmas_type="sigma_min"
+            )
+            kind: type[CosmosSampling] = Predict1Sampling
+        else:
+            tokenizer = WanAutoencoder(self.wan())
+            capabilities = Capabilities(model=size, family=family, size_multiple=16, frames=FrameRule(4, 93))
+            scheduler = UniPCMultistepScheduler(
+                use_karras_sigmas=True,
+                use_flow_sigmas=True,
+                prediction_type="flow_prediction",
+                sigma_max=200.0,
+                sigma_min=0.01,
+            )
+            kind = Predict25Sampling
+
+        def read(prompt: str) -> TextEmbedding:
+            generator = torch.Generator(self.device).manual_seed(len(prompt))
+            rows, width = (60, 64 if self.tiny else 1024) if family == "predict1" else (512, self.text_width)
+            states = torch.randn(1, rows, width, device=self.device, generator=generator).bfloat16()
+            return TextEmbedding(states, repeats=453 if family == "predict1" else 1)
+
+        network = self.transformer(size, family)
+        return CosmosWorld(CosmosParts(network, tokenizer, read, dict(scheduler.config), capabilities), kind)
+
+    def request(self, **changes: Any) -> GenerationRequest:
+        """A request at the size that is measured."""
+        width, height, frames = self.size
+        usual: dict[str, Any] = {
+            "prompt": "a robot arm",
+            "negative_prompt": "blurry",
+            "prompt_upsampling": False,
+            "seed": 1,
+            "solver": "unipc",
+            "steps": 2,
+            "width": width,
+            "height": height,
+            "frames": frames,
+            "fps": 16,
+            "guidance_scale": 7.0,
+        }
+        return GenerationRequest(**usual | changes)
+
+    def begun(self, world: CosmosWorld, **changes: Any) -> tuple[Any, torch.Tensor]:
+        """A request that has begun, and its first latents."""
+        sampling = world.begin(Inputs(request=self.request(**changes), prompt="a robot arm"), world.encode_text)
+        return sampling, sampling.initial()
