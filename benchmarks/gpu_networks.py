@@ -16,7 +16,7 @@ from diffusers import (
 )
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 
-from cosmorama.request import Capabilities, FrameRule, GenerationRequest
+from cosmorama.request import Capabilities, FrameRule, ResolvedRequest
 from cosmorama.world.base import Inputs, TextEmbedding
 from cosmorama.world.cosmos.predict1 import Predict1Sampling
 from cosmorama.world.cosmos.predict25 import Predict25Sampling
@@ -147,7 +147,7 @@ class Bench:
         network = self.transformer(size, family)
         return CosmosWorld(CosmosParts(network, tokenizer, read, dict(scheduler.config), capabilities), kind)
 
-    def request(self, **changes: Any) -> GenerationRequest:
+    def request(self, **changes: Any) -> ResolvedRequest:
         """A request at the size that is measured."""
         width, height, frames = self.size
         usual: dict[str, Any] = {
@@ -163,7 +163,7 @@ class Bench:
             "fps": 16,
             "guidance_scale": 7.0,
         }
-        return GenerationRequest(**usual | changes)
+        return ResolvedRequest(**usual | changes)
 
     def begun(self, world: CosmosWorld, **changes: Any) -> tuple[Any, torch.Tensor]:
         """A request that has begun, and its first latents."""
