@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.scheduler import PREPARING_PER_OWNER
 from cosmorama.errors import InvalidRequestError, MediaError, NotReadyError, QueueFullError, WorkerError
 from cosmorama.jobs.files import Artifacts
 from cosmorama.jobs.model import (
@@ -25,7 +28,8 @@ from cosmorama.jobs.model import (
 )
 from cosmorama.jobs.service import Jobs
 from cosmorama.jobs.store import Hold
-from cosmorama.request import Capabilities
+from cosmorama.progress import Progress
+from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
 from tests.jobs.conftest import Postgres
 from tests.jobs.fake import REQUEST, FakeSupervisor
@@ -603,5 +607,45 @@ def test_a_database_that_is_away_loses_nothing(tmp_path: Path, postgres: Postgre
             assert (job.state, job.attempts) == ("succeeded", 1)
             assert await content(jobs, job.id)
             assert (await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)).state == "succeeded"
+
+    run(life)
+
+
+class WaitingForInputs(FakeSupervisor):
+    """Whose generations with a picture wait for it until `arrived` is set."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.arrived = asyncio.Event()
+
+    async def generate(self, request: GenerationRequest, *, output: Path, **options: Any) -> Outcome:
+        if request.image is not None:
+            self.started.append(options["name"])
+            options["on_progress"](Progress("prepare"))
+            await self.arrived.wait()
+        return await super().generate(request, output=output, **options)
+
+
+def test_jobs_whose_inputs_come_slowly_take_no_place_of_others(tmp_path: Path) -> None:
+    link = replace(REQUEST, image="https://example.com/slow.png")
+
+    async def life() -> None:
+        settings = settings_in(tmp_path, max_active=1)
+        supervisor = WaitingForInputs(settings)
+        jobs = Jobs(settings, supervisor)
+        await jobs.start()
+        try:
+            slow = [await jobs.submit(link, dialect="predict1", owner="alice") for _ in range(10)]
+            text = await jobs.submit(REQUEST, dialect="predict1", owner="bob")
+            assert (await jobs.wait(text.id)).state == "succeeded"
+            assert len(supervisor.started) == PREPARING_PER_OWNER + 1
+            other = await jobs.submit(link, dialect="predict1", owner="carol")
+            while not any(name.startswith(other.id) for name in supervisor.started):
+                await asyncio.sleep(0.01)
+            supervisor.arrived.set()
+            assert {(await jobs.wait(job.id)).state for job in (*slow, other)} == {"succeeded"}
+        finally:
+            await jobs.stop()
+            jobs.close()
 
     run(life)

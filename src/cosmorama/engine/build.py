@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from math import ceil
 
 import torch
 from pydantic import SecretStr
 
 from cosmorama import logs
+from cosmorama.engine.children import ChildLimits, Children
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.prepare import Preparer
 from cosmorama.guardrails.checks import Guardrails, PromptCheck
@@ -32,7 +34,12 @@ def build_engine(settings: Settings) -> Engine:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     guardrails = _guardrails(settings)
-    return Engine(_world(settings), _preparer(settings), guardrails, max_active=settings.max_active)
+    preparer = _preparer(settings)
+    wall_s = settings.url_timeout_s + settings.captioning_timeout_s + settings.prompt_upsampling_timeout_s
+    children = Children(preparer, ChildLimits(wall_s=240 + ceil(wall_s)), partial(logs.configure, settings, "reader"))
+    children.start()
+    world = _world(settings)
+    return Engine(world, preparer, guardrails, max_active=settings.max_active, children=children)
 
 
 def _world(settings: Settings) -> World:

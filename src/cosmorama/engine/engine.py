@@ -10,27 +10,30 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 import numpy as np
 
+from cosmorama.engine.children import Children
 from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.job import EngineJob, timed
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
+from cosmorama.engine.preparing import Preparing
 from cosmorama.engine.preview import jpeg
 from cosmorama.engine.rollout import Rollout
-from cosmorama.engine.scheduler import Candidate, Priority, admit, order
+from cosmorama.engine.scheduler import Candidate, Priority, admit, order, prepares_slowly
 from cosmorama.errors import CancelledError, CosmoramaError, FramesRefusedError, StorageFullError, WorkerError
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
 from cosmorama.media.read import resampled
 from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import BrokenModelError, World
 from cosmorama.world.faults import explained
@@ -55,7 +58,17 @@ class Engine:
         guardrails: Guardrails | None = None,
         *,
         max_active: int = 2,
+        children: Children | None = None,
     ) -> None:
+        """Take over a model.
+
+        Args:
+            world: The model.
+            preparer: How inputs are fetched and read.
+            guardrails: What has to pass.
+            max_active: Requests that compute at once; one more where it goes before all of them.
+            children: Where slow preparations run; None: in threads of this process, which nothing can stop.
+        """
         self.capabilities: Capabilities = world.capabilities
         self._world = world
         self._preparer = preparer or Preparer()
@@ -66,7 +79,10 @@ class Engine:
         self._estimator = Estimator()
         self._finished: list[tuple[str, Outcome | CosmoramaError]] = []
         self._embeddings = EmbeddingCache(world.encode_text)
-        self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prepare")
+        self._children = children
+        self._preparing = Preparing((lambda name: None) if children is None else children.stop)
+        # Prompts without media; they never wait behind a picture.
+        self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prompt")
         self._prepared, self._tell = multiprocessing.Pipe(duplex=False)
         self._told = False
 
@@ -85,6 +101,7 @@ class Engine:
         on_preview: Callable[[bytes], None] | None = None,
         priority: Priority = "normal",
         age_s: float = 0.0,
+        owner: str = "",
     ) -> None:
         """Accept a request under the name `job`; its file will be written to `output`.
 
@@ -96,6 +113,7 @@ class Engine:
             on_preview: Called with a small JPEG every few steps while the job is watched.
             priority: Class of service.
             age_s: Seconds since the request was accepted, wherever that was.
+            owner: Whose it is: of one owner, only so many are prepared at once.
 
         Raises:
             InvalidRequestError: at once, when the model cannot make this.
@@ -103,7 +121,12 @@ class Engine:
         resolved = resolve(request, self.capabilities)
         accepted_at = time.monotonic() - age_s
         report = on_progress or (lambda progress: None)
-        self._waiting.append(EngineJob(job, resolved, output, report, on_preview, priority, accepted_at))
+        accepted = EngineJob(job, resolved, output, report, on_preview, priority, accepted_at, owner)
+        self._waiting.append(accepted)
+        if prepares_slowly(resolved, expanded_elsewhere=self._preparer.expands_elsewhere):
+            self._report(accepted, Progress("prepare"))
+            accepted.preparing = self._preparing.begin(job, owner, lambda: self._prepare_apart(accepted))
+            accepted.preparing.add_done_callback(self._wake)
 
     def watch(self, job: str, watched: bool) -> None:
         """Begin or end making previews of a request."""
@@ -144,23 +167,29 @@ class Engine:
         for job in (*self._waiting, *self._active):
             self._finish(job, CancelledError("the engine was closed"))
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._children is not None:
+            self._children.close()
         self._tell.close()
         self._prepared.close()
 
     def _activate(self) -> None:
         for job in [job for job in (*self._active, *self._waiting) if job.cancelled]:
             self._finish(job, CancelledError("cancelled"))
+        for job in list(self._waiting):
+            if job.preparing is not None and _failed(job.preparing):
+                self._advance(job)
         while chosen := admit(
             [self._candidate(job) for job in self._active],
-            [self._candidate(job) for job in self._waiting],
+            [self._candidate(job) for job in self._waiting if job.preparing is None or job.preparing.done()],
             self._max_active,
         ):
             job = next(job for job in self._waiting if job.name == chosen.name)
             self._waiting.remove(job)
             self._active.append(job)
-            self._report(job, Progress("prepare"))
-            job.preparing = self._threads.submit(self._prepare, job)
-            job.preparing.add_done_callback(self._wake)
+            if job.preparing is None:
+                self._report(job, Progress("prepare"))
+                job.preparing = self._threads.submit(self._prepare, job, self._preparer)
+                job.preparing.add_done_callback(self._wake)
 
     def _wake(self, preparing: Future[PreparedRequest]) -> None:
         # Not for every request: where nobody waits, nobody empties the pipe.
@@ -178,11 +207,18 @@ class Engine:
         job.progress = replace(progress, remaining_s=remaining_s)
         job.on_progress(job.progress)
 
-    def _prepare(self, job: EngineJob) -> PreparedRequest:
+    def _prepare_apart(self, job: EngineJob) -> PreparedRequest:
+        if self._children is None:
+            return self._prepare(job, self._preparer)
+        return self._prepare(job, partial(self._children.prepare, job.name, cancelled=lambda: job.cancelled))
+
+    def _prepare(
+        self, job: EngineJob, prepare: Callable[[ResolvedRequest, Capabilities], PreparedRequest]
+    ) -> PreparedRequest:
         given = (job.request.prompt or "").strip()
         with about(job.name), timed(job, "prepare"):
             self._guardrails.check_prompt(given)
-            prepared = self._preparer(job.request, self.capabilities)
+            prepared = prepare(job.request, self.capabilities)
             if prepared.prompt != given:
                 written = "the expanded prompt" if given else "the description of the picture or clip"
                 self._guardrails.check_prompt(prepared.prompt, written)
@@ -310,6 +346,8 @@ class Engine:
         return decisions
 
     def _finish(self, job: EngineJob, result: Outcome | CosmoramaError) -> None:
+        job.cancelled = True  # for what still prepares it
+        self._preparing.drop(job.name)
         if job in self._waiting:
             self._waiting.remove(job)
         if job in self._active:
@@ -334,3 +372,7 @@ def _failure(error: Exception) -> CosmoramaError:
     if isinstance(error, OSError) or reason:
         return WorkerError(f"the clip could not be written: {reason or type(error).__name__}")
     return WorkerError(f"the generation failed inside the model: {type(error).__name__}: {error}")
+
+
+def _failed(preparing: Future[PreparedRequest]) -> bool:
+    return preparing.done() and preparing.exception() is not None

@@ -29,6 +29,8 @@ class EngineJob:
     on_preview: Callable[[bytes], None] | None
     priority: Priority
     accepted_at: float
+    owner: str = ""
+    """Whose it is."""
     progress: Progress = field(default_factory=lambda: Progress("queued"))
     watched: bool = False
     preparing: Future[PreparedRequest] | None = None

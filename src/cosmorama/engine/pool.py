@@ -179,6 +179,7 @@ class ModelPool:
         name: str | None = None,
         priority: Priority = "normal",
         age_s: float = 0.0,
+        owner: str = "",
         on_progress: ProgressCallback | None = None,
         on_preview: PreviewCallback | None = None,
     ) -> Outcome:
@@ -199,6 +200,7 @@ class ModelPool:
                 name=name,
                 priority=priority,
                 age_s=age_s,
+                owner=owner,
                 on_progress=on_progress,
                 on_preview=on_preview,
             )

@@ -1,16 +1,17 @@
 """Everything between a request and the model: fetch and read the media, caption it, expand the prompt.
 
-None of it touches the model, so it runs in threads beside the denoising of other requests.
+None of it touches the model, so it runs beside the denoising of other requests; nothing here imports torch before a
+request goes to the model, so that the processes it runs in start quickly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.controls import computed
@@ -18,29 +19,46 @@ from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.media.read import MediaLimits, read_image, read_video
 from cosmorama.request import Capabilities, MediaSource, ResolvedRequest
 from cosmorama.text.captioning import Captioner, PixelCaptioner
-from cosmorama.text.upsampling import Upsampler, built_in_upsampler
-from cosmorama.world.base import Inputs
+from cosmorama.text.upsampling import ChatUpsampler, Upsampler, built_in_upsampler
+
+if TYPE_CHECKING:
+    from cosmorama.world.base import Inputs
 
 Frames = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request with its inputs at hand: the text to use and the conditioning frames, uint8 `[T, H, W, 3]` or None."""
+    """A request with its inputs at hand.
+
+    Attributes:
+        request: With what its inputs decide filled in.
+        prompt: The text to use.
+        frames: Conditioning frames, uint8 `[T, H, W, 3]`, or None.
+        controls: Control clips by kind, uint8 `[T, H, W, 3]`.
+        warnings: What was converted, cut or not used, in sentences.
+    """
 
     request: ResolvedRequest
     prompt: str
     frames: Frames | None
     controls: dict[str, Frames] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    """What became of the inputs that whoever sent them should know."""
 
     @property
     def inputs(self) -> Inputs:
         """The same as the model takes it."""
+        import torch
+
+        from cosmorama.world.base import Inputs
+
         frames = None if self.frames is None else torch.from_numpy(self.frames)
         controls = {kind: torch.from_numpy(clip) for kind, clip in self.controls.items()}
         return Inputs(request=self.request, prompt=self.prompt, frames=frames, controls=controls)
+
+
+def _nobody(field: str) -> None:
+    """Told of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +70,13 @@ class Preparer:
     upsampler: Upsampler | None = None
     """None: the built-in one of the model's family, if it has one."""
     captioner: Captioner = field(default_factory=PixelCaptioner)
+    on_reading: Callable[[str], None] = _nobody
+    """Told which input is fetched and read next, by its name in the request."""
+
+    @property
+    def expands_elsewhere(self) -> bool:
+        """Whether another server writes prompts out, which may take long."""
+        return isinstance(self.upsampler, ChatUpsampler)
 
     def __call__(self, request: ResolvedRequest, capabilities: Capabilities) -> PreparedRequest:
         """Prepare a resolved request.
@@ -98,7 +123,7 @@ class Preparer:
         self, request: ResolvedRequest, source: MediaSource, field: str, frames: int, keep: Literal["first", "last"]
     ) -> Frames:
         return read_video(
-            load_bytes(source, field, self.fetch),
+            self._load(source, field),
             field,
             width=request.width,
             height=request.height,
@@ -108,9 +133,13 @@ class Preparer:
             limits=self.limits,
         )
 
+    def _load(self, source: MediaSource, field: str) -> bytes:
+        self.on_reading(field)
+        return load_bytes(source, field, self.fetch)
+
     def _conditioning_frames(self, request: ResolvedRequest, capabilities: Capabilities) -> Frames | None:
         if request.image is not None:
-            data = load_bytes(request.image, "image", self.fetch)
+            data = self._load(request.image, "image")
             return read_image(data, "image", width=request.width, height=request.height, limits=self.limits)[None]
         if request.video is None:
             return None

@@ -11,11 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from cosmorama.request import GenerationRequest
+
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """Best first."""
 PROMOTION_S = 900.0
 """A request moves up one class for every so many seconds of its age, so that no class starves another."""
+PREPARING, PREPARING_PER_OWNER = 8, 4
+"""Requests whose inputs are fetched, read, described or expanded at once, beside those that compute; and of one owner,
+so that whose inputs come slowly keeps only his own waiting."""
 _LEAST_WORK_S = 1e-3
 
 
@@ -34,6 +39,15 @@ class Candidate:
     priority: Priority
     age_s: float
     remaining_s: float
+
+
+def prepares_slowly(request: GenerationRequest, *, expanded_elsewhere: bool) -> bool:
+    """Whether preparing a request may take long: it has media, or another server writes its prompt out.
+
+    Such a request takes none of the places of those that compute until its inputs are there.
+    """
+    media = request.image is not None or request.video is not None or bool(request.controls)
+    return media or (expanded_elsewhere and request.prompt_upsampling is not False)
 
 
 def order(candidates: Iterable[Candidate]) -> list[Candidate]:

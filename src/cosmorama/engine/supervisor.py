@@ -132,6 +132,7 @@ class Supervisor:
         name: str | None = None,
         priority: Priority = "normal",
         age_s: float = 0.0,
+        owner: str = "",
         on_progress: ProgressCallback | None = None,
         on_preview: PreviewCallback | None = None,
     ) -> Outcome:
@@ -143,6 +144,7 @@ class Supervisor:
             name: For `watch`; unique among those in flight.
             priority: Class of service.
             age_s: Seconds since the request was accepted.
+            owner: Whose it is.
             on_progress: Called at every unit of work.
             on_preview: Called with a small JPEG every few steps while the generation is watched.
 
@@ -160,7 +162,7 @@ class Supervisor:
         result: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         ignore = lambda _: None  # noqa: E731
         self._generations[name] = _Generation(on_progress or ignore, on_preview or ignore, result)
-        self._worker.send(Submit(name, request, output, priority, age_s))
+        self._worker.send(Submit(name, request, output, priority, age_s, owner))
         try:
             return await result
         except asyncio.CancelledError:
@@ -244,10 +246,10 @@ class Supervisor:
         self._lose_all(self.reason, blame=True)
 
     def _lose_all(self, reason: str, *, blame: bool) -> None:
-        """Fail everything in flight; `blame` what was stepped last, and whose media was being read at that moment."""
+        """Fail everything in flight; `blame` what was stepped last: media is read in processes of its own."""
         while self._generations:
             name, generation = self._generations.popitem()
-            suspect = blame and (name == self._advanced_last or generation.progress.stage == "prepare")
+            suspect = blame and name == self._advanced_last
             self._finish(generation, WorkerDiedError(f"{reason} while it made this clip", suspect=suspect))
         self._advanced_last = None
 

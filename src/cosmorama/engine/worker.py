@@ -36,6 +36,7 @@ class Submit:
     output: Path
     priority: Priority = "normal"
     age_s: float = 0.0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ def _submit(engine: Engine, connection: Connection, command: Submit) -> None:
             on_preview=show,
             priority=command.priority,
             age_s=command.age_s,
+            owner=command.owner,
         )
     except CosmoramaError as error:
         connection.send(Finished(command.job, error))

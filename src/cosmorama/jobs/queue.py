@@ -90,7 +90,7 @@ class Board(Observer):
         """Take in a job that was just accepted here: the store need not be read for it."""
         if job.id in self._jobs:
             return
-        arrived = Unfinished(job.id, job.state, job.priority, job.created_at, job.progress)
+        arrived = Unfinished(job.id, job.state, job.priority, job.created_at, job.progress, owner=job.owner)
         self._news[job.id] = self._jobs[job.id] = arrived
         self._requests[job.id] = job.request
         self._enter(arrived)
@@ -120,6 +120,10 @@ class Board(Observer):
     def model(self, job: Unfinished) -> str | None:
         """Name of the model that the job was accepted for."""
         return self._requests[job.id].model
+
+    def request(self, job: Unfinished) -> ResolvedRequest:
+        """What the job is to make."""
+        return self._requests[job.id]
 
     def running(self, job: Job) -> Candidate:
         """A job that runs here, where it is now."""

@@ -676,7 +676,10 @@ _OPEN = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What scheduling needs to know of a job that is not over; `suspect`: whether a process may have died of it."""
+    """What scheduling needs to know of a job that is not over; `suspect`: whether a process may have died of it.
+
+    `owner` is the key that it belongs to.
+    """
 
     id: str
     state: State
@@ -684,6 +687,7 @@ class Unfinished:
     created_at: float
     progress: Progress
     suspect: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -724,6 +728,7 @@ class Upkeep:
                 table.total,
                 table.remaining_s,
                 table.blamed,
+                table.owner,
             )
             .where(or_(table.state == "running", and_(table.state == "queued", table.cancel_error.is_(None))))
             .order_by(table.seq)
@@ -738,6 +743,7 @@ class Upkeep:
                 row.created_at,
                 Progress(cast("Stage", row.stage), row.step, row.total, remaining_s=row.remaining_s),
                 row.blamed > 0,
+                row.owner,
             )
             for row in rows
         ]

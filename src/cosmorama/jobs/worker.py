@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from cosmorama.engine.scheduler import Candidate, admit
+from cosmorama.engine.scheduler import PREPARING, PREPARING_PER_OWNER, Candidate, admit, prepares_slowly
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import (
     CancelledError,
@@ -31,6 +31,7 @@ from cosmorama.jobs.store import Finish, Hold, Store, Upkeep, pack_outcome
 from cosmorama.logs import about
 from cosmorama.media.write import mime_type, suffix
 from cosmorama.progress import Progress
+from cosmorama.request import GenerationRequest
 from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -233,6 +234,7 @@ class Runner:
                     name=running.name,
                     priority=job.priority,
                     age_s=time.time() - job.created_at,
+                    owner=job.owner,
                     on_progress=lambda progress: self._advanced(running, progress),
                     on_preview=lambda jpeg: self._previewed(job.id, jpeg),
                 )
@@ -453,8 +455,12 @@ class Dispatcher:
                 self._feeds.touch(job.id)
 
     def _choose(self, runner: Runner) -> Candidate | None:
-        """The first of the queue that may begin now; of each model, only its first may."""
+        """The first of the queue that may begin now; of each model, only its first may.
+
+        What only waits for its inputs takes no place of those that compute; so many may wait beside them.
+        """
         board, seen = self._lookout.board, set[str]()
+        here: dict[str, list[Running]] = {}
         # Of those that a process may have died of one at a time: if another dies, it was not all of them.
         suspected = any(map(board.suspect, runner.running))
         for job, candidate in board.in_order():
@@ -466,15 +472,31 @@ class Dispatcher:
                 continue
             if model in seen:
                 continue
+            if model not in here:
+                here[model] = [r for r in runner.running.values() if r.generating and self._makes(r, model)]
+            waiting = [r.job.owner for r in here[model] if self._waits_for_inputs(r)]
+            if self._prepares_slowly(board.request(job)) and (
+                len(waiting) >= PREPARING or waiting.count(job.owner) >= PREPARING_PER_OWNER
+            ):
+                continue  # it would only wait there, and who needs no preparing is not to wait behind it
             seen.add(model)
             if self._supervisor.takes(model):
-                held = [board.running(r.job) for r in runner.running.values() if r.generating and self._makes(r, model)]
+                held = [board.running(r.job) for r in here[model] if not self._waits_for_inputs(r)]
                 chosen = admit(held, [candidate], self._settings.max_active)
                 if chosen is not None:
                     return chosen
             if len(seen) == len(self._supervisor.names):
                 break
         return None
+
+    def _prepares_slowly(self, request: GenerationRequest) -> bool:
+        endpoint = self._settings.prompt_upsampling_endpoint_url
+        expanded = self._settings.prompt_upsampling and endpoint is not None
+        return prepares_slowly(request, expanded_elsewhere=expanded)
+
+    def _waits_for_inputs(self, running: Running) -> bool:
+        before = running.job.progress.stage in ("queued", "prepare")
+        return before and self._prepares_slowly(running.job.request)
 
     def _makes(self, running: Running, model: str) -> bool:
         try:
