@@ -165,6 +165,8 @@ class Capabilities:
     action_domains: tuple[ActionDomain, ...] = ()
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters that are loaded."""
+    adapter_layers: dict[str, int] = field(default_factory=dict)
+    """By those names: how many layers of the denoiser each acts on."""
     reuse: Range | None = Range(0, 1)
     """Accepted thresholds of step reuse; None: the model is always evaluated at every step."""
     vae_tiles: tuple[int, ...] = ()

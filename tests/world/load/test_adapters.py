@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cosmorama.engine.prepare import PreparedRequest
@@ -19,6 +21,8 @@ from cosmorama.resolve import resolve
 from cosmorama.world.load.adapters import AdaptedWorld
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
+from tests.world.cosmos3_checkpoints import save_cosmos3
+from tests.world.generic_checkpoints import save_wan
 
 REQUEST = ResolvedRequest(
     prompt="a red ball",
@@ -59,6 +63,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 @pytest.fixture(scope="module")
 def adapted(saved: Saved) -> AdaptedWorld:
     return AdaptedWorld(load_world(str(saved[1]), dtype="float32"), saved[2])
+
+
+@pytest.fixture(scope="module")
+def plain_world(saved: Saved) -> Any:
+    return load_world(str(saved[1]), dtype="float32")
 
 
 def rollout(world: Any, *adapters: Adapter) -> Rollout:
@@ -147,5 +156,262 @@ def test_what_is_no_adapter_for_the_model_is_refused_at_the_start(
     for path in (tmp_path / "missing", pickled, other, garbage):
         with pytest.raises(ModelNotFoundError):
             AdaptedWorld(world, {"bad": path})
-    with pytest.raises(ModelNotFoundError, match=r"does not fit|no weights"):
+    with pytest.raises(ModelNotFoundError, match=r"none of its weights fits this model: transformer\.nowhere"):
         AdaptedWorld(tiny_world, {"bad": other})
+
+
+Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
+def pairs_of(file: Path) -> Pairs:
+    """An adapter's two matrices by layer."""
+    weights = load_file(file)
+    names = [name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")]
+    return {
+        name.removeprefix("transformer."): (weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"])
+        for name in names
+    }
+
+
+def spelt(pairs: Pairs, down: str, up: str, respell: Callable[[str], str] = str) -> dict[str, Tensor]:
+    return {
+        f"{respell(layer)}{ending}": tensor.contiguous()
+        for layer, (a, b) in pairs.items()
+        for ending, tensor in ((down, a), (up, b))
+    }
+
+
+def by_nvidia(layer: str) -> str:
+    for ours, theirs in (
+        ("transformer_blocks", "blocks"),
+        ("attn1", "self_attn"),
+        ("attn2", "cross_attn"),
+        ("to_q", "q_proj"),
+        ("to_k", "k_proj"),
+        ("to_v", "v_proj"),
+        ("to_out.0", "output_proj"),
+        ("ff.net.2", "mlp.layer2"),
+    ):
+        layer = layer.replace(ours, theirs)
+    return layer
+
+
+def flat(layer: str) -> str:
+    return layer.replace(".", "_")
+
+
+AB, DU = (".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight")
+SPELLINGS: dict[str, Callable[[Pairs], dict[str, Tensor]]] = {
+    "diffusers": lambda pairs: spelt(pairs, *AB, lambda layer: f"transformer.{layer}"),
+    "without a prefix": lambda pairs: spelt(pairs, *AB),
+    "PEFT with a name": lambda pairs: spelt(pairs, ".lora_A.default.weight", ".lora_B.default.weight"),
+    "a PEFT model": lambda pairs: spelt(pairs, *AB, lambda layer: f"base_model.model.{layer}"),
+    "lora.down": lambda pairs: spelt(pairs, ".lora.down.weight", ".lora.up.weight"),
+    "kohya": lambda pairs: spelt(pairs, *DU, lambda layer: f"lora_unet_{flat(layer)}"),
+    "NVIDIA": lambda pairs: spelt(pairs, *AB, lambda layer: f"net.{by_nvidia(layer)}"),
+    "NVIDIA in PEFT": lambda pairs: spelt(pairs, *AB, lambda layer: f"base_model.model.net.{by_nvidia(layer)}"),
+    "ComfyUI": lambda pairs: spelt(pairs, *DU, lambda layer: f"diffusion_model.{by_nvidia(layer)}"),
+    "kohya on NVIDIA's": lambda pairs: spelt(pairs, *DU, lambda layer: f"lora_unet_{flat(by_nvidia(layer))}"),
+    "alpha as large as the rank": lambda pairs: spelt(pairs, *DU) | {f"{n}.alpha": torch.tensor(4.0) for n in pairs},
+    "in 16 bits": lambda pairs: {name: tensor.half() for name, tensor in spelt(pairs, *AB).items()},
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_adapter_acts_the_same_however_it_is_spelt(
+    spelling: str, adapted: AdaptedWorld, saved: Saved, tmp_path: Path
+) -> None:
+    file = tmp_path / "adapter.safetensors"
+    save_file(SPELLINGS[spelling](pairs_of(saved[2]["crayon"])), file)
+    world = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), {"v1.5": file})
+    expected = latents(adapted, Adapter("crayon"))
+    found = latents(world, Adapter("v1.5"))
+    assert (found - expected).norm() / expected.norm() < (1e-2 if "16" in spelling else 1e-6)
+    assert world.capabilities.adapter_layers == {"v1.5": len(pairs_of(saved[2]["crayon"]))}
+
+
+@pytest.mark.parametrize("name", ["realism-v1.5", "half", "train", "cpu", "forward", "a b", "größe", "adapter_0"])
+def test_an_adapter_may_have_any_name(name: str, saved: Saved) -> None:
+    world = AdaptedWorld(
+        load_world(str(saved[1]), dtype="float32"), {name: saved[2]["noir"], "crayon": saved[2]["crayon"]}
+    )
+    assert world.capabilities.adapters == (name, "crayon")
+    assert not torch.equal(latents(world, Adapter(name)), latents(world, Adapter("crayon")))
+
+
+def peft_folder(folder: Path, pairs: Pairs, **config: Any) -> Path:
+    folder.mkdir()
+    save_file(spelt(pairs, *AB, lambda layer: f"base_model.model.{layer}"), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4} | config))
+    return folder
+
+
+def header(file: Path, pairs: Pairs, **said: Any) -> Path:
+    save_file(spelt(pairs, *AB), file, metadata={"lora_adapter_metadata": json.dumps(said)})
+    return file
+
+
+def test_an_adapters_own_scale_is_applied(adapted: AdaptedWorld, saved: Saved, tmp_path: Path) -> None:
+    pairs = pairs_of(saved[2]["crayon"])
+    alphas = {f"{layer}.alpha": torch.tensor(2.0) for layer in pairs}
+    save_file(spelt(pairs, *AB) | alphas, tmp_path / "alpha.safetensors")
+    one = next(iter(pairs))
+    files = {
+        "alpha": tmp_path / "alpha.safetensors",
+        "peft": peft_folder(tmp_path / "peft", pairs, lora_alpha=2),
+        "square root": peft_folder(tmp_path / "root", pairs, lora_alpha=1, use_rslora=True),
+        "header": header(tmp_path / "header.safetensors", pairs, **{"transformer.r": 4, "transformer.lora_alpha": 2}),
+        "pattern": peft_folder(
+            tmp_path / "pattern", pairs, lora_alpha=4, alpha_pattern={name: 2 for name in pairs if name != one}
+        ),
+    }
+    world = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), files)
+    expected = latents(adapted, Adapter("crayon", 0.5))
+    for name in files:
+        close = (latents(world, Adapter(name)) - expected).norm() / expected.norm() < 1e-6
+        assert close == (name != "pattern"), name
+
+
+@pytest.mark.parametrize("key", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
+def test_a_magnitude_acts_as_dora_says(key: str, saved: Saved, tmp_path: Path) -> None:
+    pairs = pairs_of(saved[2]["crayon"])
+    torch.manual_seed(4)
+    magnitudes = {layer: torch.rand(len(b)) + 0.5 for layer, (_, b) in pairs.items()}
+    shape = (-1, 1) if key == "dora_scale" else (-1,)
+    more = {f"{layer}.{key}": magnitude.reshape(shape) for layer, magnitude in magnitudes.items()}
+    alphas = {f"{layer}.alpha": torch.tensor(2.0) for layer in pairs}
+    save_file(spelt(pairs, *AB) | more | alphas, tmp_path / "dora.safetensors")
+    world = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), {"dora": tmp_path / "dora.safetensors"})
+    plain: Any = load_world(str(saved[1]), dtype="float32")
+    with torch.no_grad():
+        for layer, (a, b) in pairs.items():
+            weight = plain.parts.transformer.get_submodule(layer).weight
+            summed = weight + 0.5 * b @ a
+            weight.copy_(magnitudes[layer][:, None] * summed / summed.norm(dim=1, keepdim=True))
+    expected = latents(plain)
+    assert (latents(world, Adapter("dora")) - expected).norm() / expected.norm() < 1e-5
+    assert torch.equal(latents(world), latents(load_world(str(saved[1]), dtype="float32")))
+
+
+def without(pairs: Pairs, ending: str) -> dict[str, Tensor]:
+    weights = spelt(pairs, *AB)
+    del weights[next(name for name in weights if name.endswith(ending))]
+    return weights
+
+
+ONE = "transformer_blocks.0.attn1.to_q"
+REFUSED: dict[str, tuple[Callable[[Pairs], dict[str, Tensor]], str]] = {
+    "half of its layers are unknown": (
+        lambda pairs: spelt(
+            pairs, *AB, lambda layer: layer.replace("attn1", "attention") if "blocks.0" in layer else layer
+        ),
+        r"of its \d+ weights have no place in this model: transformer_blocks\.0\.attention",
+    ),
+    "blocks that the model has not": (
+        lambda pairs: spelt(pairs, *AB, lambda layer: layer.replace("blocks.1", "blocks.27")),
+        r"no place in this model: transformer_blocks\.27",
+    ),
+    "a bias": (lambda pairs: spelt(pairs, *AB) | {f"{ONE}.diff_b": torch.zeros(32)}, r"no place .*diff_b"),
+    "a difference": (lambda pairs: spelt(pairs, *AB) | {f"{ONE}.diff": torch.zeros(32, 32)}, r"no place .*\.diff"),
+    "LyCORIS": (lambda pairs: {f"lycoris_{flat(ONE)}.lokr_w1": torch.zeros(2, 2)}, r"none of its weights .*lokr_w1"),
+    "no lora_B": (lambda pairs: without(pairs, "lora_B.weight"), "has no lora_B"),
+    "no lora_A": (lambda pairs: without(pairs, "lora_A.weight"), "has no lora_A"),
+    "alpha alone": (lambda pairs: spelt(pairs, *AB) | {"proj_out.alpha": torch.tensor(1.0)}, "no lora_A .*proj_out"),
+    "the same layer twice": (
+        lambda pairs: spelt(pairs, *AB) | spelt(pairs, *DU, lambda layer: f"lora_unet_{flat(layer)}"),
+        "20 of its 40 weights have no place in this model",
+    ),
+    "a model of another size": (
+        lambda pairs: {name: torch.cat([tensor, tensor], -1) for name, tensor in spelt(pairs, *AB).items()},
+        "for a model of another size: transformer_blocks",
+    ),
+    "not a number": (
+        lambda pairs: {name: tensor * float("nan") for name, tensor in spelt(pairs, *AB).items()},
+        "holds numbers that are not finite",
+    ),
+    "magnitudes of some layers": (
+        lambda pairs: spelt(pairs, *AB) | {f"{ONE}.dora_scale": torch.ones(32, 1)},
+        r"some layers have a magnitude \(DoRA\), but not",
+    ),
+    "magnitudes of columns": (
+        lambda pairs: (
+            spelt(pairs, *AB) | {f"{layer}.dora_scale": torch.ones(1, a.shape[1]) for layer, (a, _) in pairs.items()}
+        ),
+        "the magnitudes of .* have the shape",
+    ),
+    "whole numbers": (lambda pairs: {name: t.to(torch.int8) for name, t in spelt(pairs, *AB).items()}, "torch.int8"),
+    "nothing": (lambda pairs: {}, "has no weights"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_adapter_that_would_not_act_whole_is_refused(
+    case: str, saved: Saved, plain_world: Any, tmp_path: Path
+) -> None:
+    make, said = REFUSED[case]
+    file = tmp_path / "other.safetensors"
+    save_file({name: t.clone().contiguous() for name, t in make(pairs_of(saved[2]["crayon"])).items()}, file)
+    with pytest.raises(ModelNotFoundError, match=said) as refused:
+        AdaptedWorld(plain_world, {"my.adapter": file})
+    assert "my.adapter" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_damaged_adapters_are_told_by_their_file(plain_world: Any, saved: Saved, tmp_path: Path) -> None:
+    whole = saved[2]["crayon"].read_bytes()
+    for content, said in (
+        (whole[:-10], "cut off"),
+        (whole + b"more", "4 bytes too many"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    ):
+        file = tmp_path / "adapter.safetensors"
+        file.write_bytes(content)
+        with pytest.raises(ModelNotFoundError, match=rf"adapter\.safetensors .*{said}"):
+            AdaptedWorld(plain_world, {"a": file})
+    folder = peft_folder(tmp_path / "loha", pairs_of(saved[2]["crayon"]), peft_type="LOHA")
+    with pytest.raises(ModelNotFoundError, match="LOHA: only LoRA and DoRA are applied"):
+        AdaptedWorld(plain_world, {"a": folder})
+
+
+def test_wans_own_spelling_is_read_as_its_pipeline_does(tmp_path: Path) -> None:
+    folder = save_wan(tmp_path / "wan")
+    torch.manual_seed(0)
+    net = load_world(str(folder)).pipeline.transformer  # type: ignore[attr-defined]
+    weights = {}
+    for theirs, ours in (("self_attn.q", "attn1.to_q"), ("cross_attn.o", "attn2.to_out.0"), ("ffn.2", "ffn.net.2")):
+        rows, columns = net.get_submodule(f"blocks.0.{ours}").weight.shape
+        weights[f"diffusion_model.blocks.0.{theirs}.lora_down.weight"] = torch.randn(2, columns)
+        weights[f"diffusion_model.blocks.0.{theirs}.lora_up.weight"] = torch.randn(rows, 2)
+    save_file(weights, tmp_path / "wan.safetensors")
+    world: Any = AdaptedWorld(load_world(str(folder)), {"wan": tmp_path / "wan.safetensors"})
+    assert world.capabilities.adapter_layers == {"wan": 3}
+    save_file(
+        weights | {"diffusion_model.blocks.9.ffn.2.lora_down.weight": torch.zeros(2, 2)}, tmp_path / "b.safetensors"
+    )
+    with pytest.raises(ModelNotFoundError, match=r"no place|none of its weights"):
+        AdaptedWorld(load_world(str(folder)), {"wan": tmp_path / "b.safetensors"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "original"),
+    [
+        ("predict1-text2world", "transformer_blocks.1.attn1.to_q", "blocks.block1.blocks.0.block.attn.to_q.0"),
+        ("predict1-text2world", "transformer_blocks.0.attn2.to_out.0", "blocks.block0.blocks.1.block.attn.to_out.0"),
+        ("predict1-text2world", "transformer_blocks.0.ff.net.0.proj", "blocks.block0.blocks.2.block.layer1"),
+        ("predict2.5", "transformer_blocks.1.ff.net.0.proj", "blocks.1.mlp.layer1"),
+        ("predict2.5", "transformer_blocks.1.norm3.linear_2", "blocks.1.adaln_modulation_mlp.2"),
+        ("cosmos3", "layers.0.self_attn.to_out", "model.layers.0.self_attn.o_proj"),
+    ],
+)
+def test_names_of_nvidias_code_are_known(kind: str, layer: str, original: str, tmp_path: Path) -> None:
+    if kind == "cosmos3":
+        save_cosmos3(tmp_path / "model")
+    else:
+        save_predict(kind, tmp_path / "model")
+    world: Any = load_world(str(tmp_path / "model"), device="cpu")
+    net = getattr(world, "transformer", None) or world.parts.transformer
+    rows, columns = net.get_submodule(layer).weight.shape
+    down, up = torch.ones(1, columns), torch.ones(rows, 1)
+    save_file({f"net.{original}.lora_A.weight": down, f"net.{original}.lora_B.weight": up}, tmp_path / "a.safetensors")
+    AdaptedWorld(world, {"a": tmp_path / "a.safetensors"})
+    assert list(net.get_submodule(layer).lora_B) == ["adapter_0"]

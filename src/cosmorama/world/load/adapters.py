@@ -13,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
-from torch import nn
+from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Adapter, Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
+from cosmorama.world.load.checkpoint import first_line
+from cosmorama.world.load.spellings import Addition, Convert, read_adapter
 
 
 class AdaptedWorld:
@@ -38,11 +41,20 @@ class AdaptedWorld:
         model = _denoiser(world)
         if _is_group_offload_enabled(model):
             raise ModelNotFoundError("adapters cannot be loaded with this offload: their layers would not be offloaded")
-        for name, path in adapters.items():
-            _load(world, model, name, path)
+        shapes = {
+            layer: (module.out_features, module.in_features)
+            for layer, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        # What requests call them may be anything; torch has rules for the names of its modules.
+        self._inner = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
+        touched = {
+            name: _load(world, model, name, self._inner[name], read_adapter(name, path, shapes, _converter(world)))
+            for name, path in adapters.items()
+        }
         self._layers = _layers(model)
         self._selected: tuple[Adapter, ...] | None = None
-        self._capabilities = replace(world.capabilities, adapters=tuple(adapters))
+        self._capabilities = replace(world.capabilities, adapters=tuple(adapters), adapter_layers=touched)
         self.select(())
 
     @property
@@ -56,7 +68,8 @@ class AdaptedWorld:
             return
         scales: dict[str, float] = {}
         for adapter in adapters:
-            scales[adapter.name] = scales.get(adapter.name, 0.0) + adapter.scale
+            inner = self._inner[adapter.name]
+            scales[inner] = scales.get(inner, 0.0) + adapter.scale
         acting = {name: scale for name, scale in scales.items() if scale != 0}
         for layer in self._layers:
             layer.enable_adapters(bool(acting))
@@ -87,50 +100,52 @@ def _denoiser(world: Any) -> Any:
     return model
 
 
-def _load(world: Any, model: Any, name: str, path: Path) -> None:
+def _converter(world: Any) -> Convert | None:
+    """What a pipeline of diffusers does to adapters as others train them for its model."""
+    read = getattr(type(getattr(world, "pipeline", None)), "lora_state_dict", None)
+    if read is None:
+        return None
+
+    def convert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = read(weights)
+        return dict(found[0] if isinstance(found, tuple) else found)
+
+    return convert
+
+
+def _load(world: World, model: Any, name: str, inner: str, additions: Mapping[str, Addition]) -> int:
+    """Put an adapter on a network.
+
+    Returns:
+        How many layers it acts on.
+    """
     try:
         import peft  # noqa: F401 - diffusers builds the layers with it
     except ModuleNotFoundError as error:
         raise ModelNotFoundError("adapters need peft: pip install 'cosmorama[cosmos]'") from error
-    file = _file(name, path)
-    where: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    before = len(_layers(model))
+    weights: dict[str, Tensor] = {}
+    for layer, addition in additions.items():
+        weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"] = addition.down, addition.up
+        if addition.magnitude is not None:
+            weights[f"{layer}.lora_magnitude_vector.weight"] = addition.magnitude
     try:
         with warnings.catch_warnings():
-            # On int8 weights peft says what merging would need; nothing is merged here.
-            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
-            _load_layers(world, model, name, file, where)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelNotFoundError(f"the adapter {name} does not fit {world.capabilities.model}: {error}") from error
-    if name not in getattr(model, "peft_config", {}) or (before == 0 and not _layers(model)):
-        raise ModelNotFoundError(f"the adapter {name} has no weights for {world.capabilities.model}: {file}")
+            # On int8 weights peft says what merging would need, and of a second adapter that there is a first one.
+            warnings.simplefilter("ignore", UserWarning)
+            model.load_lora_adapter(weights, prefix=None, adapter_name=inner)
+    except Exception as error:  # whatever diffusers and peft have against it
+        raise ModelNotFoundError(
+            f"the adapter {name} cannot be put on {world.capabilities.model}: {first_line(error)}"
+        ) from error
+    for layer, addition in additions.items():
+        module = model.get_submodule(layer)
+        placed = getattr(module, "lora_B", {})
+        if inner not in placed or not torch.equal(
+            placed[inner].weight.cpu(), addition.up.to(placed[inner].weight.dtype)
+        ):
+            raise ModelNotFoundError(f"the adapter {name} did not reach {layer} of {world.capabilities.model}")
     model.eval().requires_grad_(False)
-
-
-def _load_layers(world: Any, model: Any, name: str, file: Path, where: dict[str, Any]) -> None:
-    if hasattr(getattr(world, "pipeline", None), "load_lora_weights"):
-        # A pipeline knows the formats that adapters for its model are trained in.
-        world.pipeline.load_lora_weights(str(file.parent), adapter_name=name, **where)
-    else:
-        prefix = "transformer" if _prefixed(file) else None
-        model.load_lora_adapter(str(file.parent), prefix=prefix, adapter_name=name, **where)
-
-
-def _file(name: str, path: Path) -> Path:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) != 1 or files[0].suffix != ".safetensors":
-        raise ModelNotFoundError(f"the adapter {name} must be one .safetensors file, or a folder with one: {path}")
-    return files[0]
-
-
-def _prefixed(file: Path) -> bool:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return any(key.startswith("transformer.") for key in opened.keys())  # noqa: SIM118 - not a mapping
-    except Exception as error:  # safetensors' own error type is not exported everywhere
-        raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
+    return len(additions)
 
 
 def _layers(model: nn.Module) -> list[Any]:

@@ -1,0 +1,274 @@
+"""What the weights of a LoRA adapter are called by those who train them, and which layers they mean.
+
+diffusers, PEFT, kohya's scripts, LyCORIS and NVIDIA's own code each write the same two matrices under names of their
+own. Here a file becomes one `Addition` per layer, whatever wrote it, or is refused with the first names that are not
+understood: an adapter of which a part is dropped is another adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.files import read_header, read_json, some
+
+_PREFIXES = re.compile(
+    r"(base_model\.model|base_model|model\.diffusion_model|diffusion_model|transformer|module|model|net|pipe\.dit|dit)\."
+)
+_FLAT = re.compile(r"(lora_unet|lora_transformer|lora_te0|lycoris)_")
+"""Before names whose dots were written as underscores."""
+_ROLES = (
+    (
+        re.compile(r"\.lora_A(\.[^.]+)?(\.weight)?$|[._]lora[._]down\.weight$|\.lora_linear_layer\.down\.weight$"),
+        "down",
+    ),
+    (re.compile(r"\.lora_B(\.[^.]+)?(\.weight)?$|[._]lora[._]up\.weight$|\.lora_linear_layer\.up\.weight$"), "up"),
+    (re.compile(r"\.alpha$"), "alpha"),
+    (re.compile(r"\.dora_scale$|\.lora_magnitude_vector(\.[^.]+)?(\.weight)?$"), "magnitude"),
+)
+_TO_COSMOS = (
+    ("transformer_blocks", "blocks"),
+    ("attn1", "self_attn"),
+    ("attn2", "cross_attn"),
+    ("to_q", "q_proj"),
+    ("to_k", "k_proj"),
+    ("to_v", "v_proj"),
+    ("to_out.0", "output_proj"),
+    ("ff.net.0.proj", "mlp.layer1"),
+    ("ff.net.2", "mlp.layer2"),
+    ("norm1.linear_1", "adaln_modulation_self_attn.1"),
+    ("norm1.linear_2", "adaln_modulation_self_attn.2"),
+    ("norm2.linear_1", "adaln_modulation_cross_attn.1"),
+    ("norm2.linear_2", "adaln_modulation_cross_attn.2"),
+    ("norm3.linear_1", "adaln_modulation_mlp.1"),
+    ("norm3.linear_2", "adaln_modulation_mlp.2"),
+    ("patch_embed.proj", "x_embedder.proj.1"),
+    ("time_embed.t_embedder", "t_embedder.1"),
+    ("norm_out.linear_1", "final_layer.adaln_modulation.1"),
+    ("norm_out.linear_2", "final_layer.adaln_modulation.2"),
+    ("proj_out", "final_layer.linear"),
+    ("crossattn_proj", "crossattn_proj.0"),
+)
+"""diffusers' names of a layer's parts, and those of NVIDIA's code for Predict2, Predict2.5 and Transfer2.5."""
+_TO_COSMOS_1 = (
+    (r"transformer_blocks\.(\d+)\.", r"blocks.block\1."),
+    (r"\.attn1\.(to_[qkv])$", r".blocks.0.block.attn.\1.0"),
+    (r"\.attn2\.(to_[qkv])$", r".blocks.1.block.attn.\1.0"),
+    (r"\.attn1\.", ".blocks.0.block.attn."),
+    (r"\.attn2\.", ".blocks.1.block.attn."),
+    (r"\.ff\.net\.0\.proj$", ".blocks.2.block.layer1"),
+    (r"\.ff\.net\.2$", ".blocks.2.block.layer2"),
+    *((rf"\.norm{n + 1}\.linear_(\d)$", rf".blocks.{n}.adaLN_modulation.\1") for n in range(3)),
+)
+"""The same for Predict1."""
+_TO_COSMOS_3 = (
+    ("to_q", "q_proj"),
+    ("to_k", "k_proj"),
+    ("to_v", "v_proj"),
+    ("to_out", "o_proj"),
+    ("add_q_proj", "q_proj_moe_gen"),
+    ("add_k_proj", "k_proj_moe_gen"),
+    ("add_v_proj", "v_proj_moe_gen"),
+    ("to_add_out", "o_proj_moe_gen"),
+)
+"""The same for Cosmos3."""
+Shapes = Mapping[str, tuple[int, int]]
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What an adapter adds to one linear layer: `up @ down` to its matrix.
+
+    Attributes:
+        down: `[rank, columns]`.
+        up: `[rows, rank]`, with the adapter's own scale (alpha over rank) in it.
+        magnitude: `[rows]`, of each row of the sum, where the adapter sets it (DoRA).
+    """
+
+    down: Tensor
+    up: Tensor
+    magnitude: Tensor | None = None
+
+
+def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None = None) -> dict[str, Addition]:
+    """Read an adapter for a network.
+
+    Args:
+        name: What requests call it.
+        path: A safetensors file, or a folder with one, as PEFT and diffusers save them.
+        layers: Rows and columns of the network's linear layers, by their names.
+        convert: What a pipeline does to adapters of other spellings than those that are known here.
+
+    Returns:
+        By the names of the layers.
+
+    Raises:
+        ModelNotFoundError: the file is none, is damaged, or has weights that have no place in the network; names them.
+    """
+    file = _file(name, path)
+    weights, config = _tensors(name, file), _config(file)
+    found, unknown = _sorted(weights, _aliases(layers))
+    if unknown and convert is not None:
+        try:
+            converted = convert(dict(weights))
+        except Exception:  # it knows other spellings, not this one
+            converted = {}
+        again, left = _sorted(converted, _aliases(layers))
+        if converted and not left:
+            found, unknown = again, left
+    if unknown:
+        what = (
+            "none of its weights fits" if not found else f"{len(unknown)} of its {len(weights)} weights have no place"
+        )
+        raise ModelNotFoundError(f"the adapter {name} ({file.name}): {what} this model: {some(unknown)}")
+    additions = {layer: _addition(name, layer, parts, layers[layer], config) for layer, parts in found.items()}
+    if not additions:
+        raise ModelNotFoundError(f"the adapter {name} ({file.name}) has no weights")
+    plain = [layer for layer, addition in additions.items() if addition.magnitude is None]
+    if plain and len(plain) < len(additions):
+        raise ModelNotFoundError(
+            f"the adapter {name} ({file.name}): some layers have a magnitude (DoRA), but not {some(plain)}"
+        )
+    return additions
+
+
+def _file(name: str, path: Path) -> Path:
+    if not path.exists():
+        raise ModelNotFoundError(f"the adapter {name}: there is no {path}")
+    usual = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+    named = [path / file for file in usual if (path / file).is_file()][:1]
+    files = [path] if path.is_file() else named or sorted(path.glob("*.safetensors"))
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        raise ModelNotFoundError(f"the adapter {name} must be one .safetensors file, or a folder with one: {path}")
+    return files[0]
+
+
+def _tensors(name: str, file: Path) -> dict[str, Tensor]:
+    read_header(file)  # refuses what is damaged by its name
+    tensors = {}
+    with safe_open(file, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - not a mapping
+            tensor = opened.get_tensor(key)
+            if not tensor.dtype.is_floating_point and not key.endswith(".alpha"):
+                raise ModelNotFoundError(f"the adapter {name} ({file.name}): {key} is stored as {tensor.dtype}")
+            tensors[key] = tensor.float()
+            if not bool(torch.isfinite(tensors[key]).all()):
+                raise ModelNotFoundError(f"the adapter {name} ({file.name}): {key} holds numbers that are not finite")
+    return tensors
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """What an adapter says of its scale: PEFT's file beside it, or diffusers' words in its header."""
+    beside = file.with_name("adapter_config.json")
+    if beside.is_file():
+        config = read_json(beside)
+        if str(config.get("peft_type", "LORA")).upper() != "LORA":
+            raise ModelNotFoundError(f"{beside} is that of {config['peft_type']}: only LoRA and DoRA are applied")
+        return config
+    with safe_open(file, framework="pt") as opened:
+        said = (opened.metadata() or {}).get("lora_adapter_metadata")
+    try:
+        values = json.loads(said) if said else {}
+    except ValueError:
+        values = {}
+    return {key.removeprefix("transformer."): value for key, value in values.items()}
+
+
+def _aliases(layers: Shapes) -> dict[str, str]:
+    """Every name that a layer is known by, without prefixes."""
+    aliases: dict[str, str] = {}
+    for layer in layers:
+        first = layer
+        for pattern, other in _TO_COSMOS_1:
+            first = re.sub(pattern, other, first)
+        names = {layer, _respelt(layer, _TO_COSMOS), _respelt(layer, _TO_COSMOS_3), first}
+        names |= {name.removesuffix(".0") for name in names if name.endswith("to_out.0")}
+        for name in names:
+            aliases.setdefault(name, layer)
+            aliases.setdefault(name.replace(".", "_"), layer)
+    return aliases
+
+
+def _respelt(layer: str, table: tuple[tuple[str, str], ...]) -> str:
+    name = f".{layer}."
+    for ours, theirs in table:
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    return name.strip(".")
+
+
+def _sorted(weights: Mapping[str, Tensor], aliases: Mapping[str, str]) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
+    """The weights by layer and by what they are there; and the names of those that have no place."""
+    found: dict[str, dict[str, Tensor]] = {}
+    unknown = set()
+    for key, tensor in weights.items():
+        role = next(((role, match) for pattern, role in _ROLES if (match := pattern.search(key))), None)
+        layer = None if role is None else _layer(key[: role[1].start()], aliases)
+        if role is None or layer is None or role[0] in found.get(layer, {}):
+            unknown.add(key)
+        else:
+            found.setdefault(layer, {})[role[0]] = tensor
+    return found, unknown
+
+
+def _layer(path: str, aliases: Mapping[str, str]) -> str | None:
+    path = path.replace(".processor.", ".")  # as diffusers once wrote them
+    while path not in aliases:
+        match = _PREFIXES.match(path) or _FLAT.match(path)
+        if match is None:
+            return None
+        path = path[match.end() :]
+    return aliases[path]
+
+
+def _addition(
+    name: str, layer: str, parts: Mapping[str, Tensor], shape: tuple[int, int], config: Mapping[str, Any]
+) -> Addition:
+    for role, words in (("down", "lora_A (or lora_down)"), ("up", "lora_B (or lora_up)")):
+        if role not in parts:
+            raise ModelNotFoundError(f"the adapter {name} has no {words} for {layer}")
+    down, up = (parts[role].reshape(parts[role].shape[:2]) if _is_matrix(parts[role]) else None for role in _PAIR)
+    rows, columns = shape
+    if down is None or up is None or down.shape[1] != columns or up.shape[0] != rows or down.shape[0] != up.shape[1]:
+        given = f"{list(parts['up'].shape)} and {list(parts['down'].shape)}"
+        raise ModelNotFoundError(
+            f"the adapter {name} is for a model of another size: {layer} has {rows} rows and {columns} columns, the "
+            f"adapter's matrices are {given}"
+        )
+    magnitude = parts.get("magnitude")
+    if magnitude is not None:
+        if magnitude.numel() != rows or magnitude.shape[0] != rows:
+            raise ModelNotFoundError(
+                f"the adapter {name}: the magnitudes of {layer} have the shape {list(magnitude.shape)}; one for each "
+                f"of its {rows} rows is applied"
+            )
+        magnitude = magnitude.reshape(rows)
+    return Addition(down, up * _scale(layer, len(down), parts.get("alpha"), config), magnitude)
+
+
+_PAIR = ("down", "up")
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.ndim >= 2 and tensor.numel() == tensor.shape[0] * tensor.shape[1]
+
+
+def _scale(layer: str, rank: int, alpha: Tensor | None, config: Mapping[str, Any]) -> float:
+    """The adapter's own: alpha over rank, or over its square root; 1 where nothing is said."""
+    if alpha is not None:
+        return float(alpha.reshape(-1)[0]) / rank
+    patterns = config.get("alpha_pattern") or {}
+    said = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
+    said = config.get("lora_alpha") if said is None else said
+    if said is None:
+        return 1.0
+    return float(said) / (rank**0.5 if config.get("use_rslora") else rank)
