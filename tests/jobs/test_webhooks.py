@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import pytest
 from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -20,7 +21,6 @@ from cosmorama.errors import InvalidRequestError
 from cosmorama.jobs import webhooks
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
-from cosmorama.media import fetch
 from cosmorama.settings import Settings
 from tests.jobs.fake import REQUEST, FakeSupervisor
 
@@ -200,13 +200,13 @@ def test_private_addresses_are_not_connected_to(
 ) -> None:
     port = receiver.url.split(":")[2].partition("/")[0]
     connected: list[str] = []
-    connect_to = fetch.GuardedBackend._connect
+    connect_to = httpcore.AnyIOBackend.connect_tcp
 
-    def noting(self: fetch.GuardedBackend, address: str, port: int) -> Any:
+    async def noting(self: httpcore.AnyIOBackend, address: str, *rest: Any, **more: Any) -> Any:
         connected.append(address)
-        return connect_to(self, address, port)
+        return await connect_to(self, address, *rest, **more)
 
-    monkeypatch.setattr(fetch.GuardedBackend, "_connect", noting)
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", noting)
     monkeypatch.setattr(webhooks, "RETRIES_S", ())
 
     async def test(jobs: Jobs, supervisor: FakeSupervisor) -> None:
@@ -234,6 +234,7 @@ def test_what_can_never_be_delivered_to_is_refused_at_once(tmp_path: Path) -> No
             "http://[::1",
             "http://[",
             "http://example.com:99999/",
+            "http://" + "a" * 64 + "é.com/",
             "http://example.com/" + "a" * 2048,
         ):
             with pytest.raises(InvalidRequestError, match="webhook_url"):

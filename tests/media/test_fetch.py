@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import ipaddress
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpcore
 import pytest
@@ -20,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmorama.errors import MediaError
-from cosmorama.media.fetch import Deadline, FetchPolicy, GuardedBackend, RefusedAddressError, is_public, load_bytes
+from cosmorama.media.fetch import FetchPolicy, GuardedBackend, RefusedAddressError, is_public, load_bytes
 
 LOCAL = FetchPolicy(allow_private=True, max_bytes=1000, timeout_s=5)
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -163,12 +165,12 @@ def test_the_checked_address_is_the_connected_one(monkeypatch: pytest.MonkeyPatc
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8" if len(asked) == 1 else "127.0.0.1", port))]
 
-    def connect(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
-        connected.append(address[0])
-        raise ConnectionRefusedError
+    async def connect(self: object, address: str, *_: object, **__: object) -> None:
+        connected.append(address)
+        raise httpcore.ConnectError("refused")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
     refused("http://rebind.test/", FetchPolicy(timeout_s=5))
     assert (asked, connected) == (["rebind.test"], ["8.8.8.8"])
 
@@ -305,7 +307,11 @@ NOT_PUBLIC = [
     "255.255.255.255", "192.0.2.1", "198.51.100.1", "203.0.113.1", "198.18.0.1", "168.63.129.16", "::1", "::",
     "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "::ffff:127.0.0.1",
     "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-    "2002:7f00:1::", "2002:808:808::", "2001:0:1::1", "2001:db8::1",
+    "2002:7f00:1::", "2002:808:808::", "2001:0:1::1", "2001:db8::1", "192.0.0.192", "192.0.0.8", "192.0.0.10",
+    "192.88.99.1", "192.31.196.1", "192.52.193.1", "192.175.48.1", "203.0.113.255", "198.19.255.255", "3fff::1",
+    "3fff:fff:ffff::1", "3ffe::1", "2001:1::1", "2001:2::1", "2001:10::1", "2001:20::1", "2001:30::1", "2001:1ff::1",
+    "2620:4f:8000::1", "5f00::1", "100::1", "64:ff9b:1::808:808", "64:ff9b::c000:c0", "::ffff:192.0.0.192",
+    "::8.8.8.8", "::ffff:0:808:808", "4000::1", "1fff::1", "fec0::808:808",
 ]  # fmt: skip
 
 
@@ -315,8 +321,10 @@ def test_not_public(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
-)
+    "address",
+    ["8.8.8.8", "1.1.1.1", "172.32.0.1", "192.0.1.1", "192.88.98.1", "100.128.0.1", "2606:4700::1111", "2001:200::1",
+     "2001:4860:4860::8888", "2a00:1450::1", "3fff:1000::1", "::ffff:8.8.8.8", "64:ff9b::808:808"],
+)  # fmt: skip
 def test_public(address: str) -> None:
     assert is_public(address)
 
@@ -337,31 +345,83 @@ def test_one_private_address_among_public_ones_refuses_the_host(monkeypatch: pyt
     answers = [(2, 1, 6, "", ("8.8.8.8", 80)), (2, 1, 6, "", ("127.0.0.1", 80))]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answers)
     with pytest.raises(RefusedAddressError):
-        GuardedBackend(Deadline.after(5), allow_private=False).connect_tcp("example.test", 80)
+        asyncio.run(GuardedBackend(allow_private=False).connect_tcp("example.test", 80))
 
 
 def test_unix_sockets_are_refused() -> None:
     with pytest.raises(RefusedAddressError):
-        GuardedBackend(Deadline.after(5), allow_private=True).connect_unix_socket("/run/docker.sock")
+        asyncio.run(GuardedBackend(allow_private=True).connect_unix_socket("/run/docker.sock"))
 
 
 def test_tls_is_started_with_the_name_not_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str | None] = []
 
-    class Stream(httpcore.MockStream):
-        def start_tls(
+    class Stream(httpcore.AsyncMockStream):
+        async def start_tls(
             self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-        ) -> httpcore.NetworkStream:
+        ) -> httpcore.AsyncNetworkStream:
             started.append(server_hostname)
             return self
 
-    class Network(httpcore.MockBackend):
-        def connect_tcp(self, host: str, port: int, **_: object) -> httpcore.NetworkStream:  # type: ignore[override]
+    class Network(httpcore.AsyncMockBackend):
+        async def connect_tcp(self, host: str, port: int, *_: object) -> httpcore.AsyncNetworkStream:  # type: ignore[override]
             started.append(host)
             return Stream([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"])
 
+    async def get() -> bytes:
+        backend = GuardedBackend(allow_private=False, _backend=Network([]))
+        async with httpcore.AsyncConnectionPool(network_backend=backend) as pool:
+            return (await pool.request("GET", "https://example.test/")).content
+
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("8.8.8.8", 443))])
-    backend = GuardedBackend(Deadline.after(5), allow_private=False, _backend=Network([]))
-    with httpcore.ConnectionPool(network_backend=backend) as pool:
-        assert pool.request("GET", "https://example.test/").content == b"ok"
+    assert asyncio.run(get()) == b"ok"
     assert started == ["8.8.8.8", "example.test"]
+
+
+@pytest.mark.parametrize("host", ["xn--", "xn--a", "xn--ls8h.test", "xn--99999999", "-.test", "a" * 64 + ".test"])
+def test_names_that_cannot_be_decoded_are_the_clients_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", _unknown)
+    assert refused(f"http://{host}/").status == 422
+    with serving(body(b"", 302, Location=f"http://{host}/")) as url:
+        monkeypatch.undo()
+        assert refused(url, FetchPolicy(allow_private=True, timeout_s=20)).status == 422
+
+
+def test_a_name_of_emoji_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+    asked: list[object] = []
+
+    def resolve(host: object, *rest: Any, **more: Any) -> Any:
+        asked.append(host)
+        return real("127.0.0.1", *rest, **more)
+
+    with serving(body(b"there")) as url:
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        assert load_bytes(url.replace("127.0.0.1", "xn--ls8h.test"), "image", LOCAL) == b"there"
+    assert asked == ["xn--ls8h.test"]
+
+
+def test_what_another_service_says_is_not_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b"220 secret-banner ESMTP 1.2.3\r\n")
+            connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        message = refused(f"http://127.0.0.1:{listener.getsockname()[1]}/").message
+    assert "secret" not in message
+    assert "not HTTP" in message
+
+
+def test_a_url_is_fetched_inside_a_running_event_loop() -> None:
+    async def as_in_a_notebook(url: str) -> bytes:
+        return load_bytes(url, "image", LOCAL)
+
+    with serving(body(b"there")) as url:
+        assert asyncio.run(as_in_a_notebook(url)) == b"there"
+
+
+def _unknown(*_: object, **__: object) -> Any:
+    raise socket.gaierror("unknown")

@@ -23,7 +23,7 @@ from standardwebhooks import Webhook
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.jobs.model import Job, JobNotFoundError, StoreUnavailableError
 from cosmorama.jobs.store import Due, Store, Upkeep
-from cosmorama.media.fetch import Deadline, GuardedBackend, RefusedAddressError
+from cosmorama.media.fetch import RefusedAddressError, guarded
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def check_url(url: str) -> None:
         _ = urlsplit(url).port  # raises for a bracket that is not closed, and for a port above 65535
     except (httpx.InvalidURL, ValueError):
         parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or len(url) > 2048:
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host or parsed.userinfo or len(url) > 2048:
         raise InvalidRequestError(Problem("webhook_url", url, "an http(s) URL without a password"))
 
 
@@ -100,7 +100,7 @@ class Webhooks:
             job = await self._call(self._store.get, due.job_id)
         except JobNotFoundError:
             return
-        problem = await asyncio.to_thread(self._post, due.url, job)
+        problem = await self._post(due.url, job)
         retry_in_s = None
         if problem is not None:
             last = due.attempts > len(RETRIES_S) or problem == str(_GONE)
@@ -109,32 +109,28 @@ class Webhooks:
             log.warning("webhook of job %s, attempt %d: %s%s", job.id, due.attempts, problem, "; given up" * last)
         await self._call(self._upkeep.set_webhook, due.job_id, retry_in_s)
 
-    def _post(self, address: str, job: Job) -> str | None:
+    async def _post(self, address: str, job: Job) -> str | None:
         """Post the message; what went wrong, if anything did."""
         url, body = httpx.URL(address), message(job)
         number, now = f"msg_{job.id}", datetime.now(UTC)
         headers: dict[bytes | str, bytes | str] = {
-            "Host": url.netloc.decode("ascii"),
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
             "User-Agent": "cosmorama",
-            "Connection": "close",
             "webhook-id": number,
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": self._signer.sign(number, now, body.decode()),
         }
-        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        backend = GuardedBackend(Deadline.after(TIMEOUT_S), self._allow_private)
         try:
             # A redirect is not followed: it could lead a signed message anywhere.
-            with (
-                httpcore.ConnectionPool(httpx.create_ssl_context(), network_backend=backend) as pool,
-                pool.stream("POST", target, headers=headers, content=body) as response,
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                guarded("POST", url, headers, content=body, allow_private=self._allow_private) as response,
             ):
-                if 200 <= response.status < 300:
-                    return None
-                return str(response.status)
+                return None if 200 <= response.status < 300 else str(response.status)
         except RefusedAddressError:
             return "the address is not on the public internet"
+        except TimeoutError:
+            return f"no answer within {TIMEOUT_S:g} s"
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError, ValueError) as error:
             return str(error) or type(error).__name__

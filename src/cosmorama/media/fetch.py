@@ -1,21 +1,21 @@
 """From a media source (URL, data URL, base64, bytes or file) to the bytes it stands for, and connections for that.
 
-The connections can only reach the public internet, and only until a deadline. The address that is checked is the
-address that is connected to: a name is resolved once, here, so that a DNS server cannot answer with a public address
-for the check and a private one for the connection.
+The connections can only reach the public internet. The address that is checked is the address that is connected to: a
+name is resolved once, here, so that a DNS server cannot answer with a public address for the check and a private one
+for the connection.
 """
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import functools
 import ipaddress
 import socket
 import ssl
-import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -27,8 +27,45 @@ from cosmorama.errors import MediaError
 from cosmorama.request import MediaSource
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Azure's host agent answers its virtual machines on this address, which is otherwise an ordinary public one.
-_CLOUD_INTERNAL = frozenset({ipaddress.IPv4Address("168.63.129.16")})
+_SPECIAL_V4 = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # shared by the customers of a provider; where some clouds keep their metadata
+        "127.0.0.0/8",  # this machine
+        "168.63.129.16/32",  # Azure's host agent, for its virtual machines; an ordinary address elsewhere
+        "169.254.0.0/16",  # link-local; metadata of most clouds
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments; metadata of one cloud
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # multicast relays
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "192.175.48.0/24",  # AS112
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+    )
+)
+"""IANA's registry of special-purpose IPv4 addresses, multicast, and a cloud's own. Not Python's table, which changes
+from one release to the next."""
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
+"""The only part of IPv6 that IANA has given out as global unicast."""
+_SPECIAL_V6 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID, ...
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4: routed to wherever the tunnel's end is
+        "2620:4f:8000::/48",  # AS112
+        "3ffe::/16",  # the former 6bone
+        "3fff::/20",  # documentation
+    )
+)
 
 
 class RefusedAddressError(Exception):
@@ -38,135 +75,115 @@ class RefusedAddressError(Exception):
 def is_public(address: str) -> bool:
     """Whether an IPv4 or IPv6 address (as text) belongs to the public, unicast internet.
 
-    An IPv6 address that carries an IPv4 address is judged by what it carries; 6to4 and Teredo are never public, since
-    they can be routed to wherever the tunnel's end is.
+    An IPv6 address that carries an IPv4 address, mapped or by NAT64, is judged by what it carries.
 
     Raises:
         ValueError: if the text is not an address.
     """
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return is_public(str(ip.ipv4_mapped))
-        if ip in _NAT64:
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip.sixtofour is not None or ip.teredo is not None or ip.is_site_local:
-            return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _CLOUD_INTERNAL)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in _SPECIAL_V4)
+    if ip.ipv4_mapped is not None:
+        return is_public(str(ip.ipv4_mapped))
+    if ip in _NAT64:
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
 
 
 @dataclass(frozen=True, slots=True)
-class Deadline:
-    """A moment on the monotonic clock."""
-
-    at_s: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        return cls(time.monotonic() + seconds)
-
-    def remaining(self) -> float:
-        """Seconds left.
-
-        Raises:
-            httpcore.TimeoutException: when there are none.
-        """
-        left = self.at_s - time.monotonic()
-        if left <= 0:
-            raise httpcore.ReadTimeout("the deadline has passed")
-        return left
-
-
-@dataclass(frozen=True, slots=True)
-class GuardedBackend(httpcore.NetworkBackend):
-    """A network backend that resolves, checks and connects in one place, and whose every operation ends by `deadline`.
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """A network backend that resolves, checks and connects in one place.
 
     TLS is started by httpcore with the name of the URL, so certificates and SNI are those of the name, not of the
     address.
     """
 
-    deadline: Deadline
     allow_private: bool
-    _backend: httpcore.NetworkBackend = field(default_factory=httpcore.SyncBackend)
+    _backend: httpcore.AsyncNetworkBackend = field(default_factory=httpcore.AnyIOBackend)
 
-    def connect_tcp(
+    async def connect_tcp(
         self,
         host: str,
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore.AsyncNetworkStream:
         """Connect to one of the host's addresses, provided that all of them may be connected to.
 
         Raises:
             RefusedAddressError: if any address of the host is not public and private ones are not allowed.
             httpcore.ConnectError: if the host does not resolve or no address answers.
-            httpcore.TimeoutException: at the deadline.
         """
-        addresses = self._resolve(host, port)
+        addresses = await _resolved(host, port)
         if not self.allow_private and not all(is_public(address) for address in addresses):
             raise RefusedAddressError(host)
         for address in addresses[:-1]:
             try:
-                return self._connect(address, port)
+                return await self._backend.connect_tcp(address, port, timeout)
             except httpcore.ConnectError:
                 continue
-        return self._connect(addresses[-1], port)
+        return await self._backend.connect_tcp(addresses[-1], port, timeout)
 
-    def connect_unix_socket(
+    async def connect_unix_socket(
         self,
         path: str,
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore.AsyncNetworkStream:
         raise RefusedAddressError(path)
 
-    def _connect(self, address: str, port: int) -> httpcore.NetworkStream:
-        return _Stream(self._backend.connect_tcp(address, port, timeout=self.deadline.remaining()), self.deadline)
 
-    def _resolve(self, host: str, port: int) -> list[str]:
-        # getaddrinfo takes no timeout, so it runs beside us and is abandoned when it is late.
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolve")
-        try:
-            lookup = executor.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-            found = lookup.result(timeout=self.deadline.remaining())
-        except FutureTimeoutError:
-            raise httpcore.ConnectTimeout("name resolution took too long") from None
-        except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(f"cannot resolve {host}") from error
-        finally:
-            executor.shutdown(wait=False)
-        # A link-local IPv6 address may carry a scope (fe80::1%eth0); order is kept, duplicates are not.
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+async def _resolved(host: str, port: int) -> list[str]:
+    """The host's addresses. Left alone when the caller's time is up: no resolver can be told to stop."""
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resolve")
+    lookup = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(executor, lookup)
+    except (OSError, UnicodeError) as error:
+        raise httpcore.ConnectError(f"cannot resolve {host}") from error
+    finally:
+        executor.shutdown(wait=False)
+    # A link-local IPv6 address may carry a scope (fe80::1%eth0); order is kept, duplicates are not.
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class _Stream(httpcore.NetworkStream):
-    """A stream that ignores per-operation timeouts: a server that drips bytes would never exceed them."""
+@asynccontextmanager
+async def guarded(
+    method: str,
+    url: httpx.URL,
+    headers: dict[bytes | str, bytes | str],
+    *,
+    content: bytes | None = None,
+    allow_private: bool = False,
+) -> AsyncIterator[httpcore.Response]:
+    """The answer to one HTTP request, its body not read yet, over a connection that only reaches public addresses.
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
-        self._stream = stream
-        self._deadline = deadline
+    Knows nothing of redirects, proxies from the environment, or time: run it under `asyncio.timeout`.
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.remaining())
+    Args:
+        method, url: What to send where; http or https.
+        headers: Besides Host and Connection.
+        content: The body.
+        allow_private: Connect to addresses that are not on the public internet too.
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._deadline.remaining())
+    Raises:
+        RefusedAddressError: the host leads to an address that is not public.
+        httpcore.NetworkError, httpcore.ProtocolError: the connection, or what is spoken over it, fails.
+    """
+    target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+    all_headers = {"Host": url.netloc.decode("ascii"), "Connection": "close"} | headers
+    backend = GuardedBackend(allow_private)
+    async with (
+        httpcore.AsyncConnectionPool(_tls(), max_keepalive_connections=0, network_backend=backend) as pool,
+        pool.stream(method, target, headers=all_headers, content=content) as response,
+    ):
+        yield response
 
-    def close(self) -> None:
-        self._stream.close()
 
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        return _Stream(
-            self._stream.start_tls(ssl_context, server_hostname, self._deadline.remaining()),
-            self._deadline,
-        )
-
-    def get_extra_info(self, info: str) -> object:
-        return self._stream.get_extra_info(info)
+def host_of(url: httpx.URL) -> str:
+    """The host for messages, as it goes over the wire: decoding names of any script may fail."""
+    return url.raw_host.decode("ascii")
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -175,7 +192,6 @@ _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "image/*, video/*, */*;q=0.5",
     "Accept-Encoding": "identity",
     "User-Agent": "cosmorama",
-    "Connection": "close",
 }
 
 
@@ -264,47 +280,58 @@ def _read_file(path: Path, field: str, policy: FetchPolicy) -> bytes:
 
 
 def _fetch(address: str, field: str, policy: FetchPolicy) -> bytes:
+    # In a thread of its own: the caller may have an event loop running, as notebooks do.
+    with ThreadPoolExecutor(1, thread_name_prefix="fetch") as thread:
+        return thread.submit(asyncio.run, fetched(address, field, policy)).result()
+
+
+async def fetched(address: str, field: str, policy: FetchPolicy) -> bytes:
+    """What is at an http(s) URL: at most `policy.max_bytes`.
+
+    Raises:
+        MediaError: as `load_bytes`.
+    """
     if not policy.allow_urls:
         raise MediaError(field, "is a URL, which this server does not fetch; send the contents as base64")
     url = _parse_url(address, field)
-    deadline = Deadline.after(policy.timeout_s)
-    backend = GuardedBackend(deadline, policy.allow_private)
-    # The pool knows nothing of proxies from the environment, which would connect without our check.
-    with httpcore.ConnectionPool(_tls(), max_keepalive_connections=0, network_backend=backend) as pool:
-        try:
+    try:
+        async with asyncio.timeout(policy.timeout_s):
             for _ in range(policy.max_redirects + 1):
-                found = _get(pool, url, field, policy)
+                found = await _get(url, field, policy)
                 if isinstance(found, bytes):
                     return found
                 url = found
-        except RefusedAddressError:
-            raise MediaError(field, "leads to an address that is not on the public internet; send base64") from None
-        except httpcore.TimeoutException:
-            message = f"was not received within {policy.timeout_s:g} s; use a faster server or send base64"
-            raise MediaError(field, message) from None
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, OSError) as error:
-            raise MediaError(field, f"cannot be fetched from {url.host}: {error or type(error).__name__}") from error
+    except RefusedAddressError:
+        raise MediaError(field, "leads to an address that is not on the public internet; send base64") from None
+    except (TimeoutError, httpcore.TimeoutException):
+        message = f"was not received within {policy.timeout_s:g} s; use a faster server or send base64"
+        raise MediaError(field, message) from None
+    except httpcore.ProtocolError:
+        # Its words quote what came, which may be the banner of a service that is none of a client's business.
+        raise MediaError(
+            field, f"cannot be fetched from {host_of(url)}: its answer is not whole, or not HTTP"
+        ) from None
+    except (httpcore.NetworkError, httpcore.UnsupportedProtocol, OSError) as error:
+        raise MediaError(field, f"cannot be fetched from {host_of(url)}: {error or type(error).__name__}") from error
     raise MediaError(field, f"redirects more than {policy.max_redirects} times; use the final URL")
 
 
-def _get(pool: httpcore.ConnectionPool, url: httpx.URL, field: str, policy: FetchPolicy) -> bytes | httpx.URL:
+async def _get(url: httpx.URL, field: str, policy: FetchPolicy) -> bytes | httpx.URL:
     """The body, or where the server says it is."""
-    target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-    headers = _HEADERS | {"Host": url.netloc.decode("ascii")}
-    with pool.stream("GET", target, headers=headers) as response:
+    async with guarded("GET", url, _HEADERS, allow_private=policy.allow_private) as response:
         fields = httpx.Headers(response.headers)
         if response.status in _REDIRECTS and "location" in fields:
             return _parse_url(fields["location"], field, base=url)
         if response.status != 200:
-            raise MediaError(field, f"cannot be fetched: {url.host} answered with status {response.status}")
+            raise MediaError(field, f"cannot be fetched: {host_of(url)} answered with status {response.status}")
         if fields.get("content-encoding", "identity").lower() != "identity":
             # Undoing it would let a small transfer become a large one.
-            raise MediaError(field, f"was sent compressed by {url.host}; serve the file as it is")
+            raise MediaError(field, f"was sent compressed by {host_of(url)}; serve the file as it is")
         length = fields.get("content-length", "")
         if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > policy.max_bytes):
             raise _too_large(field, policy)
         body = bytearray()
-        for chunk in response.iter_stream():
+        async for chunk in response.aiter_stream():
             body += chunk
             if len(body) > policy.max_bytes:
                 raise _too_large(field, policy)
@@ -318,7 +345,7 @@ def _parse_url(address: str, field: str, base: httpx.URL | None = None) -> httpx
         raise MediaError(field, "is not a valid URL") from None
     if url.scheme not in ("http", "https"):
         raise MediaError(field, f"leads to a {url.scheme or 'relative'} URL; only http and https are fetched")
-    if not url.host:
+    if not url.raw_host:
         raise MediaError(field, "is a URL without a host")
     if url.userinfo:
         raise MediaError(field, "is a URL with a user name or password; use one that needs none (e.g. a signed URL)")
