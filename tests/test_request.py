@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_source() -> None:
         ({"guidance_scale": float("nan")}, ["guidance_scale", "nan", "1 to 10"]),
         ({"steps": 0}, ["steps", "0", "1 to 50"]),
         ({"steps": 51}, ["steps", "51", "1 to 50"]),
-        ({"steps": True}, ["steps", "True", "1 to 50"]),
+        ({"steps": True}, ["steps", "true", "1 to 50"]),
         ({"seed": -1}, ["seed", "-1", "0 to 4294967295"]),
         ({"seed": 2**32}, ["seed", "4294967296", "0 to 4294967295"]),
         ({"fps": 11}, ["fps", "11", "12 to 40"]),

@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from cosmorama.api.body import parse_object, validate
-from cosmorama.api.dialects.native import NativeBody, to_request
+from cosmorama.api.body import parse_object
+from cosmorama.api.dialects.native import to_request
 from cosmorama.client.aio import AsyncClient
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.media.source import media_source
@@ -233,7 +233,7 @@ def _row(line: str, number: str, folder: Path) -> Row:
     name = body.pop("id", number)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise InvalidRequestError(Problem("id", name, "a text of letters, digits, '.', '_' and '-', at most 100"))
-    request = to_request(validate(body, NativeBody), quality=7)
+    request = to_request(body, quality=7)
     request = replace(
         request,
         image=_found_from(folder, request.image),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -169,6 +170,8 @@ class WorkerDiedError(WorkerError):
 
 def _brief(value: object) -> str:
     try:
+        text = json.dumps(value) if value is None or isinstance(value, (bool, list, tuple, dict)) else repr(value)
+    except TypeError:  # holds what JSON has no words for
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or a list nested as deep
         return f"a {type(value).__name__} too large to show"

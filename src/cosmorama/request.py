@@ -118,6 +118,8 @@ class Usual:
     flow_shift: float | None = None
     negative_prompt: str | None = None
     reuse: float | None = None
+    control_guidance: float | None = None
+    chunk_frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ class Capabilities:
     flow_shift: Range | None = None
     """Accepted shifts of the noise schedule; None: the model's own only."""
     controls: tuple[ControlKind, ...] = ()
+    control_guidance: Range | None = None
+    """Accepted strengths of guidance by controls, in chunks of a length that a request may say; None: neither."""
     action_domains: tuple[ActionDomain, ...] = ()
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters that are loaded."""
@@ -216,6 +220,7 @@ class Action:
         steps: How many actions; a multiple of 4. The clip has one frame more.
         fps: Actions per second; None: as the clip's frames.
         space: What the numbers stand for, as the model was trained.
+        state: For policies: what is known of the robot besides the picture, as JSON text.
     """
 
     domain: int
@@ -223,6 +228,7 @@ class Action:
     steps: int = 16
     fps: float | None = None
     space: Literal["joint_pos", "midtrain"] = "joint_pos"
+    state: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +288,7 @@ class GenerationRequest:
         model: Name of the model that is to make it; None means the server's first, or the only one.
         fit: A size or rate that the model lacks is made at its nearest one and resampled, instead of refused.
         usual: What is used where a field is None, before the model's own default.
+        warnings: What was fitted, replaced or ignored, in words for whoever sent the request; `resolve` adds to them.
     """
 
     prompt: str | None = None
@@ -317,6 +324,7 @@ class GenerationRequest:
     model: str | None = None
     fit: bool = False
     usual: Usual | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def mode(self) -> Mode:
@@ -336,7 +344,6 @@ class ResolvedRequest(GenerationRequest):
 
     Attributes:
         target: For `fit`: what was asked for; size, frames and rate are then what the model makes.
-        warnings: What was fitted, replaced or ignored, in words for whoever sent the request.
     """
 
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
@@ -347,7 +354,6 @@ class ResolvedRequest(GenerationRequest):
     frames: int = 121
     fps: float = 24
     target: Target | None = None
-    warnings: tuple[str, ...] = ()
 
     @property
     def result(self) -> Target:

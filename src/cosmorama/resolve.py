@@ -19,6 +19,7 @@ from cosmorama.request import (
     MAX_INDEXES,
     MAX_SEED,
     PROMPT_MAX_CHARACTERS,
+    Action,
     Capabilities,
     GenerationRequest,
     Mode,
@@ -44,6 +45,13 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     # A request that cannot be fitted is still the client's own: the model's sizes say nothing about it.
     skipped = _FITTED_FIELDS if unfitted else ()
     found = unfitted + [problem for problem in _problems(made, capabilities) if problem.field not in skipped]
+    if request.frames is None and request.seconds is not None:
+        accepted = (
+            f"as many as make 1 to {capabilities.most_frames} frames, {made.frames} at {made.fps:g} fps are too many"
+        )
+        found = [
+            Problem("seconds", request.seconds, accepted) if problem.field == "frames" else problem for problem in found
+        ]
     # Of two words about a number, the model's own say more.
     said = _NUMBERS & {"width" if problem.field == "size" else problem.field for problem in found}
     said |= {"height"} if "width" in said else set()
@@ -142,7 +150,7 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
         "frames": Range(1, capabilities.frames.maximum),  # a clip is continued only if that was asked for
     }
     values = {field.name: getattr(request, field.name) for field in fields(request)}
-    values |= {"usual": None, "seconds": None, "warnings": getattr(request, "warnings", ())}
+    values |= {"usual": None, "seconds": None}
     if request.frames is None and request.action is not None:
         values["frames"] = request.action.steps + 1
     elif request.frames is None and request.output.container == "jpeg":
@@ -166,12 +174,31 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
         values["reuse"] = usual.reuse
     values |= _size(request, usual, capabilities)
     values |= _conditions(request, capabilities)
-    warnings = []
+    warnings: list[str] = []
+    if request.action is not None:
+        values["action"], warnings = _action(request.action, values["fps"], capabilities)
+    for name in ("control_guidance", "chunk_frames", "first_conditioning_frames"):
+        if capabilities.control_guidance is not None and request.mode == "transfer":
+            values[name] = values[name] if values[name] is not None else getattr(usual, name, None)
+        elif values[name]:
+            warnings.append(f"{name.replace('_', ' ')} was not used: {capabilities.model} does not take it")
+            values[name] = None
     for name in capabilities.ignores:
         if values.get(name) is not None:
             warnings.append(f"{name} was not used: {capabilities.model} has its own")
             values[name] = None
     return ResolvedRequest(**values), warnings
+
+
+def _action(action: Action, fps: float, capabilities: Capabilities) -> tuple[Action, list[str]]:
+    """The action without what no model here acts on, and what that was."""
+    unused = {
+        "the actions' own rate": action.fps not in (None, fps),
+        "the action space": action.space != "joint_pos",
+        "the robot's state": action.state is not None,
+    }
+    said = [f"{name} was not used: {capabilities.model} does not take it" for name, given in unused.items() if given]
+    return replace(action, fps=None, space="joint_pos", state=None), said
 
 
 def _size(request: GenerationRequest, usual: Usual, capabilities: Capabilities) -> dict[str, int]:

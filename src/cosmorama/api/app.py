@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from cosmorama import __version__
 from cosmorama.api import infer, info, videos
 from cosmorama.api import jobs as jobs_routes
-from cosmorama.api.dialects.table import DIALECTS
+from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.errors import add_error_handlers
 from cosmorama.api.metrics import Metrics
 from cosmorama.api.middleware import QUIET_PATHS, CountInference, RequireKey

@@ -2,72 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from types import UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+import re
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pydantic_core
-from annotated_types import Ge, Gt, Le, Lt
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from cosmorama.api.dialects.wire import Wire, validate
 from cosmorama.api.errors import BodyError
-from cosmorama.errors import Problem
 
 TEXT_ALLOWANCE_BYTES = 1 << 20
 
 """Room in a body for everything that is not the image or the video."""
-
-_SHORTEST_PART = 4
-
-"""Characters that a name must have to be looked for inside others."""
-
-_LONGEST_NAME = 64
-
-"""Characters of an unknown field's name that are looked at; likeness costs time that grows with their square."""
-
-_MOST_MESSAGES = 16
-
-_WRONG_TYPE = ("int_type", "int_from_float", "int_parsing", "float_type", "float_parsing", "string_type", "bool_type")
-
-_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
-
-_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
-
-
-class WireModel(BaseModel):
-    """Base of wire formats: unknown fields, "35" for 35, 35.0 for 35, true for 1 and NaN are all refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True)
-
-
-class DialectBody(WireModel):
-    """Base of the whole body of a wire format, so that an error can say which other format has an unknown field."""
-
-    dialect: ClassVar[str]
-
-    model: str | None = Field(None, description="Of several models, the one to use; null: the default one.")
-
-
-class WireError(BodyError):
-    """A body that is not what its wire format says (HTTP 422).
-
-    Attributes:
-        field: The first field that is wrong, as a path such as `video_params.width`.
-    """
-
-    def __init__(self, field: str, messages: Iterable[str]) -> None:
-        self.field = field
-        super().__init__("; ".join(dict.fromkeys(messages)))
-
-
-Wire = TypeVar("Wire", bound=WireModel)
 
 
 def body_limit(max_input_bytes: int) -> int:
@@ -109,27 +59,6 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
-def validate(body: Mapping[str, Any], model: type[Wire]) -> Wire:
-    """A JSON object as a wire model.
-
-    Raises:
-        WireError: naming every field that is wrong, its value and what is accepted.
-    """
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        raise wire_error(error, model) from None
-
-
-def wire_error(error: ValidationError, model: type[BaseModel]) -> WireError:
-    """What pydantic says is wrong with a body, in this server's words."""
-    found = error.errors(include_url=False)
-    messages = [_message(details, model) for details in found[:_MOST_MESSAGES]]
-    if len(found) > _MOST_MESSAGES:
-        messages.append(f"and {len(found) - _MOST_MESSAGES} more")
-    return WireError(_path(found[0]), messages)
-
-
 async def read_bytes(request: Request, limit: int) -> bytearray:
     """The body of `request`.
 
@@ -153,163 +82,24 @@ def too_large(limit: int) -> BodyError:
     return BodyError(f"the body is larger than this server accepts ({limit:,} bytes)", status=413)
 
 
-def nearest(name: str, paths: Mapping[str, str], *, cutoff: float = 0.6) -> str | None:
-    """The path among `paths` (by field name) whose name is most like `name`, or has it as a part; None if none is."""
-    name = name.lower()
-    near = difflib.get_close_matches(name, paths, n=1, cutoff=cutoff)
-    if not near and len(name) >= _SHORTEST_PART:
-        near = [known for known in paths if len(known) >= _SHORTEST_PART and (known in name or name in known)]
-    return paths[min(near, key=len)] if near else None
-
-
-@functools.cache
-def field_paths(model: type[BaseModel], prefix: str = "") -> Mapping[str, str]:
-    """Every field of a wire model at every level, by its own name: {"width": "video_params.width"}."""
-    paths: dict[str, str] = {}
-    for name, field in model.model_fields.items():
-        paths[name] = prefix + name
-        inner = _inner(field)
-        if inner is not None:
-            paths = {**field_paths(inner, f"{prefix}{name}."), **paths}
-    return paths
-
-
-def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
-    where = _path(details)
-    kind = details["type"]
-    if kind == "extra_forbidden":
-        return _unknown_field(details["loc"], model)
-    if not where:
-        return "the body must be a JSON object"
-    field = _field_at(details["loc"], model)
-    if kind == "missing":
-        return f"{where}: Field required" + (f"; {_accepted(field)}" if field else "")
-    return str(Problem(where, details["input"], _expected(details, field)))
-
-
-def _path(details: ErrorDetails) -> str:
-    return ".".join(str(part) for part in details["loc"])
-
-
-def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
-    """What a field takes instead of what pydantic says is wrong with it."""
-    kind, limits = details["type"], details.get("ctx", {})
-    said = details["msg"].removeprefix("Input should be ")
-    match kind:
-        case "string_too_long":
-            return f"at most {limits['max_length']} characters"
-        case "string_too_short":
-            return f"at least {_counted(limits['min_length'], 'character')}"
-        case "too_long":
-            return f"at most {_counted(limits['max_length'], 'entry', 'entries')}"
-        case "too_short":
-            return f"at least {_counted(limits['min_length'], 'entry', 'entries')}"
-    if field is None:
-        return said
-    if kind in _OUT_OF_RANGE:
-        return _accepted(field)
-    if kind in _NO_OBJECT and (inner := _inner(field)) is not None:
-        return f"an object with {', '.join(inner.model_fields)}"
-    if kind in _WRONG_TYPE:
-        # A number's range and a text's meaning help who has sent the wrong type too.
-        limit = _limits(field) or (field.description or "").rstrip(".")
-        return f"{said}{': ' if limit else ''}{limit}"
-    return said
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def _unknown_field(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    *parents, name = (str(part)[:_LONGEST_NAME] for part in location)
-    prefix = "".join(f"{parent}." for parent in parents)
-    level = _model_at(location[:-1], model)
-    known = level.model_fields if level else {}
-    # A field of another level is a likely slip too: frames_count belongs into video_params.
-    here = {**field_paths(model), **{known_name: prefix + known_name for known_name in known}}
-    others = {body.dialect: field_paths(body) for body in DialectBody.__subclasses__() if body is not model}
-    owners = [dialect for dialect, paths in others.items() if name in paths]
-    if not issubclass(model, DialectBody):
-        owners, others = [], {}
-    # Where the very name is known elsewhere, only a good likeness is worth a word.
-    near = nearest(name, here, cutoff=0.8 if owners else 0.6)
-    hints = [f"did you mean '{near}'?"] if near else []
-    if owners:
-        hints.append(
-            f"{name} belongs to the dialect {' or '.join(owners)}, and this body was read as {_read_as(model)}"
-        )
-    if not hints and not parents:
-        found = {dialect: nearest(name, paths) for dialect, paths in others.items()}
-        hints += [f"did you mean '{path}' of the dialect {dialect}?" for dialect, path in found.items() if path][:1]
-    return f"unknown field '{prefix}{name}'; {'; '.join(hints) or 'known here: ' + ', '.join(sorted(known))}"
-
-
-def _read_as(model: type[BaseModel]) -> str:
-    return model.dialect if issubclass(model, DialectBody) else model.__name__
-
-
-def _accepted(field: FieldInfo) -> str:
-    """The range, the choices or the meaning of a field in words."""
-    if choices := _choices(field):
-        return f"one of {', '.join(choices)}"
-    types = set(_types(field.annotation))
-    kind = "an integer" if int in types else "a number" if float in types else "a text" if str in types else "a value"
-    if limits := _limits(field):
-        return f"{kind} {limits}"
-    return f"{kind}: {field.description.rstrip('.')}" if field.description else kind
-
-
-def _limits(field: FieldInfo) -> str:
-    """The range of a number in words, empty where there is none."""
-    low = next((str(m.ge if isinstance(m, Ge) else m.gt) for m in field.metadata if isinstance(m, (Ge, Gt))), None)
-    high = next((str(m.le if isinstance(m, Le) else m.lt) for m in field.metadata if isinstance(m, (Le, Lt))), None)
-    above = any(isinstance(m, Gt) for m in field.metadata)
-    if low is not None and high is not None:
-        return f"from {low} to {high}"
-    if low is not None:
-        return f"above {low}" if above else f"of at least {low}"
-    return "" if high is None else f"of at most {high}"
-
-
-def _choices(field: FieldInfo) -> list[str]:
-    return [str(value) for value in _types(field.annotation) if isinstance(value, str)]
-
-
-def _types(annotation: Any) -> Iterator[Any]:
-    """The types and literal values that an annotation is made of."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) in (tuple, list, dict) or not arguments:
-        yield annotation
-        return
-    for argument in arguments:
-        yield from _types(argument)
-
-
-def _inner(field: FieldInfo | None) -> type[BaseModel] | None:
-    if field is None:
-        return None
-    annotation = field.annotation
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
-
-
-def _model_at(location: Iterable[int | str], model: type[BaseModel]) -> type[BaseModel] | None:
-    found: type[BaseModel] | None = model
-    for part in location:
-        found = _inner(found.model_fields.get(str(part))) if found else None
-    return found
-
-
-def _field_at(location: tuple[int | str, ...], model: type[BaseModel]) -> FieldInfo | None:
-    *parents, name = location
-    level = _model_at(parents, model)
-    return level.model_fields.get(str(name)) if level else None
-
-
 MAX_FIELDS = 64
 
 MAX_FIELD_BYTES = 1 << 20
+
+
+class _FilesWithoutNames(MultiPartParser):
+    """Takes a part of a media type for a file, whether it has a filename, one in the RFC 5987 form only, or none."""
+
+    def on_headers_finished(self) -> None:
+        """Called by the parser for every part."""
+        part = self._current_part
+        disposition = part.content_disposition or b""
+        _, options = parse_options_header(disposition)
+        kinds = [value.lower() for name, value in part.item_headers if name.lower() == b"content-type"]
+        is_media = any(not kind.startswith((b"text/", b"application/json")) for kind in kinds)
+        if b"filename" not in options and (is_media or re.search(rb"filename\*\s*=", disposition)):
+            part.content_disposition = disposition + b'; filename="upload"'
+        super().on_headers_finished()
 
 
 async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str, str], bytes | None]:
@@ -327,7 +117,7 @@ async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str
         yield b""  # what tells the parser that the form ends here
 
     try:
-        parser = MultiPartParser(
+        parser = _FilesWithoutNames(
             request.headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         )
         # Files above this size would go to the disk; the body is in memory already.
@@ -344,7 +134,7 @@ async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str
             if not isinstance(value, UploadFile):
                 texts[name] = value
             elif name == upload:
-                data = await value.read()
+                data = await value.read() or None  # empty: no file was chosen
             else:
                 raise BodyError(f"unknown file '{name}'; the one file of this form is called '{upload}'")
     finally:

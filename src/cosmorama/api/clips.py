@@ -30,6 +30,21 @@ def discard(clip: Path) -> None:
     shutil.rmtree(clip.parent, ignore_errors=True)
 
 
+MAX_HEADER_CHARACTERS = 1024
+"""Of a text in a header: servers and clients have limits of their own, a few times as much."""
+
+
+def _header(text: str) -> str:
+    """A text percent-encoded, cut so that a header can carry it."""
+    encoded = quote(text[:MAX_HEADER_CHARACTERS])
+    if len(encoded) <= MAX_HEADER_CHARACTERS:
+        return encoded
+    kept = text[:MAX_HEADER_CHARACTERS]
+    while len(encoded := quote(kept)) > MAX_HEADER_CHARACTERS:
+        kept = kept[: min(len(kept) - 1, len(kept) * MAX_HEADER_CHARACTERS // len(encoded) + 1)]
+    return encoded
+
+
 class ClipJSON(StreamingResponse):
     """`{clip_field: base64 of the clip, **fields}`."""
 
@@ -56,8 +71,10 @@ class ClipFile(FileResponse):
         headers = {
             "X-Cosmorama-Seed": str(outcome.seed),
             # Headers are Latin-1 at best; percent-encoding carries any prompt.
-            "X-Cosmorama-Prompt": quote(outcome.prompt),
+            "X-Cosmorama-Prompt": _header(outcome.prompt),
         }
+        if outcome.warnings:
+            headers["X-Cosmorama-Warnings"] = _header("; ".join(outcome.warnings))
         super().__init__(outcome.path, media_type=media_type, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from cosmorama.api.body import body_limit, read_object
+from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
-from cosmorama.api.dialects.predict1_examples import EXAMPLES
-from cosmorama.api.dialects.table import SHAPED
+from cosmorama.api.dialects.predict import EXAMPLES
 from cosmorama.api.services import Services, ServicesOf, submission_of
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidRequestError, MediaError
@@ -42,6 +42,11 @@ _ANSWER: dict[str, Any] = {
         "seed": {"type": "integer", "description": "The seed that was used."},
         "upsampled_prompt": {"type": ["string", "null"], "description": "The text that was used."},
         "action": {"type": ["object", "null"], "description": "Actions that the model predicted."},
+        "warnings": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Where there are some: what was fitted, replaced, cut or ignored.",
+        },
     },
 }
 
@@ -69,7 +74,7 @@ async def infer(request: Request, services: ServicesOf) -> Response:
     try:
         outcome = await generate(request, generation, services, dialect=dialect.name)
     except (InvalidRequestError, MediaError) as error:
-        raise worded(error, dialect.wire_names) from None
+        raise worded(error, dialect.names_of(body)) from None
     return dialect.answer(request, generation, outcome)
 
 

@@ -14,8 +14,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import content_answer
+from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.dialects.base import choose, worded
-from cosmorama.api.dialects.table import DIALECTS
 from cosmorama.api.services import ServicesOf, deadline_of, owner_of, page_limit, priority_of, submission_of
 from cosmorama.errors import InvalidRequestError, MediaError, Problem
 from cosmorama.jobs.model import STATES, JobEvent, number
@@ -59,7 +59,7 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
     """The job is on the disk when this answers. An `Idempotency-Key` makes it safe to send again."""
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
-    given = {name: body.pop(name) for name in JOB_FIELDS if name in body}
+    given = {name: value for name in JOB_FIELDS if (value := body.pop(name, None)) is not None}
     asked = submission_of(request)
     spoken = choose(DIALECTS, body, dialect or _text(given.get("dialect"), "dialect"))
     generation = spoken.parse(body, settings)
@@ -75,7 +75,7 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
             metadata=_labels(given.get("metadata")),
         )
     except (InvalidRequestError, MediaError) as error:
-        raise worded(error, spoken.wire_names) from None
+        raise worded(error, spoken.names_of(body)) from None
     return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 

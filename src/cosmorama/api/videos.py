@@ -11,10 +11,11 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import WireError, body_limit, read_form, read_json, read_object
+from cosmorama.api.body import body_limit, read_form, read_json, read_object
 from cosmorama.api.clips import content_answer, discard
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import worded
+from cosmorama.api.dialects.wire import WireError
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
 from cosmorama.api.services import Services, ServicesOf, owner_of, page_limit, submission_of

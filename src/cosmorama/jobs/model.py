@@ -176,6 +176,11 @@ class Job:
         """Whether the job is over."""
         return self.state in FINAL
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was fitted, replaced, cut or ignored, as far as is known yet."""
+        return self.request.warnings if self.result is None else self.result.outcome.warnings
+
     def summary(self) -> dict[str, Any]:
         """The job in JSON: what `GET /v1/jobs/{id}` answers and webhooks carry. Holds no media and no prompt inputs."""
         request, result = self.request, self.result
@@ -206,7 +211,7 @@ class Job:
                 "frames": request.result.frames,
                 "fps": request.result.fps,
             },
-            "warnings": list(request.warnings if result is None else result.outcome.warnings),
+            "warnings": list(self.warnings),
             "metadata": dict(self.metadata),
             "error": None
             if self.error is None

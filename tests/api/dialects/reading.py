@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
-from cosmorama.api.dialects.table import SHAPED
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
@@ -30,7 +30,7 @@ def read(
     try:
         return resolve(request, model)
     except CosmoramaError as error:
-        raise worded(error, spoken.wire_names) from None
+        raise worded(error, spoken.names_of(body)) from None
 
 
 def refusal(body: dict[str, Any], **how: Any) -> str:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from cosmorama.api.dialects.predict1_examples import EXAMPLES
+from cosmorama.api.dialects.predict import EXAMPLES
 from tests.api.dialects.conftest import running
 
 PREDICT1 = {"prompt": "a", "seed": 1, "video_params": {"width": 64, "height": 64, "frames_count": 3}}
@@ -98,7 +98,7 @@ def test_predicted_actions(mode: str, media: str, painter: httpx.Client, request
 
 
 def test_forward_dynamics_answers_no_action(painter: httpx.Client, jpeg: bytes) -> None:
-    params = {"domain_name": "av", "action": [[0.0] * 9] * 4}
+    params = {"domain_name": "av", "action_chunk_size": 4, "action": [[0.0] * 9] * 4}
     reference = base64.b64encode(jpeg).decode()
     body = {"model_mode": "forward_dynamics", "prompt": "a", "input_reference": reference, "action_params": params}
     assert ask(painter, body).json()["action"] is None

@@ -54,7 +54,8 @@ def test_rates_are_fitted_so_that_the_time_stays(fps: float, made_fps: float, ma
         ({"fps": 1, "num_output_frames": 25}, ["num_output_frames: 25", "at 1 fps"]),
         ({"resolution": "512"}, ["resolution: '512'", "480_1_1"]),
         ({"prompt": "  "}, ["prompt", "only be left out when an image"]),
-        ({"num_inference_steps": 5}, ["num_inference_steps", "did you mean 'steps'", "cosmos3"]),
+        ({"num_inference_steps": 80}, ["num_inference_steps: 80", "an integer from 1 to 50"]),
+        ({"negative_prompt": "x" * 20_001}, ["negative_prompt", "at most 20000 characters"]),
     ],
 )
 def test_refusals(change: dict[str, Any], parts: list[str]) -> None:

@@ -41,21 +41,20 @@ def test_controls_carry_their_clip_and_preset() -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"video": None}, ["video", "valid string"]),
-        ({"edge": None}, ["at least one of edge, depth, seg, vis"]),
+        ({"video": None}, ["video: Field required"]),
+        ({"edge": None}, ["edge, depth, seg, vis: null", "at least one of them"]),
         ({"guidance": 8}, ["guidance: 8", "an integer from 0 to 7"]),
         ({"guidance": 3.5}, ["guidance: 3.5", "valid integer"]),
         ({"num_steps": 0}, ["num_steps: 0", "an integer from 1 to 100"]),
         ({"num_conditional_frames": 3}, ["num_conditional_frames: 3", "an integer from 0 to 2"]),
         ({"resolution": "720_16_9"}, ["resolution: '720_16_9'", "256, 480, 512, 720"]),
-        ({"sigma_max": 80}, ["sigma_max: 80", "null"]),
         ({"image_context": "aGk="}, ["image_context: 'aGk='", "null"]),
         ({"edge": {"mask": "aGk="}}, ["edge.mask: 'aGk='", "null"]),
         ({"edge": {"control_weight": -1}}, ["edge.control_weight: -1", "at least 0"]),
         ({"edge": {"preset_edge_threshold": "strong"}}, ["edge.preset_edge_threshold: 'strong'", "very_high"]),
         ({"edge": {"preset_blur_strength": "low"}}, ["unknown field 'edge.preset_blur_strength'", "vis.preset_blur"]),
         ({"depth": {"weight": 1}}, ["unknown field 'depth.weight'", "did you mean 'depth.control_weight'?"]),
-        ({"steps": 35}, ["unknown field 'steps'", "did you mean 'num_steps'?"]),
+        ({"steps": 0}, ["steps: 0", "an integer from 1 to 100"]),
     ],
 )
 def test_refusals(change: dict[str, Any], parts: list[str]) -> None:
@@ -66,8 +65,14 @@ def test_refusals(change: dict[str, Any], parts: list[str]) -> None:
 
 def test_a_model_without_the_mode_says_who_has_it() -> None:
     message = refusal(BODY)
-    assert "'transfer' is not accepted; expected one of text2world, image2world, video2world for microcosm" in message
+    assert "edge, depth, seg, vis: 'transfer' is not accepted; expected one of text2world, image2world" in message
     assert "models of the family transfer25 or cosmos3 make transfer" in message
+
+
+def test_what_real_clients_send_besides() -> None:
+    request = read(BODY | {"guidance": 7.0, "resolution": 720, "sigma_max": 80, "steps": 9}, model=FOLLOWS)
+    assert (request.guidance_scale, request.steps) == (7.0, 9)
+    assert request.warnings == ("sigma_max was not used: sampling begins at pure noise here",)
 
 
 def test_shape() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from fastapi import Request, Response
 
-from cosmorama.api.body import WireModel
+from cosmorama.api.clips import ClipFile, ClipJSON
+from cosmorama.api.dialects.wire import WireModel, names_written
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
-from cosmorama.request import GenerationRequest
+from cosmorama.media.write import mime_type
+from cosmorama.request import GenerationRequest, Mode
 from cosmorama.settings import Settings
 
 
@@ -21,13 +24,14 @@ class Dialect:
 
     Attributes:
         name: What clients call it.
-        parse: A decoded JSON body to the request it describes; raises `BodyError` (see `api.body.validate`) or
+        parse: A decoded JSON body to the request it describes; raises `BodyError` (see `wire.validate`) or
             `InvalidRequestError` under the wire's own names.
         recognises: Whether a body without a `dialect` is this one's, by its shape. Asked in the order of the table.
         answer: The wire answer of a finished generation: `(http request, generation request, outcome)`. It owns the
             outcome's file and discards it when sent.
         body: The body's model, for the API's documentation.
-        wire_names: `GenerationRequest`'s field names to this format's, for errors found after parsing.
+        wire_names: `GenerationRequest`'s field names to this format's, for errors found after parsing. `mode=NAME`
+            is the format's word for a mode, and `field=NAME` the field that makes a body one of that mode.
     """
 
     name: str
@@ -37,14 +41,36 @@ class Dialect:
     body: type[WireModel]
     wire_names: Mapping[str, str] = field(default_factory=dict)
 
+    def names_of(self, body: Mapping[str, Any]) -> Mapping[str, str]:
+        """`wire_names`, with the aliases that this body uses."""
+        written = names_written(self.body, body)
+        own = {name: written.get(wire, wire) for name, wire in self.wire_names.items()}
+        return {**written, **own}
+
+
+BY_INPUT = {"field=text2world": "prompt", "field=image2world": "image", "field=video2world": "video"}
+"""Which fields make a body one of a mode, in the formats that have no name for modes."""
+
 
 def worded(error: CosmoramaError, names: Mapping[str, str]) -> CosmoramaError:
     """An error found after parsing, its fields under the wire's names (`Dialect.wire_names`)."""
     if isinstance(error, InvalidRequestError):
-        return error.renamed(names)
+        return InvalidRequestError(*(_worded(problem, names) for problem in error.problems))
     if isinstance(error, MediaError):
         return MediaError(names.get(error.field, error.field), error.message, status=error.status)
     return error
+
+
+def _worded(problem: Problem, names: Mapping[str, str]) -> Problem:
+    if problem.field != "mode":
+        return replace(problem, field=names.get(problem.field, problem.field))
+    found = names.get(f"field={problem.value}", names.get("mode", "mode"))
+    value = names.get(f"mode={problem.value}", problem.value)
+    accepted = _MODE.sub(lambda mode: names.get(f"mode={mode[0]}", mode[0]), problem.accepted)
+    return Problem(found, value, accepted)
+
+
+_MODE = re.compile(r"\b(?:" + "|".join(get_args(Mode)) + r")\b")
 
 
 def choose(table: Sequence[Dialect], body: Mapping[str, Any], name: str | None) -> Dialect:
@@ -60,3 +86,36 @@ def choose(table: Sequence[Dialect], body: Mapping[str, Any], name: str | None) 
     if name is None:
         raise InvalidRequestError(Problem("dialect", None, f"one of {names}: the body's shape does not tell"))
     raise InvalidRequestError(Problem("dialect", name, f"one of {names}"))
+
+
+def clip_answer(
+    request: Request, generation: GenerationRequest, outcome: Outcome, fields: Mapping[str, Any], *, name: str
+) -> Response:
+    """The clip as base64 in the field `name` of a JSON object, or the file itself for who accepts that and not JSON.
+
+    Args:
+        request: Its `Accept` header decides: `video/mp4`, or any video (image for stills) without JSON, asks for the
+            file.
+        generation: What was asked for.
+        outcome: Its file is deleted once the answer is sent.
+        fields: The other fields of the JSON object; warnings and checks come beside them where there are some.
+        name: `b64_video` or `b64_image`.
+    """
+    media_type = mime_type(generation.output)
+    kind = "image/" if name == "b64_image" else "video/"
+    accept = request.headers.get("accept", "")
+    if kind in accept and "application/json" not in accept:
+        return ClipFile(outcome, media_type)
+    said = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
+    return ClipJSON(name, outcome.path, {**fields, **said})
+
+
+def told_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
+    """`{"b64_video", "seed", "upsampled_prompt"}`: the clip, and the seed and the text that were used."""
+    fields = {"seed": outcome.seed, "upsampled_prompt": outcome.prompt}
+    return clip_answer(request, generation, outcome, fields, name="b64_video")
+
+
+def file_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
+    """The file itself."""
+    return ClipFile(outcome, mime_type(generation.output))

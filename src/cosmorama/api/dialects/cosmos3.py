@@ -1,50 +1,141 @@
-"""The Cosmos3 2.x dialect of `POST /v1/infer`: `model_mode` says what is made, everything else follows from it."""
+"""The Cosmos3 2.x format of `POST /v1/infer`: `model_mode` says what is made, everything else follows from it.
+
+Fields, ranges, defaults and what a mode forbids are those of NVIDIA's published pages for the Cosmos3 NIM (generation,
+transfer, action, API reference). `model` is this server's own.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from fastapi import Request, Response
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from cosmorama.api.body import DialectBody, WireModel, validate
-from cosmorama.api.dialects.answers import clip_answer
-from cosmorama.api.dialects.base import Dialect
-from cosmorama.api.dialects.controls import ControlParams, EdgeParams, VisParams, controls
-from cosmorama.api.dialects.cosmos3_action import ActionParams, action_answer, action_of
-from cosmorama.api.dialects.cosmos3_modes import ACTION_MODES, ModelMode, defaults_of, mode_problems
-from cosmorama.api.dialects.resolutions import COSMOS3, size_of
+from cosmorama.api.dialects.base import Dialect, clip_answer
+from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
+from cosmorama.api.dialects.transfer import scaled
+from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import CONTROL_KINDS, DEFAULT_NEGATIVE_PROMPT, Action, Control, GenerationRequest, Output, Usual
+from cosmorama.request import (
+    DEFAULT_NEGATIVE_PROMPT,
+    MAX_INDEXES,
+    Action,
+    ActionDomain,
+    Control,
+    ControlKind,
+    GenerationRequest,
+    Mode,
+    Output,
+    Preset,
+    Size,
+    Usual,
+)
 from cosmorama.settings import Settings
 
-PROMPT_MAX_CHARACTERS = 20_000
-LATENT_FRAMES = 4
-"""Frames of video in one latent frame, which is how `condition_frame_indexes_vision` counts."""
-USUAL_CONDITION = (0, 1)
-WIRE_NAMES = {
-    "mode": "model_mode",
-    "image": "input_reference",
-    "video": "input_reference",
-    "steps": "num_inference_steps",
-    "frames": "num_frames",
-    "size": "resolution",
-    "conditioning_frames": "condition_frame_indexes_vision",
-    "controls": "transfer",
-    "action.domain": "action_params.domain_id",
-    **{f"controls.{kind}.weight": f"transfer.{kind}.control_weight" for kind in CONTROL_KINDS},
+ModelMode = Literal[
+    "text2image", "text2video", "image2video", "video2video", "forward_dynamics", "policy", "inverse_dynamics"
+]
+ACTION_MODES: dict[str, Mode] = {
+    "forward_dynamics": "forward_dynamics",
+    "policy": "policy",
+    "inverse_dynamics": "inverse_dynamics",
 }
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        ActionDomain(1, "av", 9),
+        ActionDomain(6, "umi", 10),
+        ActionDomain(7, "bridge_orig_lerobot", 10),
+        ActionDomain(8, "droid_lerobot", 10),
+    )
+}
+MAX_ACTIONS = 396
+"""A clip has one frame more than actions, and 397 are the most that Cosmos3 makes."""
+ACTION_SIZES = {"256": Size(320, 192), "480": Size(832, 480), "704": Size(1280, 704), "720": Size(1280, 720)}
+CONTROLS: dict[str, ControlKind] = {"edge": "edge", "blur": "vis", "depth": "depth", "seg": "seg", "wsm": "wsm"}
+"""The wire's names of controls, to a request's."""
+DERIVED = ("edge", "blur")
+_REFERENCE = {
+    "text2image": None,
+    "text2video": None,
+    "image2video": "a picture",
+    "video2video": "a clip",
+    "forward_dynamics": "a picture",
+    "policy": "a picture",
+    "inverse_dynamics": "a clip",
+}
+"""What `input_reference` holds."""
+MAX_STATE_CHARACTERS = 100_000
+
+
+class ControlParams(WireModel):
+    """A control whose clip the client has."""
+
+    video: str | None = Field(None, description="URL, data URL or base64 of the control clip.")
+    control_weight: float = Field(1.0, ge=0, description="Weights of more than 1 in sum are scaled to 1.")
+
+
+class EdgeParams(ControlParams):
+    """Edges: a clip of them, or how strong one must be to count in those of `input_reference`."""
+
+    preset_edge_threshold: Literal["very_low", "low", "medium", "high", "very_high"] | None = None
+
+
+class BlurParams(ControlParams):
+    """A blurred picture: a clip of it, or how blurred that of `input_reference` is."""
+
+    preset_blur_strength: Literal["none", "very_low", "low", "medium", "high", "very_high"] | None = None
 
 
 class Transfer(WireModel):
-    """What the result follows in structure; at least one control."""
+    """What the result follows in structure, at least one control, and how it is made in chunks."""
 
-    edge: EdgeParams | None = None
+    edge: EdgeParams | None = Field(None, description="An object, or true for edges of input_reference.")
+    blur: BlurParams | None = Field(None, description="An object, or true for a blurred input_reference.")
     depth: ControlParams | None = None
     seg: ControlParams | None = None
-    vis: VisParams | None = None
+    wsm: ControlParams | None = None
+    control_guidance: float | None = Field(None, ge=0, le=10)
+    num_video_frames_per_chunk: int | None = Field(None, ge=1)
+    num_conditional_frames: int | None = Field(None, ge=0)
+    num_first_chunk_conditional_frames: int | None = Field(None, ge=0)
+
+    @field_validator("edge", "blur", mode="before")
+    @classmethod
+    def _derived(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @property
+    def given(self) -> dict[str, ControlParams]:
+        """The controls by their names here."""
+        return {name: params for name in CONTROLS if (params := getattr(self, name)) is not None}
+
+
+class ActionParams(WireModel):
+    """Whose actions, and for forward dynamics the actions themselves."""
+
+    domain_name: Literal["av", "umi", "bridge_orig_lerobot", "droid_lerobot"] | None = None
+    domain_id: int | None = Field(None, description="The domain by number: 1, 6, 7 or 8. Not known to the NIM.")
+    action_chunk_size: int = Field(ge=4, le=MAX_ACTIONS, description="A multiple of 4; frames are one more.")
+    action: list[list[float]] | None = Field(
+        None, max_length=MAX_ACTIONS, description="One row of numbers per step, for forward dynamics."
+    )
+    raw_action_dim: int | None = Field(None, description="Numbers per action; only the domain's own is accepted.")
+    action_space: Literal["joint_pos", "midtrain"] = "joint_pos"
+    image_size: Literal["256", "480", "704", "720"] = "480"
+    action_fps: float | None = Field(None, ge=1, le=60)
+    history_length: int | None = Field(None, ge=1)
+    use_state: bool | None = None
+    observation: dict[str, Any] | None = None
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _key(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Cosmos3Body(DialectBody):
@@ -53,8 +144,8 @@ class Cosmos3Body(DialectBody):
     dialect: ClassVar[str] = "cosmos3"
 
     model_mode: ModelMode
-    prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)
-    negative_prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)
+    prompt: str | None = text("What to show; required for text2image and text2video.")
+    negative_prompt: str | None = text("What the picture should not be.")
     input_reference: str | None = Field(None, description="URL, data URL or base64 of the picture or clip.")
     seed: int | None = Field(None, ge=0, description="null draws one.")
     guidance_scale: float | None = Field(None, ge=1, le=7)
@@ -63,35 +154,58 @@ class Cosmos3Body(DialectBody):
     resolution: str | None = Field(None, description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
     num_frames: int | None = Field(None, description="Any number from 25 to the tier's most; 1 for text2image.")
     fps: float | None = Field(None, ge=1, le=60)
-    condition_frame_indexes_vision: list[int] | None = Field(None, description="Latent frames, from 0: [0, 1].")
+    condition_frame_indexes_vision: list[int] | None = Field(
+        None, max_length=MAX_INDEXES, description="Latent frames of the result that are given: [0, 1]."
+    )
     condition_video_keep: Literal["first", "last"] | None = None
     transfer: Transfer | None = None
     action_params: ActionParams | None = None
 
 
+def usual_of(wire: Cosmos3Body) -> Usual:
+    """What the NIM uses where a body of this mode does not say."""
+    if wire.model_mode == "text2image":
+        return Usual(guidance_scale=4, steps=50, flow_shift=3, frames=1, fps=24, negative_prompt="")
+    video = Usual(
+        guidance_scale=6, steps=35, flow_shift=10, frames=189, fps=24, negative_prompt=DEFAULT_NEGATIVE_PROMPT
+    )
+    if wire.model_mode in ACTION_MODES:
+        return Usual(guidance_scale=1, steps=30, flow_shift=10, fps=10, negative_prompt=video.negative_prompt)
+    if wire.transfer is None:
+        return video
+    kinds = [*wire.transfer.given]
+    only_maps = kinds == ["wsm"]
+    return Usual(
+        guidance_scale=1 if only_maps else 3,
+        steps=50,
+        flow_shift=10,
+        frames=101 if only_maps else 121,
+        fps=10 if only_maps else 30,
+        negative_prompt=video.negative_prompt,
+        control_guidance=3.0 if only_maps else 2.0 if kinds == ["seg"] else 1.5,
+        chunk_frames=101 if only_maps else 93,
+    )
+
+
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded body to the request it describes."""
     wire = validate(body, Cosmos3Body)
+    still, mode = wire.model_mode == "text2image", wire.model_mode
     reference = (wire.input_reference or "").strip() or None
-    usual = defaults_of(wire.model_mode, transfer=wire.transfer is not None)
-    resolution = wire.resolution or usual.resolution
-    problems = list(
-        mode_problems(
-            wire.model_mode,
-            has_reference=reference is not None,
-            has_prompt=bool((wire.prompt or "").strip()),
-            frames=wire.num_frames,
-            resolution=resolution,
-        )
-    )
-    problems += _problems(wire, reference)
+    resolution = wire.resolution or ("720_1_1" if still else "720")
+    problems = [*_mode_problems(wire, reference, resolution)]
+    if wire.transfer is not None and mode == "video2video":
+        problems += _transfer_problems(wire.transfer, wire, reference)
+    if wire.action_params is not None and mode in ACTION_MODES:
+        problems += _action_problems(wire.action_params, mode)
     if problems:
         raise InvalidRequestError(*problems)
-    size = size_of(resolution, COSMOS3)
-    action = _action(wire)
-    takes_video = wire.model_mode in ("video2video", "inverse_dynamics")
-    still = wire.model_mode == "text2image"
-    return GenerationRequest(
+    action = None if wire.action_params is None else _action(wire.action_params)
+    size = size_of(resolution, COSMOS3_SIZES)
+    if wire.action_params is not None:
+        size = ACTION_SIZES[wire.action_params.image_size]
+    takes_video = _REFERENCE[mode] == "a clip"
+    request = GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
         image=None if takes_video else reference,
@@ -104,28 +218,196 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         height=size.height,
         frames=1 if still else wire.num_frames,
         fps=wire.fps,
-        conditioning_frames=_conditioning_frames(wire.condition_frame_indexes_vision),
+        conditioning_indexes=None
+        if wire.condition_frame_indexes_vision is None
+        else tuple(sorted(set(wire.condition_frame_indexes_vision))),
         keep=wire.condition_video_keep or "first",
         output=Output(container="jpeg" if still else "mp4", quality=settings.video_quality),
-        task=ACTION_MODES.get(wire.model_mode),
-        controls=_controls(wire),
+        task=ACTION_MODES.get(mode),
         action=action,
         fit=True,
         model=wire.model,
-        usual=Usual(
-            guidance_scale=usual.guidance_scale,
-            steps=usual.steps,
-            flow_shift=usual.flow_shift,
-            frames=usual.frames,
-            fps=usual.fps,
-            negative_prompt="" if still else DEFAULT_NEGATIVE_PROMPT,
+        usual=usual_of(wire),
+    )
+    return request if wire.transfer is None else _followed(request, wire.transfer)
+
+
+def _followed(request: GenerationRequest, transfer: Transfer) -> GenerationRequest:
+    """The request with what `transfer` says."""
+    return replace(
+        request,
+        task="transfer",
+        controls=scaled(
+            [
+                Control(CONTROLS[name], params.control_weight, params.video, _preset(params))
+                for name, params in transfer.given.items()
+            ]
         ),
+        control_guidance=transfer.control_guidance,
+        chunk_frames=transfer.num_video_frames_per_chunk,
+        conditioning_frames=transfer.num_conditional_frames,
+        first_conditioning_frames=transfer.num_first_chunk_conditional_frames,
     )
 
 
-def recognises(body: Mapping[str, Any]) -> bool:
-    """`model_mode`, or a field that only it has: then the answer is that `model_mode` is missing."""
-    return "model_mode" in body or ("video_params" not in body and not body.keys().isdisjoint(_MARKS))
+def _mode_problems(wire: Cosmos3Body, reference: str | None, resolution: str) -> Iterator[Problem]:
+    """What the mode does not take, or misses."""
+    mode, wanted = wire.model_mode, _REFERENCE[wire.model_mode]
+    if wanted is None and reference is not None:
+        yield Problem("input_reference", f"given for {mode}", f"no value: {mode} starts from text alone")
+    if wanted is not None and reference is None and wire.transfer is None:
+        yield Problem("input_reference", None, f"{wanted} for {mode} (base64, data URL or URL)")
+    if mode in ("text2image", "text2video") and not (wire.prompt or "").strip():
+        yield Problem("prompt", wire.prompt, f"a text for {mode}")
+    if mode in ACTION_MODES:
+        yield from _not_for_actions(wire)
+    elif resolution not in COSMOS3_SIZES:
+        yield Problem("resolution", resolution, f"one of {', '.join(COSMOS3_SIZES)}")
+    elif mode == "text2image":
+        if wire.num_frames not in (None, 1):
+            yield Problem("num_frames", wire.num_frames, "1 for text2image")
+    elif wire.num_frames is not None and not MIN_FRAMES <= wire.num_frames <= MAX_FRAMES[tier_of(resolution)]:
+        accepted = f"an integer from {MIN_FRAMES} to {MAX_FRAMES[tier_of(resolution)]} at resolution {resolution}"
+        yield Problem("num_frames", wire.num_frames, accepted)
+    for name in ("condition_frame_indexes_vision", "condition_video_keep"):
+        if getattr(wire, name) is not None and (mode != "video2video" or wire.transfer is not None):
+            yield Problem(name, f"given for {mode}", "no value unless model_mode is video2video, without transfer")
+    indexes = wire.condition_frame_indexes_vision
+    if indexes is not None and (not indexes or min(indexes) < 0):
+        yield Problem("condition_frame_indexes_vision", indexes, "numbers of latent frames from 0 on, such as [0, 1]")
+    if wire.transfer is not None and mode != "video2video":
+        yield Problem("transfer", f"given for {mode}", "no value unless model_mode is video2video")
+    if wire.action_params is not None and mode not in ACTION_MODES:
+        yield Problem("action_params", f"given for {mode}", f"no value unless model_mode is {', '.join(ACTION_MODES)}")
+    if wire.action_params is None and mode in ACTION_MODES:
+        yield Problem("action_params", None, f"an object with domain_name and action_chunk_size for {mode}")
+
+
+def _not_for_actions(wire: Cosmos3Body) -> Iterator[Problem]:
+    if wire.resolution is not None:
+        yield Problem("resolution", wire.resolution, "no value for actions: action_params.image_size says it")
+    if wire.num_frames is not None:
+        accepted = "no value for actions: it is action_chunk_size + 1"
+        if wire.action_params is not None:
+            accepted += f" = {wire.action_params.action_chunk_size + 1}"
+        yield Problem("num_frames", wire.num_frames, accepted)
+
+
+def _transfer_problems(transfer: Transfer, wire: Cosmos3Body, reference: str | None) -> Iterator[Problem]:
+    if not transfer.given:
+        yield Problem("transfer", {}, f"an object with at least one of {', '.join(CONTROLS)}")
+    for name, params in transfer.given.items():
+        has_video = bool((params.video or "").strip())
+        preset = "preset_edge_threshold" if name == "edge" else "preset_blur_strength"
+        if has_video and getattr(params, preset, None) is not None:
+            accepted = "no value beside video: a preset is for what is derived from input_reference"
+            yield Problem(f"transfer.{name}.{preset}", getattr(params, preset), accepted)
+        if not has_video and name not in DERIVED:
+            yield Problem(f"transfer.{name}.video", params.video, f"a clip: {name} is not derived from input_reference")
+        elif not has_video and reference is None:
+            accepted = f"a clip to derive {name} from, unless transfer.{name}.video is given"
+            yield Problem("input_reference", None, accepted)
+    chunk, first = transfer.num_video_frames_per_chunk, transfer.num_first_chunk_conditional_frames or 0
+    chunk = chunk or (101 if [*transfer.given] == ["wsm"] else 93)
+    if (transfer.num_conditional_frames or 0) >= chunk:
+        accepted = f"less than num_video_frames_per_chunk, {chunk}"
+        yield Problem("transfer.num_conditional_frames", transfer.num_conditional_frames, accepted)
+    most = min(chunk, wire.num_frames or chunk)
+    if first > most:
+        yield Problem("transfer.num_first_chunk_conditional_frames", first, f"at most {most}")
+    if first and reference is None:
+        accepted = "0 unless input_reference is given"
+        yield Problem("transfer.num_first_chunk_conditional_frames", first, accepted)
+
+
+def _action_problems(params: ActionParams, mode: str) -> Iterator[Problem]:
+    named = ", ".join(f"{domain.name} ({domain.id})" for domain in DOMAINS.values())
+    domain = _domain(params)
+    if domain is None:
+        name = "domain_name" if params.domain_id is None else "domain_id"
+        yield Problem(f"action_params.{name}", getattr(params, name), f"one of {named}")
+        return
+    if params.domain_id not in (None, domain.id):
+        yield Problem("action_params.domain_id", params.domain_id, f"{domain.id}, the number of {domain.name}")
+    steps, rows = params.action_chunk_size, params.action
+    if steps % 4:
+        accepted = f"a multiple of 4 from 4 to {MAX_ACTIONS}"
+        yield Problem("action_params.action_chunk_size", steps, accepted)
+    if rows is None and mode == "forward_dynamics":
+        yield Problem("action_params.action", None, "one row of numbers per step for forward_dynamics")
+    if rows is not None and mode != "forward_dynamics":
+        yield Problem("action_params.action", f"{len(rows)} rows", f"no value: {mode} answers with them")
+    if rows is not None and len(rows) != steps:
+        yield Problem("action_params.action", f"{len(rows)} rows", f"{steps} rows, the action_chunk_size")
+    if rows is not None and any(len(row) != domain.width for row in rows):
+        widths = ", ".join(str(width) for width in sorted({len(row) for row in rows}))
+        accepted = f"rows of {domain.width} numbers for {domain.name}"
+        yield Problem("action_params.action", f"rows of {widths} numbers", accepted)
+    if params.raw_action_dim not in (None, domain.width):
+        yield Problem("action_params.raw_action_dim", params.raw_action_dim, f"{domain.width} for {domain.name}")
+    for name in ("history_length", "use_state", "observation"):
+        if getattr(params, name) is not None and mode != "policy":
+            yield Problem(f"action_params.{name}", getattr(params, name), "no value unless model_mode is policy")
+    if params.observation is not None and len(_json(params.observation)) > MAX_STATE_CHARACTERS:
+        accepted = f"at most {MAX_STATE_CHARACTERS} characters of JSON"
+        yield Problem("action_params.observation", f"{len(_json(params.observation))} characters", accepted)
+
+
+def _domain(params: ActionParams) -> ActionDomain | None:
+    if params.domain_name is not None:
+        return DOMAINS[params.domain_name]
+    return next((domain for domain in DOMAINS.values() if domain.id == params.domain_id), None)
+
+
+def _action(params: ActionParams) -> Action:
+    domain = _domain(params)
+    assert domain is not None
+    state = {"history_length": params.history_length, "observation": params.observation}
+    state = {name: value for name, value in state.items() if value is not None}
+    if params.use_state:
+        state["use_state"] = True
+    return Action(
+        domain=domain.id,
+        values=None if params.action is None else tuple(tuple(row) for row in params.action),
+        steps=params.action_chunk_size,
+        fps=params.action_fps,
+        space=params.action_space,
+        state=_json(state) if state else None,
+    )
+
+
+def _preset(params: ControlParams) -> Preset:
+    if isinstance(params, EdgeParams):
+        return params.preset_edge_threshold or "medium"
+    return (params.preset_blur_strength or "medium") if isinstance(params, BlurParams) else "medium"
+
+
+def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
+    """`{"b64_image", "seed"}` for stills; `{"b64_video", "action", "seed"}` for clips, `action` null without one."""
+    if generation.output.container == "jpeg":
+        return clip_answer(request, generation, outcome, {"seed": outcome.seed}, name="b64_image")
+    fields = {"action": action_answer(generation, outcome), "seed": outcome.seed}
+    return clip_answer(request, generation, outcome, fields, name="b64_video")
+
+
+def action_answer(generation: GenerationRequest, outcome: Outcome) -> dict[str, Any] | None:
+    """The predicted actions as clients read them; None where the model predicted none."""
+    if generation.action is None or outcome.action is None:
+        return None
+    rows = [list(row) for row in outcome.action]
+    width = len(rows[0]) if rows else 0
+    return {
+        "data": rows,
+        "shape": [len(rows), width],
+        "dtype": "float32",
+        "raw_action_dim": width,
+        "action_mode": generation.mode,
+        "domain_id": generation.action.domain,
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 _MARKS = frozenset(
@@ -142,69 +424,40 @@ _MARKS = frozenset(
 )
 
 
-def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """`{"b64_image", "seed"}` for stills; `{"b64_video", "action", "seed"}` for clips, `action` null without one."""
-    if generation.output.container == "jpeg":
-        return clip_answer(request, generation, outcome, {"seed": outcome.seed}, name="b64_image")
-    fields = {"action": action_answer(generation, outcome), "seed": outcome.seed}
-    return clip_answer(request, generation, outcome, fields, name="b64_video")
+def recognises(body: Mapping[str, Any]) -> bool:
+    """`model_mode`, or a field that only it has: then the answer is that `model_mode` is missing."""
+    if "model_mode" in body:
+        return True
+    # With a width or a height the body is Predict1's, written flat.
+    return body.keys().isdisjoint({"video_params", "width", "height"}) and not body.keys().isdisjoint(_MARKS)
 
 
-def _problems(wire: Cosmos3Body, reference: str | None) -> Iterator[Problem]:
-    """Fields that belong to another mode, and what `transfer` and the conditions leave out."""
-    mode = wire.model_mode
-    if mode != "video2video":
-        for name in ("condition_frame_indexes_vision", "condition_video_keep", "transfer"):
-            if getattr(wire, name) is not None:
-                yield Problem(name, f"given for {mode}", "no value unless model_mode is video2video")
-    indexes = wire.condition_frame_indexes_vision
-    if indexes is not None and (not indexes or indexes != list(range(len(indexes)))):
-        yield Problem("condition_frame_indexes_vision", indexes, "latent frames without a gap from 0, such as [0, 1]")
-    if wire.transfer is not None and mode == "video2video" and reference is None:
-        given = [kind for kind in CONTROL_KINDS if getattr(wire.transfer, kind, None) is not None]
-        missing = [kind for kind in given if getattr(wire.transfer, kind).control is None]
-        if missing or not given:
-            yield Problem("input_reference", None, "a clip, unless every control of transfer comes with its own")
-    elif mode == "video2video" and reference is None:
-        yield Problem("input_reference", None, "a clip to continue (base64, data URL or URL)")
-    if wire.action_params is not None and mode not in ACTION_MODES:
-        yield Problem("action_params", f"given for {mode}", f"no value unless model_mode is {', '.join(ACTION_MODES)}")
-    if wire.action_params is None and mode in ACTION_MODES:
-        yield Problem("action_params", None, f"an object with domain_name or domain_id for {mode}")
-
-
-def _action(wire: Cosmos3Body) -> Action | None:
-    if wire.action_params is None:
-        return None
-    action = action_of(wire.action_params, wire.model_mode)
-    if wire.num_frames not in (None, action.steps + 1):
-        raise InvalidRequestError(Problem("num_frames", wire.num_frames, f"{action.steps + 1}: one more than actions"))
-    return action
-
-
-def _controls(wire: Cosmos3Body) -> tuple[Control, ...]:
-    if wire.transfer is None:
-        return ()
-    given = wire.transfer
-    try:
-        return controls({"edge": given.edge, "depth": given.depth, "seg": given.seg, "vis": given.vis})
-    except InvalidRequestError as error:
-        masks = {f"{kind}.mask": f"transfer.{kind}.mask" for kind in CONTROL_KINDS}
-        raise error.renamed(WIRE_NAMES | masks) from None
-
-
-def _conditioning_frames(indexes: list[int] | None) -> int | None:
-    # The usual two latent frames are the most that the models take, however many frames that is for them.
-    if indexes is None or tuple(indexes) == USUAL_CONDITION:
-        return None
-    return 1 + LATENT_FRAMES * (len(indexes) - 1)
-
-
-DIALECT = Dialect(
+COSMOS3 = Dialect(
     name=Cosmos3Body.dialect,
     parse=parse,
     recognises=recognises,
     answer=answer,
     body=Cosmos3Body,
-    wire_names=WIRE_NAMES,
+    wire_names={
+        "mode": "model_mode",
+        "mode=text2world": "text2video",
+        "mode=image2world": "image2video",
+        "mode=video2world": "video2video",
+        "field=transfer": "transfer",
+        "image": "input_reference",
+        "video": "input_reference",
+        "steps": "num_inference_steps",
+        "frames": "num_frames",
+        "size": "resolution",
+        "conditioning_frames": "transfer.num_conditional_frames",
+        "conditioning_indexes": "condition_frame_indexes_vision",
+        "control_guidance": "transfer.control_guidance",
+        "chunk_frames": "transfer.num_video_frames_per_chunk",
+        "first_conditioning_frames": "transfer.num_first_chunk_conditional_frames",
+        "controls": "transfer",
+        "action.domain": "action_params.domain_name",
+        "action.values": "action_params.action",
+        **{f"controls.{kind}.weight": f"transfer.{name}.control_weight" for name, kind in CONTROLS.items()},
+        **{f"controls.{kind}.source": f"transfer.{name}.video" for name, kind in CONTROLS.items()},
+    },
 )

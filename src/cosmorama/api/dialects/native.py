@@ -5,97 +5,45 @@ A job is sent in it with `dialect` set to "cosmorama"; it is never guessed from 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
 
-from fastapi import Request, Response
-from pydantic import Field
+from pydantic import create_model
 
-from cosmorama.api.body import WireModel, validate
-from cosmorama.api.clips import ClipFile
-from cosmorama.api.dialects.base import Dialect
-from cosmorama.engine.outcome import Outcome
-from cosmorama.media.write import mime_type
-from cosmorama.request import (
-    Action,
-    Adapter,
-    Control,
-    GenerationRequest,
-    Mode,
-    Output,
-    Solver,
-)
+from cosmorama.api.dialects.base import Dialect, file_answer
+from cosmorama.api.dialects.wire import WireModel, validate
+from cosmorama.request import Action, Adapter, Control, GenerationRequest, MediaSource, Output
 from cosmorama.settings import Settings
 
 NAME = "cosmorama"
-Preset = Literal["very_low", "low", "medium", "high", "very_high"]
+_INTERNAL = frozenset({"usual", "warnings"})
+"""Fields that a server fills in."""
 
 
-class OutputBody(WireModel):
-    """How the result is written."""
-
-    container: Literal["mp4", "webm", "gif", "png", "jpeg"] = "mp4"
-    codec: Literal["h264", "vp9", "av1"] | None = None
-    quality: int | None = Field(None, description="1 (small) to 9 (best); null: the server's choice.")
-
-
-class ControlBody(WireModel):
-    """A clip that the result follows."""
-
-    kind: Literal["edge", "depth", "seg", "vis"]
-    weight: float = 1.0
-    source: str | None = Field(None, description="URL, data URL or base64; null computes it from `video`.")
-    preset: Preset = "medium"
+def _body_of(kind: type, name: str, **special: Any) -> type[WireModel]:
+    """A wire model with the fields of a dataclass: media as texts, tuples as arrays."""
+    hints, made = get_type_hints(kind), {}
+    for field in fields(kind):
+        hint = special.get(field.name, str | None if hints[field.name] == MediaSource | None else hints[field.name])
+        default = ... if field.default is MISSING else None if field.name in special else field.default
+        if field.name not in _INTERNAL:
+            made[field.name] = (hint, default)
+    return create_model(name, __base__=WireModel, __doc__=kind.__doc__, **made)  # type: ignore[call-overload, no-any-return]
 
 
-class ActionBody(WireModel):
-    """What a robot does, or is to find out."""
-
-    domain: int
-    values: list[list[float]] | None = None
-    steps: int = 16
-
-
-class AdapterBody(WireModel):
-    """A LoRA adapter."""
-
-    name: str
-    scale: float = 1.0
-
-
-class NativeBody(WireModel):
-    """The fields of a generation request; every one may be left out."""
-
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    prompt_upsampling: bool | None = None
-    image: str | None = Field(None, description="URL, data URL or base64.")
-    video: str | None = Field(None, description="URL, data URL or base64.")
-    seed: int | None = None
-    guidance_scale: float | None = None
-    steps: int | None = None
-    width: int | None = None
-    height: int | None = None
-    frames: int | None = None
-    seconds: float | None = None
-    fps: float | None = None
-    solver: Solver | None = None
-    guidance_interval: list[float] = Field([0.0, 1.0], min_length=2, max_length=2)
-    guidance_rescale: float = 0.0
-    conditioning_frames: int | None = None
-    output: OutputBody = OutputBody()
-    task: Mode | None = None
-    keep: Literal["first", "last"] = "last"
-    flow_shift: float | None = None
-    reuse: float | None = None
-    vae_tiling: int | None = None
-    controls: list[ControlBody] = Field(default_factory=list)
-    action: ActionBody | None = None
-    adapters: list[AdapterBody] = Field(default_factory=list)
-    model: str | None = None
-    fit: bool = False
-
-
-_REBUILT = {"guidance_interval", "output", "controls", "action", "adapters"}
+_numbers = list[float]
+OutputBody = _body_of(Output, "OutputBody", quality=int | None)
+NativeBody = _body_of(
+    GenerationRequest,
+    "NativeBody",
+    guidance_interval=_numbers | None,
+    conditioning_indexes=list[int] | None,
+    output=OutputBody | None,
+    controls=list[_body_of(Control, "ControlBody")] | None,  # type: ignore[misc]
+    action=_body_of(Action, "ActionBody", values=list[_numbers] | None) | None,
+    adapters=list[_body_of(Adapter, "AdapterBody")] | None,  # type: ignore[misc]
+)
+"""The fields of a generation request; every one may be left out."""
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
@@ -104,31 +52,34 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     Raises:
         WireError: naming every field that is wrong.
     """
-    return to_request(validate(body, NativeBody), quality=settings.video_quality)
+    return to_request(body, quality=settings.video_quality)
 
 
-def to_request(body: NativeBody, *, quality: int) -> GenerationRequest:
-    """The request that a body describes; `quality` is used where it does not say."""
-    start, end = body.guidance_interval
-    output = body.output
-    return GenerationRequest(
-        **body.model_dump(exclude=_REBUILT),
-        guidance_interval=(start, end),
-        output=Output(output.container, output.codec, quality if output.quality is None else output.quality),
-        controls=tuple(Control(c.kind, c.weight, c.source, c.preset) for c in body.controls),
-        action=None if body.action is None else _action(body.action),
-        adapters=tuple(Adapter(adapter.name, adapter.scale) for adapter in body.adapters),
-    )
+def to_request(body: dict[str, Any], *, quality: int) -> GenerationRequest:
+    """The request that a body describes; `quality` is used where it does not say.
+
+    Raises:
+        WireError: naming every field that is wrong.
+    """
+    given = validate(body, NativeBody).model_dump(exclude_unset=True, exclude_none=True)
+    for name, kind in (("controls", Control), ("adapters", Adapter)):
+        if name in given:
+            given[name] = tuple(kind(**each) for each in given[name])
+    if (action := given.get("action")) is not None:
+        values = action.get("values")
+        given["action"] = Action(**action | {"values": None if values is None else tuple(map(tuple, values))})
+    for name, length in (("guidance_interval", 2), ("conditioning_indexes", None)):
+        if name in given:
+            given[name] = tuple(given[name])
+            if length is not None and len(given[name]) != length:
+                raise _wrong(name, list(given[name]), "two fractions of the steps")
+    return GenerationRequest(**given | {"output": Output(**{"quality": quality} | given.get("output", {}))})
 
 
-def _action(body: ActionBody) -> Action:
-    values = None if body.values is None else tuple(tuple(row) for row in body.values)
-    return Action(body.domain, values, body.steps)
+def _wrong(name: str, value: object, accepted: str) -> Exception:
+    from cosmorama.errors import InvalidRequestError, Problem
+
+    return InvalidRequestError(Problem(name, value, accepted))
 
 
-def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """The file itself."""
-    return ClipFile(outcome, mime_type(generation.output))
-
-
-DIALECT = Dialect(name=NAME, parse=parse, recognises=lambda body: False, answer=answer, body=NativeBody)
+DIALECT = Dialect(name=NAME, parse=parse, recognises=lambda body: False, answer=file_answer, body=NativeBody)

@@ -7,27 +7,26 @@ the official client sends with `extra_body`. Any size is made: at the model's ne
 from __future__ import annotations
 
 import binascii
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from fastapi import Request, Response
 from pydantic import Field, ValidationError, field_validator
 
-from cosmorama.api.body import DialectBody, WireModel, validate, wire_error
-from cosmorama.api.clips import ClipFile
-from cosmorama.api.dialects.base import Dialect
-from cosmorama.engine.outcome import Outcome
+from cosmorama.api.dialects.base import BY_INPUT, Dialect, file_answer
+from cosmorama.api.dialects.wire import DialectBody, WireModel, validate, wire_error
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
 from cosmorama.jobs.model import Job, State
 from cosmorama.media.sniff import sniff
-from cosmorama.media.write import mime_type
 from cosmorama.progress import Progress
 from cosmorama.request import (
     MAX_SEED,
+    PROMPT_MAX_CHARACTERS,
+    Adapter,
     GenerationRequest,
     MediaSource,
     Output,
@@ -42,7 +41,34 @@ DEFAULT_SECONDS = 4.0
 DEFAULT_SIZE = "720x1280"
 REMIXED_FROM = "remixed_from_video_id"
 """The label of a job that is a remix."""
-WIRE_NAMES = {"frames": "frames (seconds x fps)", "image": "input_reference", "video": "input_reference"}
+WIRE_NAMES = {
+    **BY_INPUT,
+    "field=image2world": "input_reference",
+    "field=video2world": "input_reference",
+    "image": "input_reference",
+    "video": "input_reference",
+    "adapters": "lora",
+}
+QUALITIES = {"auto": None, "standard": None, "low": 3, "medium": 5, "high": 8, "hd": 8}
+"""OpenAI's words for it, to this server's numbers."""
+_CARRIERS = ("extra_params", "extra_body")
+_OBJECTS = (*_CARRIERS, "lora", "video_params", "input_reference", "image_reference")
+_UNUSED = (
+    "user",
+    "guidance_scale_2",
+    "true_cfg_scale",
+    "boundary_ratio",
+    "generate_sound",
+    "generator_device",
+    "enable_teacache",
+    "enable_frame_interpolation",
+    "output_compression",
+    "output_path",
+    "guardrails",
+    "max_sequence_length",
+)
+"""What clients of other servers send and nothing here follows from."""
+_MOST_WARNINGS = 16
 _CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
 _STATUS: dict[State, str] = {
     "queued": "queued",
@@ -65,16 +91,33 @@ class Reference(WireModel):
     file_id: str | None = Field(None, description="Not supported: null. There is no file storage here.")
 
 
+class VideoParams(WireModel):
+    """Size and timing, as some servers have them in an object of their own."""
+
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+
+
 class VideoBody(DialectBody):
-    """What a client of OpenAI's Videos API sends, and the sampling knobs."""
+    """What a client of OpenAI's Videos API sends, and what clients of SGLang and vLLM-Omni send besides."""
 
     dialect: ClassVar[str] = NAME
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_frames": "frames",
+        "num_inference_steps": "steps",
+        "num_outputs_per_prompt": "n",
+        "image_reference": "input_reference",
+    }
 
-    prompt: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
     seconds: str | None = Field(None, description="Length of the clip; a number is taken too.")
-    size: str = Field(DEFAULT_SIZE, description="Width x height in pixels, both even.")
+    size: str | None = Field(None, description="Width x height in pixels, both even.")
+    width: int | None = Field(None, ge=1, description="With the height, instead of size.")
+    height: int | None = Field(None, ge=1, description="With the width, instead of size.")
     input_reference: Reference | None = Field(None, description="A picture to start from, or a clip to continue.")
-    negative_prompt: str | None = None
+    negative_prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)
     prompt_upsampling: bool | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     steps: int | None = None
@@ -86,6 +129,11 @@ class VideoBody(DialectBody):
     conditioning_frames: int | None = None
     flow_shift: float | None = None
     quality: int | None = Field(None, ge=1, le=9)
+    n: int = Field(1, ge=1, le=1, description="One video is made per request.")
+    lora: dict[str, Any] | None = Field(None, description="Name and scale of an adapter that the server has loaded.")
+    video_params: VideoParams | None = Field(None, description="Width, height, num_frames and fps in one object.")
+    extra_params: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
+    extra_body: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
 
     @field_validator("seconds", mode="before")
     @classmethod
@@ -97,22 +145,41 @@ class VideoBody(DialectBody):
     def _as_object(cls, value: Any) -> Any:
         return {"url": value} if isinstance(value, str) else value
 
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _as_number(cls, value: Any) -> Any:
+        return QUALITIES.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
 
 class RemixBody(WireModel):
     """What a client sends to make a video again with another prompt."""
 
-    prompt: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
+
+
+class ExtendBody(VideoBody):
+    """What a client sends to go on with a video: the video's own prompt and settings where it does not say."""
+
+    prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)  # type: ignore[assignment]
+    video: dict[str, Any] | None = Field(None, description="The id of the video, where the path does not name it.")
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded JSON body to the request it describes."""
-    return _to_request(validate(body, VideoBody), None, settings)
+    given, warnings = _spread(body)
+    return _to_request(validate(given, VideoBody), None, settings, warnings)
 
 
 def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settings) -> GenerationRequest:
     """The fields of a form, all of them texts, and the upload `input_reference`, to the request they describe.
 
-    Fields of an object come as `input_reference[image_url]`.
+    Fields of an object come as `input_reference[image_url]`, or as the object's JSON. An empty text and "null" are
+    fields that a form was not filled in with.
 
     Raises:
         WireError: naming every field that is wrong.
@@ -120,18 +187,58 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
     body: dict[str, Any] = {}
     for name, text in fields.items():
         outer, bracket, inner = name.partition("[")
-        parts = body.setdefault(outer, {}) if bracket else None
-        if isinstance(parts, dict):
-            parts[inner.removesuffix("]")] = text
-        elif text:  # an empty field is one that a form was not filled in with
-            body[name] = text
-    if upload is not None and "input_reference" in body:
+        if not text or (text == "null" and name != "prompt"):
+            continue
+        if bracket:
+            parts = body.setdefault(outer, {})
+            if isinstance(parts, dict):
+                parts[inner.removesuffix("]")] = text
+        else:
+            body[name] = _object(text) if outer in _OBJECTS and text.lstrip().startswith("{") else text
+    given, warnings = _spread(body)
+    if upload is not None and "input_reference" in given:
         raise InvalidRequestError(Problem("input_reference", "an upload and a value", "one of the two"))
     try:
-        wire = VideoBody.model_validate_strings(body, strict=False)
+        wire = VideoBody.model_validate(given, strict=False)
     except ValidationError as error:
-        raise wire_error(error, VideoBody) from None
-    return _to_request(wire, upload, settings)
+        raise wire_error(error, VideoBody, given) from None
+    return _to_request(wire, upload, settings, warnings)
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The body with what stands in its objects of extra fields, and what of all that is not used here."""
+    given = {name: value for name, value in body.items() if value is not None and name not in _CARRIERS}
+    warnings = [f"{name} was not used" for name in _UNUSED if given.pop(name, None) not in (None, False, "false")]
+    for carrier in _CARRIERS:
+        inner = body.get(carrier)
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping):
+            given[carrier] = inner  # which is told to be no object
+            continue
+        for name, value in inner.items():
+            known = VideoBody.aliases.get(name, name) in VideoBody.model_fields and name not in _CARRIERS
+            if value is None:
+                continue
+            if known:
+                given.setdefault(name, value)
+            else:
+                warnings.append(f"{carrier}.{str(name)[:64]} was not used")
+    params = given.pop("video_params", None) if isinstance(given.get("video_params"), Mapping) else None
+    for name, value in (params or {}).items():
+        if name in VideoParams.model_fields:
+            if value is not None:
+                given.setdefault(name, value)
+        else:
+            warnings.append(f"video_params.{str(name)[:64]} was not used")
+    return given, warnings[:_MOST_WARNINGS]
 
 
 def remix_of(fields: Mapping[str, str]) -> RemixBody:
@@ -157,6 +264,7 @@ def video_object(job: Job) -> dict[str, Any]:
         "size": str(Size(result.width, result.height)),
         "seed": job.request.seed,
         "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
+        "warnings": list(job.warnings),
         "error": None if error is None else {"code": error.type, "message": error.text},
     }
 
@@ -173,8 +281,10 @@ def percent(progress: Progress, state: State) -> int:
     return low + math.floor((high - low) * progress.step / progress.total)
 
 
-def _to_request(wire: VideoBody, upload: bytes | None, settings: Settings) -> GenerationRequest:
-    size = _size(wire.size)
+def _to_request(
+    wire: VideoBody, upload: bytes | None, settings: Settings, warnings: Sequence[str]
+) -> GenerationRequest:
+    size = size_of(wire)
     media = upload if upload is not None else _reference(wire.input_reference)
     is_clip = media is not None and _is_clip(media, wire.input_reference)
     return GenerationRequest(
@@ -196,17 +306,46 @@ def _to_request(wire: VideoBody, upload: bytes | None, settings: Settings) -> Ge
         conditioning_frames=wire.conditioning_frames,
         flow_shift=wire.flow_shift,
         output=Output(quality=settings.video_quality if wire.quality is None else wire.quality),
+        adapters=adapters_of(wire.lora),
         model=wire.model,
         fit=True,
         usual=Usual(seconds=DEFAULT_SECONDS),
+        warnings=tuple(warnings),
     )
 
 
-def _size(text: str) -> Size:
+def size_of(wire: VideoBody) -> Size:
+    """The size that a body asks for, by its sides or by its text."""
+    if wire.width is not None and wire.height is not None:
+        return Size(wire.width, wire.height)
+    if wire.width is not None or wire.height is not None:
+        raise InvalidRequestError(Problem("width x height", f"{wire.width} x {wire.height}", "both, or neither"))
+    return size_from(wire.size or DEFAULT_SIZE)
+
+
+def size_from(text: str) -> Size:
+    """The size that a text such as 1280x720 stands for.
+
+    Raises:
+        InvalidRequestError: it stands for none.
+    """
     found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     if found is None:
         raise InvalidRequestError(Problem("size", text, "width x height in pixels, such as 1280x720"))
     return Size(int(found[1]), int(found[2]))
+
+
+def adapters_of(lora: Mapping[str, Any] | None) -> tuple[Adapter, ...]:
+    """The adapter that a `lora` object names; some clients send a path, whose last part is then the name."""
+    if lora is None:
+        return ()
+    name = lora.get("name") or lora.get("lora_name") or lora.get("path") or lora.get("lora_path")
+    scale = lora.get("scale", lora.get("lora_scale", 1.0))
+    if not isinstance(name, str) or isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise InvalidRequestError(
+            Problem("lora", dict(lora), "an object with the name of a loaded adapter, and a scale")
+        )
+    return (Adapter(name.rstrip("/").rpartition("/")[2], float(scale)),)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -261,16 +400,11 @@ def _path_of(url: str) -> str:
         return ""
 
 
-def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """The file itself."""
-    return ClipFile(outcome, mime_type(generation.output))
-
-
 DIALECT = Dialect(
     name=NAME,
     parse=parse,
     recognises=lambda body: False,
-    answer=answer,
+    answer=file_answer,
     body=VideoBody,
     wire_names=WIRE_NAMES,
 )

@@ -64,6 +64,8 @@ def _guidance(points: list[list[float]]) -> GuidanceMap:
 def _capabilities(values: dict[str, Any]) -> Capabilities:
     return Capabilities(
         model=values["name"],
+        prompt_words=None,  # it reads the words that it knows, and says so where it knows none
+        ignores=("flow_shift",),
         sizes=tuple(Size(width, height) for width, height in values["sizes"]),
         frames=FrameRule(values["frames"]["multiple"], values["frames"]["max"]),
         fps=Range(*values["fps"]),

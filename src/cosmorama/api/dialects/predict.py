@@ -1,0 +1,377 @@
+"""The formats of the Predict models on `POST /v1/infer`: Predict1, Predict2.5 and the Cosmos3 Generator 1.0.
+
+Predict1's fields are those of the Sampling Control page of NIM for Cosmos; beyond it, at the top level, it takes
+`solver`, `guidance_interval`, `guidance_rescale`, `reuse`, `conditioning_frames` and `output`. What a body leaves out
+is the model's own, which for the models of the page is what the page says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from cosmorama.api.dialects.base import BY_INPUT, Dialect, told_answer
+from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.request import (
+    DEFAULT_NEGATIVE_PROMPT,
+    MAX_SEED,
+    PROMPT_MAX_CHARACTERS,
+    PROMPT_MAX_WORDS,
+    GenerationRequest,
+    Output,
+    Size,
+    Usual,
+)
+from cosmorama.settings import Settings
+
+ASPECTS = ("16_9", "1_1", "9_16", "4_3", "3_4")
+Resolutions = Mapping[str, Size]
+"""Resolution keys, a tier (256, 480, 512 or 720) alone or with an aspect ratio, to sizes. A tier alone is 16:9."""
+
+
+def _tier(tier: str, *sizes: tuple[int, int]) -> dict[str, Size]:
+    """Keys of one tier; `sizes` are (width, height) in the order of `ASPECTS`."""
+    named = {f"{tier}_{aspect}": Size(*size) for aspect, size in zip(ASPECTS, sizes, strict=True)}
+    return {tier: named[f"{tier}_16_9"], **named}
+
+
+_LOW = {
+    **_tier("256", (320, 192), (256, 256), (192, 320), (320, 256), (256, 320)),
+    **_tier("480", (832, 480), (640, 640), (480, 832), (736, 544), (544, 736)),
+}
+COSMOS3_SIZES: Resolutions = {
+    **_LOW,
+    **_tier("720", (1280, 720), (960, 960), (720, 1280), (1104, 832), (832, 1104)),
+}
+"""Also the Generator's."""
+PREDICT25_SIZES: Resolutions = {
+    **_LOW,
+    **_tier("512", (640, 384), (512, 512), (384, 640), (640, 512), (512, 640)),
+    **_tier("720", (1280, 704), (960, 960), (704, 1280), (960, 704), (704, 960)),
+}
+"""Tier 720 is the five sizes of the Predict models; Transfer2.5 has the same tiers."""
+MIN_FRAMES = 25
+MAX_FRAMES = {"256": 397, "480": 297, "720": 197}
+"""Of Cosmos3's clips, by tier."""
+
+
+def size_of(key: str, table: Resolutions) -> Size:
+    """The size that a resolution key stands for.
+
+    Raises:
+        InvalidRequestError: the table has no such key.
+    """
+    if key not in table:
+        raise InvalidRequestError(Problem("resolution", key, f"one of {', '.join(table)}"))
+    return table[key]
+
+
+def tier_of(key: str) -> str:
+    """The tier of a key: 720 of `720_16_9`."""
+    return key.partition("_")[0]
+
+
+def text(meaning: str) -> Any:
+    """A text of a body that is left out or as long as any text may be."""
+    return Field(None, max_length=PROMPT_MAX_CHARACTERS, description=meaning)
+
+
+class VideoParams(WireModel):
+    """Resolution and timing of the video; each key may be left out."""
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "frames": "frames_count",
+        "num_frames": "frames_count",
+        "fps": "frames_per_sec",
+    }
+
+    height: int | None = Field(None, description="Pixels; with the width one of the model's sizes.")
+    width: int | None = Field(None, description="Pixels; with the height one of the model's sizes.")
+    frames_count: int | None = Field(None, description="From 1 to the most that the model makes.")
+    frames_per_sec: float | None = Field(None, description="12 to 40.")
+
+
+class OutputParams(WireModel):
+    """How the result is written; what is left out is the server's choice."""
+
+    container: str = "mp4"
+    codec: str | None = None
+    quality: int | None = None
+
+
+class InferBody(DialectBody):
+    """What a client of the Predict1 NIM sends."""
+
+    dialect: ClassVar[str] = "predict1"
+    aliases: ClassVar[Mapping[str, str]] = {"num_inference_steps": "steps", "num_steps": "steps"}
+
+    prompt: str | None = text("Up to 250 words; required unless an image or a video is given.")
+    negative_prompt: str | None = text("Up to 250 words.")
+    prompt_upsampling: bool | None = Field(None, description="Default: true for text, false with an image or a video.")
+    image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
+    video: str | None = Field(None, description="URL, data URL or base64 of a clip to continue.")
+    seed: int | None = Field(None, description="0 to 4294967295; null draws one.")
+    guidance_scale: float | None = Field(None, description="1 to 10.")
+    steps: int | None = Field(None, description="1 to 50.")
+    video_params: VideoParams = VideoParams()
+    solver: str | None = None
+    # Not strict: arrays in JSON are lists, the numbers in it are checked as strictly as all.
+    guidance_interval: tuple[float, float] = Field((0.0, 1.0), strict=False)
+    guidance_rescale: float = 0.0
+    reuse: float | None = Field(None, description="Step reuse, 0 (exact) to 1; null: the server's choice.")
+    conditioning_frames: int | None = None
+    output: OutputParams = OutputParams()
+
+
+_FLAT = {
+    "width": "width",
+    "height": "height",
+    "frames_count": "frames_count",
+    "num_frames": "frames_count",
+    "frames_per_sec": "frames_per_sec",
+    "fps": "frames_per_sec",
+}
+"""Fields of `video_params` that clients of other servers have at the top."""
+
+
+def parse_predict1(body: dict[str, Any], settings: Settings) -> GenerationRequest:
+    """A Predict1 body to the request it describes; whether a model can make it is not decided here."""
+    if not isinstance(body.get("video_params"), dict | None):
+        wire = validate(body, InferBody)
+    else:
+        flat = {name: value for name, value in body.items() if name in _FLAT and value is not None}
+        inner = {**(body.get("video_params") or {}), **{_FLAT[name]: value for name, value in flat.items()}}
+        rest = {name: value for name, value in body.items() if name not in flat}
+        wire = validate(rest | ({"video_params": inner} if inner else {}), InferBody)
+    problems = [
+        Problem(name, f"{words} words", f"at most {PROMPT_MAX_WORDS} words")
+        for name in ("prompt", "negative_prompt")
+        if (words := len((getattr(wire, name) or "").split())) > PROMPT_MAX_WORDS
+    ]
+    if problems:
+        raise InvalidRequestError(*problems)
+    params, output = wire.video_params, wire.output
+    return GenerationRequest(
+        prompt=wire.prompt,
+        negative_prompt=wire.negative_prompt,
+        prompt_upsampling=wire.prompt_upsampling,
+        image=_media(wire.image),
+        video=_media(wire.video),
+        seed=wire.seed,
+        guidance_scale=wire.guidance_scale,
+        steps=wire.steps,
+        width=params.width,
+        height=params.height,
+        frames=params.frames_count,
+        fps=params.frames_per_sec,
+        # These are names that `resolve` checks, with the model's own list in the error.
+        solver=wire.solver,  # type: ignore[arg-type]
+        guidance_interval=wire.guidance_interval,
+        guidance_rescale=wire.guidance_rescale,
+        reuse=wire.reuse,
+        conditioning_frames=wire.conditioning_frames,
+        output=Output(
+            container=output.container,  # type: ignore[arg-type]
+            codec=output.codec,  # type: ignore[arg-type]
+            quality=settings.video_quality if output.quality is None else output.quality,
+        ),
+        fit=settings.size_policy == "fit",
+        model=wire.model,
+    )
+
+
+PREDICT1 = Dialect(
+    name=InferBody.dialect,
+    parse=parse_predict1,
+    recognises=lambda body: True,
+    answer=told_answer,
+    body=InferBody,
+    wire_names={
+        **BY_INPUT,
+        "frames": "video_params.frames_count",
+        "fps": "video_params.frames_per_sec",
+        "size": "video_params.width x video_params.height",
+        "width": "video_params.width",
+        "height": "video_params.height",
+    },
+)
+
+
+class Predict25Body(DialectBody):
+    """What a client of the Predict2.5 NIM sends; more frames than the model's window are made in several."""
+
+    dialect: ClassVar[str] = "predict25"
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_frames": "num_output_frames",
+        "num_steps": "steps",
+        "num_inference_steps": "steps",
+    }
+
+    prompt: str = Field(max_length=PROMPT_MAX_CHARACTERS)
+    negative_prompt: str | None = text("What the picture should not be.")
+    image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
+    video: str | None = Field(None, description="URL, data URL or base64 of a clip to continue.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
+    guidance_scale: float | None = Field(None, ge=1, le=20)
+    steps: int | None = Field(None, ge=1, le=50)
+    resolution: str = Field("720_16_9", description="Tier 256, 480, 512 or 720, with an aspect ratio such as _16_9.")
+    num_output_frames: int | None = Field(None, ge=1)
+
+
+def parse_predict25(body: dict[str, Any], settings: Settings) -> GenerationRequest:
+    """A Predict2.5 body to the request it describes."""
+    wire = validate(body, Predict25Body)
+    size = size_of(wire.resolution, PREDICT25_SIZES)
+    return GenerationRequest(
+        prompt=wire.prompt,
+        negative_prompt=wire.negative_prompt,
+        image=_media(wire.image),
+        video=_media(wire.video),
+        seed=wire.seed,
+        guidance_scale=wire.guidance_scale,
+        steps=wire.steps,
+        width=size.width,
+        height=size.height,
+        frames=wire.num_output_frames,
+        output=Output(quality=settings.video_quality),
+        fit=True,
+        model=wire.model,
+        usual=Usual(frames=93, fps=16, steps=35, guidance_scale=7.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
+    )
+
+
+PREDICT25 = Dialect(
+    name=Predict25Body.dialect,
+    parse=parse_predict25,
+    # Its sizes are named, not numbers, and it has no rate.
+    recognises=lambda body: (
+        "video_params" not in body and not body.keys().isdisjoint({"resolution", "num_output_frames"})
+    ),
+    answer=told_answer,
+    body=Predict25Body,
+    wire_names={**BY_INPUT, "frames": "num_output_frames", "size": "resolution"},
+)
+
+
+class Generator1Body(DialectBody):
+    """What a client of the Cosmos3-Generator 1.0 NIM sends."""
+
+    dialect: ClassVar[str] = "generator1"
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_frames": "num_output_frames",
+        "num_steps": "steps",
+        "num_inference_steps": "steps",
+    }
+
+    prompt: str | None = text("Required unless an image is given.")
+    negative_prompt: str | None = text("What the picture should not be.")
+    image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
+    guidance_scale: float | None = Field(None, ge=1, le=7)
+    steps: int | None = Field(None, ge=1, le=100)
+    resolution: str = Field("720_16_9", description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
+    num_output_frames: int | None = Field(None, description="4k+1, from 25 to 397 (tier 256), 297 or 197.")
+    fps: float | None = Field(None, ge=1, le=60)
+
+
+def parse_generator1(body: dict[str, Any], settings: Settings) -> GenerationRequest:
+    """A Generator 1.0 body to the request it describes."""
+    wire = validate(body, Generator1Body)
+    size = size_of(wire.resolution, COSMOS3_SIZES)
+    most = MAX_FRAMES[tier_of(wire.resolution)]
+    frames = wire.num_output_frames
+    if frames is not None and (not MIN_FRAMES <= frames <= most or frames % 4 != 1):
+        accepted = f"4k+1 (25, 29, ...) from {MIN_FRAMES} to {most} at resolution {wire.resolution}"
+        raise InvalidRequestError(Problem("num_output_frames", frames, accepted))
+    return GenerationRequest(
+        prompt=wire.prompt,
+        negative_prompt=wire.negative_prompt,
+        image=_media(wire.image),
+        seed=wire.seed,
+        guidance_scale=wire.guidance_scale,
+        steps=wire.steps,
+        width=size.width,
+        height=size.height,
+        frames=frames,
+        fps=wire.fps,
+        output=Output(quality=settings.video_quality),
+        fit=True,
+        model=wire.model,
+        usual=Usual(frames=189, fps=24, steps=35, guidance_scale=6.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
+    )
+
+
+GENERATOR1 = Dialect(
+    name=Generator1Body.dialect,
+    parse=parse_generator1,
+    # `fps` at the top is its own; with a `video` the body is Predict2.5's, with a width Predict1's.
+    recognises=lambda body: "fps" in body and body.keys().isdisjoint({"video_params", "video", "width", "height"}),
+    answer=told_answer,
+    body=Generator1Body,
+    wire_names={**BY_INPUT, "frames": "num_output_frames", "size": "resolution"},
+)
+
+
+def _media(source: str | None) -> str | None:
+    """An empty text is what a form sends for nothing."""
+    return source if source and source.strip() else None
+
+
+_SHARED: dict[str, Any] = {
+    "negative_prompt": "blurry, low quality, artifacts, people",
+    "seed": 42,
+    "guidance_scale": 7.5,
+    "steps": 35,
+    "video_params": {"height": 704, "width": 1280, "frames_count": 121, "frames_per_sec": 24},
+}
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "text2world": {
+        "value": {
+            "prompt": (
+                "The teal robot is cooking food in a kitchen. Steam rises from a simmering pot as the robot chops "
+                "vegetables on a worn wooden cutting board. Copper pans hang from an overhead rack, catching glints "
+                "of afternoon light, while a well-loved cast iron skillet sits on the stovetop next to scattered "
+                "measuring spoons and a half-empty bottle of olive oil."
+            ),
+            "prompt_upsampling": True,
+            **_SHARED,
+        }
+    },
+    "image2world": {
+        "value": {
+            "prompt": (
+                "The video is a wide shot of a large industrial facility, likely a chemical plant or factory, "
+                "situated in a rural or semi-industrial area. The scene is set during a partly cloudy day, with the "
+                "sky showing patches of blue and white clouds. The facility is surrounded by a vast expanse of green "
+                "fields, indicating its location in a countryside or suburban area. The factory itself is a large, "
+                "rectangular building with a flat roof, constructed from concrete and metal. It features several "
+                "large cylindrical tanks and pipes, suggesting the processing of chemicals or liquids. The tanks are "
+                "arranged in a linear fashion along the side of the building, and there are several smaller "
+                "structures and equipment scattered around the premises. The camera remains static throughout the "
+                "video, capturing the entire facility from a distance, allowing viewers to observe the layout and "
+                "scale of the operations. The lighting is natural, with sunlight casting shadows on the ground, "
+                "enhancing the details of the industrial setup. There are no visible human activities or movements, "
+                "indicating that the video might be a documentary or an informational piece about industrial "
+                "processes."
+            ),
+            "image": "https://assets.ngc.nvidia.com/products/api-catalog/cosmos/industry_01_prompt.jpg",
+            **_SHARED,
+        }
+    },
+    "video2world": {
+        "value": {
+            "prompt": (
+                "A first person view from the perspective from a human sized robot as it works in a chemical plant. "
+                "The robot has many boxes and supplies nearby on the industrial shelves. The camera on moving "
+                "forward, at a height of 1m above the floor. Photorealistic"
+            ),
+            "video": "https://assets.ngc.nvidia.com/products/api-catalog/cosmos/ar_result_default_robot.mp4",
+            **_SHARED,
+        }
+    },
+}
+"""By mode, in the shape of an OpenAPI `examples` object."""

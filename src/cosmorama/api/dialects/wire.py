@@ -1,0 +1,236 @@
+"""What wire formats are made of: strictly typed models, and errors in the client's own words.
+
+Null means "not set" everywhere, as typed clients write it. An alias is another name that clients of other servers have
+for a field; errors call a field what the client called it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from cosmorama.api.errors import BodyError
+from cosmorama.errors import Problem
+
+MAX_URL_CHARACTERS = 8192
+_LONGEST_NAME = 64
+"""Characters of an unknown field's name that are looked at; likeness costs time that grows with their square."""
+_SHORTEST_PART = 4
+"""Characters that a name must have to be looked for at the ends of others."""
+_MOST_MESSAGES = 16
+
+
+class WireModel(BaseModel):
+    """Base of wire formats: unknown fields, "35" for 35, 35.0 for 35, true for 1 and NaN are all refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True)
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of fields, to the fields."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        """What is set, under the fields' own names."""
+        if not isinstance(value, Mapping):
+            return value
+        given = {name: each for name, each in value.items() if each is not None or cls._field_of(name) is None}
+        return {cls._own_name(name, given): each for name, each in given.items()}
+
+    @classmethod
+    def _field_of(cls, name: Any) -> str | None:
+        own = cls.aliases.get(name, name)
+        return own if own in cls.model_fields else None
+
+    @classmethod
+    def _own_name(cls, name: Any, given: Mapping[Any, Any]) -> Any:
+        own = cls.aliases.get(name, name)
+        # Two names of one field, with two values, are a mistake to be told: the alias stays and is unknown.
+        return name if own != name and own in given and given[own] != given[name] else own
+
+
+class DialectBody(WireModel):
+    """Base of the whole body of a wire format, so that an error can say which other format has an unknown field."""
+
+    dialect: ClassVar[str]
+
+    model: str | None = Field(None, max_length=512, description="Of several models, the one to use.")
+
+
+class WireError(BodyError):
+    """A body that is not what its wire format says (HTTP 422).
+
+    Attributes:
+        field: The first field that is wrong, as a path such as `video_params.width`.
+    """
+
+    def __init__(self, field: str, messages: Iterable[str]) -> None:
+        self.field = field
+        super().__init__("; ".join(dict.fromkeys(messages)))
+
+
+Wire = TypeVar("Wire", bound=WireModel)
+
+
+def validate(body: Mapping[str, Any], model: type[Wire]) -> Wire:
+    """A JSON object as a wire model.
+
+    Raises:
+        WireError: naming every field that is wrong, its value and what is accepted.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise wire_error(error, model, body) from None
+
+
+def wire_error(error: ValidationError, model: type[WireModel], body: Mapping[str, Any]) -> WireError:
+    """What pydantic says is wrong with a body, in this server's words."""
+    found = error.errors(include_url=False)
+    written = names_written(model, body)
+    messages = [_message(details, model, written) for details in found[:_MOST_MESSAGES]]
+    if len(found) > _MOST_MESSAGES:
+        messages.append(f"and {len(found) - _MOST_MESSAGES} more")
+    return WireError(_path(found[0]["loc"], written), messages)
+
+
+def names_written(model: type[WireModel], body: Mapping[str, Any]) -> dict[str, str]:
+    """Fields that a body has under an alias, to the name it has them under."""
+    return {own: alias for alias, own in model.aliases.items() if alias in body and own not in body}
+
+
+@functools.cache
+def field_paths(model: type[BaseModel], prefix: str = "") -> Mapping[str, str]:
+    """Every field of a wire model at every level, by its own name: {"width": "video_params.width"}."""
+    paths: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        paths[name] = prefix + name
+        if (inner := _inner(field)) is not None:
+            paths = {**field_paths(inner, f"{prefix}{name}."), **paths}
+    return paths
+
+
+def _message(details: ErrorDetails, model: type[WireModel], written: Mapping[str, str]) -> str:
+    location = details["loc"]
+    where = _path(location, written)
+    if details["type"] == "extra_forbidden":
+        return _unknown_field(location, model)
+    if not where:
+        return "the body must be a JSON object"
+    field = _field_at(location, model)
+    if details["type"] == "missing":
+        return f"{where}: Field required" + (f"; {_accepted(field)}" if field else "")
+    return str(Problem(where, details["input"], _expected(details, field)))
+
+
+def _path(location: tuple[int | str, ...], written: Mapping[str, str]) -> str:
+    parts = [str(part)[:_LONGEST_NAME] for part in location]
+    return ".".join([written.get(parts[0], parts[0]), *parts[1:]]) if parts else ""
+
+
+def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
+    """What a field takes instead of what pydantic says is wrong with it."""
+    kind, limits = details["type"], details.get("ctx", {})
+    said = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if kind in ("string_too_long", "too_long", "string_too_short", "too_short"):
+        number = limits.get("max_length", limits.get("min_length", 1))
+        one, many = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
+        return f"at {'most' if 'long' in kind else 'least'} {number} {one if number == 1 else many}"
+    if field is None:
+        return said
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return _accepted(field)
+    if kind in ("model_type", "model_attributes_type", "dict_type") and (inner := _inner(field)) is not None:
+        return f"an object with {', '.join(inner.model_fields)}"
+    if kind.endswith(("_type", "_parsing", "_from_float")):
+        # A number's range and a text's meaning help who has sent the wrong type too.
+        limit = _limits(field) or (field.description or "").rstrip(".")
+        return f"{said}{': ' if limit else ''}{limit}"
+    return said
+
+
+def _unknown_field(location: tuple[int | str, ...], model: type[WireModel]) -> str:
+    """What to write instead: a likely slip of the same level or another, or the wire format that has the field."""
+    *parents, name = (str(part)[:_LONGEST_NAME] for part in location)
+    where = ".".join((*parents, name))
+    level = _model_at(location[:-1], model)
+    known = level.model_fields if level else {}
+    if level is not None and issubclass(level, WireModel) and (own := level.aliases.get(name)):
+        return f"'{where}' and '{own}' are one field, and have two values"
+    own_paths = field_paths(model)
+    if (elsewhere := own_paths.get(name)) is not None:
+        return f"unknown field '{where}'; it belongs in '{elsewhere}'"
+    bodies = [body for body in DialectBody.__subclasses__() if body is not model and name in field_paths(body)]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    if not near and len(name) >= _SHORTEST_PART:  # weight, of control_weight
+        near = sorted((each for each in known if each.startswith(name) or each.endswith(name)), key=len)
+    if near:
+        return f"unknown field '{where}'; did you mean '{'.'.join((*parents, near[0]))}'?"
+    if bodies and not parents and issubclass(model, DialectBody):
+        owners = " or ".join(body.dialect for body in bodies)
+        hint = f"{name} belongs to the dialect {owners}, and this body was read as {model.dialect}"
+        return f"unknown field '{where}'; {hint}"
+    return f"unknown field '{where}'; known here: {', '.join(sorted(known))}"
+
+
+def _accepted(field: FieldInfo) -> str:
+    """The range, the choices or the meaning of a field in words."""
+    choices = [str(value) for value in _types(field.annotation) if isinstance(value, str)]
+    if choices:
+        return f"one of {', '.join(choices)}"
+    types = set(_types(field.annotation))
+    kind = "an integer" if int in types else "a number" if float in types else "a text" if str in types else "a value"
+    if limits := _limits(field):
+        return f"{kind} {limits}"
+    return f"{kind}: {field.description.rstrip('.')}" if field.description else kind
+
+
+def _limits(field: FieldInfo) -> str:
+    """The range of a number in words, empty where there is none."""
+    low = next((str(m.ge if isinstance(m, Ge) else m.gt) for m in field.metadata if isinstance(m, (Ge, Gt))), None)
+    high = next((str(m.le if isinstance(m, Le) else m.lt) for m in field.metadata if isinstance(m, (Le, Lt))), None)
+    above = any(isinstance(m, Gt) for m in field.metadata)
+    if low is not None and high is not None:
+        return f"from {low} to {high}"
+    if low is not None:
+        return f"above {low}" if above else f"of at least {low}"
+    return "" if high is None else f"of at most {high}"
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types and literal values that an annotation is made of."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) in (tuple, list, dict) or not arguments:
+        yield annotation
+        return
+    for argument in arguments:
+        yield from _types(argument)
+
+
+def _inner(field: FieldInfo | None) -> type[BaseModel] | None:
+    if field is None:
+        return None
+    annotation = field.annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def _model_at(location: Iterable[int | str], model: type[BaseModel]) -> type[BaseModel] | None:
+    found: type[BaseModel] | None = model
+    for part in location:
+        found = _inner(found.model_fields.get(str(part))) if found else None
+    return found
+
+
+def _field_at(location: tuple[int | str, ...], model: type[BaseModel]) -> FieldInfo | None:
+    *parents, name = location
+    level = _model_at(parents, model)
+    return level.model_fields.get(str(name)) if level else None
