@@ -46,9 +46,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     skipped = _FITTED_FIELDS if unfitted else ()
     found = unfitted + [problem for problem in _problems(made, capabilities) if problem.field not in skipped]
     if request.frames is None and request.seconds is not None:
-        accepted = (
-            f"as many as make 1 to {capabilities.most_frames} frames, {made.frames} at {made.fps:g} fps are too many"
-        )
+        accepted = f"as many as make 1 to {capabilities.most_frames} frames: {made.frames} at {made.fps:g} fps are not"
         found = [
             Problem("seconds", request.seconds, accepted) if problem.field == "frames" else problem for problem in found
         ]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -41,7 +41,7 @@ class Candidate:
     remaining_s: float
 
 
-def prepares_slowly(request: GenerationRequest, *, expanded_elsewhere: bool) -> bool:
+def prepares_slowly(request: ResolvedRequest, *, expanded_elsewhere: bool) -> bool:
     """Whether preparing a request may take long: it has media, or another server writes its prompt out.
 
     Such a request takes none of the places of those that compute until its inputs are there.

@@ -31,7 +31,7 @@ from cosmorama.jobs.store import Finish, Hold, Store, Upkeep, pack_outcome
 from cosmorama.logs import about
 from cosmorama.media.write import mime_type, suffix
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import ResolvedRequest
 from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -489,7 +489,7 @@ class Dispatcher:
                 break
         return None
 
-    def _prepares_slowly(self, request: GenerationRequest) -> bool:
+    def _prepares_slowly(self, request: ResolvedRequest) -> bool:
         endpoint = self._settings.prompt_upsampling_endpoint_url
         expanded = self._settings.prompt_upsampling and endpoint is not None
         return prepares_slowly(request, expanded_elsewhere=expanded)

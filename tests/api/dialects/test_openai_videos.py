@@ -167,7 +167,7 @@ def test_progress_grows_with_the_steps(client: openai.OpenAI) -> None:
         ({"size": "95x64"}, ["size: '95x64'", "even numbers"]),
         ({"size": "9999x9999"}, ["size", "16 to 4096"]),
         ({"seconds": "long"}, ["seconds: 'long'", "above 0"]),
-        ({"seconds": "60"}, ["seconds: 60", "1 to 121 frames, 1440 at 24 fps are too many"]),
+        ({"seconds": "60"}, ["seconds: 60", "1 to 121 frames: 1440 at 24 fps"]),
         ({"seconds": "3600", "extra_body": {"fps": 1e308}}, ["fps: ", "a number from 1 to 120"]),
         ({"extra_body": {"frames": 0}}, ["frames: '0'", "an integer of at least 1"]),
         ({"extra_body": {"steps": 0}}, ["steps: 0", "1 to 100"]),
