@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     drain_s: float = Field(30, ge=0)
     """After SIGTERM, for how long jobs that run may go on; what is left then stays in the queue."""
 
+    role: Literal["all", "api", "worker"] = "all"
+    """all: answers and generates; api: answers only, for workers that share its database; worker: generates only."""
     model: str = Field("microcosm", min_length=1, validation_alias=_names("MODEL", "MODEL_PATH"))
     """A known model's name, or the folder of a checkpoint."""
     models: Annotated[dict[str, str], NoDecode] = {}

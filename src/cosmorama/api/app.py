@@ -22,6 +22,7 @@ from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.engine.workers import Workers
+from cosmorama.jobs.fleet import RemoteWorkers
 from cosmorama.jobs.model import Observers
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
@@ -37,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: None reads them from the environment.
     """
     settings = settings or Settings()
-    supervisor: Workers = ModelPool(settings) if settings.models else Supervisor(settings)
+    supervisor = workers_of(settings)
     metrics = Metrics(supervisor)
     tracing = Tracing(tracer_provider()) if settings.otel else None
 
@@ -69,7 +70,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     # They are asked in this order which of them has a path.
-    for router in (infer.router, jobs_routes.router, videos.router, info.health_router, info.router):
+    answering = () if settings.role == "worker" else (infer.router, jobs_routes.router, videos.router, info.router)
+    for router in (info.health_router, info.metrics_router, *answering):
         app.include_router(router)
     add_error_handlers(app)
     # The last one added is the outermost.
@@ -86,6 +88,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.openapi = _with_bodies(app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def workers_of(settings: Settings) -> Workers:
+    """Who generates: a worker of this server's for each of its models, or other servers."""
+    if settings.role == "api":
+        return RemoteWorkers()
+    return ModelPool(settings) if settings.models else Supervisor(settings)
 
 
 def _with_bodies(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

@@ -22,6 +22,7 @@ API_VERSION = "1.0.0"
 DEFAULT_MODEL = "microcosm"
 
 router = APIRouter(tags=["about"])
+metrics_router = APIRouter(tags=["about"])
 
 _started_at = int(time.time())
 
@@ -78,8 +79,8 @@ async def models(services: ServicesOf) -> dict[str, Any]:
     return {"object": "list", "data": [{"id": name, **entry} for name in services.supervisor.names]}
 
 
-@router.get("/metrics", response_class=Response, include_in_schema=False)
-@router.get("/v1/metrics", response_class=Response)
+@metrics_router.get("/metrics", response_class=Response, include_in_schema=False)
+@metrics_router.get("/v1/metrics", response_class=Response)
 async def metrics(services: ServicesOf) -> Response:
     """Prometheus text."""
     return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -9,7 +9,7 @@ from cosmorama.cli.bench import bench
 from cosmorama.cli.generate import generate
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.models import models
-from cosmorama.cli.serve import serve
+from cosmorama.cli.serve import serve, worker
 
 app = typer.Typer(
     help="An open, self-hosted inference server for world foundation models.",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, serve, models, batch, bench):
+for command in (generate, serve, worker, models, batch, bench):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 

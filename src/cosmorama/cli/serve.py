@@ -30,6 +30,10 @@ def serve(
         str | None,
         typer.Option(help="Which copy of the weights, for example fp16.", show_default="none: the usual files"),
     ] = None,
+    role: Annotated[
+        Literal["all", "api"] | None,
+        typer.Option(help="api: answer, and leave the work to 'cosmorama worker'.", show_default="all"),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="KEY or NAME:KEY that lets a client in; may be repeated.", show_default="none"),
@@ -43,5 +47,18 @@ def serve(
 
     keys = tuple(SecretStr(key) for key in api_key) if api_key else None
     weights = {"dtype": dtype, "offload": offload, "quantize": quantize, "variant": variant}
-    flags = {"model": model, "host": host, "port": port, **weights, "api_keys": keys}
+    flags = {"model": model, "host": host, "port": port, "role": role, **weights, "api_keys": keys}
+    server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
+
+
+def worker(
+    model: Annotated[str | None, typer.Option(help="Name or checkpoint folder.", show_default="microcosm")] = None,
+    host: Annotated[str | None, typer.Option(help="Where health and metrics are.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(show_default="8000")] = None,
+) -> None:
+    """Generate for servers with `--role api` that share its database and artifact store. Answers health and metrics."""
+    from cosmorama.api import serve as server
+    from cosmorama.settings import Settings
+
+    flags = {"model": model, "host": host, "port": port, "role": "worker"}
     server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))

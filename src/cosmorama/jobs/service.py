@@ -14,6 +14,7 @@ from cosmorama.engine.scheduler import Priority
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import CancelledError, InvalidRequestError, NotReadyError, Problem
 from cosmorama.jobs.files import Artifacts, Content, Scratch, restore_media
+from cosmorama.jobs.fleet import Fleet
 from cosmorama.jobs.model import (
     ContentGoneError,
     Feeds,
@@ -30,11 +31,12 @@ from cosmorama.jobs.model import (
     status,
 )
 from cosmorama.jobs.queue import Board, Lookout
-from cosmorama.jobs.store import Database, Store, Upkeep
+from cosmorama.jobs.store import Database, Hold, Store, Upkeep
 from cosmorama.jobs.submit import Intake, Terms
 from cosmorama.jobs.webhooks import Webhooks
 from cosmorama.jobs.worker import Dispatcher, Runner
 from cosmorama.media.write import suffix
+from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import Settings
 
@@ -103,6 +105,16 @@ class Jobs:
             on_change=self._changed,
             observer=Observers((self._board, self._observer)),
         )
+        self._fleet = Fleet(
+            self._store,
+            self._call,
+            server=server,
+            role=settings.role,
+            supervisor=supervisor,
+            places=settings.max_active,
+            feeds=self._feeds,
+            local=_Local(self, self._runner, self._dispatcher),
+        )
         secret = settings.webhook_secret
         self._webhooks = None
         if secret is not None:
@@ -123,8 +135,10 @@ class Jobs:
             StoreUnavailableError: the database is not there, or another version made it.
         """
         await self._call(self._store.database.create)
+        await self._call(self._fleet.register.create)
         self._supervisor.on_ready = self._on_ready
         self._spawn(self._dispatcher.run(self._runner))
+        self._spawn(self._fleet.run())
         if self._webhooks is not None:
             self._spawn(self._webhooks.run())
 
@@ -158,6 +172,7 @@ class Jobs:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._intake.stop()
         await self._runner.stop()
+        await self._fleet.leave()
         await asyncio.to_thread(self._threads.shutdown)
         self._store.database.close()
 
@@ -342,6 +357,7 @@ class Jobs:
                         yield event
                     if job.final:
                         return
+                    self._fleet.watch(job_id)
                     await feed.change(seen, POLL_S)
             finally:
                 feed.previewing -= 1
@@ -419,3 +435,25 @@ class Jobs:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """What the fleet sees of the jobs here."""
+
+    jobs: Jobs
+    runner: Runner
+    dispatcher: Dispatcher
+
+    def progress(self) -> dict[str, tuple[Hold, Progress]]:
+        return {job_id: (each.hold, each.job.progress) for job_id, each in self.runner.running.items()}
+
+    def queue_changed(self) -> None:
+        self.dispatcher.wake()
+
+    def cancelled(self, job_id: str) -> None:
+        if job_id in self.runner.running:
+            self.dispatcher.beat_now()
+
+    def follow(self, job_id: str) -> AsyncIterator[JobEvent]:
+        return self.jobs.events(job_id)

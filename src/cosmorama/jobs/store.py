@@ -356,6 +356,8 @@ class Database:
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+        """Where Postgres is, for a connection beside those for transactions."""
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = (

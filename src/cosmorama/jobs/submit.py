@@ -14,6 +14,7 @@ from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import InvalidRequestError, NotReadyError, Problem, QueueFullError
 from cosmorama.jobs.files import Artifacts, place_media, take_media
+from cosmorama.jobs.fleet import RemoteWorkers
 from cosmorama.jobs.model import Job, StoreUnavailableError
 from cosmorama.jobs.queue import Board
 from cosmorama.jobs.store import Limits, NewJob, Store, fingerprint
@@ -96,7 +97,6 @@ class Intake:
         server: str,
     ) -> None:
         self._settings = settings
-        self._limits = Limits(settings.max_queue, settings.max_active, settings.max_jobs_per_key)
         self._store = store
         self._call = call
         self._artifacts = artifacts
@@ -105,6 +105,13 @@ class Intake:
         self._server = server
         self._arriving: list[tuple[NewJob, asyncio.Future[str]]] = []
         self._accepting: asyncio.Task[None] | None = None
+
+    @property
+    def _limits(self) -> Limits:
+        """How many jobs may be unfinished; those that run are the workers' of the whole fleet."""
+        settings, supervisor = self._settings, self._supervisor
+        places = supervisor.places if isinstance(supervisor, RemoteWorkers) else settings.max_active
+        return Limits(settings.max_queue, places, settings.max_jobs_per_key)
 
     async def accept(self, request: GenerationRequest, terms: Terms) -> Job | str:
         """Make a job of a request; the id of an earlier job, where the idempotency key was used for it.

@@ -356,6 +356,11 @@ class Dispatcher:
         self._stale = True
         self._woken.set()
 
+    def beat_now(self) -> None:
+        """Look now for what became of the jobs that run here: one of them was cancelled on another server."""
+        self._next["beat"] = 0.0
+        self._woken.set()
+
     def moved(self) -> None:
         """Look at the board now: something came to it, or a place is free; it need not be read anew."""
         self._woken.set()

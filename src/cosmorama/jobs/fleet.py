@@ -1,0 +1,540 @@
+"""Servers that share a job store: who is there, with which models, and what one has to tell the others.
+
+A server announces itself in a table. One without a model of its own (`--role api`) knows from there what the others'
+models take (`RemoteWorkers`). News of jobs comes by Postgres's NOTIFY: triggers send it, so that no change of a row can
+be forgotten. With SQLite, whose servers share one machine, there is no such thing, and everybody looks once a second.
+
+Progress is written down once a second, and previews not at all, unless somebody watches the job on another server:
+that server says so (`watched`), and the one that runs the job then writes both at once (`Fleet.relay`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    delete,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.scheduler import Priority
+from cosmorama.engine.workers import PreviewCallback, Workers
+from cosmorama.errors import ModelNotFoundError, NotReadyError
+from cosmorama.jobs.model import Feeds, JobEvent, StoreUnavailableError
+from cosmorama.jobs.store import Hold, Store, metadata
+from cosmorama.progress import Progress, ProgressCallback
+from cosmorama.request import Capabilities, GenerationRequest
+
+log = logging.getLogger(__name__)
+
+Role = Literal["all", "api", "worker"]
+
+REMEMBERED_S = 7 * 86400.0
+"""For how long it is remembered what a server's models take, after its last sign of life."""
+WATCHED_S = 10.0
+"""For how long a wish to follow a job stands; it is renewed in half the time."""
+RELAY_EVERY_S = 0.1
+"""At most so often a job's progress is written down for those who watch it elsewhere."""
+RECONNECT_S = 1.0
+
+servers = Table(
+    "cosmorama_servers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    # [name, capabilities] of each model that it has loaded once, JSON; the default one first.
+    Column("models", Text, nullable=False),
+    Column("ready", Boolean, nullable=False),
+    Column("places", Integer, nullable=False),
+    Column("active", Integer, nullable=False),
+    Column("started_at", Float(53), nullable=False),
+    Column("seen_at", Float(53), nullable=False),
+)
+watched = Table(
+    "cosmorama_watched",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("until", Float(53), nullable=False),
+)
+previews = Table(
+    "cosmorama_previews",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    # Of the event that shows it: it grows with the job's progress.
+    Column("number", BigInteger, nullable=False),
+    Column("jpeg", LargeBinary, nullable=False),
+)
+
+_TRIGGERS = """
+CREATE OR REPLACE FUNCTION cosmorama_tell() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE word text := TG_ARGV[0];
+BEGIN
+    IF word IS NOT NULL THEN
+        PERFORM pg_notify('cosmorama', word || ' ' || NEW.job_id);
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'INSERT' OR (NEW.state = 'queued' AND OLD.state <> 'queued') THEN
+        word := 'queued';
+    ELSIF NEW.cancel_error IS NOT NULL AND OLD.cancel_error IS NULL THEN
+        word := 'cancel';
+    ELSIF (NEW.state, NEW.stage, NEW.step) IS DISTINCT FROM (OLD.state, OLD.stage, OLD.step) THEN
+        word := 'moved';
+    END IF;
+    IF word IS NOT NULL THEN
+        PERFORM pg_notify('cosmorama', word || ' ' || NEW.id);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE OF state, stage, step, cancel_error
+    ON cosmorama_jobs FOR EACH ROW EXECUTE FUNCTION cosmorama_tell();
+CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE
+    ON cosmorama_watched FOR EACH ROW EXECUTE FUNCTION cosmorama_tell('watched');
+CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE
+    ON cosmorama_previews FOR EACH ROW EXECUTE FUNCTION cosmorama_tell('preview');
+"""
+
+_CAPABILITIES: TypeAdapter[Capabilities] = TypeAdapter(Capabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A server that shares the store.
+
+    Attributes:
+        models: What each of its models takes, the default one first, as far as they were loaded once.
+        ready: Whether it generates now.
+        places: Jobs that it works on at a time; 0 where it has no model.
+        alive: Whether it gave a sign of life within a lease.
+    """
+
+    id: str
+    role: Role
+    models: dict[str, Capabilities]
+    ready: bool
+    places: int
+    active: int
+    started_at: float
+    alive: bool
+
+
+class Register:
+    """The tables of servers and of what they tell each other. Blocking."""
+
+    def __init__(self, store: Store) -> None:
+        self._database = store.database
+        self._lease_s = store.lease_s
+
+    def create(self) -> None:
+        """Make the tables and triggers if they are not there.
+
+        Raises:
+            StoreUnavailableError: here and below, the database is away.
+        """
+        with self._database.write(admission=True) as connection:  # one server at a time
+            metadata.create_all(connection, tables=[servers, watched, previews])
+            if not self._database.is_sqlite:
+                connection.exec_driver_sql(_TRIGGERS)
+
+    def announce(
+        self, server: str, role: Role, supervisor: Workers, models: dict[str, Capabilities], places: int
+    ) -> None:
+        """Say that a server is there, and with what."""
+        now = self._database.now()
+        row = {
+            "role": role,
+            "models": json.dumps([[name, _CAPABILITIES.dump_python(c, mode="json")] for name, c in models.items()]),
+            "ready": supervisor.ready and role != "api",
+            "places": 0 if role == "api" else places,
+            "active": supervisor.active,
+            "seen_at": now,
+        }
+        with self._database.write() as connection:
+            self._put(connection, servers, {"id": server, "started_at": now, **row}, row)
+            connection.execute(delete(servers).where(servers.c.seen_at < now - REMEMBERED_S))
+            connection.execute(delete(watched).where(watched.c.until < now - WATCHED_S))
+
+    def withdraw(self, server: str) -> None:
+        """Say that a server has gone: it is not waited for, and what its models take stays known."""
+        with self._database.write() as connection:
+            gone = {"seen_at": self._database.now() - 2 * self._lease_s, "ready": False, "active": 0}
+            connection.execute(servers.update().where(servers.c.id == server).values(**gone))
+
+    def members(self) -> list[Member]:
+        """All servers that are remembered, those that came first first."""
+        living = (servers.c.seen_at > self._database.now() - self._lease_s).label("alive")
+        with self._database.read() as connection:
+            rows = connection.execute(select(servers, living).order_by(servers.c.started_at, servers.c.id)).all()
+        return [
+            Member(
+                row.id,
+                row.role,
+                _models(row.models),
+                bool(row.ready and row.alive),
+                row.places,
+                row.active,
+                row.started_at,
+                bool(row.alive),
+            )
+            for row in rows
+        ]
+
+    def watch(self, job_id: str) -> None:
+        """Ask whoever runs a job to tell of every step, for a while."""
+        until = self._database.now() + WATCHED_S
+        with self._database.write() as connection:
+            self._put(connection, watched, {"job_id": job_id, "until": until}, {"until": until})
+
+    def watched(self, ids: Sequence[str]) -> set[str]:
+        """Those of some jobs that somebody wants to follow."""
+        wanted = select(watched.c.job_id).where(watched.c.job_id.in_(ids), watched.c.until > self._database.now())
+        with self._database.read() as connection:
+            return {row.job_id for row in connection.execute(wanted)}
+
+    def show(self, job_id: str, number: int, jpeg: bytes) -> None:
+        """Write a job's preview down for those who watch it elsewhere; only the newest is kept."""
+        row = {"number": number, "jpeg": jpeg}
+        with self._database.write() as connection:
+            self._put(connection, previews, {"job_id": job_id, **row}, row)
+
+    def preview(self, job_id: str) -> tuple[int, bytes] | None:
+        """A job's newest preview, with its event's number."""
+        with self._database.read() as connection:
+            row = connection.execute(select(previews).where(previews.c.job_id == job_id)).first()
+        return None if row is None else (row.number, row.jpeg)
+
+    def forget(self, job_id: str) -> None:
+        """Remove a job's preview and the wish for it: it is over."""
+        with self._database.write() as connection:
+            for table in (previews, watched):
+                connection.execute(delete(table).where(table.c.job_id == job_id))
+
+    def _put(self, connection: Connection, table: Table, row: dict[str, Any], changes: dict[str, Any]) -> None:
+        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        (key,) = table.primary_key.columns
+        connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=[key], set_=changes))
+
+
+def _models(text: str) -> dict[str, Capabilities]:
+    """What a server says of its models; one that a later release described in words of its own is left out."""
+    found = {}
+    for name, capabilities in json.loads(text):
+        with suppress(ValueError):
+            found[name] = _CAPABILITIES.validate_python(capabilities)
+    return found
+
+
+class RemoteWorkers:
+    """The models of other servers, as a server without one sees them. It accepts for them, and generates nothing.
+
+    Attributes:
+        on_ready: Called when the first of them is there.
+    """
+
+    restarts = 0
+    worker_pid = None
+
+    def __init__(self) -> None:
+        self.on_ready: Callable[[], None] = lambda: None
+        self._members: tuple[Member, ...] = ()
+
+    def see(self, members: Sequence[Member]) -> None:
+        """Who is there now."""
+        was_ready = self.ready
+        # A server that has gone is asked last: another one may serve the same name anew by now.
+        self._members = tuple(sorted((m for m in members if m.role != "api"), key=lambda m: not m.alive))
+        if self.ready and not was_ready:
+            self.on_ready()
+
+    @property
+    def places(self) -> int:
+        """Jobs that all of them together work on at a time."""
+        return sum(member.places for member in self._members if member.alive)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models by name, the default one of the server that has been there longest first."""
+        return tuple(dict.fromkeys(name for member in self._members for name in member.models))
+
+    @property
+    def ready(self) -> bool:
+        """Whether anybody generates."""
+        return any(member.ready for member in self._members)
+
+    @property
+    def reason(self) -> str:
+        """In words, why not."""
+        if any(member.alive for member in self._members):
+            return "the workers load their models"
+        return "no worker is there; start one with 'cosmorama worker' and the same database"
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What the default model takes."""
+        return next((c for member in self._members for c in member.models.values()), None)
+
+    @property
+    def active(self) -> int:
+        """Generations being worked on here: none."""
+        return 0
+
+    def find(self, model: str | None) -> str:
+        """The name of the model that a request means; None: the default one.
+
+        Raises:
+            ModelNotFoundError: none of the servers has it; lists those that there are.
+            NotReadyError: no server with a model was ever there.
+        """
+        names = self.names
+        if not names:
+            raise NotReadyError(self.reason)
+        if model is None:
+            return names[0]
+        if model in names:
+            return model
+        raise ModelNotFoundError(f"there is no model {model!r} here; there are: {', '.join(names)}")
+
+    async def capabilities_of(self, name: str) -> Capabilities:
+        """What a model takes; known from the last server that had it, also while none is there.
+
+        Raises:
+            NotReadyError: none of them has loaded it yet.
+        """
+        found = next((member.models[name] for member in self._members if name in member.models), None)
+        if found is None:
+            raise NotReadyError(self.reason)
+        return found
+
+    def takes(self, name: str) -> bool:
+        """Never: others generate."""
+        return False
+
+    async def start(self) -> None:
+        """Nothing is to be loaded."""
+
+    async def stop(self) -> None:
+        """Nothing is to be ended."""
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        output: Path,
+        name: str | None = None,
+        priority: Priority = "normal",
+        age_s: float = 0.0,
+        on_progress: ProgressCallback | None = None,
+        on_preview: PreviewCallback | None = None,
+    ) -> Outcome:
+        """Not here.
+
+        Raises:
+            NotReadyError: always.
+        """
+        raise NotReadyError("this server generates nothing")
+
+    async def released(self, name: str) -> None:
+        """At once: no generation was ever here."""
+
+    def watch(self, name: str, watched: bool) -> None:
+        """Nothing to watch."""
+
+
+class Local(Protocol):
+    """What the fleet needs of this server's own jobs."""
+
+    def progress(self) -> dict[str, tuple[Hold, Progress]]:
+        """How far the jobs are that run here, and the claims on them."""
+        ...
+
+    def queue_changed(self) -> None:
+        """Read the queue now."""
+        ...
+
+    def cancelled(self, job_id: str) -> None:
+        """A job that may run here is to be stopped: look now."""
+        ...
+
+    def follow(self, job_id: str) -> AsyncIterator[JobEvent]:
+        """What happens to a job that runs here, previews too."""
+        ...
+
+
+class Fleet:
+    """This server among those that share its store. For one event loop.
+
+    Args:
+        store, call: The store, and how to call its blocking methods.
+        server: The name of this one.
+        role: What it does.
+        supervisor: Its models; `RemoteWorkers` are told of the others'.
+        places: Jobs that it works on at a time.
+        feeds: Who watches jobs here.
+        local: This server's own jobs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        call: Callable[..., Awaitable[Any]],
+        *,
+        server: str,
+        role: Role,
+        supervisor: Workers,
+        places: int,
+        feeds: Feeds,
+        local: Local,
+    ) -> None:
+        self.register = Register(store)
+        self._store, self._call = store, call
+        self._server, self._role, self._places = server, role, places
+        self._supervisor, self._feeds, self._local = supervisor, feeds, local
+        self._models: dict[str, Capabilities] = {}
+        self._relays: dict[str, asyncio.Task[None]] = {}
+        self._watching: dict[str, float] = {}
+
+    @property
+    def tells(self) -> bool:
+        """Whether servers tell each other at once: with Postgres."""
+        return not self._store.database.is_sqlite
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._stay())
+            if self.tells:
+                tasks.create_task(self._listen())
+
+    async def leave(self) -> None:
+        """Say good-bye, if anybody hears it."""
+        for relay in self._relays.values():
+            relay.cancel()
+        await asyncio.gather(*self._relays.values(), return_exceptions=True)
+        with suppress(StoreUnavailableError):
+            await self._call(self.register.withdraw, self._server)
+
+    def watch(self, job_id: str) -> None:
+        """Somebody here follows a job; if it runs elsewhere, its server is asked to tell of every step."""
+        now = time.monotonic()
+        if not self.tells or job_id in self._local.progress() or self._watching.get(job_id, 0) > now:
+            return
+        self._watching = {known: until for known, until in self._watching.items() if until > now}
+        self._watching[job_id] = now + WATCHED_S / 2
+        asyncio.get_running_loop().create_task(self._tried(self.register.watch, job_id))
+
+    async def _stay(self) -> None:
+        """Announce this server, and see who else is there."""
+        every_s = min(self._store.lease_s / 4, 2.0)
+        while True:
+            with suppress(StoreUnavailableError):
+                await self._announce()
+                if self.tells and (running := list(self._local.progress())):
+                    for job_id in await self._call(self.register.watched, running):
+                        self._relay(job_id)
+            await asyncio.sleep(every_s)
+
+    async def _announce(self) -> None:
+        supervisor = self._supervisor
+        if self._role != "api":
+            for name in supervisor.names:
+                with suppress(NotReadyError, ModelNotFoundError):
+                    if name not in self._models and supervisor.ready:
+                        self._models[name] = await supervisor.capabilities_of(name)
+        await self._call(self.register.announce, self._server, self._role, supervisor, dict(self._models), self._places)
+        if isinstance(supervisor, RemoteWorkers):
+            supervisor.see(await self._call(self.register.members))
+
+    async def _listen(self) -> None:
+        """Take in what Postgres tells; after a lost connection everything may have changed."""
+        import psycopg
+
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self._store.database.conninfo, autocommit=True, application_name="cosmorama news"
+                ) as connection:
+                    await connection.execute("LISTEN cosmorama")
+                    self._local.queue_changed()
+                    async for news in connection.notifies():
+                        word, _, job_id = news.payload.partition(" ")
+                        await self._heard(word, job_id)
+            except psycopg.Error as error:
+                log.warning("no news of other servers for now (%s); looking once a second", type(error).__name__)
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _heard(self, word: str, job_id: str) -> None:
+        match word:
+            case "queued":
+                self._local.queue_changed()
+                self._feeds.touch(job_id)
+            case "moved":
+                self._feeds.touch(job_id)
+            case "cancel":
+                self._local.cancelled(job_id)
+                self._feeds.touch(job_id)
+            case "watched":
+                self._relay(job_id)
+            case "preview":
+                await self._show(job_id)
+
+    async def _show(self, job_id: str) -> None:
+        feed = self._feeds.find(job_id)
+        if feed is None or not feed.previewing or job_id in self._local.progress():
+            return
+        found = await self._tried(self.register.preview, job_id)
+        if found is not None:
+            number, jpeg = found
+            feed.preview = JobEvent(number, "preview", preview=jpeg)
+            feed.touch()
+
+    def _relay(self, job_id: str) -> None:
+        """Write a job's steps and previews down as they come, while somebody wants to follow it elsewhere."""
+        if job_id in self._local.progress() and job_id not in self._relays:
+            task = asyncio.get_running_loop().create_task(self._relayed(job_id))
+            self._relays[job_id] = task
+            task.add_done_callback(lambda _: self._relays.pop(job_id, None))
+
+    async def _relayed(self, job_id: str) -> None:
+        asked_at = time.monotonic()
+        async for news in self._local.follow(job_id):
+            here = self._local.progress().get(job_id)
+            if here is None:
+                break
+            try:
+                if news.preview is not None:
+                    await self._call(self.register.show, job_id, news.number, news.preview)
+                else:
+                    await self._call(self._store.advance, {here[0]: here[1]})
+                if time.monotonic() - asked_at > WATCHED_S / 2:
+                    asked_at = time.monotonic()
+                    if not await self._call(self.register.watched, [job_id]):
+                        return
+            except StoreUnavailableError:
+                return
+            await asyncio.sleep(RELAY_EVERY_S)
+        await self._tried(self.register.forget, job_id)
+
+    async def _tried(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        with suppress(StoreUnavailableError):
+            return await self._call(method, *arguments)
+        return None

@@ -1,0 +1,199 @@
+"""A server that answers and servers that generate, as processes on one Postgres and one folder of clips."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cosmorama.errors import ModelNotFoundError, NotReadyError
+from cosmorama.jobs.fleet import Member, Register, RemoteWorkers
+from cosmorama.jobs.store import Store
+from cosmorama.request import Capabilities
+from tests.jobs.conftest import Postgres, pass_lease
+from tests.serving import Running, running_server
+from tests.tiny import save_tiny
+
+BODY: dict[str, Any] = {"dialect": "cosmorama", "prompt": "a red ball falls", "seed": 1, "width": 960, "height": 704}
+LEASE_S = 3
+
+
+@dataclass
+class Roles:
+    """One of each role, and what a further one needs."""
+
+    api: Running
+    worker: Running
+    model: Path
+    settings: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def roles(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
+    folder = tmp_path_factory.mktemp("fleet")
+    model = save_tiny(folder / "tiny")
+    settings = {
+        "COSMORAMA_DATABASE_URL": postgres.new_database(),
+        "COSMORAMA_ARTIFACTS": str(folder / "clips"),
+        "COSMORAMA_LEASE_S": str(LEASE_S),
+    }
+    with (
+        running_server(model, folder / "worker", COSMORAMA_ROLE="worker", **settings) as worker,
+        running_server("unused", folder / "api", COSMORAMA_ROLE="api", **settings) as api,
+    ):
+        yield Roles(api, worker, model, settings)
+
+
+def submit(server: Running, **changes: Any) -> str:
+    answer = httpx.post(f"{server.url}/v1/jobs", json=BODY | changes, timeout=60)
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["id"]
+    return job_id
+
+
+def events(server: Running, job_id: str) -> Iterator[tuple[str, dict[str, Any], float]]:
+    """Name, data and arrival of each event."""
+    with httpx.stream("GET", f"{server.url}/v1/jobs/{job_id}/events", timeout=300) as stream:
+        name = ""
+        for line in stream.iter_lines():
+            if line.startswith("event:"):
+                name = line.removeprefix("event:").strip()
+            elif line.startswith("data:"):
+                yield name, json.loads(line.removeprefix("data:")), time.time()
+
+
+def memory_mb(server: Running) -> float:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def test_who_answers_shows_every_step_and_preview_of_who_generates(roles: Roles) -> None:
+    job_id = submit(roles.api, frames=121, steps=50)
+    seen = list(events(roles.api, job_id))
+    steps = {data["step"] for name, data, _ in seen if name == "status" and data["stage"] == "denoise"}
+    assert len(steps) > 5, steps  # the database is told once a second where nobody looks
+    assert any(name == "preview" for name, _, _ in seen)
+    name, job, arrived = seen[-1]
+    assert name == "succeeded"
+    assert arrived - job["finished_at"] < 2  # without news it would be up to a second, on a quiet machine 0.1
+    clip = httpx.get(f"{roles.api.url}/v1/jobs/{job_id}/content", timeout=60)
+    assert clip.content[4:8] == b"ftyp"
+    assert roles.worker.metric('cosmorama_jobs_total{state="succeeded"}') >= 1
+    assert roles.api.metric("cosmorama_active_generations") == 0
+
+
+def test_a_synchronous_request_is_made_elsewhere_and_the_same(roles: Roles) -> None:
+    size = {"width": 960, "height": 704, "frames_count": 9, "frames_per_sec": 24}
+    body = {"prompt": "a red ball falls", "seed": 1, "steps": 2, "video_params": size}
+    first, second = (httpx.post(f"{roles.api.url}/v1/infer", json=body, timeout=120) for _ in range(2))
+    assert first.status_code == 200, first.text
+    assert first.json() == second.json()
+
+
+def test_what_runs_elsewhere_is_cancelled_soon(roles: Roles) -> None:
+    job_id = submit(roles.api, frames=121, steps=50)
+    for name, data, _ in events(roles.api, job_id):
+        if name == "status" and data["stage"] == "denoise":
+            break
+    begun = time.monotonic()
+    httpx.post(f"{roles.api.url}/v1/jobs/{job_id}/cancel", timeout=60)
+    (*_, (name, _, _)) = events(roles.api, job_id)
+    assert name == "cancelled"
+    assert time.monotonic() - begun < 15
+
+
+def test_who_answers_knows_the_model_and_loads_none(roles: Roles) -> None:
+    capabilities = httpx.get(f"{roles.api.url}/v1/capabilities", timeout=60).json()
+    assert capabilities["model"] == "tiny"
+    assert memory_mb(roles.api) < 200
+    wrong = httpx.post(f"{roles.api.url}/v1/jobs", json=BODY | {"steps": 99}, timeout=60)
+    assert wrong.status_code == 422
+    assert "steps" in wrong.text
+
+
+def test_who_generates_answers_health_and_metrics_only(roles: Roles) -> None:
+    assert httpx.get(f"{roles.worker.url}/v1/health/ready", timeout=60).status_code == 200
+    assert httpx.get(f"{roles.worker.url}/v1/metrics", timeout=60).status_code == 200
+    assert httpx.post(f"{roles.worker.url}/v1/jobs", json=BODY, timeout=60).status_code == 404
+
+
+def test_work_is_taken_over_and_accepted_while_nobody_generates(roles: Roles, tmp_path: Path) -> None:
+    with running_server(roles.model, tmp_path, COSMORAMA_ROLE="worker", **roles.settings) as second:
+        running = submit(roles.api, frames=33, steps=40)
+        while httpx.get(f"{roles.api.url}/v1/jobs/{running}", timeout=60).json()["state"] == "queued":
+            time.sleep(0.05)
+        for worker in (roles.worker, second):
+            worker.process.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        roles.worker.process.wait(30)
+        second.process.wait(30)
+        while httpx.get(f"{roles.api.url}/v1/health/ready", timeout=60).status_code == 200:
+            assert time.monotonic() - killed < 60
+            time.sleep(0.1)
+        waiting = submit(roles.api, frames=9, steps=2)
+    with running_server(roles.model, tmp_path / "third", COSMORAMA_ROLE="worker", **roles.settings):
+        for job_id in (running, waiting):
+            (*_, (name, job, _)) = events(roles.api, job_id)
+            assert name == "succeeded", job
+
+
+def member(**changes: Any) -> Member:
+    known: dict[str, Any] = {"id": "a", "role": "worker", "models": {"tiny": Capabilities(model="tiny")}, "ready": True}
+    known |= {"places": 2, "active": 0, "started_at": 0.0, "alive": True}
+    return Member(**known | changes)
+
+
+def test_remote_workers_before_during_and_after() -> None:
+    workers = RemoteWorkers()
+    assert not workers.ready
+    with pytest.raises(NotReadyError, match="cosmorama worker"):
+        workers.find(None)
+    told: list[bool] = []
+    workers.on_ready = lambda: told.append(True)
+    workers.see([member(), member(id="b", models={"street": Capabilities(model="street")}, places=3)])
+    assert (workers.ready, workers.names, workers.places, told) == (True, ("tiny", "street"), 5, [True])
+    assert workers.find(None) == "tiny"
+    assert not workers.takes("tiny")
+    with pytest.raises(ModelNotFoundError, match="tiny, street"):
+        workers.find("other")
+    workers.see([member(alive=False, ready=False)])
+    assert not workers.ready
+    assert asyncio.run(workers.capabilities_of("tiny")).model == "tiny"  # so that jobs are accepted meanwhile
+
+
+def test_servers_come_and_go(store: Store) -> None:
+    register, workers = Register(store), RemoteWorkers()
+    register.create()
+    register.create()  # another server that starts
+    register.announce("a", "worker", workers, {"tiny": Capabilities(model="tiny")}, 2)
+    register.announce("b", "api", workers, {}, 2)
+    first, second = register.members()
+    assert (first.id, first.models["tiny"], first.places) == ("a", Capabilities(model="tiny"), 2)
+    assert (second.id, second.places, second.alive) == ("b", 0, True)
+    pass_lease()
+    register.announce("b", "api", workers, {}, 2)
+    assert [m.alive for m in register.members()] == [False, True]
+    register.withdraw("b")
+    assert [m.alive for m in register.members()] == [False, False]
+
+
+def test_wishes_and_previews_are_kept_once_per_job(store: Store) -> None:
+    register = Register(store)
+    register.create()
+    for _ in range(2):
+        register.watch("job")
+        register.show("job", 3, b"old")
+        register.show("job", 4, b"new")
+    assert register.watched(["job", "other"]) == {"job"}
+    assert register.preview("job") == (4, b"new")
+    register.forget("job")
+    assert register.preview("job") is None
+    assert register.watched(["job"]) == set()
