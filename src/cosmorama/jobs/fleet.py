@@ -343,6 +343,7 @@ class RemoteWorkers:
         name: str | None = None,
         priority: Priority = "normal",
         age_s: float = 0.0,
+        owner: str = "",
         on_progress: ProgressCallback | None = None,
         on_preview: PreviewCallback | None = None,
     ) -> Outcome:
