@@ -16,13 +16,11 @@ demo: install
 serve: install
 	$(BIN)/cosmorama serve $(ARGS)
 
-# The generic adapter's threads hung once after a long run of other tests in the same process, so they get their own.
 test: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/world/generic/test_generic.py
-	$(BIN)/pytest tests/world/generic/test_generic.py
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 shell: install
 	@echo "Leave it with exit or Ctrl-D."; PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv" "$${SHELL:-sh}"

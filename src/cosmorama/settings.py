@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     """True: models from the hub are taken from that folder only."""
     warmup: bool = Field(False, validation_alias=_names("WARMUP", "ENABLE_WARMUP"))
     """Whether a worker makes one small clip before it is ready."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where the model runs: cpu, cuda or cuda:N; auto: on a GPU where there is one. Microcosm runs on the CPU."""
     dtype: DType = Field("auto", validation_alias=_names("DTYPE", "PRECISION"))
     """Of the weights; auto: as they are stored."""
     offload: Literal["none", "model", "layer"] = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))
@@ -101,6 +103,9 @@ class Settings(BaseSettings):
     """Generations that may wait for their turn; one more is refused with 429."""
     request_timeout_s: float = Field(1800, gt=0)
     """From the arrival of a synchronous request to the end of its generation."""
+    hang_s: float = Field(120, gt=0)
+    """A worker is replaced when a unit of work takes longer than this, and 20 times longer than the longest so far; the
+    first of its size has five times as long on a GPU, and on a CPU as long as it computes."""
     upstream_request_timeout_us: float | None = Field(
         None, gt=0, validation_alias="NIM_TRITON_REQUEST_TIMEOUT", exclude=True
     )

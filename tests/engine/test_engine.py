@@ -6,21 +6,31 @@ import hashlib
 import multiprocessing
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import PreparedRequest, Preparer
-from cosmorama.errors import CancelledError, CosmoramaError, InvalidRequestError, MediaError, WorkerError
+from cosmorama.errors import (
+    CancelledError,
+    CosmoramaError,
+    InvalidRequestError,
+    MediaError,
+    NotEnoughMemoryError,
+    WorkerError,
+)
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, ResolvedRequest
-from cosmorama.world.base import Inputs, ReadText, Sampling
+from cosmorama.world.base import BrokenModelError, Inputs, ReadText, Sampling
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 
 REQUEST = ResolvedRequest(prompt="a red ball falls", seed=5, steps=3, frames=9, width=960, height=704)
@@ -231,11 +241,11 @@ def test_bad_media_and_a_crash_inside_hurt_only_their_own_job(
     def fragile(inputs: Inputs, read: ReadText) -> Sampling:
         sampling = begin(inputs, read)
         if inputs.request.fps == 13:
-            monkeypatch.setattr(sampling, "denoise", out_of_memory)
+            monkeypatch.setattr(sampling, "denoise", crash)
         return sampling
 
-    def out_of_memory(*_: object, **__: object) -> None:
-        raise RuntimeError("out of memory")
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(tiny_world, "begin", fragile)
     engine.submit("crash", replace(REQUEST, fps=13), output=tmp_path / "crash.mp4")
@@ -243,10 +253,113 @@ def test_bad_media_and_a_crash_inside_hurt_only_their_own_job(
     engine.submit("good", REQUEST, output=tmp_path / "good.mp4")
     results = run(engine)
     assert isinstance(results["crash"], WorkerError)
-    assert "out of memory" in str(results["crash"])
+    assert "shapes do not fit" in str(results["crash"])
     assert isinstance(results["media"], MediaError)
     assert isinstance(results["good"], Outcome)
     assert [path.name for path in tmp_path.iterdir()] == ["good.mp4"]
+
+
+@pytest.mark.parametrize("stage", ["begin", "denoise", "decode"])
+def test_what_runs_out_of_memory_once_is_done_again_and_gives_the_same_bytes(
+    engine: Engine, tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    engine.submit("before", REQUEST, output=tmp_path / "before.mp4")
+    assert isinstance(run(engine)["before"], Outcome)
+    begin, failures, alive = tiny_world.begin, iter([True, True]), []
+
+    def fail_at(calls: int, function: Any) -> Any:
+        def called(*args: object, **options: object) -> Any:
+            nonlocal calls
+            calls -= 1
+            if calls == 0 and next(failures, False):
+                tensor = torch.empty(8)
+                alive.append(weakref.ref(tensor))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return function(*args, **options)
+
+        return called
+
+    def short_of_memory(inputs: Inputs, read: ReadText) -> Sampling:
+        sampling = begin(inputs, read)
+        if stage == "denoise":
+            monkeypatch.setattr(sampling, "denoise", fail_at(2, sampling.denoise))
+        if stage == "decode":
+            decode = sampling.decode
+
+            def in_pieces(latents: torch.Tensor) -> Iterator[torch.Tensor]:
+                for number, chunk in enumerate(decode(latents)):
+                    if number == 1 and next(failures, False):
+                        raise torch.OutOfMemoryError("CUDA out of memory")
+                    yield chunk
+
+            monkeypatch.setattr(sampling, "decode", in_pieces)
+        return sampling
+
+    failing = fail_at(1, short_of_memory) if stage == "begin" else short_of_memory
+    monkeypatch.setattr(tiny_world, "begin", failing)
+
+    def freed() -> None:
+        held = [tensor for tensor in alive if tensor() is not None]
+        assert not held, "memory is given back while the failed step still holds its tensors"
+
+    monkeypatch.setattr("cosmorama.engine.engine.free_memory", freed)
+    next(failures)  # one failure is left
+
+    engine.submit("again", REQUEST, output=tmp_path / "again.mp4")
+    assert isinstance(run(engine)["again"], Outcome)
+    assert next(failures, "none left") == "none left"
+    assert digest(tmp_path / "again.mp4") == digest(tmp_path / "before.mp4")
+
+
+def test_what_runs_out_of_memory_twice_is_told_what_to_reduce(
+    engine: Engine, tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object, **__: object) -> Sampling:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tiny_world, "begin", too_large)
+    engine.submit("job", REQUEST, output=tmp_path / "job.mp4")
+    assert isinstance(run(engine)["job"], NotEnoughMemoryError)
+    monkeypatch.undo()
+    engine.submit("next", REQUEST, output=tmp_path / "next.mp4")
+    assert isinstance(run(engine)["next"], Outcome)
+
+
+def test_a_fault_of_the_device_ends_no_request_but_the_engine(
+    engine: Engine, tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sticky(*_: object, **__: object) -> Sampling:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(tiny_world, "begin", sticky)
+    engine.submit("job", REQUEST, output=tmp_path / "job.mp4")
+    with pytest.raises(BrokenModelError, match="illegal memory access"):
+        run(engine)
+    assert engine.finished() == []
+
+
+def test_latents_that_are_not_finite_end_the_job_naming_the_step(
+    engine: Engine, tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = tiny_world.begin
+
+    def poisoned(inputs: Inputs, read: ReadText) -> Sampling:
+        sampling = begin(inputs, read)
+        denoise = sampling.denoise
+
+        def nan_at_the_second(latents: torch.Tensor, index: int, **options: bool) -> torch.Tensor:
+            return denoise(latents, index, **options) * (torch.nan if index == 1 else 1)
+
+        monkeypatch.setattr(sampling, "denoise", nan_at_the_second)
+        return sampling
+
+    monkeypatch.setattr(tiny_world, "begin", poisoned)
+    engine.submit("job", REQUEST, output=tmp_path / "job.mp4")
+    error = run(engine)["job"]
+    assert isinstance(error, WorkerError)
+    assert "step 2 of 3" in str(error)
+    assert "COSMORAMA_DTYPE" in str(error)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_everything_that_should_matter_changes_the_frames(engine: Engine, tmp_path: Path) -> None:

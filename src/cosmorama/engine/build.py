@@ -12,6 +12,7 @@ from cosmorama import logs
 from cosmorama.engine.children import ChildLimits, Children
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.prepare import Preparer
+from cosmorama.errors import ModelNotFoundError
 from cosmorama.guardrails.checks import Guardrails, PromptCheck
 from cosmorama.guardrails.cosmos import CosmosGuardrail
 from cosmorama.guardrails.words import BlockedWords
@@ -47,6 +48,7 @@ def _world(settings: Settings) -> World:
         return load_model(settings)
     from cosmorama.world.ranks.process import Follower
 
+    _check_devices(settings)
     followers = [
         Follower(partial(_load_to_follow, settings, rank), threads=settings.threads)
         for rank in range(1, settings.parallel_processes)
@@ -61,6 +63,20 @@ def _world(settings: Settings) -> World:
     from cosmorama.world.ranks.sequence import SequenceParallel
 
     return SequenceParallel(world, followers)
+
+
+def _check_devices(settings: Settings) -> None:
+    """Refuse, before anything is loaded, to load a model twice onto one GPU.
+
+    Raises:
+        ModelNotFoundError: there are fewer GPUs than processes.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus and settings.device != "cpu" and gpus < settings.parallel_processes:
+        raise ModelNotFoundError(
+            f"COSMORAMA_PARALLEL={settings.parallel} needs a GPU for each of {settings.parallel_processes} processes, "
+            f"and there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}"
+        )
 
 
 def _load_to_follow(settings: Settings, rank: int) -> World:
@@ -78,7 +94,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
     world = load_world(
         settings.model,
         dtype=None if settings.dtype == "auto" else settings.dtype,
-        device=f"cuda:{rank}" if rank < torch.cuda.device_count() else None,
+        device=_device(settings, rank),
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
@@ -91,6 +107,15 @@ def load_model(settings: Settings, rank: int = 0) -> World:
     from cosmorama.world.load.adapters import AdaptedWorld
 
     return AdaptedWorld(world, settings.adapters)
+
+
+def _device(settings: Settings, rank: int) -> str | None:
+    """Where process `rank` of those that share a model has it; None: where the model's own default is."""
+    kind, _, first = settings.device.partition(":")
+    if kind == "cpu":
+        return "cpu"
+    number = int(first or 0) + rank
+    return f"cuda:{number}" if number < torch.cuda.device_count() or kind == "cuda" else None
 
 
 def _preparer(settings: Settings) -> Preparer:

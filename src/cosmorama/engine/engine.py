@@ -6,7 +6,8 @@ import errno
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cosmorama.engine.children import Children
 from cosmorama.engine.embeddings import EmbeddingCache, Reader
@@ -27,7 +29,14 @@ from cosmorama.engine.preparing import Preparing
 from cosmorama.engine.preview import jpeg
 from cosmorama.engine.rollout import Rollout
 from cosmorama.engine.scheduler import Candidate, Priority, admit, order, prepares_slowly
-from cosmorama.errors import CancelledError, CosmoramaError, FramesRefusedError, StorageFullError, WorkerError
+from cosmorama.errors import (
+    CancelledError,
+    CosmoramaError,
+    FramesRefusedError,
+    NotEnoughMemoryError,
+    StorageFullError,
+    WorkerError,
+)
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
 from cosmorama.media.read import resampled
@@ -36,7 +45,8 @@ from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import BrokenModelError, World
-from cosmorama.world.faults import explained
+from cosmorama.world.faults import breaks_the_process, explained, free_memory
+from cosmorama.world.ranks.process import device_of
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +95,11 @@ class Engine:
         self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prompt")
         self._prepared, self._tell = multiprocessing.Pipe(duplex=False)
         self._told = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return device_of(self._world)
 
     @property
     def pending(self) -> int:
@@ -233,23 +248,51 @@ class Engine:
             return self._advance_prepared(job, job.preparing)
 
     def _advance_prepared(self, job: EngineJob, preparing: Future[PreparedRequest]) -> bool:
+        failure = self._attempt(job, preparing)
+        if isinstance(failure, NotEnoughMemoryError):
+            # Only out here, where no traceback holds the tensors of the failed unit any more, is there memory to free.
+            free_memory()
+            if not job.retried:  # what others had for a moment is often enough
+                job.retried, job.frames = True, None
+                log.warning("job %s ran out of memory; its unit of work is done again", job.name)
+                failure = self._attempt(job, preparing)
+                free_memory()
+        if failure is not None:
+            self._finish(job, failure)
+        return True
+
+    def _attempt(self, job: EngineJob, preparing: Future[PreparedRequest]) -> CosmoramaError | None:
+        """One unit of work; what the job ends with if it failed.
+
+        Raises:
+            BrokenModelError: it failed in a way that everything after it would fail as well.
+        """
         try:
             outcome = self._work(job, preparing.result())
-        except BrokenModelError:
+        except BrokenModelError as broken:
+            if broken.error is not None:
+                self._finish(job, broken.error)
             raise
-        except CosmoramaError as error:
-            self._finish(job, error)
         except Exception as error:
-            log.exception("job %s failed", job.name)
-            if (explanation := explained(error, job.request)) is not None:
-                self._finish(job, explanation)
-                return True
-            self._finish(job, _failure(error))
-        else:
-            if outcome is not None:
-                log.debug("made in %.2f s of work: %s", sum(outcome.timings.values()), outcome.timings)
-                self._finish(job, outcome)
-        return True
+            return self._judged(job, error)
+        job.retried = False
+        if outcome is not None:
+            log.debug("made in %.2f s of work: %s", sum(outcome.timings.values()), outcome.timings)
+            self._finish(job, outcome)
+        return None
+
+    def _judged(self, job: EngineJob, error: Exception) -> CosmoramaError:
+        if breaks_the_process(error):
+            log.critical("the device failed while job %s was made", job.name, exc_info=error)
+            raise BrokenModelError(f"{type(error).__name__}: {error}") from error
+        if isinstance(error, CosmoramaError):
+            return error.with_traceback(None)
+        if (explanation := explained(error, job.request)) is not None:
+            # As text: a log record would hold on to the traceback, and that to the failed unit's tensors.
+            log.error("job %s has too little memory\n%s", job.name, "".join(traceback.format_exception(error)))
+            return explanation
+        log.error("job %s failed", job.name, exc_info=error)
+        return _failure(error)
 
     def _work(self, job: EngineJob, prepared: PreparedRequest) -> Outcome | None:
         if job.rollout is None:
@@ -278,7 +321,9 @@ class Engine:
                 picture = None if frame is None else jpeg(self._guardrails.passed(frame[None])[0])
             except FramesRefusedError:
                 return
-            except Exception:
+            except Exception as error:
+                if breaks_the_process(error):
+                    raise
                 log.exception("no preview of job %s", job.name)
                 return
         if picture is not None:
@@ -290,6 +335,7 @@ class Engine:
             job.frames = rollout.decode(job.shown)
             if request.target is not None:
                 job.frames = resampled(job.frames, request.fps, request.target)
+            job.frames = _without(job.frames, job.written - job.written_before)
         if job.writer is None:
             job.writer = job.resources.enter_context(
                 VideoWriter(job.output, width=result.width, height=result.height, fps=result.fps, output=request.output)
@@ -297,6 +343,7 @@ class Engine:
         with timed(job, "decode") as decoding:
             chunk = next(job.frames, None)
         if chunk is not None:
+            job.retried = True  # who knows what of a chunk is written when that fails
             check_s = 0.0
             if self._guardrails.frames is not None:
                 with timed(job, "guardrail") as checking:
@@ -309,7 +356,7 @@ class Engine:
             # While windows are still to be sampled, denoising is what there is to wait for.
             self._report(job, Progress("decode", job.written, result.frames) if rollout.done else rollout.progress)
             return None
-        job.shown, job.frames = rollout.clean, None
+        job.shown, job.frames, job.written_before = rollout.clean, None, job.written
         if not rollout.done:
             return None
         with timed(job, "write"):
@@ -376,3 +423,12 @@ def _failure(error: Exception) -> CosmoramaError:
 
 def _failed(preparing: Future[PreparedRequest]) -> bool:
     return preparing.done() and preparing.exception() is not None
+
+
+def _without(chunks: Iterator[Frames], written: int) -> Iterator[Frames]:
+    """Frames after the first `written`, which an attempt before this one has written."""
+    for chunk in chunks:
+        left = chunk[written:]
+        written -= len(chunk) - len(left)
+        if len(left):
+            yield left

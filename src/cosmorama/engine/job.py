@@ -41,6 +41,10 @@ class EngineJob:
     shown: int = 0
     """Windows of the rollout that are written."""
     written: int = 0
+    written_before: int = 0
+    """Frames that were written when the windows being decoded now began."""
+    retried: bool = False
+    """Whether this unit of work is being done for a second time, since memory ran out the first time."""
     altered: bool = False
     """Whether a guardrail changed some of its frames."""
     cancelled: bool = False

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from cosmorama.engine import worker
 from cosmorama.settings import Settings
@@ -38,6 +40,15 @@ class WorkerProcess:
     def pid(self) -> int | None:
         """The process id, once started."""
         return self._process.pid
+
+    @property
+    def processor_s(self) -> float:
+        """Seconds of processor time that it has used; 0 where that is not known."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError, ValueError):  # ended meanwhile, or not Linux
+            return 0.0
 
     def start(self) -> None:
         """Start the process; blocks for a moment."""

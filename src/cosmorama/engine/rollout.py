@@ -22,6 +22,7 @@ from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Sampling, Stepper, World
+from cosmorama.world.faults import all_finite, not_finite
 
 
 class Rollout:
@@ -160,6 +161,8 @@ class Window:
         self._memory = Memory()
         self._denoised: Tensor | None = None
         self._ending: Frames | None = None
+        self._chunk = 0
+        self._finite: list[tuple[int, Tensor]] = []
 
     @property
     def levels(self) -> int:
@@ -193,6 +196,22 @@ class Window:
         else:
             self._denoise(self._sampling)
         self.index += 1
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Look whether latents went wrong: those of the step before, so that a GPU has its next step while it is asked.
+
+        Raises:
+            NotFiniteError: they are NaN or infinite.
+        """
+        self._finite.append((self.index, all_finite(self.latents)))
+        while self._finite and (self.done or self._finite[0][0] < self.index):
+            step, finite = self._finite.pop(0)
+            if not finite:
+                what = f"the latents after step {step} of {self.steps}"
+                if step == 1:
+                    what += " (the first: the prompt, the given frames or the weights are to blame)"
+                raise not_finite(what, self._request)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def frames(self) -> Iterator[Frames]:
@@ -241,8 +260,9 @@ class Window:
 
     def _denoise(self, sampling: Sampling) -> None:
         index = self.index % self.levels
-        if index == 0 and self.index > 0 and isinstance(sampling, Chunked):
+        if self.index // self.levels > self._chunk and isinstance(sampling, Chunked):
             self.latents, self._history, self._memory = sampling.next_chunk(self.latents), History(), Memory()
+            self._chunk += 1  # not again, should the evaluation fail and be repeated
         schedule = sampling.schedule  # which may be another one for another chunk
 
         def evaluate(negative: bool) -> Tensor:

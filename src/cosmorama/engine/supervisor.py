@@ -13,11 +13,24 @@ from pathlib import Path
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.process import WorkerProcess
 from cosmorama.engine.scheduler import Priority
-from cosmorama.engine.worker import Advanced, Cancel, Event, Finished, LoadFailed, Previewed, Ready, Stop, Submit, Watch
+from cosmorama.engine.watchdog import Watchdog
+from cosmorama.engine.worker import (
+    Advanced,
+    Broken,
+    Cancel,
+    Event,
+    Finished,
+    LoadFailed,
+    Previewed,
+    Ready,
+    Stop,
+    Submit,
+    Watch,
+)
 from cosmorama.engine.workers import PreviewCallback
 from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotReadyError, WorkerDiedError
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
@@ -26,10 +39,13 @@ log = logging.getLogger(__name__)
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Waits before the first, second, ... restart in a row; the last one repeats."""
 STOP_GRACE_S = 10.0
+LOOK_EVERY_S = 1.0
+"""How often a worker is looked at that may hang."""
 
 
 @dataclass(slots=True, eq=False)
 class _Generation:
+    request: ResolvedRequest
     on_progress: ProgressCallback
     on_preview: PreviewCallback
     result: asyncio.Future[Outcome]
@@ -61,7 +77,9 @@ class Supervisor:
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
         self._load_error = ""
+        self._death = ""
         self._failures = 0
+        self._watchdog = Watchdog(settings.hang_s, on_gpu=False)
 
     @property
     def active(self) -> int:
@@ -161,7 +179,7 @@ class Supervisor:
         name = name or uuid.uuid4().hex
         result: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         ignore = lambda _: None  # noqa: E731
-        self._generations[name] = _Generation(on_progress or ignore, on_preview or ignore, result)
+        self._generations[name] = _Generation(request, on_progress or ignore, on_preview or ignore, result)
         self._worker.send(Submit(name, request, output, priority, age_s, owner))
         try:
             return await result
@@ -182,11 +200,12 @@ class Supervisor:
 
     async def _keep_alive(self) -> None:
         while True:
-            self._load_error = ""
+            self._load_error = self._death = ""
+            self._watchdog = Watchdog(self._settings.hang_s, on_gpu=False)
             worker = self._worker = WorkerProcess(self._settings, self._on_event)
             try:
                 await asyncio.to_thread(worker.start)
-                code = await worker.ended
+                code = await self._ended(worker)
             finally:
                 worker.kill()
                 self._worker = None
@@ -198,23 +217,43 @@ class Supervisor:
             await asyncio.sleep(delay)
             self.restarts += 1
 
+    async def _ended(self, worker: WorkerProcess) -> int:
+        """Wait for the end of a worker, and bring it about when it hangs; the exit code."""
+        loop = asyncio.get_running_loop()
+        looked, used = loop.time(), worker.processor_s
+        while True:
+            await asyncio.wait({worker.ended}, timeout=LOOK_EVERY_S)
+            if worker.ended.done():
+                return worker.ended.result()
+            now, used_now = loop.time(), worker.processor_s
+            reason = self._watchdog.overdue(now - looked, used_now - used)
+            looked, used = now, used_now
+            if reason is not None and not self._death:
+                self._death = f"the worker hung: {reason}"
+                worker.kill()
+
     def _on_event(self, event: Event) -> None:
         match event:
-            case Ready(capabilities):
+            case Ready(capabilities, device):
                 self.capabilities = capabilities
+                self._watchdog = Watchdog(self._settings.hang_s, on_gpu=device != "cpu")
                 self.ready, self.reason = True, "ready"
                 self.on_ready()
             case LoadFailed(reason):
                 self._load_error = reason
                 self.reason = f"the model could not be loaded: {reason}"
+            case Broken(reason):
+                self._death = f"the worker's model broke: {reason}"
             case Advanced(name, progress) if name in self._generations:
                 self._advanced_last = name
+                self._watchdog.advanced(name, self._generations[name].request, progress)
                 self._on_progress(self._generations[name], progress)
             case Previewed(name, jpeg) if name in self._generations:
                 if not self._generations[name].result.done():
                     self._generations[name].on_preview(jpeg)
             case Finished(name, result) if name in self._generations:
                 self._failures = 0
+                self._watchdog.ended(name)
                 self._finish(self._generations.pop(name), result)
 
     def _on_progress(self, generation: _Generation, progress: Progress) -> None:
@@ -240,7 +279,7 @@ class Supervisor:
         was_ready, self.ready = self.ready, False
         self._failures += 1
         if was_ready:
-            self.reason = f"the worker process died ({_exit_in_words(code)})"
+            self.reason = self._death or f"the worker process died ({_exit_in_words(code)})"
         elif not self._load_error:
             self.reason = f"the worker process died while it loaded the model ({_exit_in_words(code)})"
         self._lose_all(self.reason, blame=True)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from cosmorama.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+
+_PINNED_EXACTLY_FROM_MB = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded."""
+    """The model is loaded, and runs on a device of this type."""
 
     capabilities: Capabilities
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +103,15 @@ class Finished:
     result: Outcome | CosmoramaError
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The model cannot go on; the process exits, and what it holds has to be made by another."""
+
+    reason: str
+
+
 Command = Submit | Watch | Cancel | Stop
-Event = Ready | LoadFailed | Advanced | Previewed | Finished
+Event = Ready | LoadFailed | Advanced | Previewed | Finished | Broken
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -108,6 +121,7 @@ def main(connection: Connection, settings: Settings) -> None:
     # The model takes every core it gets; the process that answers clients goes first.
     os.nice(5)
     logs.configure(settings, "worker")
+    os.environ.update(allocator_policy(os.environ))
     try:
         from cosmorama.engine.build import build_engine
 
@@ -124,17 +138,21 @@ def main(connection: Connection, settings: Settings) -> None:
         connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return
     try:
-        connection.send(Ready(engine.capabilities))
+        connection.send(Ready(engine.capabilities, engine.device.type))
         while serve_once(engine, connection):
             pass
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.warning("the server is gone; the worker follows")
         code = 0
-    except Exception:
+    except Exception as error:
         log.exception("the engine failed")
+        with suppress(OSError):
+            _report(engine, connection)
+            connection.send(Broken(f"{type(error).__name__}: {error}"))
         code = 1
-    engine.close()
+    with suppress(Exception):  # on a device that has failed nothing can be relied on
+        engine.close()
     logging.shutdown()
     # A thread may still be downloading somebody's video; nothing is worth waiting for now.
     os._exit(code)
@@ -154,11 +172,31 @@ def serve_once(engine: Engine, connection: Connection) -> bool:
             case Submit():
                 _submit(engine, connection, command)
     advanced = engine.step()
-    for job, result in engine.finished():
-        connection.send(Finished(job, result))
+    _report(engine, connection)
     if not advanced and engine.pending:
         engine.wait(connection)
     return True
+
+
+def allocator_policy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables for torch's allocators, to be set before it is imported; none where the operator set some.
+
+    Blocks of gigabytes in changing sizes (denoiser, decoder, other clips) fragment an allocator whose segments cannot
+    grow. Pinned memory, where offloaded weights wait, would be rounded up to powers of two: up to 1.9 times as much.
+    """
+    if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & {*environment}:
+        return {}
+    policy = "expandable_segments:True"
+    with suppress(PackageNotFoundError, ValueError):
+        major, minor = (int(number) for number in version("torch").split(".")[:2])
+        if (major, minor) >= (2, 13):  # others may not know it, and refuse to start
+            policy += f",pinned_max_round_threshold_mb:{_PINNED_EXACTLY_FROM_MB}"
+    return {"PYTORCH_CUDA_ALLOC_CONF": policy}
+
+
+def _report(engine: Engine, connection: Connection) -> None:
+    for job, result in engine.finished():
+        connection.send(Finished(job, result))
 
 
 def _submit(engine: Engine, connection: Connection, command: Submit) -> None:

@@ -13,11 +13,20 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule
+from cosmorama.errors import CosmoramaError
 from cosmorama.request import Adapter, Capabilities, ResolvedRequest
 
 
 class BrokenModelError(Exception):
-    """The model cannot go on, for this request or another: its process has to end, and to be started again."""
+    """The model cannot go on, for this request or another: its process has to end, and to be started again.
+
+    Attributes:
+        error: What the request ends with at which that came to light; None: it is made again, by another process.
+    """
+
+    def __init__(self, message: str, error: CosmoramaError | None = None) -> None:
+        self.error = error
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from cosmorama.world.base import World
     from cosmorama.world.load.options import LoadOptions, Offload, Quantize
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +103,24 @@ def load_world(
 
         return load_microcosm(folder)
     load = _loader_of(folder)
+    import torch
+
     from cosmorama.world.load.fit import check_weights_fit
     from cosmorama.world.load.options import LoadOptions
     from cosmorama.world.load.quantize import check_quantize
 
     options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant)
+    if options.device == torch.device("cpu") and device is None:
+        log.warning(_ON_A_CPU, folder.name, torch.__version__)
     check_quantize(quantize, options.dtype)
     check_weights_fit(folder, options)
     return load(folder, options)
 
 
+_ON_A_CPU = (
+    "%s WILL RUN ON THE CPU: torch %s sees no GPU. A clip of a Cosmos model takes hours or days there. For a GPU: its "
+    "driver, and `pip install torch` from the plain index; to have it so without this line: COSMORAMA_DEVICE=cpu"
+)
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 _PIPELINES = {
     "CosmosTextToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_text_to_world"),

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.supervisor import Supervisor
-from cosmorama.errors import InvalidRequestError, ModelNotFoundError, WorkerDiedError, WorkerError
+from cosmorama.errors import InvalidRequestError, ModelNotFoundError, NotEnoughMemoryError, WorkerDiedError, WorkerError
 from cosmorama.settings import Settings
 from cosmorama.world.base import BrokenModelError, World
 from cosmorama.world.ranks.process import Apply, Follower
@@ -130,8 +130,10 @@ class TestPredict25:
         other.advance()
         for number in range(100):
             predict25.followers[0].forget(number)  # so it knows no request any more
-        with pytest.raises(WorkerError, match="the second process failed: KeyError"):
+        with pytest.raises(BrokenModelError) as broken:
             going.advance()
+        assert isinstance(broken.value.error, WorkerError)
+        assert "the second process failed: KeyError" in str(broken.value.error)
         with pytest.raises(BrokenModelError):
             other.advance()
         with pytest.raises(BrokenModelError):
@@ -176,21 +178,24 @@ class TestMicrocosm:
     def test_clips(self, microcosm: Together, given: torch.Tensor | None) -> None:
         microcosm.check(given, width=960, height=704, frames=9, fps=24, steps=2)
 
-    def test_at_last_an_error_of_this_process_ends_its_request_with_that_error(self, microcosm: Together) -> None:
+    def test_at_last_an_error_within_an_evaluation_ends_the_process_and_is_told(
+        self, microcosm: Together, tmp_path: Path
+    ) -> None:
+        engine = Engine(microcosm.world)
         changes = {"width": 960, "height": 704, "frames": 1, "fps": 24}
-        going, other = rollout(microcosm.world, **changes), rollout(microcosm.world, **changes, seed=6)
-        going.advance()
-        other.advance()
+        engine.submit("job", replace(REQUEST, **changes), output=tmp_path / "clip")
 
         def fail(tokens: torch.Tensor) -> None:
             raise MemoryError("not here")
 
         handle = hook(microcosm.inner.transformer, fail)
-        with pytest.raises(MemoryError, match="not here"):
-            going.advance()
+        with pytest.raises(BrokenModelError, match="not here"):
+            finish(engine)
         handle.remove()
-        with pytest.raises(BrokenModelError):
-            other.advance()
+        ((name, error),) = engine.finished()
+        assert name == "job"
+        assert isinstance(error, NotEnoughMemoryError)  # and whoever asked is told that, not that a worker died
+        engine.close()
 
 
 def test_predict2_in_three_processes_with_adaln_per_token(tmp_path: Path) -> None:
@@ -232,7 +237,7 @@ def test_a_server_starts_another_pair_when_one_process_dies(tmp_path: Path) -> N
             (follower,) = [
                 child
                 for child in psutil.Process(supervisor.worker_pid).children()
-                if "follower" in str(child.cmdline())
+                if "ranks.process" in str(child.cmdline())
             ]
             going = asyncio.create_task(supervisor.generate(long, output=tmp_path / "second"))
             async with asyncio.timeout(240):

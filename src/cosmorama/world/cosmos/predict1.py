@@ -93,6 +93,8 @@ class Predict1Sampling(CosmosSampling):
         self.schedule = edm_levels(parts.scheduler, self.request.steps, skip_idle_step=parts.savings.skip_idle_step)
         self._given = 0 if self.known is None else self.known.shape[2]
         self._mask = None if self.known is None else self.mask(self._given)
+        self._drawn: dict[int, Tensor] = {}  # the last two
+        self._draws = 0
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents with the deviation that the model was trained for."""
@@ -113,8 +115,7 @@ class Predict1Sampling(CosmosSampling):
         timesteps = torch.full((1, 1), 0.25 * math.log(sigma), device=latents.device).to(self.parts.dtype)
         x = latents * self._input_scale(sigma)
         if self.known is not None:
-            # The whole clip's noise, although the first frames' is all that is used: so one seed means one clip.
-            augmented = self.known + self.noise()[:, :, : self._given] * _AUGMENT_SIGMA
+            augmented = self.known + self._fresh_noise(index, negative=negative) * _AUGMENT_SIGMA
             if sigma > _AUGMENT_SIGMA:
                 x = torch.cat([augmented * self._input_scale(_AUGMENT_SIGMA), x[:, :, self._given :]], dim=2)
         output = self.evaluate(x, timesteps, negative=negative, mask=self._mask, fps=self.request.fps)
@@ -123,6 +124,19 @@ class Predict1Sampling(CosmosSampling):
         if self.known is None or sigma <= _AUGMENT_SIGMA:
             return denoised
         return torch.cat([self.known, denoised[:, :, self._given :]], dim=2)
+
+    def _fresh_noise(self, index: int, *, negative: bool) -> Tensor:
+        """Noise for the given frames, of its own for every evaluation, and the same one when that is repeated.
+
+        The whole clip's is drawn, although the first frames' is all that is used, in diffusers' order: prompt, negative
+        prompt, step by step. So one seed means one clip, also where another process evaluates the negative prompt.
+        """
+        place = 2 * index + negative if self.guidance_weight != 1 else index
+        while self._draws <= place:
+            drawn = torch.randn(self.shape, generator=self.generator)[:, :, : self._given]
+            self._drawn[self._draws % 2] = drawn.to(self.parts.device)
+            self._draws += 1
+        return self._drawn[place % 2]
 
     def _input_scale(self, sigma: float) -> float:
         return 1 / math.sqrt(sigma**2 + self._sigma_data**2)

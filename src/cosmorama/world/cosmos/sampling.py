@@ -182,7 +182,7 @@ class CosmosSampling:
 
     def _encode(self, frames: Tensor) -> Tensor:
         """The first latent frames of a clip that begins with these: the tokenizer is causal."""
-        pixels = to_pixels(frames)
+        pixels = to_pixels(frames, self.parts.device)
         given = self.autoencoder.latents_shape(len(frames), *frames.shape[1:3])[2]
         if not self.parts.savings.encode_only_given_frames:
             padding = pixels[:, :, -1:].expand(-1, -1, self._frames - len(frames), -1, -1)

@@ -201,12 +201,20 @@ class TransferSampling:
     @torch.inference_mode()
     def next_chunk(self, latents: Tensor) -> Tensor:
         """Decode a finished chunk and start the next from its end: its noise `[1, C, T, h, w]`."""
-        pixels = None
+        pixels, finished = None, []
         for pixels in self._decode_new(latents):
-            self._finished.append(to_frames(pixels))
+            finished.append(to_frames(pixels))
         assert pixels is not None
+        state = self._generator.get_state()
         self._index += 1
-        return self._start(pixels[:, :, -_OVERLAP:])
+        try:
+            first = self._start(pixels[:, :, -_OVERLAP:])
+        except BaseException:  # as if it had not been begun: where memory ran out it is tried again
+            self._generator.set_state(state)
+            self._index -= 1
+            raise
+        self._finished += finished
+        return first
 
     @torch.inference_mode()
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
@@ -270,7 +278,7 @@ class TransferSampling:
         start, length = self._index * self._stride, self._world.chunk_frames
         part = clip[: self._request.frames][start : start + length]
         part = torch.cat([part, part[-1:].expand(length - len(part), -1, -1, -1)])
-        return self._autoencoder.encode(to_pixels(part), self._noise())
+        return self._autoencoder.encode(to_pixels(part, self._parts.device), self._noise())
 
     def _residuals(self, x: Tensor, timesteps: Tensor, contexts: list[TextContext]) -> dict[int, Tensor]:
         chunk, world = self._chunk, self._world

@@ -205,7 +205,7 @@ class Cosmos3Sampling:
         if not self._world.config.savings.encode_only_given_frames:
             frames = torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
         # The encoder is causal: the first latents do not depend on later frames.
-        return self._autoencoder.encode(to_pixels(frames))[:, :, :latents]
+        return self._autoencoder.encode(to_pixels(frames, self._world.transformer.device))[:, :, :latents]
 
     def _place_levels(self) -> Levels:
         config, request = self._world.config, self._request

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -30,6 +31,7 @@ from cosmorama.diffusion.schedule import Schedule, flow_schedule
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, ResolvedRequest, Size, Solver
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.faults import not_finite
 from cosmorama.world.generic.paused import PausedPipeline
 from cosmorama.world.load.checkpoint import build, check_variant, load_tokenizer, told_of
 from cosmorama.world.load.files import PIPELINE, missing_weights, parts_named, read_json, some
@@ -192,7 +194,11 @@ class GenericSampling:
         if problems:
             raise InvalidRequestError(*problems)
         frames = world.capabilities.frames.next(request.frames)
-        self._run = PausedPipeline(world.pipeline, _arguments(world.pipeline, inputs, frames))
+        self._request, self._seen = request, _Seen()
+        arguments = _arguments(world.pipeline, inputs, frames)
+        if "callback_on_step_end" in _takes(world.pipeline):
+            arguments["callback_on_step_end"] = self._seen
+        self._run = PausedPipeline(world.pipeline, arguments)
         try:
             self._schedule = flow_schedule(self._run.begin())
         except ValueError as error:  # before its first step a pipeline looks at its arguments
@@ -206,13 +212,13 @@ class GenericSampling:
         return self._schedule
 
     def initial(self) -> Tensor:
-        """Nothing: the latents stay inside of the pipeline."""
-        return torch.empty(0)
+        """Nothing yet: the latents begin inside of the pipeline."""
+        return self._seen.latents
 
     def step(self, latents: Tensor, index: int) -> Tensor:
-        """Let the pipeline take its step `index`."""
+        """Let the pipeline take its step `index`; the latents as it has them, where it shows them."""
         self._run.step()
-        return latents
+        return self._seen.latents
 
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
         """Never called: see `step`."""
@@ -222,8 +228,22 @@ class GenericSampling:
         """Let the pipeline finish, then give its clip: uint8 `[T, height, width, 3]`."""
         if self._frames is None:
             clip = self._run.finish()[0][0]  # [T, H, W, 3] in 0..1
+            if not np.isfinite(clip).all():
+                raise not_finite("the decoded frames", self._request)
             self._frames = torch.from_numpy((clip * 255).round().clip(0, 255).astype("uint8"))
         yield from self._frames.split(16)
+
+
+class _Seen:
+    """What a pipeline tells at the end of every step. It knows nothing of the sampling, so that can be dropped."""
+
+    def __init__(self) -> None:
+        self.latents = torch.empty(0)
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """diffusers' `callback_on_step_end`; changes nothing."""
+        self.latents = tensors.get("latents", self.latents)
+        return tensors
 
 
 def _check(name: object) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cosmorama.errors import CosmoramaError, ModelNotFoundError, WorkerError
 from cosmorama.world.base import Adaptable, BrokenModelError, Chunked, Inputs, Sampling, World
-from cosmorama.world.faults import explained
+from cosmorama.world.faults import breaks_the_process, explained
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answer to a command that failed."""
+    """The answer to a command that failed; `last`: the process ends with it."""
 
     error: CosmoramaError
+    last: bool = False
 
 
 Command = Apply | Begin | Denoise | Assist | NextChunk
@@ -150,6 +151,8 @@ class Follower:
         """
         answer = self._answer()
         if isinstance(answer, Failed):
+            if answer.last:
+                raise BrokenModelError(str(answer.error))
             raise answer.error
         return answer
 
@@ -227,8 +230,9 @@ def follow(connection: Connection) -> None:
             answer = _obey(world, requests, command)
         except Exception as error:
             log.exception("the second process failed at %s", type(command).__name__)
-            _send(connection, Failed(_explained(error, requests, command)))
-            if isinstance(command, Apply | Assist):
+            device_failed = breaks_the_process(error)
+            _send(connection, Failed(_explained(error, requests, command), last=device_failed))
+            if isinstance(command, Apply | Assist) or device_failed:
                 return  # the others wait within the network, and only this process's end tells them not to
         else:
             _send(connection, answer)

@@ -12,6 +12,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,9 @@ import torch.distributed as dist
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 from torch import Tensor, nn
 
-from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
-from cosmorama.world.base import Chunked, Inputs, Sampling, World
+from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotEnoughMemoryError
+from cosmorama.world.base import BrokenModelError, Chunked, Inputs, Sampling, World
+from cosmorama.world.faults import breaks_the_process, explained
 from cosmorama.world.ranks.guidance import Parallel, Shared, SharedChunks, hear, tell
 from cosmorama.world.ranks.process import Apply, Assist, Follower, device_of
 from cosmorama.world.ranks.shares import share_tokens
@@ -76,27 +78,35 @@ class _Split(Shared):
         """Estimate the clean latents, all processes together.
 
         Raises:
-            WorkerError: a follower failed.
-            NotEnoughMemoryError: it has too little memory.
-            BrokenModelError: a follower is gone.
+            BrokenModelError: it failed, here or in a follower; `error` is what the request ends with.
         """
         tell(self._followers, Assist(self._number, latents.cpu(), index, negative))
         try:
             estimate = self._sampling.denoise(latents, index, negative=negative)
+            # With NCCL only the GPU has waited for the others so far, not this process.
+            hear(self._followers)
         except Exception as error:
-            # The followers wait somewhere in the middle, and nothing they send from there belongs to another request:
-            # this request ends with its error, and the next that needs them finds that the model is broken.
-            try:
-                failures = [failure for follower in self._followers if (failure := follower.failure())]
-            finally:
-                for follower in self._followers:
-                    follower.close()
-            if failures:
-                # Of several, some may only be that another process was gone.
-                raise max(failures, key=lambda failure: isinstance(failure, NotEnoughMemoryError)) from error
-            raise
-        hear(self._followers)
+            raise self._broken(error) from error
         return estimate
+
+    def _broken(self, error: Exception) -> BrokenModelError:
+        """Of an evaluation that failed somewhere: whoever has not failed waits within it, on the GPU perhaps, for ever.
+
+        So no process of the group is of use any more, and none is asked to leave it in good order.
+        """
+        failures: list[CosmoramaError] = [error] if isinstance(error, CosmoramaError) else []
+        for follower in self._followers:
+            with suppress(BrokenModelError):
+                if (failure := follower.failure()) is not None:
+                    failures.append(failure)
+        for follower in self._followers:
+            follower.close()
+        told: CosmoramaError | None = explained(error, self._request)
+        if told is None and failures:  # of several, some may only be that another process was gone
+            told = max(failures, key=lambda failure: isinstance(failure, NotEnoughMemoryError))
+        if isinstance(error, BrokenModelError) or breaks_the_process(error):
+            told = told if isinstance(told, NotEnoughMemoryError) else None
+        return BrokenModelError(f"an evaluation that processes share failed: {type(error).__name__}: {error}", told)
 
 
 class _SplitChunks(_Split, SharedChunks):
