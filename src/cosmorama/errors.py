@@ -168,6 +168,34 @@ class WorkerDiedError(WorkerError):
         super().__init__(message)
 
 
+class JobNotFoundError(CosmoramaError):
+    """No job of that id, or it belongs to somebody else, or it was deleted (HTTP 404)."""
+
+    status = 404
+    kind = "job_not_found"
+
+
+class JobConflictError(CosmoramaError):
+    """The job's state, or an earlier use of the idempotency key, does not allow this (HTTP 409)."""
+
+    status = 409
+    kind = "conflict"
+
+
+class ContentGoneError(CosmoramaError):
+    """The job's result existed and was removed: delivered to the client that waited, or too old (HTTP 410)."""
+
+    status = 410
+    kind = "content_gone"
+
+
+class StoreUnavailableError(CosmoramaError):
+    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503)."""
+
+    status = 503
+    kind = "store_unavailable"
+
+
 def _brief(value: object) -> str:
     try:
         text = json.dumps(value) if value is None or isinstance(value, (bool, list, tuple, dict)) else repr(value)

@@ -10,7 +10,11 @@ from typing import Any, Literal, get_args
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
+from cosmorama.errors import ContentGoneError as ContentGoneError
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.errors import JobConflictError as JobConflictError
+from cosmorama.errors import JobNotFoundError as JobNotFoundError
+from cosmorama.errors import StoreUnavailableError as StoreUnavailableError
 from cosmorama.progress import Progress, Stage
 from cosmorama.request import ResolvedRequest
 
@@ -21,34 +25,6 @@ STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 
 """States that a job never leaves."""
-
-
-class JobNotFoundError(CosmoramaError):
-    """No job of that id, or it belongs to somebody else, or it was deleted (HTTP 404)."""
-
-    status = 404
-    kind = "job_not_found"
-
-
-class JobConflictError(CosmoramaError):
-    """The job's state, or an earlier use of the idempotency key, does not allow this (HTTP 409)."""
-
-    status = 409
-    kind = "conflict"
-
-
-class ContentGoneError(CosmoramaError):
-    """The job's result existed and was removed: delivered to the client that waited, or too old (HTTP 410)."""
-
-    status = 410
-    kind = "content_gone"
-
-
-class StoreUnavailableError(CosmoramaError):
-    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503)."""
-
-    status = 503
-    kind = "store_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
