@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     """A known model's name, or the folder of a checkpoint."""
     models: Annotated[dict[str, str], NoDecode] = {}
     """Several models by name (comma-separated NAME=SOURCE, or SOURCE alone), the default one first; none: `model`."""
+    name: str | None = Field(None, min_length=1)
+    """What clients call the one model that is served; None: its own name."""
+    model_variant: str | None = Field(None, validation_alias=_names("MODEL_VARIANT", "MODEL_VARIANT"))
+    """What `/v1/metadata` calls the model: nano, super...; clients of the Cosmos3 NIM look at it. None: by its name."""
+    model_aliases: Annotated[dict[str, str], NoDecode] = {}
+    """Other names of models (comma-separated ALIAS=NAME): sora-2=microcosm. The alias * is any name that is none."""
     model_memory: ByteSize | None = None
     """Of several models, at most so many bytes are kept loaded at a time; None: no limit."""
     model_idle_s: float | None = Field(None, gt=0)
@@ -215,6 +221,16 @@ class Settings(BaseSettings):
                 raise ValueError(f"models: {part!r} is not accepted; expected NAME=SOURCE with a name of its own")
             found[name] = source
         return found
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split_aliases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(alias.strip() and name.strip() for alias, _, name in pairs):
+            raise ValueError(f"model_aliases is {value!r}; it must be ALIAS=NAME, comma-separated")
+        return {alias.strip(): name.strip() for alias, _, name in pairs}
 
     @field_validator("adapters", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
-from cosmorama.api import infer, info, videos
+from cosmorama.api import compatible, infer, info, videos
 from cosmorama.api import jobs as jobs_routes
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.errors import add_error_handlers
@@ -70,7 +70,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     # They are asked in this order which of them has a path.
-    answering = () if settings.role == "worker" else (infer.router, jobs_routes.router, videos.router, info.router)
+    answering = (
+        ()
+        if settings.role == "worker"
+        else (
+            infer.router,
+            compatible.router,
+            jobs_routes.router,
+            videos.router,
+            info.router,
+        )
+    )
     for router in (info.health_router, info.metrics_router, *answering):
         app.include_router(router)
     add_error_handlers(app)

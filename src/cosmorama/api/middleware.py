@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cosmorama.api.errors import envelope
 from cosmorama.api.metrics import Metrics
 
-OPEN_PATHS = ("/v1/health/live", "/v1/health/ready")
+OPEN_PATHS = ("/v1/health/live", "/v1/health/ready", "/health")
 """Orchestrators ask these without a key."""
 QUIET_PATHS = (*OPEN_PATHS, "/v1/metrics", "/metrics")
 """Asked all the time, by machines."""
-INFERENCE_PATHS = ("/v1/infer", "/v1/jobs", "/v1/videos")
+INFERENCE_PATHS = ("/v1/infer", "/v1/jobs", "/v1/videos", "/v1/videos/sync", "/v1/images/generations")
 """What makes work when it is posted to."""
 
 

@@ -9,6 +9,10 @@ import typer
 
 def serve(
     model: Annotated[str | None, typer.Option(help="Name or checkpoint folder.", show_default="microcosm")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What clients call the model, and /v1/metadata its variant.", show_default="its own"),
+    ] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(show_default="8000")] = None,
     dtype: Annotated[
@@ -47,7 +51,7 @@ def serve(
 
     keys = tuple(SecretStr(key) for key in api_key) if api_key else None
     weights = {"dtype": dtype, "offload": offload, "quantize": quantize, "variant": variant}
-    flags = {"model": model, "host": host, "port": port, "role": role, **weights, "api_keys": keys}
+    flags = {"model": model, "name": name, "host": host, "port": port, "role": role, **weights, "api_keys": keys}
     server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
 
 
