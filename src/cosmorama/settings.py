@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     """What the matrices of the denoiser's blocks are held as instead of the dtype: int8 changes frames a little."""
     variant: str | None = None
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
+    fps_modulation: bool = False
+    """Predict2 only: positions in time follow the frame rate, as in diffusers; NVIDIA's released models have it off."""
     vae_tiling: int = 0
     """Where a request does not say: frames are encoded and decoded in tiles of so many pixels a side; 0 is exact."""
     adapters: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)

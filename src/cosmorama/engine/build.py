@@ -98,6 +98,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
+        fps_modulation=settings.fps_modulation,
         variant=settings.variant,
         cache=settings.cache_path,
         download=not settings.disable_model_download,
