@@ -190,10 +190,23 @@ class ContentGoneError(CosmoramaError):
 
 
 class StoreUnavailableError(CosmoramaError):
-    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503)."""
+    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503).
+
+    Attributes:
+        detail: What the driver said, for the log: it may name hosts and paths, which are no business of clients.
+    """
 
     status = 503
     kind = "store_unavailable"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        self.detail = detail
+        super().__init__(message)
+
+    @property
+    def logged(self) -> str:
+        """The message with what the driver said."""
+        return f"{self} ({self.detail})" if self.detail else str(self)
 
 
 def _brief(value: object) -> str:

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
         (), validation_alias=AliasChoices("COSMORAMA_API_KEYS", "COSMORAMA_API_KEY")
     )
     """Any of these lets a client in (comma-separated); none: everyone is let in. NAME:KEY gives a key a name."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Without keys: names besides local ones that this server may be called by (comma-separated)."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages that may call this server (comma-separated; * for all); none: only its own."""
     drain_s: float = Field(30, ge=0)
@@ -184,7 +186,26 @@ class Settings(BaseSettings):
     captioning_timeout_s: float = Field(30, gt=0)
     captioning_max_tokens: int = Field(512, ge=1)
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        keys = value.split(",") if isinstance(value, str) else value
+        if isinstance(keys, (list, tuple)):
+            for key in keys:
+                text = key.get_secret_value() if isinstance(key, SecretStr) else str(key)
+                if not text.rpartition(":" if text.count(":") == 1 else "\0")[2].strip():
+                    raise ValueError("api_keys: an empty key would let everybody in; expected KEY or NAME:KEY, ...")
+            return tuple(key.strip() if isinstance(key, str) else key for key in keys)
+        return value
+
+    @model_validator(mode="after")
+    def _keys_that_are_set_are_some(self) -> Self:
+        # Elsewhere an empty variable is as good as none; here it is a secret that was not filled in.
+        if not self.api_keys and any(name in os.environ for name in ("COSMORAMA_API_KEYS", "COSMORAMA_API_KEY")):
+            raise ValueError("api_keys: COSMORAMA_API_KEYS is set and holds no key; unset it to let everybody in")
+        return self
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
