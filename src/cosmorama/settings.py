@@ -94,8 +94,8 @@ class Settings(BaseSettings):
     """What the matrices of the denoiser's blocks are held as instead of the dtype: int8 changes frames a little."""
     variant: str | None = None
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
-    fps_modulation: bool = False
-    """Predict2 only: positions in time follow the frame rate, as in diffusers; NVIDIA's released models have it off."""
+    controls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Of Transfer2.5 from the hub: kinds of control to load (comma-separated); none: all there are."""
     vae_tiling: int = 0
     """Where a request does not say: frames are encoded and decoded in tiles of so many pixels a side; 0 is exact."""
     adapters: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
             raise ValueError("api_keys: COSMORAMA_API_KEYS is set and holds no key; unset it to let everybody in")
         return self
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("controls", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -17,9 +17,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, serve, worker, models, batch, bench):
+for command in (generate, serve, worker, batch, bench):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
+app.add_typer(models, name="models")
 
 
 def main() -> None:

@@ -375,7 +375,7 @@ class Engine:
             counts={"steps": rollout.index, "evaluations": rollout.evaluations}
             | (job.reader.counts if job.reader else {})
             | self._decisions(job),
-            warnings=(*request.warnings, *rollout.prepared.warnings, *(job.reader.warnings if job.reader else ())),
+            warnings=(*request.warnings, *rollout.prepared.warnings),
         )
 
     def _guarded(self, job: EngineJob, frames: Frames) -> Frames:

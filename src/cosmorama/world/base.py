@@ -37,15 +37,11 @@ class TextEmbedding:
         states: `[1, S, D]`.
         mask: bool `[1, S]`, True on real tokens; None where every row counts.
         repeats: How many equal rows the last one stands for.
-        tokens: How many tokens the prompt has, with what the encoder puts around it; 0 where nobody counts.
-        limit: How many of them are read; None for all.
     """
 
     states: Tensor
     mask: Tensor | None = None
     repeats: int = 1
-    tokens: int = 0
-    limit: int | None = None
 
     @property
     def nbytes(self) -> int:

@@ -22,6 +22,8 @@ from cosmorama.errors import ModelNotFoundError
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """How the two libraries name the weights of a part, before the ending."""
 PIPELINE = "model_index.json"
+INDEXES = (PIPELINE, "modular_model_index.json")
+"""What names a pipeline and its parts, in the order in which it is looked for."""
 _COSMOS_PARTS = {"transformer", "vae", "text_encoder", "tokenizer", "text_tokenizer", "scheduler"}
 """What is read of a Cosmos checkpoint. Guardrails, sound and the eyes of the text encoder are left where they are."""
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -147,7 +149,7 @@ def weight_files(folder: Path, variant: str | None = None) -> WeightFiles:
     names = _names(folder)
     chosen = choose(names, _stems(folder), variant)
     if chosen is None:
-        raise ModelNotFoundError(f"{folder} has no weights{_instead(names)}")
+        raise ModelNotFoundError(f"{folder} has no weights{instead_of(names)}")
     if chosen.single is not None:
         return WeightFiles((folder / chosen.single,), {})
     owners = {name: folder / shard for name, shard in shard_map(folder / str(chosen.index)).items()}
@@ -302,7 +304,7 @@ def missing_weights(folder: Path, variant: str | None = None) -> Iterator[str]:
     names = _names(folder)
     chosen = choose(names, _stems(folder), variant)
     if chosen is None:
-        yield f"*.safetensors{_instead(names)}"
+        yield f"*.safetensors{instead_of(names)}"
     elif chosen.index is not None:
         yield from sorted(set(shard_map(folder / chosen.index).values()) - names)
 
@@ -322,7 +324,7 @@ def shard_map(index: Path) -> dict[str, str]:
     return mapped
 
 
-def _instead(names: Collection[str]) -> str:
+def instead_of(names: Collection[str]) -> str:
     """What a folder without weights of the usual names has."""
     if found := variants(names):
         return f" (there is the variant {' and '.join(found)}: take it with --variant {found[0]})"
