@@ -39,15 +39,19 @@ class Reader:
 
     Attributes:
         counts: Lookups that found the embedding, lookups that did not, and text tokens in what was read.
+        notes: What was not read of a prompt, where something was not.
     """
 
     def __init__(self, cache: EmbeddingCache) -> None:
         self._cache = cache
         self.counts = {"text_cache_hits": 0, "text_cache_misses": 0, "prompt_tokens": 0}
+        self.notes: dict[str, str] = {}
 
     def __call__(self, prompt: str) -> TextEmbedding:
         """The embedding of `prompt`."""
         self.counts["text_cache_hits" if prompt in self._cache else "text_cache_misses"] += 1
         embedding = self._cache(prompt)
         self.counts["prompt_tokens"] += embedding.states.shape[1]
+        if embedding.note is not None:
+            self.notes[prompt] = embedding.note
         return embedding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from cosmorama.engine.outcome import Outcome
@@ -157,6 +157,16 @@ class Job:
         """What was fitted, replaced, cut or ignored, as far as is known yet."""
         return self.request.warnings if self.result is None else self.result.outcome.warnings
 
+    @property
+    def checks(self) -> list[dict[str, str]]:
+        """What each guardrail decided; of a job that one refused, that it did."""
+        if self.result is not None:
+            return [asdict(check) for check in self.result.outcome.checks]
+        refusing = {"prompt_refused": "prompt", "frames_refused": "frames"}
+        if self.error is None or self.error.type not in refusing:
+            return []
+        return [{"check": self.error.message, "on": refusing[self.error.type], "decided": "refused"}]
+
     def summary(self) -> dict[str, Any]:
         """The job in JSON: what `GET /v1/jobs/{id}` answers and webhooks carry. Holds no media and no prompt inputs."""
         request, result = self.request, self.result
@@ -188,6 +198,7 @@ class Job:
                 "fps": request.result.fps,
             },
             "warnings": list(self.warnings),
+            "guardrails": self.checks,
             "metadata": dict(self.metadata),
             "error": None
             if self.error is None

@@ -37,11 +37,13 @@ class TextEmbedding:
         states: `[1, S, D]`.
         mask: bool `[1, S]`, True on real tokens; None where every row counts.
         repeats: How many equal rows the last one stands for.
+        note: What of the prompt was not read, in a sentence for whoever sent it; None: all was.
     """
 
     states: Tensor
     mask: Tensor | None = None
     repeats: int = 1
+    note: str | None = None
 
     @property
     def nbytes(self) -> int:
