@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -20,8 +21,7 @@ from cosmorama import logs
 from cosmorama.api.app import create_app
 from cosmorama.api.services import Services
 from cosmorama.errors import CosmoramaError
-from cosmorama.settings import Settings
-from cosmorama.upstream import warn_of_settings_without_effect
+from cosmorama.settings import Settings, SettingsError, notices
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +105,15 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    _check_address(settings.host, settings.port)
     logs.configure(settings, "server")
-    warn_of_settings_without_effect(os.environ)
+    for level, text in notices(settings, os.environ):
+        log.log(level, "%s", text)
     try:
         app = create_app(settings)
     except CosmoramaError as error:
@@ -128,3 +134,18 @@ def serve(settings: Settings) -> None:
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILED)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Find out before a model is loaded for nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        why = {
+            errno.EADDRINUSE: "another program listens there; choose another port with --port or COSMORAMA_PORT",
+            errno.EACCES: "this user may not; ports below 1024 are the system's",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise SettingsError(f"port {port} of {host} cannot be listened on: {why}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import ceil
+from typing import Any
 
 import torch
 from pydantic import SecretStr
@@ -155,8 +156,21 @@ def _upsampler(settings: Settings) -> Upsampler | None:
             _revealed(settings.prompt_upsampling_api_key),
             settings.prompt_upsampling_timeout_s,
             settings.prompt_upsampling_max_tokens,
+            _sampling(settings),
         )
     )
+
+
+def _sampling(settings: Settings) -> dict[str, Any]:
+    chosen = {
+        "temperature": settings.prompt_upsampling_temperature,
+        "top_p": settings.prompt_upsampling_top_p,
+        "top_k": settings.prompt_upsampling_top_k,
+    }
+    return {
+        **{name: value for name, value in chosen.items() if value is not None},
+        **settings.prompt_upsampling_extra_body,
+    }
 
 
 def _captioner(settings: Settings) -> Captioner:
