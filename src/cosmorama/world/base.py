@@ -114,6 +114,15 @@ class Stepper(Protocol):
 
 
 @runtime_checkable
+class Renoising(Protocol):
+    """A sampling whose steps begin with fresh noise (stochastic, SDE): distilled models go so, whatever the solver."""
+
+    def renoise(self, denoised: Tensor, index: int) -> Tensor:
+        """The latents at level `index + 1` from the clean ones estimated at `index`; repeated, the same ones."""
+        ...
+
+
+@runtime_checkable
 class Chunked(Protocol):
     """A sampling of several clips, one after another on the same levels, each from the end of the one before."""
 

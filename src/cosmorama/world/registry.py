@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import INDEXES, PIPELINE, has_weights, parts_of, read_json, weight_files
+from cosmorama.world.load.files import INDEXES, PIPELINE, has_weights, is_distilled, parts_of, read_json, weight_files
 from cosmorama.world.load.hub import from_hub
 from cosmorama.world.load.sources import closest, source_of
 from cosmorama.world.savings import ALL_SAVINGS, Savings
@@ -125,6 +125,7 @@ _ON_A_CPU = (
     "driver, and `pip install torch` from the plain index; to have it so without this line: COSMORAMA_DEVICE=cpu"
 )
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
+_DISTILLED = "Cosmos3DistilledModularPipeline"
 _PIPELINES = {
     "CosmosTextToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_text_to_world"),
     "CosmosVideoToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_video_to_world"),
@@ -133,9 +134,9 @@ _PIPELINES = {
     "Cosmos2_5_PredictBasePipeline": ("cosmorama.world.cosmos.predict25", "load"),
     "Cosmos2_5_TransferPipeline": ("cosmorama.world.cosmos.transfer25", "load"),
     "Cosmos3OmniPipeline": ("cosmorama.world.cosmos3.family", "load"),
+    _DISTILLED: ("cosmorama.world.cosmos3.family", "load"),
 }
 """Which function of which module loads a checkpoint of a diffusers pipeline, from its folder and `LoadOptions`."""
-_DISTILLED = "Cosmos3DistilledModularPipeline"
 _ANY_OTHER = ("cosmorama.world.generic.pipeline", "load_generic")
 
 
@@ -181,10 +182,8 @@ def _what_it_is(folder: Path) -> str:
 def _pipeline_of(folder: Path) -> str:
     """The pipeline that a checkpoint names; where it was distilled to a few steps, only its modular index says so."""
     index, modular = (folder / name for name in INDEXES)
-    if modular.is_file():
-        values = read_json(modular)
-        if values.get("distilled_sigmas") or values.get("_class_name") == _DISTILLED:
-            return _DISTILLED
+    if modular.is_file() and is_distilled(read_json(modular)):
+        return _DISTILLED
     if not index.is_file():
         raise ModelNotFoundError(_what_it_is(folder))
     pipeline = read_json(index).get("_class_name")
@@ -195,11 +194,6 @@ def _pipeline_of(folder: Path) -> str:
 
 def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:
     pipeline = _pipeline_of(folder)
-    if pipeline == _DISTILLED and pipeline not in _PIPELINES:
-        raise ModelNotFoundError(
-            f"{folder} is a student that was distilled to a few steps of its own ({pipeline}): its sampling is not "
-            "served; take the model that it was distilled from"
-        )
     module, function = _PIPELINES.get(pipeline, _ANY_OTHER)
     try:
         import accelerate  # noqa: F401 - diffusers loads with it

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from cosmorama.cli import app
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world import registry
 from cosmorama.world.load import hub
 from cosmorama.world.load.sources import SOURCES, Source, source_of
 from cosmorama.world.registry import load_world
@@ -109,15 +108,16 @@ def test_every_row_loads_from_the_cache(source: Source, made: dict[str, dict[str
 
 
 @pytest.mark.parametrize("source", STUDENTS, ids=lambda source: source.name)
-def test_a_distilled_student_is_served_as_one_or_not_at_all(
+def test_a_distilled_student_is_served_with_its_own_steps(
     source: Source, made: dict[str, dict[str, bytes]], home: Path
 ) -> None:
-    if registry._DISTILLED in registry._PIPELINES:
-        pytest.skip("its sampling has tests of its own")
     index = {"_class_name": "Cosmos3DistilledModularPipeline", "distilled_sigmas": [1.0, 0.9, 0.75, 0.5]}
-    publish(home, source.repository, "main", made["cosmos3"] | {"modular_model_index.json": json.dumps(index).encode()})
-    with pytest.raises(ModelNotFoundError, match="a student that was distilled to a few steps"):
-        offline(source.name, home)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True}
+    files = {"modular_model_index.json": index, "scheduler/scheduler_config.json": scheduler}
+    published = {name: json.dumps(values).encode() for name, values in files.items()}
+    publish(home, source.repository, "main", made["cosmos3"] | published)
+    capabilities = offline(source.name, home).capabilities
+    assert (capabilities.steps.low, capabilities.steps.high, capabilities.defaults.steps) == (4, 4, 4)
 
 
 def test_controls_are_chosen_or_those_that_are_there(made: dict[str, dict[str, bytes]], home: Path) -> None:

@@ -22,8 +22,9 @@ from cosmorama.errors import ModelNotFoundError
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """How the two libraries name the weights of a part, before the ending."""
 PIPELINE = "model_index.json"
-INDEXES = (PIPELINE, "modular_model_index.json")
-"""What names a pipeline and its parts, in the order in which it is looked for."""
+MODULAR = "modular_model_index.json"
+INDEXES = (PIPELINE, MODULAR)
+"""What names a pipeline and its parts, in the order in which it is looked for; diffusers' modular one comes last."""
 _COSMOS_PARTS = {"transformer", "vae", "text_encoder", "tokenizer", "text_tokenizer", "scheduler"}
 """What is read of a Cosmos checkpoint. Guardrails, sound and the eyes of the text encoder are left where they are."""
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -267,6 +268,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
+def is_distilled(modular: Mapping[str, Any]) -> bool:
+    """Whether a modular index is that of a distilled Cosmos3."""
+    named = str(modular.get("_class_name")) == "Cosmos3DistilledModularPipeline"
+    return named or bool(modular.get("is_distilled")) or bool(modular.get("distilled_sigmas"))
+
+
 def has_weights(folder: Path, variant: str | None = None) -> bool:
     """Whether a folder has weights of the usual names."""
     return choose(_names(folder), _stems(folder), variant) is not None
@@ -274,7 +281,7 @@ def has_weights(folder: Path, variant: str | None = None) -> bool:
 
 def parts_of(folder: Path) -> tuple[Path, ...]:
     """The folders of the parts that loading a checkpoint reads weights from."""
-    index = folder / PIPELINE
+    index = folder / (PIPELINE if (folder / PIPELINE).is_file() else MODULAR)
     named = parts_named(read_json(index) if index.is_file() else {}, [part.name for part in folder.iterdir()])
     return tuple(folder / part for part in named)
 
