@@ -139,6 +139,8 @@ class Settings(BaseSettings):
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
     controls: Annotated[tuple[str, ...], NoDecode] = ()
     """Of Transfer2.5 from the hub: kinds of control to load (comma-separated); none: all there are."""
+    fps_modulation: bool = False
+    """Predict2 only: positions in time follow the frame rate, as in diffusers; NVIDIA's released models have it off."""
     vae_tiling: int = 0
     """Where a request does not say: frames are encoded and decoded in tiles of so many pixels a side; 0 is exact."""
     adapters: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)

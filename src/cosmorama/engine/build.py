@@ -99,6 +99,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
+        fps_modulation=settings.fps_modulation,
         variant=settings.variant,
         controls=settings.controls,
         cache=settings.cache_path,

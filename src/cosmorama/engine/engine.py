@@ -388,8 +388,10 @@ class Engine:
         )
 
     def _warnings(self, job: EngineJob, prepared: PreparedRequest) -> tuple[str, ...]:
-        note = None if job.reader is None else job.reader.notes.get(prepared.prompt)
-        return (*prepared.request.warnings, *prepared.warnings, *filter(None, [note]))
+        said = (*prepared.request.warnings, *prepared.warnings)
+        if job.reader is None:
+            return said
+        return (*said, *job.reader.warnings, *filter(None, [job.reader.notes.get(prepared.prompt)]))
 
     def _checks(self, job: EngineJob) -> tuple[Decision, ...]:
         frames = self._guardrails.frames_check

@@ -69,6 +69,7 @@ def load_world(
     quantize: Quantize = "none",
     variant: str | None = None,
     controls: tuple[str, ...] = (),
+    fps_modulation: bool | None = None,
     cache: Path | None = None,
     download: bool = True,
 ) -> World:
@@ -89,6 +90,8 @@ def load_world(
         variant: Of the weights, for example `fp16`, taken where a part has it; None takes the usual files. Not for
             Microcosm.
         controls: Of a Transfer2.5 on the hub: kinds of control whose ControlNets are loaded; none: all.
+        fps_modulation: For Predict2: whether positions in time follow the frame rate, as diffusers has it; None is off,
+            as NVIDIA's released configurations have it.
         cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
         download: False takes checkpoints from the hub only from there.
 
@@ -112,7 +115,9 @@ def load_world(
     from cosmorama.world.load.options import LoadOptions
     from cosmorama.world.load.quantize import check_quantize
 
-    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant)
+    options = LoadOptions(
+        _device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant, fps_modulation
+    )
     if options.device == torch.device("cpu") and device is None:
         log.warning(_ON_A_CPU, folder.name, torch.__version__)
     check_quantize(quantize, options.dtype)
