@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from microcosm.evaluation import adherence, continuation, driving, fidelity
+from microcosm.evaluation import adherence, continuation, crispness, driving, fidelity, strangers
 from microcosm.evaluation.corridor_probe import FILE as CORRIDOR_FILE
 from microcosm.evaluation.corridor_probe import load_corridor_probe
 from microcosm.evaluation.figures import Figure, table
@@ -25,7 +25,17 @@ from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.export import WEIGHTS
 
-PARTS = ("adherence", "continuation", "persistence", "corridor", "corridor-continuation", "decoder", "cost")
+PARTS = (
+    "adherence",
+    "strangers",
+    "crispness",
+    "continuation",
+    "persistence",
+    "corridor",
+    "corridor-continuation",
+    "decoder",
+    "cost",
+)
 SHEET = 24  # held-out prompts on the contact sheets, the first ones
 
 
@@ -36,6 +46,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Parts to run: {', '.join(PARTS)}; all by default.")] = None,
     stills: Annotated[int, typer.Option(help="Held-out prompts drawn as stills.")] = 48,
     clips: Annotated[int, typer.Option(help="Held-out prompts drawn as clips of 33 frames.")] = 24,
+    close_looks: Annotated[int, typer.Option(help="Held-out stills that are compared with rendered ones.")] = 96,
     continued: Annotated[int, typer.Option(help="Held-out clips that are continued, per mode.")] = 24,
     long: Annotated[int, typer.Option(help="Held-out prompts drawn as clips of 121 frames.")] = 8,
     closeups: Annotated[int, typer.Option(help="Held-out frames rendered at the output size.")] = 24,
@@ -56,6 +67,21 @@ def main(
         figures += some
         save(_stills(pictures, held[0]), out / "text2world_stills.png")
         save(_strips(drawn, held[1]), out / "text2world_33_frames.png")
+    if "strangers" in parts:
+        probe, facts["probe"] = load_probe(runs / FILE)
+        wanted = strangers.strangers()
+        some, frames = strangers.measure(weights, probe, wanted, processes)
+        figures += some
+        shown = [titled(frame, one.prompt) for frame, one in zip(frames, wanted, strict=True)]
+        save(grid(shown, 5), out / "strangers.png")
+    if "crispness" in parts:
+        close = held_out(close_looks, skip=200)
+        some, stills_drawn = crispness.measure(weights, close, processes)
+        figures += some
+        save(
+            grid([titled(frame, one.prompt) for frame, one in zip(stills_drawn, close, strict=True)][:SHEET], 4),
+            out / "crispness.png",
+        )
     if "continuation" in parts:
         shots = held_out(continued)
         for mode in continuation.GIVEN:
