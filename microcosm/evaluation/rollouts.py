@@ -21,6 +21,7 @@ from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
+from cosmorama.world.microcosm.windowed import WindowedWorld
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import to_uint8
 
@@ -44,7 +45,7 @@ class Job:
     steps: int = Defaults().steps
 
 
-def draw(world: CosmosFlowWorld, job: Job) -> Frames:
+def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
     """One clip at one eighth of the output size, uint8 [frames, h, w, 3]."""
     request = GenerationRequest(prompt=job.prompt, frames=job.frames, seed=job.seed, steps=job.steps)
     resolved = resolve(request, world.capabilities)
@@ -71,7 +72,7 @@ def draw_all(weights: Path, jobs: Sequence[Job], name: str, processes: int = 2) 
         return list(track(pool.map(_draw_here, jobs), name, total=len(jobs)))
 
 
-_loaded: list[CosmosFlowWorld] = []  # of this worker process
+_loaded: list[CosmosFlowWorld | WindowedWorld] = []  # of this worker process
 
 
 def _start(weights: Path) -> None:

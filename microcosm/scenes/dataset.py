@@ -98,8 +98,13 @@ def shard_paths(kind: str, folder: Path) -> list[Path]:
 
 def read_shard(path: Path) -> tuple[Any, list[Label]]:
     """A shard's arrays by size name (loaded when asked for), and labels."""
+    return np.load(path), read_labels(path)
+
+
+def read_labels(path: Path) -> list[Label]:
+    """The labels of a shard."""
     rows = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
-    return np.load(path), [Label(**{**row, "scene": scene_from_json(row["scene"])}) for row in rows]
+    return [Label(**{**row, "scene": scene_from_json(row["scene"])}) for row in rows]
 
 
 def read_shards(kind: str, folder: Path) -> Iterator[tuple[Any, list[Label]]]:

@@ -13,8 +13,9 @@ import typer
 from diffusers import CosmosTransformer3DModel
 from safetensors.torch import save_file
 
-from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
+from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.unet import VideoUNet
 from microcosm.scenes.dataset import CLIP_FRAMES, SPLITS
 from microcosm.scenes.simulate import SIZES
 from microcosm.training.autoencoder import RUNS
@@ -36,9 +37,10 @@ NOISE_ONWARD = 0.15
 
 
 def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]:
-    """The transformer and text encoder of a checkpoint with their averaged weights, and the training progress."""
+    """The denoiser and text encoder of a checkpoint with their averaged weights, and the training progress."""
     state = torch.load(checkpoint, weights_only=False)
-    net = CosmosTransformer3DModel.from_config(public(state["net_config"]))
+    kind = VideoUNet if "widths" in state["net_config"] else CosmosTransformer3DModel
+    net = kind.from_config(public(state["net_config"]))
     text_encoder = TextEncoder.from_config(public(state["text_config"]))
     net.load_state_dict(state["net"])
     text_encoder.load_state_dict(state["text_encoder"])
@@ -46,7 +48,8 @@ def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]
     with torch.no_grad():
         for parameter, average in zip(parameters, state["optimizer"]["averages"], strict=True):
             parameter.copy_(average)
-        fold(net.patch_embed.proj.weight, state["gain"])
+        if kind is CosmosTransformer3DModel:
+            fold(net.patch_embed.proj.weight, state["gain"])
     return net.eval(), text_encoder.eval(), state["progress"]
 
 
@@ -58,16 +61,21 @@ def data_hash() -> str:
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
 
 
-def description(progress: dict[str, float]) -> dict[str, Any]:
+def description(progress: dict[str, float], net: Any, vae: VideoAutoencoder) -> dict[str, Any]:
     """The contents of `world.json`."""
+    done = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
+    convolutional = isinstance(net, VideoUNet)
+    if convolutional:
+        done["thousand_latent_frames"] = round(progress["latent_frames"] / 1e3, 1)
+    else:
+        done["million_tokens"] = round(progress["tokens"] / 1e6, 2)
     return {
         "name": "microcosm",
-        "version": VERSION,
+        "version": "0.7.0" if convolutional else VERSION,
         "prediction": "blend",
         "timestep_scale": TIMESTEP_SCALE,
         "flow_shift": FLOW_SHIFT,
-        "flow_shift_onward": FLOW_SHIFT_ONWARD,
-        "noise_onward": NOISE_ONWARD,
+        **({} if convolutional else {"flow_shift_onward": FLOW_SHIFT_ONWARD, "noise_onward": NOISE_ONWARD}),
         "guidance_map": GUIDANCE_MAP,
         "guidance_map_onward": GUIDANCE_MAP_ONWARD,
         "still_first": True,
@@ -75,14 +83,10 @@ def description(progress: dict[str, float]) -> dict[str, Any]:
         "fps": (12, 40),
         "native_fps": 24,
         "sizes": [(width * OUTPUT_SCALE, height * OUTPUT_SCALE) for width, height in SIZES],
-        "spatial": {"output_scale": OUTPUT_SCALE, "cell_px": CELL},
+        "spatial": {"output_scale": OUTPUT_SCALE, "cell_px": vae.cell},
         "conditioning_frames": (1, 1 + FRAMES_PER_LATENT),
         "data": {"hash": data_hash(), "first_seeds": {name: split.first_seed for name, split in SPLITS.items()}},
-        "training": {
-            "steps": int(progress["steps"]),
-            "million_tokens": round(progress["tokens"] / 1e6, 2),
-            "hours": round(progress["seconds"] / 3600, 2),
-        },
+        "training": done,
     }
 
 
@@ -108,18 +112,22 @@ def main(
     new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    _write(net, new / "transformer")
     trained = runs / TRAINED
-    _write(VideoAutoencoder.from_pretrained(trained if trained.exists() else runs / "vae"), new / "vae")
+    vae = VideoAutoencoder.from_pretrained(trained if trained.exists() else runs / "vae")
+    denoiser = {"transformer": ["diffusers", "CosmosTransformer3DModel"]}
+    if isinstance(net, VideoUNet):
+        denoiser = {"unet": ["cosmorama.world.microcosm.unet", "VideoUNet"]}
+    _write(net, new / next(iter(denoiser)))
+    _write(vae, new / "vae")
     _write(text_encoder, new / "text_encoder")
     index = {
         "_class_name": "MicrocosmPipeline",
-        "transformer": ["diffusers", "CosmosTransformer3DModel"],
+        **denoiser,
         "vae": ["cosmorama.world.microcosm.autoencoder", "VideoAutoencoder"],
         "text_encoder": ["cosmorama.world.microcosm.text_encoder", "TextEncoder"],
     }
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (new / "world.json").write_text(json.dumps(description(progress), indent=2) + "\n")
+    (new / "world.json").write_text(json.dumps(description(progress, net, vae), indent=2) + "\n")
     card = Path(__file__).parents[1] / "MODEL_CARD.md"
     if card.exists():
         shutil.copy(card, new / "MODEL_CARD.md")

@@ -16,9 +16,9 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class Muon:
     """Momentum with orthogonalised updates (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-    Matrices of equal shape are orthogonalised in one batch. The update is scaled by 0.2 sqrt(max(rows, columns)) so
-    that its size matches Adam's and one learning rate serves both (arXiv 2502.16982). bfloat16 is exact enough for the
-    orthogonalisation.
+    Matrices of equal shape are orthogonalised in one batch; the kernels of a convolution are one matrix. The update is
+    scaled by 0.2 sqrt(max(rows, columns)) so that its size matches Adam's and one learning rate serves both (arXiv
+    2502.16982). bfloat16 is exact enough for the orthogonalisation.
     """
 
     def __init__(
@@ -27,24 +27,29 @@ class Muon:
         momentum: float = 0.95,
         weight_decay: float = 0.01,
         dtype: torch.dtype = torch.float32,
+        *,
+        alone: bool = False,
     ) -> None:
         groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for matrix in matrices:
             groups[matrix.shape].append(matrix)
         self.groups = list(groups.values())
-        self.buffers = [torch.zeros(len(group), *group[0].shape) for group in self.groups]
+        self.buffers = [torch.zeros(len(group), *group[0].flatten(1).shape) for group in self.groups]
         self.momentum, self.weight_decay, self.dtype = momentum, weight_decay, dtype
+        self.alone = alone  # whether the gradients are this worker's own
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Update every matrix from its gradient."""
         for group, buffer in zip(self.groups, self.buffers, strict=True):
-            gradient = torch.stack([_gradient(matrix) for matrix in group])
+            gradient = torch.stack([_gradient(matrix).flatten(1) for matrix in group])
             buffer.lerp_(gradient, 1 - self.momentum)
-            update = _shared(gradient.lerp_(buffer, self.momentum).to(self.dtype)).float()
+            nesterov = gradient.lerp_(buffer, self.momentum).to(self.dtype)
+            update = (orthogonalise(nesterov) if self.alone else _shared(nesterov)).float()
             scale = 0.2 * max(update.shape[-2:]) ** 0.5
             for matrix, part in zip(group, update, strict=True):
-                matrix.mul_(1 - learning_rate * self.weight_decay).sub_(part, alpha=learning_rate * scale)
+                matrix.mul_(1 - learning_rate * self.weight_decay)
+                matrix.sub_(part.view_as(matrix), alpha=learning_rate * scale)
 
     def state_dict(self) -> list[Tensor]:
         """The momentum buffers."""
@@ -85,20 +90,25 @@ def orthogonalise(batch: Tensor, iterations: int = 4) -> Tensor:
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes this weight: matrices inside the blocks, not the embeddings and projections at the ends."""
-    return "transformer_blocks." in name and parameter.ndim == 2 and min(parameter.shape) >= 64
+    """Whether Muon takes this weight: matrices and kernels inside the blocks, not what is at the ends."""
+    if parameter.ndim == 4:
+        return not name.startswith(("read.", "write.")) and min(parameter.shape[:2]) >= 32
+    inside = "transformer_blocks." in name or name.startswith("attention.")
+    return inside and parameter.ndim == 2 and min(parameter.shape) >= 64
 
 
 class Optimizer:
     """Muon and AdamW together over some modules, with gradient clipping and moving averages."""
 
-    def __init__(self, modules: Iterable[nn.Module], muon: bool, ema_decay: float, bf16: bool = False) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], muon: bool, ema_decay: float, bf16: bool = False, *, alone: bool = False
+    ) -> None:
         named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
         matrices = [parameter for name, parameter in named if muon and is_matrix(name, parameter)]
         taken = {id(matrix) for matrix in matrices}
         rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
-        self.muon = Muon(matrices, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self.muon = Muon(matrices, dtype=torch.bfloat16 if bf16 else torch.float32, alone=alone)
         self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.ema_decay, self.steps = ema_decay, 0

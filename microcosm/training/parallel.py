@@ -31,7 +31,8 @@ def workers(module: str, count: int) -> Iterator[int]:
     if rank == 0:
         for other in range(1, count):
             environment = {**os.environ, _RANK: str(other), _MEETING: meeting}
-            subprocess.Popen([sys.executable, "-m", module, *sys.argv[1:]], env=environment)
+            # A session of its own, as schedulers share a busy processor among sessions first.
+            subprocess.Popen([sys.executable, "-m", module, *sys.argv[1:]], env=environment, start_new_session=True)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
     try:
@@ -51,6 +52,19 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     flat /= dist.get_world_size()
     for parameter, part in zip(wanted, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+@torch.no_grad()
+def average_weights(parameters: Iterable[Tensor]) -> None:
+    """Replace weights by their mean over the workers, which may take steps of their own between (arXiv 2311.08105)."""
+    if not dist.is_initialized():
+        return
+    weights = list(parameters)
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.copy_(part.view_as(weight))
 
 
 def agreed(value: float) -> float:

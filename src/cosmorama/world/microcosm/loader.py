@@ -1,7 +1,7 @@
 """From a Microcosm checkpoint folder to a world model.
 
-The folder has diffusers' layout: `transformer/`, `vae/` and `text_encoder/`, each a `config.json` and safetensors, and
-`world.json` with what sampling needs to know.
+The folder has diffusers' layout: `transformer/` or `unet/`, `vae/` and `text_encoder/`, each a `config.json` and
+safetensors, and `world.json` with what sampling needs to know.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from cosmorama.world.load.files import read_header, read_json, weight_files
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.unet import VideoUNet
+from cosmorama.world.microcosm.windowed import WindowedWorld
 
 
-def load_microcosm(folder: Path) -> CosmosFlowWorld:
+def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
     """Load a checkpoint in float32: half precision is only how it is stored."""
     values: dict[str, Any] = read_json(folder / "world.json")
+    autoencoder = load_component(VideoAutoencoder, folder / "vae")
+    text_encoder = load_component(TextEncoder, folder / "text_encoder")
+    config, capabilities = _flow_config(values), _capabilities(values)
+    if (folder / "unet").exists():
+        net = load_component(VideoUNet, folder / "unet")
+        return WindowedWorld(net, autoencoder, text_encoder, config, capabilities)
     transformer = load_component(CosmosTransformer3DModel, folder / "transformer")
     use_onednn(transformer)
-    return CosmosFlowWorld(
-        transformer=transformer,
-        autoencoder=load_component(VideoAutoencoder, folder / "vae"),
-        text_encoder=load_component(TextEncoder, folder / "text_encoder"),
-        config=_flow_config(values),
-        capabilities=_capabilities(values),
-    )
+    return CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
 
 
 def load_component(kind: Any, folder: Path) -> Any:

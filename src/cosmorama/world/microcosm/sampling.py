@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
 from cosmorama.diffusion.solvers import initial_noise
-from cosmorama.request import Capabilities
+from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
@@ -43,10 +43,6 @@ class Holding(Protocol):
 
 class TextEncoder(Protocol):
     """Prompts to states `[B, S, D]` and a mask `[B, S]` of the real tokens."""
-
-    def unread(self, prompt: str) -> str | None:
-        """What of a prompt is not read, in a sentence; None: little or nothing."""
-        ...
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Encode a batch of prompts."""
@@ -85,18 +81,16 @@ class FlowConfig:
     still_first: bool = False
 
 
-class CosmosFlowWorld:
-    """A world model of this family, ready to sample from."""
+class FlowWorld:
+    """What the worlds of this family have in common, whatever their network."""
 
     def __init__(
         self,
-        transformer: CosmosTransformer3DModel,
         autoencoder: Autoencoder,
         text_encoder: TextEncoder,
         config: FlowConfig,
         capabilities: Capabilities,
     ) -> None:
-        self.transformer = transformer
         self.autoencoder = autoencoder
         self.config = config
         self._text_encoder = text_encoder
@@ -111,7 +105,7 @@ class CosmosFlowWorld:
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Read one prompt."""
         states, mask = self._text_encoder([prompt])
-        return TextEmbedding(states, mask, note=self._text_encoder.unread(prompt))
+        return TextEmbedding(states, mask)
 
     @torch.inference_mode()
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -134,6 +128,36 @@ class CosmosFlowWorld:
                 return y0 + (y1 - y0) * (scale - x0) / (x1 - x0)
         return points[-1][1]
 
+    def schedule(self, request: GenerationRequest, *, onward: bool) -> Schedule:
+        """Noise levels of a request, `onward` from given frames or not."""
+        if request.solver == "edm_euler":
+            return _schedule(request.steps, None)
+        shift = (self.config.flow_shift_onward if onward else None) or self.config.flow_shift
+        return _schedule(request.steps, request.flow_shift or shift)
+
+    def read(self, inputs: Inputs, read: ReadText) -> dict[bool, TextEmbedding]:
+        """A request's prompt (False), and its negative prompt (True) where there is guidance."""
+        texts = {False: read(inputs.prompt)}
+        scale = inputs.request.guidance_scale
+        if any(self.guidance_weight(scale, onward=onward) != 1 for onward in (False, True)):
+            texts[True] = read(inputs.request.negative_prompt)
+        return texts
+
+
+class CosmosFlowWorld(FlowWorld):
+    """A world model of this family with a transformer, ready to sample from."""
+
+    def __init__(
+        self,
+        transformer: CosmosTransformer3DModel,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        config: FlowConfig,
+        capabilities: Capabilities,
+    ) -> None:
+        super().__init__(autoencoder, text_encoder, config, capabilities)
+        self.transformer = transformer
+
     def begin(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
         """Read the prompts and encode the conditioning frames of a request."""
         if self.config.still_first and inputs.frames is None and inputs.request.frames > 1:
@@ -146,10 +170,7 @@ class CosmosFlowSampling:
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
-        self._text = read(inputs.prompt)
-        scale = inputs.request.guidance_scale
-        guides = any(world.guidance_weight(scale, onward=onward) != 1 for onward in (False, True))
-        self._negative = read(inputs.request.negative_prompt) if guides else None
+        self._texts = world.read(inputs, read)
         self._known: Tensor | None = None
         self._held: Tensor | None = None
         self._positions: Positions | None = None
@@ -160,11 +181,7 @@ class CosmosFlowSampling:
     @property
     def schedule(self) -> Schedule:
         """Noise levels, here and now."""
-        request, config = self._request, self._world.config
-        if request.solver == "edm_euler":
-            return _schedule(request.steps, None)
-        onward = None if self._known is None else config.flow_shift_onward
-        return _schedule(request.steps, request.flow_shift or onward or config.flow_shift)
+        return self._world.schedule(self._request, onward=self._known is not None)
 
     @property
     def guidance_weight(self) -> float:
@@ -236,8 +253,7 @@ class CosmosFlowSampling:
     def _context(self, negative: bool) -> TextContext:
         """What the network's blocks read of a prompt, the same at every step."""
         if negative not in self._contexts:
-            text, net = self._negative if negative else self._text, self._world.transformer
-            assert text is not None
+            text, net = self._texts[negative], self._world.transformer
             self._contexts[negative] = text_context(net, projected(net, text.states), mask=text.mask)
         return self._contexts[negative]
 

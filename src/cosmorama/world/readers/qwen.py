@@ -48,15 +48,19 @@ class QwenReader:
             {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
             {"role": "user", "content": [{"type": "text", "text": prompt}]},
         ]
-        how = {"tokenize": True, "add_generation_prompt": False, "add_vision_id": False, "return_dict": True}
-        count = len(self._tokenizer.apply_chat_template(chat, **how)["input_ids"])
         tokens = self._tokenizer.apply_chat_template(
-            chat, max_length=ROWS, truncation=True, padding="max_length", **how
+            chat,
+            tokenize=True,
+            add_generation_prompt=False,
+            add_vision_id=False,
+            max_length=ROWS,
+            truncation=True,
+            padding="max_length",
+            return_dict=True,
         )
         ids = torch.tensor([tokens["input_ids"]], device=self._device)
         layers = self._model(ids, output_hidden_states=True, use_cache=False).hidden_states[1:]
-        states = torch.cat([_normalized(states) for states in layers], dim=-1)
-        return TextEmbedding(states, tokens=count, limit=ROWS)
+        return TextEmbedding(torch.cat([_normalized(states) for states in layers], dim=-1))
 
 
 def _normalized(states: Tensor) -> Tensor:

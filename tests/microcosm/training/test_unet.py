@@ -1,0 +1,144 @@
+"""Training the U-Net: on shards as they are rendered, resumed where it stopped, and exported as it answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.windowed import WindowedWorld
+from microcosm.evaluation.rollouts import Job, draw
+from microcosm.scenes.dataset import Label
+from microcosm.scenes.shots import caption_of
+from microcosm.scenes.simulate import draw_shot
+from microcosm.training.export import main as export
+from microcosm.training.optimizer import Muon
+from microcosm.training.unet import Options, Training, loss_of
+from microcosm.training.windows import WINDOW_FRAMES, Mixture, Sampler, mapped, read_shots
+
+CHANNELS = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of noise, in the format of rendered ones: stills, short and long clips."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for kind, frames in (("images", 1), ("shorts", WINDOW_FRAMES), ("clips", 121)):
+        arrays = {"24x16": rng.integers(0, 256, (3, frames, 16, 24, 3), dtype=np.uint8)}
+        np.savez(folder / f"{kind}-0000.npz", **arrays)
+        shots = [draw_shot(seed) for seed in range(3)]
+        labels = [Label(s.seed, "24x16", row, 24, s.scene, caption_of(s.scene)) for row, s in enumerate(shots)]
+        (folder / f"{kind}-0000.jsonl").write_text("".join(json.dumps(asdict(label)) + "\n" for label in labels))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    vae = VideoAutoencoder(CHANNELS, cell=2)
+    torch.nn.init.orthogonal_(vae.basis.data)
+    vae.save_pretrained(tmp_path / "vae")
+    return tmp_path
+
+
+def options(data: Path, runs: Path) -> Options:
+    return Options(
+        stage="stills",
+        minutes=0.0,
+        decay_minutes=0.01,
+        runs=runs,
+        data=data,
+        name="unet",
+        start="",
+        peak=1e-3,
+        muon=True,
+        shift=4.0,
+        window_shift=8.0,
+        ema=0.5,
+        seed=0,
+        processes=1,
+        widths="32,32,32,48",
+        depths="1,1,1,1",
+        compiled=False,
+    )
+
+
+def test_mapped_arrays_are_those_of_the_file(data: Path) -> None:
+    with np.load(data / "shorts-0000.npz") as stored:
+        assert np.array_equal(mapped(data / "shorts-0000.npz")["24x16"], stored["24x16"])
+
+
+def test_batches_are_stills_and_windows_with_what_they_show(data: Path) -> None:
+    mixture = Mixture({"objects": 0.4}, {"objects": 0.6}, still_batch=4, window_batch=3)
+    sampler, lengths = Sampler(read_shots(data), mixture, 0, 0), set()
+    for _ in range(60):
+        batch = sampler.draw()
+        count, latents = batch.seconds.shape
+        lengths.add(latents)
+        assert batch.frames.shape == (count, 3, 1 + 8 * (latents - 1), 16, 24)
+        assert len(batch.prompts) == count == (4 if latents == 1 else 3)
+        assert bool((batch.given < latents).all())
+        assert bool((batch.given == 0).all()) == (latents == 1)
+    assert {1, 5} < lengths <= {1, 2, 3, 4, 5}
+
+
+def test_workers_draw_other_batches_of_the_same_shapes(data: Path) -> None:
+    mixture = Mixture({"objects": 0.5}, {"objects": 0.5})
+    one, other = (Sampler(read_shots(data), mixture, 3, rank) for rank in (0, 1))
+    for _ in range(20):
+        ours, theirs = one.draw(), other.draw()
+        assert ours.frames.shape == theirs.frames.shape
+        assert ours.prompts != theirs.prompts
+
+
+def test_training_lowers_the_loss_resumes_and_exports_what_answers(data: Path, runs: Path, tmp_path: Path) -> None:
+    training = Training(options(data, runs), rank=0)
+    batch = training.sampler.draw()
+
+    def loss() -> float:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return float(loss_of(training.net, training.text_encoder, training.vae, batch, 4.0))
+
+    before = loss()
+    for _ in range(8):
+        training.take_step(batch, 3e-3)
+    assert loss() < before
+    training.save()
+    again = Training(options(data, runs), rank=0)
+    assert again.progress["steps"] == training.progress["steps"] == 8
+    for name, tensor in training.net.state_dict().items():
+        assert torch.equal(tensor, again.net.state_dict()[name]), name
+    again.run()
+    assert again.progress["steps"] >= 8
+    export(runs=runs, name="unet", out=tmp_path / "weights")
+    world = load_microcosm(tmp_path / "weights")
+    assert isinstance(world, WindowedWorld)
+    assert draw(world, Job("a red ball", 9, 1, steps=1)).shape == (9, 88, 160, 3)
+
+
+def test_windows_are_trained_on_too(data: Path, runs: Path) -> None:
+    training = Training(replace(options(data, runs), stage="windows"), rank=0)
+    shapes = set()
+    while len(shapes) < 2:
+        batch = training.sampler.draw()
+        shapes.add(batch.seconds.shape[1] > 1)
+        assert np.isfinite(training.take_step(batch, 1e-3))
+
+
+def test_muon_takes_the_kernels_of_a_convolution_as_one_matrix() -> None:
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.zeros(32, 32, 3, 3))
+    matrix = torch.nn.Parameter(torch.zeros(32, 288))
+    kernel.grad = torch.randn(32, 32, 3, 3)
+    matrix.grad = kernel.grad.flatten(1)
+    for parameter in (kernel, matrix):
+        Muon([parameter]).step(0.1)
+    torch.testing.assert_close(kernel.flatten(1), matrix)
+    assert float(kernel.abs().max()) > 0
