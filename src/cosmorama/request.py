@@ -210,6 +210,9 @@ class Control:
     preset: Preset = "medium"
 
 
+View = Literal["ego_view", "third_person_view", "wrist_view", "concat_view"]
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """What a robot does, or is to find out: the body it has, and one row of numbers per step.
@@ -220,6 +223,7 @@ class Action:
         steps: How many actions; a multiple of 4. The clip has one frame more.
         fps: Actions per second; None: as the clip's frames.
         space: What the numbers stand for, as the model was trained.
+        view: Where the camera looks from: the robot's eyes, in front of it, its wrist, or several of these.
         state: For policies: what is known of the robot besides the picture, as JSON text.
     """
 
@@ -228,6 +232,7 @@ class Action:
     steps: int = 16
     fps: float | None = None
     space: Literal["joint_pos", "midtrain"] = "joint_pos"
+    view: View = "ego_view"
     state: str | None = field(default=None, repr=False)
 
 

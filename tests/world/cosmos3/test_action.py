@@ -77,13 +77,24 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("mode", ["forward_dynamics", "inverse_dynamics", "policy"])
+@pytest.mark.parametrize(
+    ("mode", "guidance_scale", "view"),
+    [
+        ("forward_dynamics", 1.0, "ego_view"),
+        ("forward_dynamics", 3.0, "third_person_view"),
+        ("inverse_dynamics", 1.0, "wrist_view"),
+        ("inverse_dynamics", 3.0, "ego_view"),
+        ("policy", 1.0, "concat_view"),
+        ("policy", 3.0, "ego_view"),
+    ],
+)
 def test_clip_and_actions_are_those_of_diffusers(
-    checkpoint: Path, pipeline: Cosmos3OmniPipeline, mode: Any, guidance_scale: float
+    checkpoint: Path, pipeline: Cosmos3OmniPipeline, mode: Any, guidance_scale: float, view: Any
 ) -> None:
     world = load_world(str(checkpoint), device="cpu")
-    ours = sampled(world, request_of(mode, guidance_scale=guidance_scale))
+    request = request_of(mode, guidance_scale=guidance_scale)
+    assert request.action is not None
+    ours = sampled(world, replace(request, action=replace(request.action, view=view)))
     frames = [Image.fromarray(frame) for frame in clip(ACTIONS + 1)]
     theirs = pipeline(
         prompt=REQUEST.prompt,
@@ -98,6 +109,7 @@ def test_clip_and_actions_are_those_of_diffusers(
             chunk_size=ACTIONS,
             domain_name=UMI.name,
             resolution_tier=256,
+            view_point=view,
             raw_actions=torch.tensor(GIVEN) if mode == "forward_dynamics" else None,
             **({"video": frames} if mode == "inverse_dynamics" else {"image": frames[0]}),
         ),

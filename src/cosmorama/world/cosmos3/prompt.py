@@ -9,8 +9,15 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cosmorama.request import View
+
 _SYSTEM = "You are a helpful assistant who will generate {kind}s from a give prompt."  # sic
-_FRAMING = "This video is captured from a first-person perspective looking at the scene."
+_VIEWS: dict[View, str] = {
+    "ego_view": "is captured from a first-person perspective looking at the scene",
+    "third_person_view": "is captured from a third-person perspective looking towards the agent from the front",
+    "wrist_view": "is captured from a wrist-mounted camera",
+    "concat_view": "contains concatenated views from multiple camera perspectives",
+}
 _ASPECTS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
 
 
@@ -47,8 +54,8 @@ def described_negative(prompt: str, clip: ClipFacts) -> str:
     return _append(text, f"This {clip.kind} is not of {clip.height}x{clip.width} resolution.")
 
 
-def described_action(prompt: str, clip: ClipFacts) -> str:
-    """The caption, as JSON, of a clip with actions, seen from where the robot looks."""
+def described_action(prompt: str, clip: ClipFacts, view: View) -> str:
+    """The caption, as JSON, of a clip with actions, seen from somewhere."""
     description = prompt.strip()
     if description and not description.endswith((".", "!", "?")):
         description += "."
@@ -58,7 +65,7 @@ def described_action(prompt: str, clip: ClipFacts) -> str:
     aspect = min(_ASPECTS, key=lambda sides: abs(sides[0] / sides[1] - ratio))
     return json.dumps(
         {
-            "cinematography": {"framing": _FRAMING},
+            "cinematography": {"framing": f"This video {_VIEWS[view]}."},
             "actions": [{"time": f"0:00-{minutes}:{seconds:02d}", "description": description}],
             "duration": f"{int(duration_s)}s",
             "fps": float(clip.fps),

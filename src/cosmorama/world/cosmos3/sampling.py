@@ -130,8 +130,9 @@ class Cosmos3Sampling:
         self._given = self._encode_given(inputs.frames)
         self._levels = self._place_levels()
         self.guidance_weight = request.guidance_scale
-        describe = described if self._action is None else described_action
-        self._branches = {False: self._branch(describe(inputs.prompt, self._clip), read)}
+        action, prompt = self._action, inputs.prompt
+        text = described(prompt, self._clip) if action is None else described_action(prompt, self._clip, action.view)
+        self._branches = {False: self._branch(text, read)}
         if self.guidance_weight != 1:
             negative = request.negative_prompt
             text = described_negative(negative, self._clip) if self._action is None else negative
