@@ -263,3 +263,59 @@ def test_real_clips(name: str) -> None:
     assert frames[-1].mean() == pytest.approx(last.mean(), abs=12)
     assert np.abs(frames[-1].astype(int) - frames[-2]).mean() < 30
     assert frames[-1].std() > 20
+
+
+WHOLE = {
+    "matroska": {"container": "matroska"},
+    "live matroska": {"container": "matroska", "muxer": {"live": "1"}},
+    "webm": {"container": "webm", "codec": "vp8"},
+    "mpegts": {"container": "mpegts"},
+    "flv": {"container": "flv", "codec": "flv"},
+    "avi": {"container": "avi", "codec": "mpeg4"},
+    "ogg": {"container": "ogg", "codec": "vp8"},
+    "fragmented mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("share", [0.9, 0.6])
+def test_what_is_shorter_than_it_says_is_cut_off(kind: str, share: float) -> None:
+    noise = np.random.default_rng(5)
+    frames = [noise.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(20)]
+    data = encode_clip(frames, **WHOLE[kind])  # type: ignore[arg-type]
+    assert len(read(data)) == 9
+    length = int(len(data) * share)
+    length += length % 188 == 0  # a stream of packets that ends with one cannot be told from a whole one
+    assert "cut off" in refused(data[:length]).message
+
+
+def test_a_stream_spliced_from_two_clocks_is_read_over_the_splice() -> None:
+    first = encode_clip(counting(24), container="mpegts")
+    later = [Fraction(3600) + Fraction(index, 24) for index in range(24)]
+    second = encode_clip(counting(24)[::-1], container="mpegts", times=later)
+    frames = read(first + second, frames=30)
+    assert levels(frames)[-24:] == list(range(23, -1, -1))
+    assert levels(frames)[:6] == [18, 19, 20, 21, 22, 23]
+
+
+def test_a_clip_whose_end_cannot_be_decoded_is_refused() -> None:
+    whole = encode_clip(counting(48) + counting(48), codec="mpeg4", container="matroska", options={"g": "24"})
+    noise, file = np.random.default_rng(3), io.BytesIO()
+    with av.open(io.BytesIO(whole)) as source, av.open(file, "w", format="matroska") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            made = packet if index < 48 else av.Packet(noise.bytes(packet.size))
+            made.pts, made.dts, made.time_base, made.stream = packet.pts, packet.dts, packet.time_base, stream
+            target.mux(made)
+    assert "last 2.0 s cannot be decoded" in refused(file.getvalue()).message
+
+
+def test_a_portrait_clip_on_a_landscape_frame_is_told_of() -> None:
+    frames = [np.full((160, 90, 3), 50, np.uint8)] * 3
+    for size, told in (((160, 90), 1), ((90, 160), 0), ((96, 160), 0)):
+        warnings: list[str] = []
+        data = encode_clip(frames)
+        read_video(data, "video", width=size[0], height=size[1], fps=24, frames=3, warnings=warnings)
+        assert len(warnings) == told
+        if told:
+            assert "video of 90x160 was cropped to its middle: 32% of it is seen at 160x90" in warnings[0]

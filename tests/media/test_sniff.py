@@ -58,7 +58,7 @@ def test_hostile_files_are_refused_by_both_readers(name: str) -> None:
     [
         (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00mif1avif", "AVIF"),
         (b"\x00\x00\x00\x1cftypmif1\x00\x00\x00\x00mif1avif", "AVIF"),
-        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIF"),
         (b"\x00\x00\x00\x14ftypqt  \x00\x00\x00\x00qt  ", "mov"),
         (b"\x00\x00\x00\x08wide\x00\x00\x00\x00mdat", "mov"),
         (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "WEBP"),

@@ -87,30 +87,37 @@ class Preparer:
         """
         frames = seen = None
         controls: dict[str, Frames] = {}
+        warnings: list[str] = []
         if request.mode == "transfer":
-            request, controls, seen = self._controls(request)
+            request, controls, seen = self._controls(request, warnings)
         else:
-            frames = seen = self._conditioning_frames(request, capabilities)
+            frames = seen = self._conditioning_frames(request, capabilities, warnings)
         prompt = (request.prompt or "").strip()
         if not prompt and seen is not None:
             prompt = self.captioner(seen, request.fps)
         elif request.prompt_upsampling:
             prompt = (self.upsampler or built_in_upsampler(capabilities.family))(prompt)
-        return PreparedRequest(request, prompt, frames, controls)
+        return PreparedRequest(request, prompt, frames, controls, tuple(warnings))
 
-    def _controls(self, request: ResolvedRequest) -> tuple[ResolvedRequest, dict[str, Frames], Frames | None]:
+    def _controls(
+        self, request: ResolvedRequest, warnings: list[str]
+    ) -> tuple[ResolvedRequest, dict[str, Frames], Frames | None]:
         """The control clips, and the video where there is one, all from their beginnings and equally long.
 
         `frames` of the request is the most that is made: a shorter clip makes a shorter result.
         """
-        clip = None if request.video is None else self._read(request, request.video, "video", request.frames, "first")
+        clip = (
+            None
+            if request.video is None
+            else self._read(request, request.video, "video", request.frames, "first", warnings)
+        )
         controls: dict[str, Frames] = {}
         for control in request.controls:
             if control.source is None:
                 controls[control.kind] = computed(control, clip)
             else:
                 field = f"controls.{control.kind}.source"
-                controls[control.kind] = self._read(request, control.source, field, request.frames, "first")
+                controls[control.kind] = self._read(request, control.source, field, request.frames, "first", warnings)
         length = min((len(frames) for frames in controls.values()), default=request.frames)
         if length < request.frames:
             target = request.target and replace(
@@ -120,7 +127,13 @@ class Preparer:
         return request, {kind: frames[:length] for kind, frames in controls.items()}, clip
 
     def _read(
-        self, request: ResolvedRequest, source: MediaSource, field: str, frames: int, keep: Literal["first", "last"]
+        self,
+        request: ResolvedRequest,
+        source: MediaSource,
+        field: str,
+        frames: int,
+        keep: Literal["first", "last"],
+        warnings: list[str],
     ) -> Frames:
         return read_video(
             self._load(source, field),
@@ -131,26 +144,30 @@ class Preparer:
             frames=frames,
             keep=keep,
             limits=self.limits,
+            warnings=warnings,
         )
 
     def _load(self, source: MediaSource, field: str) -> bytes:
         self.on_reading(field)
         return load_bytes(source, field, self.fetch)
 
-    def _conditioning_frames(self, request: ResolvedRequest, capabilities: Capabilities) -> Frames | None:
+    def _conditioning_frames(
+        self, request: ResolvedRequest, capabilities: Capabilities, warnings: list[str]
+    ) -> Frames | None:
         if request.image is not None:
             data = self._load(request.image, "image")
-            return read_image(data, "image", width=request.width, height=request.height, limits=self.limits)[None]
+            size = {"width": request.width, "height": request.height}
+            return read_image(data, "image", **size, limits=self.limits, warnings=warnings)[None]
         if request.video is None:
             return None
         if request.mode in ("policy", "forward_dynamics"):
-            return self._read(request, request.video, "video", 1, "first")
+            return self._read(request, request.video, "video", 1, "first", warnings)
         if request.mode == "inverse_dynamics":
-            frames = self._read(request, request.video, "video", request.frames, "first")
+            frames = self._read(request, request.video, "video", request.frames, "first", warnings)
             # A clip that ends before the actions do stands still.
             return np.concatenate([frames, np.repeat(frames[-1:], request.frames - len(frames), axis=0)])
         wanted = request.conditioning_frames or 1
-        frames = self._read(request, request.video, "video", wanted, request.keep)
+        frames = self._read(request, request.video, "video", wanted, request.keep, warnings)
         if len(frames) == wanted:
             return frames
         # A clip shorter than asked for is continued from as many frames as the model can take of it.

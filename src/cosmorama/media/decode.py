@@ -1,26 +1,35 @@
-"""Pictures and clips, decoded by Pillow and PyAV as upright RGB pictures, within limits."""
+"""Video files, decoded by PyAV as upright sRGB pictures of square pixels' shape, within limits."""
 
 from __future__ import annotations
 
 import io
+import math
+import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Never, cast
+from typing import Any, Never, cast
 
 import av
 import numpy as np
+from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.filter import Graph
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageCms, ImageOps
+from numpy.typing import NDArray
+from PIL import Image
 
 from cosmorama.errors import MediaError
+from cosmorama.media import color
+from cosmorama.media.sniff import reach
 
 
 @dataclass(frozen=True)
@@ -86,123 +95,20 @@ class Effort:
             raise MediaError(self._field, message, status=413)
 
 
-_FORMATS = {"JPEG": ("JPEG", "MPO")}  # an MPO starts like a JPEG; its further pictures are ignored
-_ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
-_SHORTEST_S = 0.02
-_DEFAULT_S = 0.1
-"""What browsers show a frame for that asks for less than the shortest duration."""
-
-
-def read_picture(data: bytes, name: str, field: str, limits: MediaLimits) -> Image.Image:
-    """The first frame of a picture of format `name`, upright, as displayed on white: mode RGB, 8 bits.
-
-    Raises:
-        MediaError: if it is outside the limits (refused before decoding), damaged, or of an unsupported pixel type.
-    """
-    with _readable(field):
-        picture = _open(data, name, field, limits)
-        picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture), field)
-
-
-class AnimatedPicture:
-    """A GIF, WebP, APNG or AVIF with more than one frame, as a clip."""
-
-    def __init__(self, data: bytes, name: str, field: str, limits: MediaLimits) -> None:
-        """Raises MediaError if it cannot be opened, is outside the limits, or does not move."""
-        self._data, self._name, self._field, self._limits = data, name, field, limits
-        self._effort = Effort(field, limits)
-        with _readable(field):
-            picture = _open(data, name, field, limits)
-            if name not in _ANIMATED or not getattr(picture, "is_animated", False):
-                raise MediaError(field, "is a still picture, not a video; pass it as 'image'")
-
-    def tail(self, window_s: float) -> list[float]:
-        """When each frame is shown, in seconds, ascending. All of them: such files cannot be entered in the middle."""
-        del window_s
-        times, now = [], 0.0
-        for picture in self._frames():
-            times.append(now)
-            duration = picture.info.get("duration", 0) / 1000
-            now += duration if duration >= _SHORTEST_S else _DEFAULT_S
-            self._limits.check_duration(self._field, now)
-        return times
-
-    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, Fraction]]:
-        """The frames of those ascending indices, as `read_picture` gives them, with their pixels' aspect: 1."""
-        wanted = set(indices)
-        for index, picture in enumerate(self._frames()):
-            if index in wanted:
-                yield _to_rgb(picture, self._field), Fraction(1)
-            if index >= indices[-1]:
-                return
-
-    def _frames(self) -> Iterator[Image.Image]:
-        with _readable(self._field):
-            picture = _open(self._data, self._name, self._field, self._limits)
-        index = 0
-        while True:
-            with _readable(self._field):
-                try:
-                    picture.seek(index)
-                except EOFError:
-                    return
-                picture.load()
-            yield picture
-            index += 1
-            self._effort.check(index)
-
-
-def _open(data: bytes, name: str, field: str, limits: MediaLimits) -> Image.Image:
-    picture = Image.open(io.BytesIO(data), formats=_FORMATS.get(name, (name,)))
-    limits.check_size(field, *picture.size)
-    return picture
-
-
-def _to_rgb(picture: Image.Image, field: str) -> Image.Image:
-    if picture.mode == "F":
-        raise MediaError(field, "has floating-point pixels; send 8 or 16 bits per channel")
-    if picture.mode.startswith("I"):
-        # Pillow would clip these to 255; they hold 16 bits.
-        scaled = np.asarray(picture).astype(np.float32) / 257
-        return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8)).convert("RGB")
-    profile = picture.info.get("icc_profile")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture).convert("RGB")
-    if profile and picture.mode in ("RGB", "CMYK"):
-        picture = _to_srgb(picture, profile)
-    return picture.convert("RGB")
-
-
-def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return picture  # a damaged profile, or one for another kind of pixel; viewers ignore it too
-    return converted or picture
-
-
-@contextmanager
-def _readable(field: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on a damaged file into a MediaError."""
-    try:
-        yield
-    except (MediaError, MemoryError):
-        raise
-    except Image.DecompressionBombError:
-        raise MediaError(field, "has too many pixels; send a smaller picture", status=413) from None
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
-        raise MediaError(field, f"is damaged or cut off and cannot be decoded ({error})") from error
-
-
 _MARGIN_S = 0.5
 """Enter the clip this much before the part wanted: durations in containers are often a little off."""
 _KNOWN_MATRICES = frozenset({1, 4, 5, 6, 7, 9})  # AVCOL_SPC_BT709, FCC, BT470BG, SMPTE170M, SMPTE240M, BT2020_NCL
 _SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 _NOT_A_CLIP = Disposition.attached_pic | Disposition.still_image
+_REFUSED_MATRICES = {8: "YCgCo", 10: "BT.2020 of constant luminance", 14: "ICtCp", 15: "IPT (Dolby Vision)"}
+_BT2020_MATRIX = 9
+_CLOCKS_JUMP = frozenset({"mpegts", "mpeg"})
+_JUMP_S = 10.0
+"""A frame that comes so much later than the one before is of another clock, in formats that are made to be spliced."""
+_LOST_S = 1.0
+"""How much of a clip's end may be left out because it cannot be decoded."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_MAX_THREADS = 4
 _PLAUSIBLE_ASPECTS = (Fraction(1, 8), Fraction(8))
 
 
@@ -213,11 +119,16 @@ class Clip:
     decoded frame is held whatever the clip's size, rate and distance between key frames.
     """
 
-    def __init__(self, data: bytes, demuxer: str, field: str, limits: MediaLimits) -> None:
+    def __init__(
+        self, data: bytes, demuxer: str, field: str, limits: MediaLimits, warnings: list[str] | None = None
+    ) -> None:
         self._data, self._demuxer, self._field, self._limits = data, demuxer, field, limits
+        self._warnings = [] if warnings is None else warnings
         self._effort = Effort(field, limits)
         self._decoded = 0
         self._entry_s: float | None = None
+        self._interlaced = False
+        self._last_packet_s = 0.0
 
     def tail(self, window_s: float) -> list[float]:
         """Times in seconds, ascending, of the last frames: at least the last `window_s` seconds, where there are that.
@@ -233,14 +144,24 @@ class Clip:
             times = [time for time, _ in self._frames()]
         if not times:
             raise MediaError(self._field, "holds no frame that can be decoded; send it as MP4 with H.264")
+        if window_s < math.inf and self._last_packet_s > times[-1] + _LOST_S:
+            lost = self._last_packet_s - times[-1]
+            raise MediaError(self._field, f"is damaged: its last {lost:.1f} s cannot be decoded; encode it again")
         return times
 
     def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, Fraction]]:
-        """The frames of those ascending indices into the last `tail`: RGB, upright, with their pixels' aspect."""
+        """The frames of those ascending indices into the last `tail`: RGB, upright, with their pixels' aspect.
+
+        Fields of interlaced frames become whole frames, colors sRGB, and what is transparent is shown on white.
+        """
         wanted = set(indices)
-        with self._opened() as (_, stream):
+        with self._opened() as (_, stream, _):
             stored_aspect = _pixel_aspect(stream)
-        for index, (_, frame) in enumerate(self._frames()):
+        frames: Iterator[VideoFrame] = (frame for _, frame in self._frames())
+        if self._interlaced:
+            frames = self._deinterlaced(frames)
+            self._warn("was deinterlaced")
+        for index, frame in enumerate(frames):
             if index in wanted:
                 picture, transposed = _upright(frame, self._rgb(frame))
                 yield picture, 1 / stored_aspect if transposed else stored_aspect
@@ -248,29 +169,36 @@ class Clip:
                 return
         raise MediaError(self._field, "is damaged: it decodes differently each time; encode it again")
 
+    def _warn(self, what: str) -> None:
+        sentence = f"{self._field} {what}"
+        if sentence not in self._warnings:
+            self._warnings.append(sentence)
+
     def _entry_point(self, window_s: float) -> float | None:
         """Where to start decoding, in seconds on the stream's clock; None for the start."""
-        with self._opened() as (container, stream):
+        with self._opened() as (container, stream, _):
             self._check_complete(stream)
             duration = _duration_s(container, stream)
             if duration is None:
                 return None
+            if self._demuxer in _CLOCKS_JUMP and duration > self._limits.max_duration_s:
+                return None  # perhaps only its clock jumps; frames are counted while they are decoded
             self._limits.check_duration(self._field, duration)
             skip = duration - window_s - _MARGIN_S
             start = float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
             return start + skip if skip > 0 else None
 
     def _check_complete(self, stream: VideoStream) -> None:
-        """Refuse a file whose own index names frames past its end: what is missing is what would be continued."""
-        if self._demuxer != "mov":  # the only index here with exact places
-            return
-        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+        """Refuse a file that is shorter than it says itself: what is missing is what would be continued."""
+        end = reach(self._data, self._demuxer)
+        if self._demuxer == "mov":  # the only index here with exact places
+            end = max((entry.pos + entry.size for entry in stream.index_entries), default=end)
         if end > len(self._data):
             raise MediaError(self._field, f"is cut off: {len(self._data)} of at least {end} bytes; send the whole file")
 
     def _frames(self) -> Iterator[tuple[float, VideoFrame]]:
         """Decoded frames with their times, which always ascend."""
-        with self._opened() as (container, stream):
+        with self._opened() as (container, stream, decoder):
             if self._entry_s is not None and stream.time_base:
                 try:
                     container.seek(int(self._entry_s / stream.time_base), stream=stream)
@@ -278,28 +206,45 @@ class Clip:
                     return
             step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
             first: float | None = None
-            now = 0.0
-            for frame in self._decode(container, stream):
-                time = frame.time
+            now = shift = 0.0
+            self._last_packet_s = -math.inf
+            for frame in self._decode(container, stream, decoder):
+                time = None if frame.time is None else frame.time + shift
+                if time is not None and first is not None and self._demuxer in _CLOCKS_JUMP and time - now > _JUMP_S:
+                    # Spliced from recordings of several clocks.
+                    shift += now + step - time
+                    time = now + step
                 # Damaged or spliced files repeat times, go back or have none; such frames follow at the usual pace.
                 now = time if time is not None and (first is None or time > now) else now + step
                 first = now if first is None else first
                 self._limits.check_duration(self._field, now - first)
+                self._interlaced = self._interlaced or frame.interlaced_frame
                 yield now, frame
+            if shift:
+                self._last_packet_s = -math.inf
 
-    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    def _decode(
+        self, container: InputContainer, stream: VideoStream, decoder: VideoCodecContext
+    ) -> Iterator[VideoFrame]:
         packets = container.demux(stream)
         while True:
+            self._effort.check(self._decoded)
             try:
                 packet = next(packets, None)
             except FFmpegError:
-                packet = None  # cut off; what came before is good
+                packet = None  # what came before is good; whether much is missing is seen from the file's length
+            except Exception as error:  # IndexError and others, out of damaged files
+                raise MediaError(self._field, "is damaged and cannot be decoded; encode it again") from error
             if packet is None:
                 return
+            if packet.pts is not None and packet.time_base and not packet.is_discard:
+                self._last_packet_s = max(self._last_packet_s, float(packet.pts * packet.time_base))
             try:
-                frames = packet.decode()
+                frames = decoder.decode(packet)
             except FFmpegError:
                 continue
+            except Exception as error:
+                raise MediaError(self._field, "is damaged and cannot be decoded; encode it again") from error
             for frame in frames:
                 self._decoded += 1
                 self._effort.check(self._decoded)
@@ -307,22 +252,80 @@ class Clip:
                 if not frame.is_corrupt:
                     yield frame
 
+    def _deinterlaced(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """As many frames; those that are flagged as two fields become whole ones, of their first's moment."""
+        graph: Graph | None = None
+        shape: tuple[str, int, int] | None = None
+        times: deque[tuple[int | None, Fraction | None]] = deque()
+
+        def pulled() -> Iterator[VideoFrame]:
+            assert graph is not None
+            while times:
+                try:
+                    made = graph.vpull()
+                except (BlockingIOError, EOFError):  # it looks one frame ahead
+                    return
+                made.pts, made.time_base = times.popleft()
+                yield made
+
+        for index, frame in enumerate(frames):
+            if shape != (frame.format.name, frame.width, frame.height):
+                if graph is not None:
+                    graph.vpush(None)
+                    yield from pulled()
+                shape = (frame.format.name, frame.width, frame.height)
+                graph = _deinterlacer(frame)
+            assert graph is not None
+            times.append((frame.pts, frame.time_base))
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            try:
+                graph.vpush(frame)
+            except (FFmpegError, ValueError) as error:
+                raise MediaError(self._field, "is interlaced in a way that is not supported; deinterlace it") from error
+            yield from pulled()
+        if graph is not None:
+            graph.vpush(None)
+            yield from pulled()
+
     def _rgb(self, frame: VideoFrame) -> Image.Image:
-        matrix = None
-        if not frame.format.is_rgb and frame.colorspace not in _KNOWN_MATRICES:
-            # Untagged: what every player assumes.
-            high_definition = frame.height >= 720 or frame.width >= 1280
-            matrix = Colorspace.ITU709 if high_definition else Colorspace.ITU601
+        name, matrix = frame.format.name, None
+        if not frame.format.is_rgb:
+            if frame.colorspace in _REFUSED_MATRICES:
+                stored = _REFUSED_MATRICES[frame.colorspace]
+                raise MediaError(self._field, f"stores its colors as {stored}, which is not supported; send BT.709")
+            if frame.colorspace not in _KNOWN_MATRICES:
+                # Untagged: what every player assumes.
+                high_definition = frame.height >= 720 or frame.width >= 1280
+                wide = frame.color_primaries == color.BT2020
+                matrix = (
+                    (Colorspace.ITU709 if high_definition else Colorspace.ITU601)
+                    if not wide
+                    else Colorspace(_BT2020_MATRIX)
+                )
+        primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+        converted = color.needs_conversion(primaries, transfer)
+        transparent = any(component.is_alpha for component in frame.format.components)
+        target = {(False, False): "rgb24", (False, True): "rgba", (True, False): "rgb48le", (True, True): "rgba64le"}
         try:
-            rgb = VideoReformatter().reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=_SCALING)
+            rgb = VideoReformatter().reformat(
+                frame, format=target[converted, transparent], src_colorspace=matrix, interpolation=_SCALING
+            )
+            pixels: NDArray[Any] = rgb.to_ndarray()
         except (FFmpegError, ValueError) as error:
-            raise MediaError(
-                self._field, f"has pixels of a kind that is not supported ({frame.format.name})"
-            ) from error
-        return Image.fromarray(rgb.to_ndarray())
+            raise MediaError(self._field, f"has pixels of a kind that is not supported ({name})") from error
+        alpha = pixels[..., 3] if transparent else None
+        pixels = pixels[..., :3]
+        if converted:
+            self._warn(f"was {color.conversion_words(primaries, transfer)}")
+            pixels = color.to_srgb(pixels, primaries, transfer)
+            alpha = None if alpha is None else (alpha >> 8).astype(np.uint8)
+        if alpha is not None and alpha.min() < 255:
+            self._warn("is transparent in places, which are shown on white")
+            return on_white(Image.fromarray(np.ascontiguousarray(pixels)), Image.fromarray(alpha))
+        return Image.fromarray(np.ascontiguousarray(pixels))
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream, VideoCodecContext]]:
         # The limit is also given to the decoder, which then refuses before it allocates.
         options = {"max_pixels": str(self._limits.max_pixels)}
         try:
@@ -334,15 +337,41 @@ class Clip:
                 metadata_errors="ignore",
                 io_open=_refuse_to_open,
             )
-        except (FFmpegError, ValueError, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # FFmpegError, and what damaged files make PyAV raise
             raise MediaError(self._field, "is damaged or cut off: its header cannot be read") from error
         with container:
             stream = _video_stream(container, self._field)
             if stream.codec_context.width:  # some formats tell only once decoded
                 self._limits.check_size(self._field, stream.codec_context.width, stream.codec_context.height)
-            stream.codec_context.options = options
-            stream.thread_type = "AUTO"
-            yield container, stream
+            decoder = _decoder_of(stream)
+            decoder.options = options
+            decoder.thread_type = "AUTO"
+            decoder.thread_count = min(os.cpu_count() or 1, _MAX_THREADS)  # each holds a frame
+            yield container, stream, decoder
+
+
+def _decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """The stream's own decoder, except where that one leaves transparency out."""
+    if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in _ALPHA_DECODERS:
+        return cast(VideoCodecContext, CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r"))
+    return stream.codec_context
+
+
+def _deinterlacer(frame: VideoFrame) -> Graph:
+    """A filter graph for frames like this one: Bob Weaver with w3fdif and yadif, for flagged frames only."""
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
+    graph.link_nodes(
+        source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
+    ).configure()
+    return graph
+
+
+def on_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An RGB picture as it is seen through its transparency, mode L, on white."""
+    return Image.composite(picture, Image.new("RGB", picture.size, "white"), alpha)
 
 
 def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> Never:

@@ -13,21 +13,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cosmorama.errors import MediaError
-from cosmorama.media.decode import AnimatedPicture, Clip, MediaLimits, read_picture
+from cosmorama.media.decode import Clip, MediaLimits
+from cosmorama.media.pictures import AnimatedPicture, read_picture
 from cosmorama.media.sniff import Kind, sniff
 from cosmorama.request import Target
 
 __all__ = ["MediaLimits", "read_image", "read_video"]
 
 _DEFAULT_LIMITS = MediaLimits()
+_MOSTLY_KEPT = 2 / 3
 
 
 def read_image(
-    data: bytes, field: str, *, width: int, height: int, limits: MediaLimits = _DEFAULT_LIMITS
+    data: bytes,
+    field: str,
+    *,
+    width: int,
+    height: int,
+    limits: MediaLimits = _DEFAULT_LIMITS,
+    warnings: list[str] | None = None,
 ) -> NDArray[np.uint8]:
     """A picture scaled to cover `width` x `height` pixels and cropped to its centre: uint8 RGB `[height, width, 3]`.
 
-    Of an animated picture, the first frame. Turned as EXIF asks; transparency is shown on white.
+    Of an animated picture, the first frame. Turned as EXIF asks; transparency is shown on white; colors are sRGB's.
+    What was converted, or cut off by more than a third, is appended to `warnings`.
 
     Raises:
         MediaError: if `data` is not a picture, is damaged, or is outside the limits.
@@ -35,7 +44,9 @@ def read_image(
     kind = _kind(data, field)
     if kind.what == "clip":
         raise MediaError(field, "is a video, not a picture; pass it as 'video'")
-    return fit(read_picture(data, kind.name, field, limits), width, height)
+    picture = read_picture(data, kind.name, field, limits, warnings)
+    _warn_of_cropping(picture.size, Fraction(1), (width, height), field, warnings)
+    return fit(picture, width, height)
 
 
 def read_video(
@@ -48,19 +59,21 @@ def read_video(
     frames: int,
     keep: Literal["first", "last"] = "last",
     limits: MediaLimits = _DEFAULT_LIMITS,
+    warnings: list[str] | None = None,
 ) -> NDArray[np.uint8]:
     """The last frames of a clip at `fps` frames per second: uint8 RGB `[n, height, width, 3]`, 1 <= n <= `frames`.
 
     The last frame is the clip's last; each one before it is the one nearest in time, 1 / `fps` seconds earlier. With
     `keep` "first" it is the other way round: the clip's first frame, and those that follow. n is smaller than `frames`
     where the clip is too short. Scaled to cover the size and cropped around the centre, with
-    rotation and pixel aspect as the file asks.
+    rotation and pixel aspect as the file asks, colors as sRGB, interlaced frames as whole ones, and transparency on
+    white. What was converted, or cut off by more than a third, is appended to `warnings`.
 
     Raises:
         MediaError: if `data` is not a clip, is damaged, holds no video, or is outside the limits.
     """
     kind = _kind(data, field)
-    clip = (Clip if kind.what == "clip" else AnimatedPicture)(data, kind.name, field, limits)
+    clip = (Clip if kind.what == "clip" else AnimatedPicture)(data, kind.name, field, limits, warnings)
     if keep == "last":
         indices = pick_last(clip.tail(span_s(fps, frames)), fps, frames)
     else:
@@ -68,16 +81,27 @@ def read_video(
     fitted: dict[int, NDArray[np.uint8]] = {}
     chosen = sorted(set(indices))
     for index, (picture, pixel_aspect) in zip(chosen, clip.pictures(chosen), strict=True):
+        if index == chosen[0]:
+            _warn_of_cropping(picture.size, pixel_aspect, (width, height), field, warnings)
         fitted[index] = fit(picture, width, height, pixel_aspect)
     return np.stack([fitted[index] for index in indices])
+
+
+def _warn_of_cropping(
+    size: tuple[int, int], pixel_aspect: Fraction, target: tuple[int, int], field: str, warnings: list[str] | None
+) -> None:
+    left, top, right, bottom = cover_box(size, target, pixel_aspect)
+    kept = (right - left) * (bottom - top) / (size[0] * size[1])
+    if warnings is not None and kept < _MOSTLY_KEPT:
+        shape = "x".join(map(str, size))
+        words = f"{field} of {shape} was cropped to its middle: {kept:.0%} of it is seen at {target[0]}x{target[1]}"
+        warnings.append(f"{words}; ask for a size of its shape to see all")
 
 
 def _kind(data: bytes, field: str) -> Kind:
     kind = sniff(data)
     if kind is None:
         raise MediaError(field, "is not a picture or clip that can be read; send JPEG, PNG or WebP, or MP4 or WebM")
-    if kind.what == "unsupported":
-        raise MediaError(field, f"is in {kind.name} format, which is not supported; send JPEG, PNG or WebP")
     return kind
 
 

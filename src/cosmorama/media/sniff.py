@@ -14,7 +14,7 @@ from typing import Literal
 class Kind:
     """`what` a file is, and the `name` of its reader: a Pillow format, or an FFmpeg demuxer."""
 
-    what: Literal["picture", "clip", "unsupported"]
+    what: Literal["picture", "clip"]
     name: str
 
 
@@ -33,6 +33,7 @@ _PREFIXES: tuple[tuple[bytes, Kind], ...] = (
     (b"\x00\x00\x01\xba", Kind("clip", "mpeg")),
 )
 _PICTURE_BRANDS = {b"avif": Kind("picture", "AVIF"), b"avis": Kind("picture", "AVIF")}
+_HEIF = Kind("picture", "HEIF")
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _TS_PACKETS = ((0, 188), (4, 192))
@@ -66,5 +67,87 @@ def _by_brand(data: bytes) -> Kind:
         if brand in _PICTURE_BRANDS:
             return _PICTURE_BRANDS[brand]
     if brands[0] in _HEIF_BRANDS:
-        return Kind("unsupported", "HEIC")
+        return _HEIF
     return Kind("clip", "mov")
+
+
+def reach(data: bytes, demuxer: str) -> int:
+    """How many bytes a clip has by its own structure, as far as that can be told: more than there are if it is cut off.
+
+    Only the outermost parts are walked (boxes, elements, chunks, tags, pages, packets), each of which says its length.
+    """
+    walk = {"mov": _boxes, "matroska": _elements, "flv": _tags, "avi": _chunks, "ogg": _pages, "mpegts": _packets}
+    return walk[demuxer](data) if demuxer in walk else 0
+
+
+def _boxes(data: bytes) -> int:
+    at = 0
+    while at + 8 <= len(data):
+        size, start = int.from_bytes(data[at : at + 4], "big"), at
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8 or not data[at + 4 : at + 8].isalnum():  # 0: to the end of the file; else something that is no box
+            return 0
+        at = start + size
+    return at
+
+
+_SEGMENT, _CLUSTER, _UNKNOWN_SIZE = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", -1
+
+
+def _elements(data: bytes) -> int:
+    at = 0
+    while at < len(data):
+        id_length = 9 - data[at].bit_length()
+        if id_length > 4 or at + id_length >= len(data):
+            return 0
+        element = data[at : at + id_length]
+        first = data[at + id_length]
+        length = 9 - first.bit_length()
+        if length > 8:
+            return 0
+        body = at + id_length + length
+        size = int.from_bytes(data[at + id_length : body], "big") & ((1 << 7 * length) - 1)
+        if size == (1 << 7 * length) - 1:
+            size = _UNKNOWN_SIZE
+        if size == _UNKNOWN_SIZE and element not in (_SEGMENT, _CLUSTER):
+            return 0
+        # A live recording does not know how long these become; their contents then follow like elements of their own.
+        at = body if size == _UNKNOWN_SIZE else body + size
+    return at
+
+
+def _tags(data: bytes) -> int:
+    at = 9
+    while at + 4 < len(data):
+        tag = at + 4
+        if data[tag] & 0x1F not in (8, 9, 18):
+            return 0
+        at = tag + 11 + int.from_bytes(data[tag + 1 : tag + 4], "big")
+    return at
+
+
+def _chunks(data: bytes) -> int:
+    at = 0
+    while data[at : at + 4] == b"RIFF":  # more than one in files over a gigabyte
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if size in (0, 0xFFFFFFFF):
+            return 0
+        at += 8 + size + size % 2
+    return at - 1 if at == len(data) + 1 else at
+
+
+def _pages(data: bytes) -> int:
+    last = data.rfind(b"OggS")
+    segments = data[last + 27 : last + 27 + data[last + 26]] if last + 26 < len(data) else b""
+    return last + 27 + (data[last + 26] + sum(segments) if last + 26 < len(data) else 1)
+
+
+def _packets(data: bytes) -> int:
+    for start, step in _TS_PACKETS:
+        if len(data) >= start + 3 * step and all(data[start + i * step] == 0x47 for i in range(3)):
+            last = (len(data) - 1) // step * step
+            # What follows the last packet may also be something else, which players ignore.
+            cut = len(data) % step and data[last + start : last + start + 1] == b"\x47"
+            return last + step if cut else 0
+    return 0
