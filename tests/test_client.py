@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import Callable, Iterator
+import logging
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -16,18 +25,20 @@ from typer.testing import CliRunner
 import cosmorama
 from cosmorama.cli import app
 from cosmorama.client import JobStatus
+from cosmorama.client.protocol import Patience
 from cosmorama.errors import (
     AuthenticationError,
     CancelledError,
     InvalidRequestError,
+    JobNotFoundError,
     MediaError,
     QueueFullError,
     ServerUnreachableError,
 )
-from cosmorama.jobs.model import JobNotFoundError
 from cosmorama.request import Adapter, GenerationRequest, Output
 from tests.serving import Running, running_server
 
+ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {"width": 960, "height": 704, "frames": 1, "steps": 1}
 LONG = GenerationRequest(prompt="a blue cube falls", width=960, height=704, frames=121, steps=50, seed=1)
 KEY = "a-key-of-the-tests"
@@ -58,6 +69,30 @@ def test_generate_gives_the_clip_and_what_made_it(client: cosmorama.Client, tmp_
     assert clip.job.request["steps"] == 3
     again = client.generate("a red ball", seed=7, **{**SMALL, "steps": 3})
     assert again.data == clip.data
+
+
+def test_a_clip_from_a_server_is_used_like_one_made_here(client: cosmorama.Client, tmp_path: Path) -> None:
+    shape = (SMALL["height"], SMALL["width"], 3)
+    for name, player in (
+        ("a.mp4", "<video"),
+        ("a.webm", "<video"),
+        ("a.gif", "<img"),
+        ("a.jpg", "<img"),
+        ("a.zip", "<a"),
+    ):
+        clip = client.generate("a red ball", seed=7, output=name, **SMALL)
+        frames = list(clip.frames)
+        assert [(frame.shape, frame.dtype) for frame in frames] == [(shape, np.uint8)]
+        html = clip._repr_html_()
+        assert html.startswith(player)
+        assert base64.b64encode(clip.data).decode() in html
+        for wrong in {"a.mp4", "a.gif"} - {name}:
+            with pytest.raises(InvalidRequestError, match=rf"name ending in .*: the clip is {clip.media_type}"):
+                clip.save(tmp_path / wrong)
+            job = client.job(clip.job.id)
+            with pytest.raises(InvalidRequestError, match="name ending in"):
+                job.download(tmp_path / wrong)
+        assert clip.save(tmp_path / "of no known suffix").read_bytes() == clip.data
 
 
 def test_an_image_and_another_container(client: cosmorama.Client, tmp_path: Path) -> None:
@@ -227,13 +262,13 @@ def test_patience_ends() -> None:
         against(dead, patience_s=0).submit("a ball")
 
 
-class Cut(httpx.SyncByteStream):
+class Cut(httpx.AsyncByteStream):
     """A body whose connection breaks."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
-    def __iter__(self) -> Iterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._data
         raise httpx.ReadError("the connection broke")
 
@@ -304,3 +339,159 @@ def test_an_answer_that_is_none_is_told() -> None:
         against(lambda request: httpx.Response(200, text="<html>")).job("job_1")
     with pytest.raises(cosmorama.CosmoramaError, match="Not Found"):
         against(lambda request: httpx.Response(404, text="<html>")).job("job_1")
+
+
+class Endless(httpx.AsyncByteStream):
+    """A stream of events in which nothing happens, but that never falls silent."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield event(1, JOB).encode()
+        while True:
+            await asyncio.sleep(0.05)
+            yield b": ping\n\n"
+
+
+def queued_for_ever(request: httpx.Request) -> httpx.Response:
+    if request.url.path.endswith("/events"):
+        return httpx.Response(200, stream=Endless(), headers={"Content-Type": "text/event-stream"})
+    return httpx.Response(200, json=JOB)
+
+
+def test_a_wait_ends_when_its_time_is_up_whatever_the_server_sends() -> None:
+    job = against(queued_for_ever).job("job_1")
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"job_1 is not over after 0.5 s: queued"):
+        job.wait(timeout_s=0.5)
+    assert 0.4 < time.monotonic() - started < 5
+
+    async def main() -> None:
+        client = cosmorama.AsyncClient("http://test", transport=httpx.MockTransport(queued_for_ever))
+        await (await client.job("job_1")).wait(timeout_s=0.5)
+
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    assert time.monotonic() - started < 5
+
+
+def test_what_cannot_get_better_is_told_at_once() -> None:
+    def fails(error: Exception, cause: BaseException | None = None) -> Callable[[httpx.Request], httpx.Response]:
+        def handler(request: httpx.Request) -> httpx.Response:
+            raise error from cause
+
+        return handler
+
+    started = time.monotonic()
+    for handler in (
+        fails(httpx.UnsupportedProtocol("no such protocol")),
+        fails(httpx.LocalProtocolError("a header with a line break")),
+        fails(httpx.ConnectError("unknown"), socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
+        fails(httpx.ConnectError("bad"), ssl.SSLCertVerificationError(1, "certificate verify failed")),
+    ):
+        with pytest.raises(ServerUnreachableError):
+            against(handler, patience_s=300).submit("a ball")
+    for address in ("ftp://host", "", "http://", "host:port", "http://host:99999999"):
+        with pytest.raises(InvalidRequestError, match=r"server: .* expected an address such as http"):
+            cosmorama.Client(address)
+    assert time.monotonic() - started < 60
+
+
+def test_a_host_that_is_not_known_just_now_and_a_refused_connection_are_waited_for() -> None:
+    failures = [
+        (httpx.ConnectError("unknown"), socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")),
+        (httpx.ConnectError("refused"), ConnectionRefusedError()),
+    ]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if failures:
+            error, cause = failures.pop()
+            raise error from cause
+        return httpx.Response(202, json=JOB)
+
+    assert against(handler, patience_s=60).submit("a ball").id == "job_1"
+
+
+def test_an_address_needs_no_scheme_and_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers.get("Authorization")))
+        return httpx.Response(200, json=JOB)
+
+    def ask(*address: str) -> tuple[str, str | None]:
+        with cosmorama.Client(*address, transport=httpx.MockTransport(handler)) as client:
+            client.job("x")
+        return seen[-1]
+
+    assert ask("localhost:8123")[0] == "http://localhost:8123/v1/jobs/x"
+    assert ask("https://host/a/prefix/")[0] == "https://host/a/prefix/v1/jobs/x"
+    monkeypatch.delenv("COSMORAMA_SERVER", raising=False)
+    assert ask() == ("http://127.0.0.1:8000/v1/jobs/x", None)
+    monkeypatch.setenv("COSMORAMA_SERVER", "elsewhere:9000")
+    monkeypatch.setenv("COSMORAMA_API_KEY", "a-key")
+    assert ask() == ("http://elsewhere:9000/v1/jobs/x", "Bearer a-key")
+
+
+def test_waiting_is_said_once_and_many_clients_do_not_come_back_together(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [httpx.Response(503, text="starting"), httpx.Response(503, text="starting")]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return answers.pop() if answers else httpx.Response(202, json=JOB)
+
+    with caplog.at_level(logging.WARNING, "cosmorama.client"):
+        against(handler, patience_s=60).submit("a ball")
+    assert caplog.messages == ["http://test answers 503: trying again for up to 60 s"]
+    first = {Patience(60).wait_s(httpx.URL("http://test"), httpx.Response(503), None) for _ in range(8)}
+    assert len(first) == 8
+    assert all(0.4 <= wait_s <= 0.6 for wait_s in first)
+
+
+GIVES_UP = """
+import os, signal, threading, httpx
+from tests.test_client import JOB, against, queued_for_ever
+
+def handler(request):
+    if request.url.path.endswith("/cancel"):
+        print("cancelled", flush=True)
+        return httpx.Response(200, json={**JOB, "state": "cancelled"})
+    if request.url.path.endswith("/events"):
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return queued_for_ever(request)
+
+try:
+    against(handler).generate("a ball")  # the client is never closed, which does not keep the program alive
+except KeyboardInterrupt:
+    print("given up")
+"""
+
+
+def test_giving_up_cancels_the_job_even_in_the_middle_of_a_silence() -> None:
+    cancelled: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/cancel"):
+            cancelled.append(request.url.path)
+            return httpx.Response(200, json={**JOB, "state": "cancelled"})
+        return queued_for_ever(request)
+
+    async def main() -> None:
+        client = cosmorama.AsyncClient("http://test", transport=httpx.MockTransport(handler))
+        async with asyncio.timeout(0.3):
+            await client.generate("a ball")
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    assert len(cancelled) == 1
+    run = subprocess.run(
+        [sys.executable, "-c", GIVES_UP], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+    )
+    assert run.stdout.split() == ["cancelled", "given", "up"], run.stderr
+
+
+def test_threads_share_a_client() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={**JOB, "id": request.url.path.rsplit("/", 1)[-1]})
+
+    with against(handler) as client, ThreadPoolExecutor(8) as pool:
+        assert [job.id for job in pool.map(client.job, map(str, range(64)))] == list(map(str, range(64)))
+        client.close()

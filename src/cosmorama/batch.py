@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from cosmorama.api.body import parse_object
 from cosmorama.api.dialects.native import to_request
-from cosmorama.client.aio import AsyncClient
+from cosmorama.client.client import AsyncClient
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.media.source import media_source
 from cosmorama.media.write import suffix

@@ -168,6 +168,47 @@ class WorkerDiedError(WorkerError):
         super().__init__(message)
 
 
+class JobNotFoundError(CosmoramaError):
+    """No job of that id, or it belongs to somebody else, or it was deleted (HTTP 404)."""
+
+    status = 404
+    kind = "job_not_found"
+
+
+class JobConflictError(CosmoramaError):
+    """The job's state, or an earlier use of the idempotency key, does not allow this (HTTP 409)."""
+
+    status = 409
+    kind = "conflict"
+
+
+class ContentGoneError(CosmoramaError):
+    """The job's result existed and was removed: delivered to the client that waited, or too old (HTTP 410)."""
+
+    status = 410
+    kind = "content_gone"
+
+
+class StoreUnavailableError(CosmoramaError):
+    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503).
+
+    Attributes:
+        detail: What the driver said, for the log: it may name hosts and paths, which are no business of clients.
+    """
+
+    status = 503
+    kind = "store_unavailable"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        self.detail = detail
+        super().__init__(message)
+
+    @property
+    def logged(self) -> str:
+        """The message with what the driver said."""
+        return f"{self} ({self.detail})" if self.detail else str(self)
+
+
 def _brief(value: object) -> str:
     try:
         text = json.dumps(value) if value is None or isinstance(value, (bool, list, tuple, dict)) else repr(value)

@@ -144,6 +144,8 @@ class Capabilities:
     steps: Range = Range(1, 50)
     prompt_words: int | None = PROMPT_MAX_WORDS
     """Most words of a prompt; None: only its characters are counted."""
+    prompt_tokens: int | None = None
+    """Most tokens of a prompt that are read, in the text encoder's own count; what is longer is cut, with a warning."""
     negative_prompts: bool = True
     """False: the model owns its negative prompt, or has none."""
     ignores: tuple[str, ...] = ()

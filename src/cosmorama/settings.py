@@ -1,19 +1,43 @@
-"""What an operator can set, from `COSMORAMA_*` environment variables or in code.
+"""What an operator can set: by flags of `cosmorama serve`, by `COSMORAMA_*` environment variables, or in a TOML file.
 
-Where NIM for Cosmos has a setting of the same meaning, its `NIM_*` name works too; `COSMORAMA_*` wins.
+Where NIM for Cosmos has a setting of the same meaning, its `NIM_*` name works too; `COSMORAMA_*` wins. `read_settings`
+reads them and says what is wrong in one sentence; `notices` says what in the environment has no effect.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import difflib
+import json
+import logging
 import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, ByteSize, Field, HttpUrl, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    ByteSize,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from cosmorama.errors import CosmoramaError
 from cosmorama.request import VAE_TILES
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
@@ -21,13 +45,14 @@ DialectName = Literal["auto", "predict1", "predict25", "generator1", "cosmos3", 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
-_DTYPES_UPSTREAM = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Weights that are stored as FP8 are known by the checkpoint itself.
+_DTYPES_UPSTREAM = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "auto"}
 _LOG_LEVELS_UPSTREAM = {"default": "info", "trace": "debug"}
 _LOG_FORMATS_UPSTREAM = {"1": "json", "true": "json", "0": "text", "false": "text"}
 
 
-def _names(name: str, upstream: str) -> AliasChoices:
-    return AliasChoices(f"COSMORAMA_{name}", f"NIM_{upstream}")
+def _names(name: str, *upstream: str) -> AliasChoices:
+    return AliasChoices(f"COSMORAMA_{name}", *(f"NIM_{name}" for name in upstream))
 
 
 def _state_dir() -> Path:
@@ -35,17 +60,35 @@ def _state_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "cosmorama"
 
 
+_FILE: ContextVar[Path | None] = ContextVar("settings file", default=None)
+
+
+class SettingsError(CosmoramaError):
+    """A setting that cannot be used; the message names it as the operator wrote it, and holds no secret."""
+
+
 class Settings(BaseSettings):
     """The settings of a server and of its worker process. Immutable; secrets do not show when it is printed."""
 
     model_config = SettingsConfigDict(
-        env_prefix="COSMORAMA_", populate_by_name=True, frozen=True, extra="ignore", env_ignore_empty=True
+        env_prefix="COSMORAMA_",
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: all of this machine's."""
     port: int = Field(8000, ge=0, le=65535, validation_alias=_names("PORT", "HTTP_API_PORT"))
+    """Port to listen on; 0: any that is free."""
     log_level: LogLevel = Field("info", validation_alias=_names("LOG_LEVEL", "LOG_LEVEL"))
-    log_format: Literal["text", "json"] = Field("text", validation_alias=_names("LOG_FORMAT", "LOGGING_JSONL"))
+    """The least that is logged."""
+    log_format: Literal["text", "json"] = Field(
+        "text", validation_alias=_names("LOG_FORMAT", "LOGGING_JSONL", "JSONL_LOGGING")
+    )
     """json: an object per line, with the job it is about."""
     otel: bool = Field(False, validation_alias=_names("OTEL", "ENABLE_OTEL"))
     """Send traces with OpenTelemetry, where the standard OTEL_* variables say."""
@@ -53,6 +96,8 @@ class Settings(BaseSettings):
         (), validation_alias=AliasChoices("COSMORAMA_API_KEYS", "COSMORAMA_API_KEY")
     )
     """Any of these lets a client in (comma-separated); none: everyone is let in. NAME:KEY gives a key a name."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Without keys: names besides local ones that this server may be called by (comma-separated)."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages that may call this server (comma-separated; * for all); none: only its own."""
     drain_s: float = Field(30, ge=0)
@@ -64,6 +109,12 @@ class Settings(BaseSettings):
     """A known model's name, or the folder of a checkpoint."""
     models: Annotated[dict[str, str], NoDecode] = {}
     """Several models by name (comma-separated NAME=SOURCE, or SOURCE alone), the default one first; none: `model`."""
+    name: str | None = Field(None, min_length=1)
+    """What clients call the one model that is served; None: its own name."""
+    model_variant: str | None = Field(None, validation_alias=_names("MODEL_VARIANT", "MODEL_VARIANT"))
+    """What `/v1/metadata` calls the model: nano, super...; clients of the Cosmos3 NIM look at it. None: by its name."""
+    model_aliases: Annotated[dict[str, str], NoDecode] = {}
+    """Other names of models (comma-separated ALIAS=NAME): sora-2=microcosm. The alias * is any name that is none."""
     model_memory: ByteSize | None = None
     """Of several models, at most so many bytes are kept loaded at a time; None: no limit."""
     model_idle_s: float | None = Field(None, gt=0)
@@ -86,6 +137,10 @@ class Settings(BaseSettings):
     """What the matrices of the denoiser's blocks are held as instead of the dtype: int8 changes frames a little."""
     variant: str | None = None
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
+    controls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Of Transfer2.5 from the hub: kinds of control to load (comma-separated); none: all there are."""
+    fps_modulation: bool = False
+    """Predict2 only: positions in time follow the frame rate, as in diffusers; NVIDIA's released models have it off."""
     vae_tiling: int = 0
     """Where a request does not say: frames are encoded and decoded in tiles of so many pixels a side; 0 is exact."""
     adapters: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
@@ -128,11 +183,13 @@ class Settings(BaseSettings):
     """Signs webhooks (Standard Webhooks: whsec_ and base64 of 24 to 64 bytes); None: no webhooks."""
 
     allow_url_input: bool = Field(True, validation_alias=_names("ALLOW_URL_INPUT", "ALLOW_URL_INPUT"))
+    """False: images and videos only as data."""
     allow_private_urls: bool = False
     """Let image and video URLs point at private addresses: for trusted clients only."""
     max_input_bytes: int = Field(75_000_000, ge=1)
     """Of an image or a video, decoded from base64 or downloaded."""
     url_timeout_s: float = Field(30, gt=0)
+    """For the whole download of an image or a video."""
     video_quality: int = Field(7, ge=1, le=9, validation_alias=_names("VIDEO_QUALITY", "VIDEO_SAVE_QUALITY"))
     """Used where a request does not say."""
     reuse: float = Field(0, ge=0, le=1)
@@ -168,6 +225,21 @@ class Settings(BaseSettings):
     prompt_upsampling_max_tokens: int = Field(
         512, ge=1, validation_alias=_names("PROMPT_UPSAMPLING_MAX_TOKENS", "PROMPT_UPSAMPLING_MAX_TOKENS")
     )
+    prompt_upsampling_temperature: float = Field(
+        0.01, ge=0, le=2, validation_alias=_names("PROMPT_UPSAMPLING_TEMPERATURE", "PROMPT_UPSAMPLING_TEMPERATURE")
+    )
+    prompt_upsampling_top_p: float | None = Field(
+        None, gt=0, le=1, validation_alias=_names("PROMPT_UPSAMPLING_TOP_P", "PROMPT_UPSAMPLING_TOP_P")
+    )
+    """None: it is not sent."""
+    prompt_upsampling_top_k: int | None = Field(
+        None, ge=1, validation_alias=_names("PROMPT_UPSAMPLING_TOP_K", "PROMPT_UPSAMPLING_TOP_K")
+    )
+    """None: it is not sent."""
+    prompt_upsampling_extra_body: Annotated[dict[str, Any], NoDecode] = Field(
+        {}, validation_alias=_names("PROMPT_UPSAMPLING_EXTRA_BODY", "PROMPT_UPSAMPLING_EXTRA_BODY")
+    )
+    """JSON object whose fields are sent to that server too."""
 
     captioning_endpoint_url: HttpUrl | None = None
     """Base URL of an OpenAI-compatible server with a vision model; None: the pixels are measured."""
@@ -176,7 +248,46 @@ class Settings(BaseSettings):
     captioning_timeout_s: float = Field(30, gt=0)
     captioning_max_tokens: int = Field(512, ge=1)
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code wins over the environment, and that over the file."""
+        file = _FILE.get()
+        toml = () if file is None else (TomlConfigSettingsSource(settings_cls, file),)
+        return (init_settings, env_settings, *toml)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _hub_address(cls, value: Any) -> Any:
+        """hf://owner/name:revision, as upstream writes it, is owner/name@revision here."""
+        return _from_hub_address(value) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        keys = value.split(",") if isinstance(value, str) else value
+        if isinstance(keys, (list, tuple)):
+            for key in keys:
+                text = key.get_secret_value() if isinstance(key, SecretStr) else str(key)
+                if not text.rpartition(":" if text.count(":") == 1 else "\0")[2].strip():
+                    raise ValueError("api_keys: an empty key would let everybody in; expected KEY or NAME:KEY, ...")
+            return tuple(key.strip() if isinstance(key, str) else key for key in keys)
+        return value
+
+    @model_validator(mode="after")
+    def _keys_that_are_set_are_some(self) -> Self:
+        # Elsewhere an empty variable is as good as none; here it is a secret that was not filled in.
+        if not self.api_keys and any(name in os.environ for name in ("COSMORAMA_API_KEYS", "COSMORAMA_API_KEY")):
+            raise ValueError("api_keys: COSMORAMA_API_KEYS is set and holds no key; unset it to let everybody in")
+        return self
+
+    @field_validator("controls", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -211,10 +322,21 @@ class Settings(BaseSettings):
         for part in filter(None, map(str.strip, value.split(","))):
             name, equals, source = part.partition("=")
             name, source = (name, source) if equals else (Path(part).name if Path(part).is_dir() else part, part)
+            source = _from_hub_address(source)
             if not name or not source or name in found:
                 raise ValueError(f"models: {part!r} is not accepted; expected NAME=SOURCE with a name of its own")
             found[name] = source
         return found
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split_aliases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(alias.strip() and name.strip() for alias, _, name in pairs):
+            raise ValueError(f"model_aliases is {value!r}; it must be ALIAS=NAME, comma-separated")
+        return {alias.strip(): name.strip() for alias, _, name in pairs}
 
     @field_validator("adapters", mode="before")
     @classmethod
@@ -225,6 +347,16 @@ class Settings(BaseSettings):
         if not all(name.strip() and path.strip() for name, _, path in pairs):
             raise ValueError(f"adapters is {value!r}; it must be name=path, comma-separated")
         return {name.strip(): path.strip() for name, _, path in pairs}
+
+    @field_validator("prompt_upsampling_extra_body", mode="before")
+    @classmethod
+    def _is_an_object(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("it must be a JSON object") from None
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -261,3 +393,157 @@ class Settings(BaseSettings):
             if getattr(self, f"{name}_endpoint_url") is not None and not getattr(self, f"{name}_model"):
                 raise ValueError(f"{name}_endpoint_url needs {name}_model, the model's name at that endpoint")
         return self
+
+
+CLIENT_VARIABLES = frozenset({"COSMORAMA_SERVER", "COSMORAMA_API_KEY", "COSMORAMA_CONFIG", "COSMORAMA_TESTS"})
+"""Variables of ours that are no settings of a server."""
+_SERVICE_LINK = re.compile(r".*_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+"""What Kubernetes sets for a service called cosmorama."""
+
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "NIM_MODEL_PROFILE": "there are no prebuilt profiles; COSMORAMA_DTYPE, COSMORAMA_OFFLOAD, COSMORAMA_QUANTIZE and "
+    "COSMORAMA_PARALLEL say how a model runs",
+    "NIM_PERF_PROFILE": "there are no two modes of scheduling; COSMORAMA_MAX_ACTIVE says how many generations take "
+    "turns",
+    "NIM_TAGS_SELECTOR": "there are no prebuilt profiles to choose from",
+    "NIM_MODEL_TYPE": "a server generates; there is no reasoner",
+    "NIM_MODEL_SIZE": "COSMORAMA_MODEL says which model is served",
+    "NIM_ENABLE_TORCH_COMPILE": "nothing is compiled",
+    "NIM_MAX_SEQUENCE_LENGTH": "the model's own length counts",
+    "NIM_GRPC_API_PORT": "there is no gRPC",
+    "NIM_TRITON_LOG_VERBOSE": "there is no Triton; COSMORAMA_LOG_LEVEL=debug logs more",
+    "NIM_FT_CHECKPOINT": "COSMORAMA_MODEL takes the folder of a fine-tuned checkpoint",
+    "NIM_ALLOW_UNSAFE_TRANSFER": "what does not fit in memory is refused",
+    "NIM_OFFLOAD_TEXT_GUARDRAIL": "a guardrail stays where it is loaded",
+    "NIM_OFFLOAD_VIDEO_GUARDRAIL": "a guardrail stays where it is loaded",
+    "NIM_PROMPT_UPSAMPLING_TEMPLATE_STYLE": "the template follows from the model",
+}
+"""Names of NIM for Cosmos that nothing follows from, and why; others are told of without a reason."""
+
+
+def read_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+    """The settings from flags, the environment and a TOML file, in this order of precedence.
+
+    Args:
+        flags: Values by the names of `Settings`' fields, as text or as what they are.
+        file: None: the one that `COSMORAMA_CONFIG` names, if any.
+
+    Raises:
+        SettingsError: a value that is not accepted, an unknown name in the file, or a file that cannot be read.
+    """
+    flags = dict(flags or {})
+    named = os.environ.get("COSMORAMA_CONFIG")
+    file = file or (Path(named) if named else None)
+    in_file = _read(file) if file is not None else {}
+    # Whoever names one model means it, also where several are set somewhere less close at hand.
+    places = (flags, {name: True for name in ("model", "models") if _variable_of(name)}, in_file)
+    for place in places:
+        if "model" in place and "models" in place:
+            raise SettingsError("one model and several are set (model, models); set one of the two")
+        if "model" in place and any("models" in other for other in places):
+            flags["models"] = {}
+            break
+        if "models" in place:
+            break
+    token = _FILE.set(file)
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        problems = [_told(problem, flags, in_file) for problem in error.errors(include_url=False)]
+        raise SettingsError("; ".join(problems)) from None
+    except ValueError as error:  # a variable that should hold JSON
+        raise SettingsError(_first_line(error)) from None
+    finally:
+        _FILE.reset(token)
+
+
+def notices(settings: Settings, environment: Mapping[str, str]) -> list[tuple[int, str]]:
+    """What an operator should know about the environment, each with its level of logging.
+
+    Every `NIM_*` name that is set and not read is told of, and every `COSMORAMA_*` name that is no setting.
+    """
+    found = []
+    known = set(CLIENT_VARIABLES) | {name for field in Settings.model_fields for name in variables_of(field)}
+    for name, value in sorted(environment.items()):
+        if not value.strip() or name in known:
+            continue
+        if name.startswith("NIM_"):
+            why = WITHOUT_EFFECT.get(name, "this server does not know it")
+            if _safety(name) and value.strip().lower() not in ("0", "false", "no", "off"):
+                text = (
+                    f"{name}={value} ASKS FOR A SAFETY CHECK THAT IS NOT MADE HERE: {why}; see COSMORAMA_TEXT_GUARDRAIL"
+                )
+                found.append((logging.ERROR, f"{text}, COSMORAMA_VIDEO_GUARDRAIL and COSMORAMA_BLOCKED_WORDS"))
+            else:
+                shown = "" if re.search("KEY|TOKEN|SECRET|PASSWORD", name) else f"={value}"
+                found.append((logging.WARNING, f"{name}{shown} has no effect: {why}"))
+        elif name.startswith("COSMORAMA_") and not _SERVICE_LINK.fullmatch(name):
+            found.append((logging.WARNING, f"{name} has no effect: there is no such setting{_meant(name, known)}"))
+    if environment.get("NIM_PRECISION", "").lower() == "fp8" and settings.dtype == "auto":
+        found.append((logging.WARNING, "NIM_PRECISION=fp8: the type of the weights is the checkpoint's own"))
+    return found
+
+
+def variables_of(field: str) -> tuple[str, ...]:
+    """The names that a setting has in the environment, ours first."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (alias if isinstance(alias, str) else f"COSMORAMA_{field.upper()}",)
+
+
+def _safety(name: str) -> bool:
+    return "GUARDRAIL" in name and "OFFLOAD" not in name
+
+
+def _from_hub_address(source: str) -> str:
+    if not source.startswith("hf://"):
+        return source
+    name, _, revision = source.removeprefix("hf://").partition(":")
+    return f"{name}@{revision}" if revision else name
+
+
+def _variable_of(field: str) -> str | None:
+    return next((name for name in variables_of(field) if os.environ.get(name)), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the settings file {file} cannot be read: {_first_line(error)}") from None
+    for name in found:
+        if name not in Settings.model_fields:
+            raise SettingsError(f"{file}: there is no setting {name!r}{_meant(name, Settings.model_fields)}")
+    return found
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    if not close:  # COSMORAMA_MAXQUEUE
+        close = [one for one in known if one.replace("_", "") == name.replace("_", "")]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _told(problem: Any, flags: Mapping[str, Any], in_file: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    place = str(problem["loc"][0])
+    field = next((name for name in Settings.model_fields if place in (name, *variables_of(name))), place)
+    if field not in Settings.model_fields:
+        return f"{place}: {message}"
+    value: Any
+    variable = _variable_of(field)
+    if field in flags:
+        said, value = "--" + field.replace("_", "-"), flags[field]
+    elif variable is not None:
+        said, value = variable, os.environ[variable]
+    else:
+        said, value = field, in_file.get(field)
+    shown = "" if "Secret" in str(Settings.model_fields[field].annotation) else f" {str(value)[:80]!r} is not accepted:"
+    return f"{said}:{shown} {message[:1].lower()}{message[1:]}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

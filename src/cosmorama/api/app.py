@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,12 +13,13 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
-from cosmorama.api import infer, info, videos
+from cosmorama.api import compatible, infer, info, videos
 from cosmorama.api import jobs as jobs_routes
+from cosmorama.api.body import body_limit
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.errors import add_error_handlers
 from cosmorama.api.metrics import Metrics
-from cosmorama.api.middleware import QUIET_PATHS, CountInference, RequireKey
+from cosmorama.api.middleware import QUIET_PATHS, CountInference, LimitBodies, LocalOnly, RequireKey, Trace, named_keys
 from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
@@ -27,6 +29,11 @@ from cosmorama.jobs.model import Observers
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
 from cosmorama.telemetry import Tracing, requests_telemetry, tracer_provider
+
+log = logging.getLogger(__name__)
+
+BODIES_AT_ONCE = 4
+"""Bodies of the largest size that are held at a time; smaller ones count for what they are."""
 
 _BODIES = tuple(dialect.body for dialect in DIALECTS)
 
@@ -38,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: None reads them from the environment.
     """
     settings = settings or Settings()
+    keys = named_keys(settings.api_keys)
     supervisor = workers_of(settings)
     metrics = Metrics(supervisor)
     tracing = Tracing(tracer_provider()) if settings.otel else None
@@ -50,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.services = Services(settings, supervisor, metrics, jobs)
         try:
             await jobs.start()
+            supervisor.on_ready = _announced(supervisor, settings)
             await supervisor.start()
             yield
         finally:
@@ -70,14 +79,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     # They are asked in this order which of them has a path.
-    answering = () if settings.role == "worker" else (infer.router, jobs_routes.router, videos.router, info.router)
+    answering = (
+        ()
+        if settings.role == "worker"
+        else (
+            infer.router,
+            compatible.router,
+            jobs_routes.router,
+            videos.router,
+            info.router,
+        )
+    )
     for router in (info.health_router, info.metrics_router, *answering):
         app.include_router(router)
     add_error_handlers(app)
     # The last one added is the outermost.
+    largest = body_limit(settings.max_input_bytes)
+    app.add_middleware(LimitBodies, most_bytes=BODIES_AT_ONCE * largest, largest_bytes=largest)
     app.add_middleware(CountInference, metrics=metrics)
     if settings.api_keys:
-        app.add_middleware(RequireKey, keys=settings.api_keys)
+        app.add_middleware(RequireKey, keys=keys)
+    else:
+        hosts = (*settings.allowed_hosts, settings.host)
+        app.add_middleware(LocalOnly, hosts=hosts, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -86,6 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["*"],
         )
+    app.add_middleware(Trace)
     app.openapi = _with_bodies(app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -95,6 +120,18 @@ def workers_of(settings: Settings) -> Workers:
     if settings.role == "api":
         return RemoteWorkers()
     return ModelPool(settings) if settings.models else Supervisor(settings)
+
+
+def _announced(supervisor: Workers, settings: Settings) -> Callable[[], None]:
+    """What is to be called when a model is loaded: what was to be called until now, and a line for people."""
+    call = supervisor.on_ready
+    host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host
+
+    def ready() -> None:
+        call()
+        log.info("model %s loaded, open http://%s:%d", ", ".join(supervisor.names), host, settings.port)
+
+    return ready
 
 
 def _with_bodies(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

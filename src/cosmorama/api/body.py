@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -15,8 +16,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from cosmorama.api.dialects.wire import Wire, validate
 from cosmorama.api.errors import BodyError
 
+OFF_LOOP_BYTES = 1 << 18
+"""Bodies above this size are parsed and checked in a thread, so that the event loop can serve others meanwhile."""
+MAX_COMMAS = 100_000
+MAX_VALUES = 20_000
+"""Fields and list entries in one body. The largest of real requests are the actions of a robot, a few thousand."""
+MAX_FIELDS_OF_OBJECT = 200
+MAX_DEPTH = 16
 TEXT_ALLOWANCE_BYTES = 1 << 20
-
 """Room in a body for everything that is not the image or the video."""
 
 
@@ -36,7 +43,10 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     # Insisting on it also keeps web pages of other origins out: browsers ask first before they send this type.
     if media_type != "application/json":
         raise BodyError(f"the body's Content-Type must be application/json, not {media_type or 'empty'}", status=415)
-    return parse_object(await read_bytes(request, limit))
+    body = await read_bytes(request, limit)
+    if len(body) <= OFF_LOOP_BYTES:
+        return parse_object(body)
+    return await asyncio.to_thread(parse_object, body)
 
 
 async def read_json(request: Request, model: type[Wire], limit: int) -> Wire:
@@ -50,13 +60,37 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     Raises:
         BodyError: it is not valid JSON, or not an object.
     """
+    # Counted before it is believed: an entry costs a thousand times its own size until it is refused.
+    if body.count(b",") > MAX_COMMAS:
+        raise BodyError(f"the body has more than {MAX_COMMAS:,} commas; no request has so many values")
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise BodyError(f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise BodyError("the body must be a JSON object")
+    _check_counts(value)
     return value
+
+
+def _check_counts(body: dict[str, Any]) -> None:
+    """Refuse what is nested too deep, or has more fields or values than any request."""
+    values, level, depth = 0, list[Any]([("", body)]), 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BodyError(f"{level[0][0]}: the body is nested deeper than {MAX_DEPTH} levels")
+        below: list[Any] = []
+        for where, node in level:
+            most, kind = (MAX_FIELDS_OF_OBJECT, "fields") if isinstance(node, dict) else (MAX_VALUES, "values")
+            if len(node) > most:
+                raise BodyError(f"{where or 'the body'} has {len(node):,} {kind}; at most {most:,} are accepted")
+            values += len(node)
+            if values > MAX_VALUES:
+                raise BodyError(f"the body has more than {MAX_VALUES:,} values in all")
+            named = node.items() if isinstance(node, dict) else enumerate(node)
+            below.extend((where or str(name)[:80], each) for name, each in named if isinstance(each, (dict, list)))
+        level = below
 
 
 async def read_bytes(request: Request, limit: int) -> bytearray:
@@ -87,8 +121,18 @@ MAX_FIELDS = 64
 MAX_FIELD_BYTES = 1 << 20
 
 
-class _FilesWithoutNames(MultiPartParser):
-    """Takes a part of a media type for a file, whether it has a filename, one in the RFC 5987 form only, or none."""
+class _FormParser(MultiPartParser):
+    """Takes a part of a media type for a file, whether it has a filename, one in the RFC 5987 form only, or none.
+
+    Attributes:
+        ended: Whether the form's closing boundary was seen.
+    """
+
+    ended = False
+
+    def on_end(self) -> None:
+        """Called by the parser at the closing boundary."""
+        self.ended = True
 
     def on_headers_finished(self) -> None:
         """Called by the parser for every part."""
@@ -117,12 +161,15 @@ async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str
         yield b""  # what tells the parser that the form ends here
 
     try:
-        parser = _FilesWithoutNames(
+        parser = _FormParser(
             request.headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         )
         # Files above this size would go to the disk; the body is in memory already.
         parser.spool_max_size = limit
         form = await parser.parse()
+        if not parser.ended:
+            await form.close()
+            raise BodyError("the form is cut off: its closing boundary is missing", status=400)
     except MultiPartException as error:
         raise BodyError(f"the form cannot be read: {error.message}") from None
     except (KeyError, ValueError, AssertionError) as error:  # no boundary, header bytes that are no text

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cosmorama.errors import CosmoramaError
 
@@ -38,6 +39,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every exception with the envelope."""
     app.add_exception_handler(CosmoramaError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -47,6 +49,11 @@ def answer(error: CosmoramaError) -> JSONResponse:
     if error.status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", None) or RETRY_AFTER_S)))
     return envelope(error.status, error.kind, str(error), headers)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
+    # Nobody is there to read this; it is not a fault of the server either.
+    return envelope(499, "cancelled", "the client went away while it sent its body")
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:

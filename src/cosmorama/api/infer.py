@@ -14,7 +14,7 @@ from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.dialects.predict import EXAMPLES
-from cosmorama.api.services import Services, ServicesOf, submission_of
+from cosmorama.api.services import Services, ServicesOf, release_body, submission_of
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidRequestError, MediaError
 from cosmorama.jobs.model import Job
@@ -105,6 +105,7 @@ async def generate(
         owner=asked.owner,
         attached=attached,
     )
+    release_body(request)
     try:
         job = await _finished(request, job, jobs, services.settings.request_timeout_s)
     except BaseException:

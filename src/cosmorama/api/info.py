@@ -58,10 +58,19 @@ async def metadata_(services: ServicesOf) -> dict[str, Any]:
         "selectedModelProfileId": name,
         "checkpoint": "default" if configured == DEFAULT_MODEL else configured,
         "model_type": "generator",
-        "model_variant": name,
+        "model_variant": settings.model_variant or variant_of(name),
         "inference_endpoint": "/v1/infer",
         "licenseInfo": {"name": metadata.metadata("cosmorama")["License-Expression"], "url": "/v1/license"},
     }
+
+
+def variant_of(name: str) -> str:
+    """What the Cosmos3 NIM calls a model: `super-t2i-4step` for Cosmos3-Super-Text2Image-4Step, else its own name."""
+    short = name.rpartition("/")[2].lower()
+    if not short.startswith(("cosmos3-", "cosmos-3-")):
+        return name
+    words = short.split("-", 1)[1].removeprefix("3-").partition("@")[0]
+    return words.replace("text2image", "t2i").replace("image2video", "i2v")
 
 
 @router.get("/v1/manifest")
@@ -75,8 +84,12 @@ async def manifest(services: ServicesOf) -> dict[str, str]:
 @router.get("/v1/models")
 async def models(services: ServicesOf) -> dict[str, Any]:
     """The models being served, the default one first, in the list shape of the OpenAI API."""
-    entry = {"object": "model", "created": _started_at, "owned_by": "cosmorama"}
-    return {"object": "list", "data": [{"id": name, **entry} for name in services.supervisor.names]}
+    return {"object": "list", "data": [model_entry(name) for name in services.supervisor.names]}
+
+
+def model_entry(name: str) -> dict[str, Any]:
+    """A model in the shape of the OpenAI API."""
+    return {"id": name, "object": "model", "created": _started_at, "owned_by": "cosmorama"}
 
 
 @metrics_router.get("/metrics", response_class=Response, include_in_schema=False)

@@ -1,24 +1,49 @@
-"""What happens around every request: who may come in, and counting."""
+"""What happens around every request: who may come in, how much may be sent and how slowly, counting, and the log."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Sequence
+import ipaddress
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from secrets import token_hex
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cosmorama.api.errors import envelope
+from cosmorama.api.errors import BodyError, envelope
 from cosmorama.api.metrics import Metrics
+from cosmorama.errors import InvalidRequestError, Problem
 
-OPEN_PATHS = ("/v1/health/live", "/v1/health/ready")
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("cosmorama.access")
+
+OPEN_PATHS = ("/v1/health/live", "/v1/health/ready", "/health")
 """Orchestrators ask these without a key."""
 QUIET_PATHS = (*OPEN_PATHS, "/v1/metrics", "/metrics")
 """Asked all the time, by machines."""
-INFERENCE_PATHS = ("/v1/infer", "/v1/jobs", "/v1/videos")
+INFERENCE_PATH = re.compile(r"/v1/(infer|jobs|videos|videos/sync|videos/[^/]+/remix|images/generations)")
 """What makes work when it is posted to."""
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+REQUEST_ID = "X-Request-Id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+SMALL_BODY_BYTES = 1 << 20
+"""Bodies up to this size are read without asking whether there is room for them."""
+BODY_WAIT_S = 20.0
+"""For how long a large body waits for others to be dealt with, before its client is told to come again."""
+BODY_IDLE_S = 30.0
+"""Longest pause between two pieces of a body."""
+BODY_BASE_S, BODY_BYTES_PER_S = 60.0, 200_000
+"""A body of n bytes may take `BODY_BASE_S + n / BODY_BYTES_PER_S` seconds to arrive."""
 
 
 class RequireKey:
@@ -26,11 +51,15 @@ class RequireKey:
 
     Behind it, `request.state.owner` is a digest of the client's key and `request.state.key_name` the key's name: what
     stands before the colon in `NAME:KEY`, or the digest's beginning.
+
+    Args:
+        app: What is behind it.
+        keys: The keys and their names, see `named_keys`.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
+    def __init__(self, app: ASGIApp, keys: Mapping[bytes, str]) -> None:
         self._app = app
-        self._keys = dict(map(_key_and_name, keys))
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or answer 401."""
@@ -62,16 +91,182 @@ def key_owner(key: bytes) -> str:
     return sha256(key).hexdigest()[:32]
 
 
+def named_keys(secrets: Iterable[SecretStr]) -> dict[bytes, str]:
+    """The keys in `KEY` or `NAME:KEY`, each with its name or the beginning of its digest.
+
+    Raises:
+        InvalidRequestError: a key is empty, which would let everybody in who sends none.
+    """
+    return dict(map(_key_and_name, secrets))
+
+
 def _key_and_name(secret: SecretStr) -> tuple[bytes, str]:
     name, colon, key = secret.get_secret_value().partition(":")
     if not colon:
         name, key = "", name
-    encoded = key.encode()
+    name, encoded = name.strip(), key.strip().encode()
+    if not encoded:
+        raise InvalidRequestError(
+            Problem("api_keys", f"{name}:" if colon else "", "KEY or NAME:KEY, none of them empty")
+        )
     return encoded, name or key_owner(encoded)[:8]
 
 
+class LocalOnly:
+    """What a server without keys has instead of them: only programs may use it, and pages of its own, not other pages.
+
+    A page of another origin cannot read answers, but its browser does send forms; and a page whose name is made to
+    resolve to this machine (DNS rebinding) could read them too. So requests under a name that the public DNS could
+    have are refused, and so is what a browser says another page sends.
+
+    Args:
+        app: What is behind it.
+        hosts: Further names that this server is reached by.
+        origins: Pages that may use it (`cors_origins`); * for all.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Sequence[str]) -> None:
+        self._app = app
+        self._hosts = {host.lower().rstrip(".") for host in (*hosts, socket.gethostname(), socket.getfqdn())}
+        self._origins = {origin.lower().rstrip("/") for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on or answer 403."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            reason = self._refusal(scope["method"], Headers(scope=scope))
+            if reason is not None:
+                await envelope(403, "forbidden_error", reason)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, method: str, headers: Headers) -> str | None:
+        host = headers.get("host", "")
+        if host and not self._is_local(host):
+            return (
+                f"this server has no API keys and answers only under local names, not under {host[:80]!r}; its "
+                "operator can add the name to COSMORAMA_ALLOWED_HOSTS, or set COSMORAMA_API_KEYS"
+            )
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin", "").lower()
+        if method in SAFE_METHODS or site in ("same-origin", "none") or "*" in self._origins:
+            return None
+        foreign = origin not in self._origins and _netloc(origin) != host.lower() if origin else site is not None
+        if not foreign:
+            return None
+        return (
+            f"this server has no API keys and takes nothing from pages of another origin ({origin[:80] or site}); its "
+            "operator can add the origin to COSMORAMA_CORS_ORIGINS"
+        )
+
+    def _is_local(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name in self._hosts or "." not in name or name.endswith((".localhost", ".local", ".internal")):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin, without the port that its scheme has anyway; empty for `null` and what is none."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return ""
+    return parts.netloc.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
+
+
+class LimitBodies:
+    """Bounds what is held of bodies at a time, and how long they take.
+
+    Behind it, `request.state.release_body()` gives back the room of the request's body before its answer is complete.
+
+    Args:
+        app: What is behind it.
+        most_bytes: Of all bodies above `SMALL_BODY_BYTES` that are read or dealt with at a time.
+        largest_bytes: What a body may have, where it does not announce its size.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, largest_bytes: int) -> None:
+        self._app = app
+        self._most = self._free = max(most_bytes, largest_bytes)
+        self._largest = largest_bytes
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 503 where there is no room for its body in time."""
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+            await self._app(scope, receive, send)
+            return
+        size = self._size(Headers(scope=scope))
+        held = size if size > SMALL_BODY_BYTES else 0
+        try:
+            async with asyncio.timeout(BODY_WAIT_S):
+                await self._take(held)
+        except TimeoutError:
+            busy = "too many large bodies are being read at the moment; try again later"
+            await envelope(503, "not_ready", busy, {"Retry-After": "5"})(scope, receive, send)
+            return
+
+        def release() -> None:
+            nonlocal held
+            self._give(held)
+            held = 0
+
+        scope.setdefault("state", {})["release_body"] = release
+        try:
+            await self._app(scope, _timed(receive, BODY_BASE_S + size / BODY_BYTES_PER_S), send)
+        finally:
+            release()
+
+    def _size(self, headers: Headers) -> int:
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and len(announced) < 16:
+            return min(int(announced), self._largest)  # of more than that, nothing is read
+        return self._largest if "transfer-encoding" in headers else 0
+
+    async def _take(self, size: int) -> None:
+        while self._free < size:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiting.remove(waiter)
+        self._free -= size
+
+    def _give(self, size: int) -> None:
+        self._free += size
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _timed(receive: Receive, limit_s: float) -> Receive:
+    """`receive` that raises a `BodyError` (408) when a body takes longer, or rests for too long."""
+    ends_at, reading = time.monotonic() + limit_s, True
+
+    async def timed() -> Message:
+        nonlocal reading
+        if not reading:
+            return await receive()
+        try:
+            async with asyncio.timeout(min(BODY_IDLE_S, ends_at - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            raise BodyError("the body did not arrive in time", status=408) from None
+        reading = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    return timed
+
+
 class CountInference:
-    """Counts inference requests and how they were answered."""
+    """Counts inference requests and how they were answered, those that the server itself failed in too."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -79,14 +274,78 @@ class CountInference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting it."""
-        if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or not INFERENCE_PATH.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
+        answered = False
 
         async def counted(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
+                answered = True
                 self._metrics.answered(message["status"])
             await send(message)
 
         self._metrics.received(scope.get("state", {}).get("key_name"))
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            if not answered:
+                self._metrics.answered(500)
+            raise
+
+
+class Trace:
+    """Gives every request an id (the client's own `X-Request-Id`, or a new one), answers bugs, and writes the log.
+
+    The id is in the answer, and in the lines of the access log (logger `cosmorama.access`), which leaves out what
+    machines ask all the time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        begun_at, status = time.monotonic(), 0
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, marked)
+        except ClientDisconnect:
+            status = status or 499  # it went away while it sent its body: nobody is there to be answered
+        except Exception:
+            # The traceback is for the log; a client is told nothing of the inside.
+            log.exception("request %s failed", request_id)
+            if status:
+                raise
+            text = f"the server failed in a way it should not; its log says more under {request_id}"
+            await envelope(500, "internal_error", text)(scope, receive, marked)
+        finally:
+            if scope["path"] not in QUIET_PATHS:
+                client = scope.get("client") or ("-",)
+                key = scope.get("state", {}).get("key_name", "-")
+                access_log.info(
+                    "%s %s %s %d %.3f s key=%s id=%s",
+                    client[0],
+                    scope["method"],
+                    scope["path"][:200],
+                    status,
+                    time.monotonic() - begun_at,
+                    key,
+                    request_id,
+                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -11,19 +12,60 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cosmorama import logs
 from cosmorama.api.app import create_app
 from cosmorama.api.services import Services
-from cosmorama.settings import Settings
-from cosmorama.upstream import warn_of_settings_without_effect
+from cosmorama.errors import CosmoramaError
+from cosmorama.settings import Settings, SettingsError, notices
 
 log = logging.getLogger(__name__)
 
+HEADERS_S = 20.0
+"""Longest time that a client may take for the headers of a request."""
 STARTUP_FAILED = 3
 """Exit status of a server that could not start, as uvicorn has it."""
+
+
+class BoundedHeaders(H11Protocol):
+    """HTTP/1.1 whose clients have `HEADERS_S` for the headers of a request, however slowly they send them."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._received()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; while it is less than a request's headers, the time goes on."""
+        if self.conn.their_state is h11.IDLE and self._deadline is None:
+            self._expect()
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._received()
+
+    def _expect(self) -> None:
+        self._deadline = self.loop.call_later(HEADERS_S, self._late)
+
+    def _received(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self) -> None:
+        self._deadline = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
 
 
 class DrainingServer(uvicorn.Server):
@@ -63,16 +105,26 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    _check_address(settings.host, settings.port)
     logs.configure(settings, "server")
-    warn_of_settings_without_effect(os.environ)
-    app = create_app(settings)
+    for level, text in notices(settings, os.environ):
+        log.log(level, "%s", text)
+    try:
+        app = create_app(settings)
+    except CosmoramaError as error:
+        log.error("the server cannot start: %s", error)
+        sys.exit(STARTUP_FAILED)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         # The other parser that is used where it is installed lets headers grow without limit.
-        http="h11",
+        http=BoundedHeaders,
         log_config=None,
         access_log=False,  # health probes would drown everything else
         timeout_graceful_shutdown=5,  # what is in flight now goes back to the queue, or its client has left
@@ -82,3 +134,18 @@ def serve(settings: Settings) -> None:
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILED)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Find out before a model is loaded for nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        why = {
+            errno.EADDRINUSE: "another program listens there; choose another port with --port or COSMORAMA_PORT",
+            errno.EACCES: "this user may not; ports below 1024 are the system's",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise SettingsError(f"port {port} of {host} cannot be listened on: {why}") from None

@@ -61,6 +61,13 @@ def owner_of(request: Request) -> str:
     return owner
 
 
+def release_body(request: Request) -> None:
+    """Tell `LimitBodies` that the body is dealt with: what is left of the request needs none of its memory."""
+    release = getattr(request.state, "release_body", None)
+    if release is not None:
+        release()
+
+
 def submission_of(request: Request) -> Submission:
     """What the headers say.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -90,14 +90,8 @@ _SCHEMA = {"$ref": "#/components/schemas/VideoBody"}
 )
 async def create(request: Request, services: ServicesOf) -> Response:
     """Accept a generation, as a form or as JSON, and answer with the video as it is now: queued."""
-    settings = services.settings
-    limit = body_limit(settings.max_input_bytes)
-    if _is_form(request):
-        fields, upload = await read_form(request, "input_reference", limit)
-        generation = openai_videos.parse_form(fields, upload, settings)
-    else:
-        generation = openai_videos.parse(await read_object(request, limit), settings)
-    return await _begin(request, generation, services)
+    generation, names = await generation_of(request, services)
+    return await begin_video(request, generation, services, names)
 
 
 @router.get("", summary="List videos", responses={200: {"description": "A page of videos."}})
@@ -130,7 +124,7 @@ async def list_videos(
 @router.get("/{video_id}", summary="A video as it is now", responses={200: _VIDEO})
 async def retrieve(video_id: str, request: Request, services: ServicesOf) -> Response:
     """Its status, and how many per cent are done."""
-    job = await _job(video_id, request, services)
+    job = await video_of(video_id, request, services)
     headers = {} if job.final else {"openai-poll-after-ms": str(POLL_AFTER_MS)}
     return JSONResponse(openai_videos.video_object(job), headers=headers)
 
@@ -138,7 +132,7 @@ async def retrieve(video_id: str, request: Request, services: ServicesOf) -> Res
 @router.delete("/{video_id}", summary="Delete a video", responses={200: {"description": "It is gone."}})
 async def delete(video_id: str, request: Request, services: ServicesOf) -> Response:
     """Remove a video and its files; one that is being made is cancelled first."""
-    job = await _job(video_id, request, services)
+    job = await video_of(video_id, request, services)
     await services.jobs.delete(job.id, owner=job.owner)
     return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
 
@@ -162,7 +156,7 @@ async def content(
     """The file of a completed video, its first frame (WebP), or sixteen of its moments on a sheet (JPEG)."""
     if variant != "video" and variant not in STILLS:
         raise InvalidRequestError(Problem("variant", variant, f"one of video, {', '.join(STILLS)}"))
-    job = await _job(video_id, request, services)
+    job = await video_of(video_id, request, services)
     found = await services.jobs.open_content(job.id, owner=job.owner)
     if variant in STILLS:
         media_type, make = STILLS[variant]
@@ -188,25 +182,43 @@ async def content(
 async def remix(video_id: str, request: Request, services: ServicesOf) -> Response:
     """Begin a video with the inputs, the settings and the seed of another, and a new prompt."""
     limit = body_limit(services.settings.max_input_bytes)
-    if _is_form(request):
+    if is_form(request):
         fields, _ = await read_form(request, "input_reference", limit)
         body = openai_videos.remix_of(fields)
     else:
         body = await read_json(request, openai_videos.RemixBody, limit)
-    source = await _job(video_id, request, services)
+    source = await video_of(video_id, request, services)
     if source.state != "succeeded":
         raise BodyError(f"{video_id} is not completed, and only a completed video can be remixed", status=409)
     again = replace(await services.jobs.restored(source), prompt=body.prompt)
-    return await _begin(request, again, services, {openai_videos.REMIXED_FROM: source.id})
+    return await begin_video(request, again, services, labels={openai_videos.REMIXED_FROM: source.id})
 
 
-def _is_form(request: Request) -> bool:
+async def generation_of(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, str]]:
+    """What the body, a form or JSON, asks for, and what it calls a request's fields."""
+    settings = services.settings
+    limit = body_limit(settings.max_input_bytes)
+    if is_form(request):
+        fields, upload = await read_form(request, "input_reference", limit)
+        return openai_videos.parse_form(fields, upload, settings), openai_videos.DIALECT.names_of(fields)
+    body = await read_object(request, limit)
+    return openai_videos.parse(body, settings), openai_videos.DIALECT.names_of(body)
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is a multipart form."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-async def _begin(
-    request: Request, generation: GenerationRequest, services: Services, labels: dict[str, str] | None = None
+async def begin_video(
+    request: Request,
+    generation: GenerationRequest,
+    services: Services,
+    names: Mapping[str, str] = openai_videos.WIRE_NAMES,
+    *,
+    labels: dict[str, str] | None = None,
 ) -> Response:
+    """Accept a generation, and answer with the video as it is now."""
     asked = submission_of(request)
     try:
         job = await services.jobs.submit(
@@ -219,11 +231,11 @@ async def _begin(
             metadata=labels,
         )
     except (InvalidRequestError, MediaError) as error:
-        raise worded(error, openai_videos.WIRE_NAMES) from None
+        raise worded(error, names) from None
     return JSONResponse(openai_videos.video_object(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
 
 
-async def _job(video_id: str, request: Request, services: Services) -> Job:
+async def video_of(video_id: str, request: Request, services: Services) -> Job:
     """The caller's video of that id; jobs of other wire formats are none."""
     try:
         job = await services.jobs.get(video_id, owner=owner_of(request))

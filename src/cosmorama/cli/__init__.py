@@ -17,9 +17,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, serve, worker, models, batch, bench):
+for command in (generate, batch, bench):
     app.command()(command)
+app.command("serve")(serve)
+app.command("worker")(worker)
 app.add_typer(jobs, name="jobs")
+app.add_typer(models, name="models")
 
 
 def main() -> None:

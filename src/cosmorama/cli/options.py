@@ -25,3 +25,17 @@ def errors_for_people() -> Iterator[None]:
     except (CosmoramaError, OSError) as error:
         typer.echo(f"cosmorama: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def needs_serve() -> Iterator[None]:
+    """What is imported in it comes with the extra `serve`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("cosmorama"):
+            raise
+        raise CosmoramaError(
+            f"{error.name} is not installed: this is the client alone. With the server and models: "
+            "pip install '.[serve]' in a clone of the project, or make install"
+        ) from None

@@ -1,64 +1,100 @@
-"""`cosmorama serve`."""
+"""`cosmorama serve` and `cosmorama worker`: every setting is a flag."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from pydantic import SecretStr
+
+from cosmorama.cli.options import errors_for_people, needs_serve
+from cosmorama.settings import Settings, read_settings
+
+_MOST_USED = ("model", "models", "host", "port", "api_keys")
+_HIDDEN = ("upstream_request_timeout_us",)
+_GROUPS = {
+    "Models and memory": "model name warmup device dtype offload quantize variant vae_tiling adapters parallel threads "
+    "cache disable",
+    "Jobs": "role max drain request hang state database artifacts retention lease webhook",
+    "Inputs": "allow url video_quality reuse dialect size",
+    "Text and safety": "blocked text_guardrail video_guardrail prompt captioning",
+    "Watching": "log otel",
+}
 
 
-def serve(
-    model: Annotated[str | None, typer.Option(help="Name or checkpoint folder.", show_default="microcosm")] = None,
-    host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(show_default="8000")] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="auto: as they are stored"),
-    ] = None,
-    offload: Annotated[
-        Literal["none", "model", "layer"] | None,
-        typer.Option(help="What waits in the CPU's memory to run on the GPU; see docs/memory.md.", show_default="none"),
-    ] = None,
-    quantize: Annotated[
-        Literal["none", "int8"] | None,
-        typer.Option(
-            help="What the denoiser's matrices are held as; int8 changes frames, see docs/speed.md.",
-            show_default="none",
-        ),
-    ] = None,
-    variant: Annotated[
-        str | None,
-        typer.Option(help="Which copy of the weights, for example fp16.", show_default="none: the usual files"),
-    ] = None,
-    role: Annotated[
-        Literal["all", "api"] | None,
-        typer.Option(help="api: answer, and leave the work to 'cosmorama worker'.", show_default="all"),
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY or NAME:KEY that lets a client in; may be repeated.", show_default="none"),
-    ] = None,
-) -> None:
-    """Serve the model over HTTP. Every other setting is an environment variable, COSMORAMA_*; see docs/settings.md."""
-    from pydantic import SecretStr
-
-    from cosmorama.api import serve as server
-    from cosmorama.settings import Settings
-
-    keys = tuple(SecretStr(key) for key in api_key) if api_key else None
-    weights = {"dtype": dtype, "offload": offload, "quantize": quantize, "variant": variant}
-    flags = {"model": model, "host": host, "port": port, "role": role, **weights, "api_keys": keys}
-    server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
+def _group(name: str) -> str:
+    if name in _MOST_USED:
+        return "Options"
+    starts = {start: title for title, words in _GROUPS.items() for start in words.split()}
+    longest = max((start for start in starts if name.startswith(start)), key=len, default="")
+    return starts.get(longest, "Others")
 
 
-def worker(
-    model: Annotated[str | None, typer.Option(help="Name or checkpoint folder.", show_default="microcosm")] = None,
-    host: Annotated[str | None, typer.Option(help="Where health and metrics are.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(show_default="8000")] = None,
-) -> None:
-    """Generate for servers with `--role api` that share its database and artifact store. Answers health and metrics."""
-    from cosmorama.api import serve as server
-    from cosmorama.settings import Settings
+def _flags(names: list[str]) -> dict[str, Any]:
+    """A typer option for each setting."""
+    flags: dict[str, Any] = {}
+    for name in names:
+        field = Settings.model_fields[name]
+        help_ = " ".join((field.description or "").split())
+        default = None if field.default_factory is not None else field.default
+        shown = (
+            "none" if default in (None, (), {}) else str(default).lower() if isinstance(default, bool) else str(default)
+        )
+        options: dict[str, Any] = {"help": help_, "show_default": shown, "rich_help_panel": _group(name)}
+        kind: Any = str
+        dashed = name.replace("_", "-")
+        declarations = [f"--{dashed}"]
+        if name == "api_keys":
+            declarations, kind = ["--api-key"], list[str]
+            options["help"] = "KEY or NAME:KEY that lets a client in; may be repeated. None: everyone is let in."
+        elif field.annotation is bool:
+            declarations, kind = [f"--{dashed}/--no-{dashed}"], bool
+        else:
+            choices = [str(choice) for choice in typing.get_args(field.annotation) if isinstance(choice, str)]
+            options["metavar"] = "|".join(choices) or "VALUE"
+        flags[name] = Annotated[kind | None, typer.Option(*declarations, **options)]
+    return flags
 
-    flags = {"model": model, "host": host, "port": port, "role": "worker"}
-    server.serve(Settings().model_copy(update={name: value for name, value in flags.items() if value is not None}))
+
+def _command(doc: str, names: list[str], fixed: dict[str, Any]) -> Callable[..., None]:
+    def run(config: Path | None = None, **given: Any) -> None:
+        values = {name: value for name, value in given.items() if value not in (None, [])}
+        if "api_keys" in values:
+            values["api_keys"] = tuple(SecretStr(key) for key in values["api_keys"])
+        with errors_for_people():
+            settings = read_settings({**values, **fixed}, config)
+            with needs_serve():
+                from cosmorama.api import serve as server
+            server.serve(settings)
+
+    config = Annotated[
+        Path | None,
+        typer.Option(help="TOML file of settings; flags and the environment win over it.", envvar="COSMORAMA_CONFIG"),
+    ]
+    annotations: dict[str, Any] = {"config": config, **_flags(names)}
+    run.__doc__ = doc
+    run.__annotations__ = {**annotations, "return": None}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what typer reads
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in annotations.items()
+        ]
+    )
+    return run
+
+
+_ALL = [*_MOST_USED, *(name for name in Settings.model_fields if name not in (*_MOST_USED, *_HIDDEN))]
+serve = _command(
+    "Serve a model over HTTP. Every setting is a flag here, a COSMORAMA_* variable, and a name in a TOML file.",
+    _ALL,
+    {},
+)
+worker = _command(
+    "Generate for servers with `--role api` that share its database and artifact store. Answers health and metrics.",
+    [name for name in _ALL if name != "role"],
+    {"role": "worker"},
+)

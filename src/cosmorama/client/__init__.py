@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from cosmorama.client.aio import AsyncClient, AsyncJobHandle
+from cosmorama.client.client import AsyncClient, AsyncJobHandle, Client, JobHandle
 from cosmorama.client.protocol import Clip, JobStatus
-from cosmorama.client.sync import Client, JobHandle
 
 __all__ = ["AsyncClient", "AsyncJobHandle", "Client", "Clip", "JobHandle", "JobStatus"]

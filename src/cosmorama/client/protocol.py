@@ -1,31 +1,103 @@
-"""What both clients say and understand, apart from how they wait: bodies, answers, errors, when to try again."""
+"""What the client says and understands, apart from how it waits: bodies, answers, errors, when to try again."""
 
 from __future__ import annotations
 
 import base64
+import io
+import logging
+import os
+import random
+import socket
+import ssl
 import time
 import uuid
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from cosmorama.client.errors import error_of
-from cosmorama.errors import CosmoramaError, ServerUnreachableError
-from cosmorama.jobs.model import JobConflictError
+from cosmorama.errors import (
+    AuthenticationError,
+    CancelledError,
+    ContentGoneError,
+    CosmoramaError,
+    FramesRefusedError,
+    InvalidRequestError,
+    JobConflictError,
+    JobNotFoundError,
+    MediaError,
+    ModelNotFoundError,
+    NotReadyError,
+    Problem,
+    PromptRefusedError,
+    QueueFullError,
+    ServerUnreachableError,
+    StoreUnavailableError,
+    WorkerError,
+)
 from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+log = logging.getLogger("cosmorama.client")
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 BUSY = frozenset({429, 502, 503, 504})
 """Answers after which the same call may succeed."""
 LONGEST_WAIT_S = 60.0
 _INTERNAL = frozenset({"usual", "target", "warnings"})
 """Fields that a server fills in."""
+
+
+_CLASSES: dict[str, type[CosmoramaError]] = {
+    known.kind: known
+    for known in (
+        AuthenticationError,
+        CancelledError,
+        ContentGoneError,
+        FramesRefusedError,
+        JobConflictError,
+        JobNotFoundError,
+        ModelNotFoundError,
+        NotReadyError,
+        PromptRefusedError,
+        QueueFullError,
+        StoreUnavailableError,
+        WorkerError,
+    )
+}
+
+
+def error_of(status: int, kind: str, message: str) -> CosmoramaError:
+    """The error of an answer.
+
+    Args:
+        status: The HTTP status.
+        kind: The envelope's `type`. One that is not known here gives a plain `CosmoramaError` that carries it.
+        message: The envelope's `message`.
+    """
+    error: CosmoramaError
+    if kind == InvalidRequestError.kind:
+        error = InvalidRequestError()
+        # The fields are in the text; an answer has no list of them.
+        error.args = (message,)
+    elif kind == MediaError.kind:
+        field, _, said = message.partition(": ")
+        error = MediaError(field, said, status=status)
+    else:
+        error = _CLASSES.get(kind, CosmoramaError)(message)
+        error.kind = kind or error.kind
+    error.status = status
+    return error
 
 
 class JobOptions(TypedDict, total=False):
@@ -86,6 +158,7 @@ class JobStatus(BaseModel):
     attempts: int = 0
     request: dict[str, Any] = {}
     metadata: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
     error: ErrorBody | None = None
     result: ResultBody | None = None
 
@@ -103,6 +176,17 @@ class JobStatus(BaseModel):
         if self.error is not None and self.state in ("failed", "cancelled"):
             raise error_of(self.error.code, self.error.type, self.error.message)
         return self
+
+
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".gif": "image/gif",
+    ".zip": "application/zip",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+}
+"""What a file's name promises of its contents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,48 +207,160 @@ class Clip:
     media_type: str
     job: JobStatus
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the server ignored, fitted or converted of the request, in sentences."""
+        return self.job.warnings
+
+    @property
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """The frames in order, each uint8 `[H, W, 3]` RGB, decoded as they are asked for.
+
+        Raises:
+            ModuleNotFoundError: PyAV or Pillow, which the extra `serve` brings, is not installed.
+        """
+        if self.media_type == "application/zip":
+            from PIL import Image
+
+            with zipfile.ZipFile(io.BytesIO(self.data)) as archive:
+                for name in sorted(archive.namelist()):
+                    with archive.open(name) as file:
+                        yield _array(Image.open(file))
+        elif self.media_type == "image/jpeg":
+            from PIL import Image
+
+            yield _array(Image.open(io.BytesIO(self.data)))
+        else:
+            import av
+
+            with av.open(io.BytesIO(self.data)) as container:
+                for frame in container.decode(video=0):
+                    yield frame.to_ndarray(format="rgb24")
+
     def save(self, path: str | Path) -> Path:
-        """Write the file; folders are made where they are missing."""
+        """Write the file; folders are made where they are missing.
+
+        Raises:
+            InvalidRequestError: its name promises another format than it has.
+        """
         path = Path(path)
+        check_name(path, self.media_type)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.data)
         return path
+
+    def _repr_html_(self) -> str:
+        """The clip as a player, or its picture, for notebooks."""
+        source = f"data:{self.media_type};base64,{base64.b64encode(self.data).decode()}"
+        style = 'style="max-width: 100%"'
+        if self.media_type.startswith("video/"):
+            return f'<video controls autoplay loop muted {style} src="{source}"></video>'
+        if self.media_type.startswith("image/"):
+            return f'<img {style} src="{source}">'
+        return f'<a download href="{source}">{self.media_type}, {len(self.data)} bytes</a>'
+
+
+def _array(picture: Any) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
+    return np.asarray(picture.convert("RGB"))
+
+
+def check_name(path: Path, media_type: str) -> None:
+    """Refuse a file name that promises another format; a suffix of no known format promises nothing.
+
+    Raises:
+        InvalidRequestError: see above.
+    """
+    promised = MEDIA_TYPES.get(path.suffix.lower())
+    if promised not in (None, media_type):
+        right = next((suffix for suffix, known in MEDIA_TYPES.items() if known == media_type), None)
+        if right is not None:
+            raise InvalidRequestError(
+                Problem("output", path.name, f"a name ending in {right}: the clip is {media_type}")
+            )
 
 
 class Patience:
     """When a call that found the server busy, or did not find it, is made again.
 
-    The server's `Retry-After` counts where it says one; otherwise the waits double from half a second on.
+    The server's `Retry-After` counts where it says one; otherwise the waits double from half a second on, a little
+    longer or shorter by chance, so that many clients do not come back at the same moment.
     """
 
     def __init__(self, patience_s: float) -> None:
-        self._ends_at = time.monotonic() + patience_s
+        self._patience_s = patience_s
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, after a success."""
+        self._ends_at = time.monotonic() + self._patience_s
         self._next_s = 0.5
+        self._told = False
 
     def wait_s(self, server: httpx.URL, response: httpx.Response | None, failure: Exception | None) -> float:
-        """Seconds until the next attempt.
+        """Seconds until the next attempt. The first of them is told to the log, as a warning.
 
         Raises:
-            CosmoramaError: it would come too late; what the last attempt met: an answer, or the failure to get one.
+            CosmoramaError: it would come too late or be of no use; what the last attempt met: an answer, or the failure
+                to get one.
         """
-        asked = None if response is None else response.headers.get("Retry-After")
-        if asked is not None and asked.isdecimal():
-            wait_s = float(asked)
-        else:
-            wait_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_WAIT_S)
-        if time.monotonic() + wait_s <= self._ends_at:
-            return wait_s
-        if response is not None:
-            checked(response)
-        raise unreachable(server, failure) from failure
+        asked = "" if response is None else response.headers.get("Retry-After", "")
+        wait_s = float(asked) if asked.isdecimal() else self._next_s * random.uniform(0.8, 1.2)
+        self._next_s = min(2 * self._next_s, LONGEST_WAIT_S)
+        if time.monotonic() + wait_s > self._ends_at or (failure is not None and _for_ever(failure)):
+            if response is not None:
+                checked(response)
+            raise unreachable(server, failure) from failure
+        if not self._told:
+            self._told = True
+            why = f"answers {response.status_code}" if response is not None else "does not answer"
+            if failure is not None:
+                why = f"cannot be reached ({failure})"
+            log.warning("%s %s: trying again for up to %g s", server, why, self._patience_s)
+        return wait_s
 
 
-def client_arguments(server: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+def _for_ever(failure: Exception) -> bool:
+    """Whether a failure to get an answer would be the same at every attempt."""
+    if isinstance(failure, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
+        return True
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+            return True  # no such host
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return isinstance(failure, httpx.ConnectError)  # a certificate that is not trusted, or no TLS there at all
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def address_of(server: str | None) -> httpx.URL:
+    """The address of a server as people write it: with a scheme or, for plain HTTP, without one.
+
+    Args:
+        server: None: what `COSMORAMA_SERVER` says, or a server on this machine.
+
+    Raises:
+        InvalidRequestError: it is no address.
+    """
+    text = (server if server is not None else os.environ.get("COSMORAMA_SERVER") or DEFAULT_SERVER).strip()
+    try:
+        url = httpx.URL(text if "://" in text else f"http://{text}")
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65_535:
+        raise InvalidRequestError(Problem("server", text, f"an address such as {DEFAULT_SERVER}"))
+    return url
+
+
+def client_arguments(server: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     """The arguments of an httpx client for a server."""
     headers = {"User-Agent": "cosmorama-client"}
-    if api_key is not None:
-        headers["Authorization"] = f"Bearer {api_key}"
-    return {"base_url": server, "headers": headers, "timeout": timeout_s, "follow_redirects": True}
+    key = api_key if api_key is not None else os.environ.get("COSMORAMA_API_KEY")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return {"base_url": address_of(server), "headers": headers, "timeout": timeout_s, "follow_redirects": True}
 
 
 def unreachable(server: httpx.URL, failure: Exception | None) -> ServerUnreachableError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import ceil
+from typing import Any
 
 import torch
 from pydantic import SecretStr
@@ -98,7 +99,9 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         offload=settings.offload,
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
+        fps_modulation=settings.fps_modulation,
         variant=settings.variant,
+        controls=settings.controls,
         cache=settings.cache_path,
         download=not settings.disable_model_download,
     )
@@ -154,8 +157,21 @@ def _upsampler(settings: Settings) -> Upsampler | None:
             _revealed(settings.prompt_upsampling_api_key),
             settings.prompt_upsampling_timeout_s,
             settings.prompt_upsampling_max_tokens,
+            _sampling(settings),
         )
     )
+
+
+def _sampling(settings: Settings) -> dict[str, Any]:
+    chosen = {
+        "temperature": settings.prompt_upsampling_temperature,
+        "top_p": settings.prompt_upsampling_top_p,
+        "top_k": settings.prompt_upsampling_top_k,
+    }
+    return {
+        **{name: value for name, value in chosen.items() if value is not None},
+        **settings.prompt_upsampling_extra_body,
+    }
 
 
 def _captioner(settings: Settings) -> Captioner:

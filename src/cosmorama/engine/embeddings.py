@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from cosmorama.world.base import TextEmbedding
 
+_SHOWN = 40
+
 
 class EmbeddingCache:
     """The most recently used embeddings, up to `max_bytes`. A cached embedding is the very tensor computed before."""
@@ -38,16 +40,26 @@ class Reader:
     """Reads the prompts of one request through the cache, and counts.
 
     Attributes:
+        warnings: Of texts that were not read to their end.
         counts: Lookups that found the embedding, lookups that did not, and text tokens in what was read.
+        notes: What was not read of a prompt, where something was not.
     """
 
     def __init__(self, cache: EmbeddingCache) -> None:
         self._cache = cache
+        self.warnings: tuple[str, ...] = ()
         self.counts = {"text_cache_hits": 0, "text_cache_misses": 0, "prompt_tokens": 0}
+        self.notes: dict[str, str] = {}
 
     def __call__(self, prompt: str) -> TextEmbedding:
         """The embedding of `prompt`."""
         self.counts["text_cache_hits" if prompt in self._cache else "text_cache_misses"] += 1
         embedding = self._cache(prompt)
         self.counts["prompt_tokens"] += embedding.states.shape[1]
+        if embedding.note is not None:
+            self.notes[prompt] = embedding.note
+        if embedding.limit is not None and embedding.tokens > embedding.limit:
+            beginning = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
+            said = f"of the {embedding.tokens} tokens of {beginning!r} the first {embedding.limit} were used"
+            self.warnings += (f"{said}: the model's text encoder reads no more",)
         return embedding

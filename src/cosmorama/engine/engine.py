@@ -23,7 +23,7 @@ from cosmorama.engine.children import Children
 from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.job import EngineJob, timed
-from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.outcome import Decision, Outcome
 from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
 from cosmorama.engine.preparing import Preparing
 from cosmorama.engine.preview import jpeg
@@ -42,7 +42,7 @@ from cosmorama.logs import about
 from cosmorama.media.read import resampled
 from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest, ResolvedRequest
+from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import BrokenModelError, World
 from cosmorama.world.faults import breaks_the_process, explained, free_memory
@@ -232,12 +232,20 @@ class Engine:
     ) -> PreparedRequest:
         given = (job.request.prompt or "").strip()
         with about(job.name), timed(job, "prepare"):
-            self._guardrails.check_prompt(given)
+            self._check(job, given, "prompt")
+            # A model's own negative prompt, and the vendor's, name what they are against.
+            if job.request.negative_prompt not in (self.capabilities.defaults.negative_prompt, DEFAULT_NEGATIVE_PROMPT):
+                self._check(job, job.request.negative_prompt, "negative prompt")
             prepared = prepare(job.request, self.capabilities)
             if prepared.prompt != given:
-                written = "the expanded prompt" if given else "the description of the picture or clip"
-                self._guardrails.check_prompt(prepared.prompt, written)
+                self._check(job, prepared.prompt, "expanded prompt" if given else "description")
             return prepared
+
+    def _check(self, job: EngineJob, text: str, called: str) -> None:
+        words = "the description of the picture or clip" if called == "description" else f"the {called}"
+        self._guardrails.check_prompt(text, words)
+        if text:
+            job.checks += [Decision(check, called, "passed") for check in self._guardrails.prompt_checks]
 
     def _advance(self, job: EngineJob) -> bool:
         """One unit of work for `job`, whose failure is its own; False while it waits for its inputs."""
@@ -375,8 +383,20 @@ class Engine:
             counts={"steps": rollout.index, "evaluations": rollout.evaluations}
             | (job.reader.counts if job.reader else {})
             | self._decisions(job),
-            warnings=(*request.warnings, *rollout.prepared.warnings),
+            warnings=self._warnings(job, rollout.prepared),
+            checks=self._checks(job),
         )
+
+    def _warnings(self, job: EngineJob, prepared: PreparedRequest) -> tuple[str, ...]:
+        said = (*prepared.request.warnings, *prepared.warnings)
+        if job.reader is None:
+            return said
+        return (*said, *job.reader.warnings, *filter(None, [job.reader.notes.get(prepared.prompt)]))
+
+    def _checks(self, job: EngineJob) -> tuple[Decision, ...]:
+        frames = self._guardrails.frames_check
+        shown = () if frames is None else (Decision(frames, "frames", "altered" if job.altered else "passed"),)
+        return (*job.checks, *shown)
 
     def _guarded(self, job: EngineJob, frames: Frames) -> Frames:
         shown = self._guardrails.passed(frames)

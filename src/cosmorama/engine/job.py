@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmorama.engine.embeddings import Reader
+from cosmorama.engine.outcome import Decision
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.engine.scheduler import Priority
@@ -45,6 +46,8 @@ class EngineJob:
     """Frames that were written when the windows being decoded now began."""
     retried: bool = False
     """Whether this unit of work is being done for a second time, since memory ran out the first time."""
+    checks: list[Decision] = field(default_factory=list)
+    """What guardrails have let pass so far."""
     altered: bool = False
     """Whether a guardrail changed some of its frames."""
     cancelled: bool = False

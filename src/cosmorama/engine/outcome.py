@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a guardrail decided of one thing.
+
+    Attributes:
+        check: Which one, and with which rule or weights.
+        on: `prompt`, `expanded prompt`, `description`, `negative prompt` or `frames`.
+        decided: `passed`, or `altered` for frames of which something was covered. What is refused makes no outcome.
+    """
+
+    check: str
+    on: str
+    decided: Literal["passed", "altered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +42,5 @@ class Outcome:
     `text_cache_misses`; of guardrails, 1 each: `prompts_passed`, `clips_passed`, `clips_altered`."""
     warnings: tuple[str, ...] = ()
     """What was fitted, replaced, cut or ignored, in words for whoever sent the request."""
+    checks: tuple[Decision, ...] = ()
+    """Every guardrail that ran, on everything that it looked at; none: this server has none."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
 from cosmorama.engine.supervisor import Supervisor
-from cosmorama.engine.workers import PreviewCallback
+from cosmorama.engine.workers import PreviewCallback, named
 from cosmorama.errors import ModelNotFoundError, NotReadyError
 from cosmorama.progress import ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest
@@ -126,9 +126,10 @@ class ModelPool:
         """
         if model is None:
             return self._default.name
-        for member in self._members.values():
-            if model in (member.name, member.source):
-                return member.name
+        known = {member.source: member.name for member in self._members.values()}
+        known |= {member.name: member.name for member in self._members.values()}
+        if (found := named(model, known, self._settings.model_aliases)) is not None:
+            return found
         raise ModelNotFoundError(f"there is no model {model!r} here; there are: {', '.join(self._members)}")
 
     async def capabilities_of(self, name: str) -> Capabilities:
@@ -235,7 +236,7 @@ class ModelPool:
 
     async def _load(self, member: _Member) -> None:
         log.info("loading the model %s", member.name)
-        supervisor = Supervisor(self._settings.model_copy(update={"model": member.source}))
+        supervisor = Supervisor(self._settings.model_copy(update={"model": member.source, "name": None}))
         supervisor.on_ready = lambda: self._on_ready(member, supervisor)
         member.supervisor, member.used_at = supervisor, time.monotonic()
         await supervisor.start()

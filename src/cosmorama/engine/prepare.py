@@ -18,6 +18,7 @@ from cosmorama.media.controls import computed
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.media.read import MediaLimits, read_image, read_video
 from cosmorama.request import Capabilities, MediaSource, ResolvedRequest
+from cosmorama.resolve import LATENT_FRAMES
 from cosmorama.text.captioning import Captioner, PixelCaptioner
 from cosmorama.text.upsampling import ChatUpsampler, Upsampler, built_in_upsampler
 
@@ -166,6 +167,11 @@ class Preparer:
             frames = self._read(request, request.video, "video", request.frames, "first", warnings)
             # A clip that ends before the actions do stands still.
             return np.concatenate([frames, np.repeat(frames[-1:], request.frames - len(frames), axis=0)])
+        if request.conditioning_indexes is not None:
+            # All up to the last one that is given; where the clip ends before, it stands still.
+            wanted = 1 + LATENT_FRAMES * max(request.conditioning_indexes)
+            frames = self._read(request, request.video, "video", wanted, request.keep, warnings)
+            return np.concatenate([frames, np.repeat(frames[-1:], wanted - len(frames), axis=0)])
         wanted = request.conditioning_frames or 1
         frames = self._read(request, request.video, "video", wanted, request.keep, warnings)
         if len(frames) == wanted:

@@ -21,7 +21,7 @@ from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, ResolvedRequest
-from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Sampling, Stepper, World
+from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Renoising, Sampling, Stepper, World
 from cosmorama.world.faults import all_finite, not_finite
 
 
@@ -273,6 +273,9 @@ class Window:
         self._denoised, self._memory = estimate(
             evaluate, guidance, schedule, index, self._request.reuse or 0.0, self._memory
         )
+        if isinstance(sampling, Renoising):
+            self.latents = sampling.renoise(self._denoised, index)
+            return
         self.latents, self._history = self._solver(self.latents, self._denoised, schedule, index, self._history)
 
 

@@ -27,7 +27,7 @@ from cosmorama.engine.worker import (
     Submit,
     Watch,
 )
-from cosmorama.engine.workers import PreviewCallback
+from cosmorama.engine.workers import PreviewCallback, named
 from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotReadyError, WorkerDiedError
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest, ResolvedRequest
@@ -94,7 +94,8 @@ class Supervisor:
     @property
     def names(self) -> tuple[str, ...]:
         """The one model by its name."""
-        return (self._settings.model if self.capabilities is None else self.capabilities.model,)
+        own = self._settings.model if self.capabilities is None else self.capabilities.model
+        return (self._settings.name or own,)
 
     def find(self, model: str | None) -> str:
         """The name of the model that a request means; None: the only one.
@@ -103,7 +104,8 @@ class Supervisor:
             ModelNotFoundError: it is another one.
             NotReadyError: that is not known yet.
         """
-        if model in (None, self._settings.model, *self.names):
+        known = {self._settings.model: self.names[0], self.names[0]: self.names[0]}
+        if model is None or named(model, known, self._settings.model_aliases) is not None:
             return self.names[0]
         if self.capabilities is None:
             raise NotReadyError(self.reason)

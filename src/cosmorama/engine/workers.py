@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,27 @@ from cosmorama.progress import ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest
 
 PreviewCallback = Callable[[bytes], None]
+
+
+def named(asked: str, known: Mapping[str, str], aliases: Mapping[str, str]) -> str | None:
+    """The model that a client means: by a name, an alias, or the last part of an id as on the Hugging Face hub.
+
+    Args:
+        asked: What the client says.
+        known: Names and sources of models, to their names.
+        aliases: Other names to names; `*` stands for every name that is none.
+    """
+    for name in (asked, aliases.get(asked, asked)):
+        if name in known:
+            return known[name]
+    parts = {_last_part(each): name for each, name in known.items()}
+    if (found := parts.get(_last_part(asked))) is not None:
+        return found
+    return known.get(aliases.get("*", ""))
+
+
+def _last_part(name: str) -> str:
+    return name.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
 
 
 class Workers(Protocol):

@@ -17,9 +17,15 @@ FramesCheck = Callable[[Frames], Frames | None]
 """Takes frames, uint8 `[T, H, W, 3]`, of which it sees each alone; what may be shown of them, or None for nothing."""
 
 
+def described(check: object) -> str:
+    """What a check says of itself in `about`, else its name."""
+    owner = getattr(check, "__self__", check)
+    return str(getattr(owner, "about", None) or getattr(check, "__name__", type(check).__name__))
+
+
 @dataclass(frozen=True, slots=True)
 class Guardrails:
-    """What has to pass. Prompts are looked at as they come and as they are used; negative prompts are not.
+    """What has to pass. Prompts are looked at as they come and as they are used, and negative prompts as they come.
 
     Attributes:
         prompts: Each has to let a text pass.
@@ -42,6 +48,16 @@ class Guardrails:
         for check in self.prompts if text else ():
             if (why := check(text)) is not None:
                 raise PromptRefusedError(f"{called} {why}")
+
+    @property
+    def prompt_checks(self) -> tuple[str, ...]:
+        """What each check of prompts is, with its rule or weights."""
+        return tuple(map(described, self.prompts))
+
+    @property
+    def frames_check(self) -> str | None:
+        """What the check of frames is."""
+        return None if self.frames is None else described(self.frames)
 
     def passed(self, frames: Frames) -> Frames:
         """What may be shown of frames, uint8 `[T, H, W, 3]`.

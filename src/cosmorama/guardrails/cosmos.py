@@ -6,6 +6,7 @@ frame by frame. Its weights come from the Hugging Face hub.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Protocol
 
 import torch
@@ -51,6 +52,7 @@ class CosmosGuardrail:
             raise GuardrailUnavailableError(
                 f"the weights of text_guardrail and video_guardrail cannot be loaded: {type(error).__name__}: {error}"
             ) from error
+        self.about = f"cosmos-guardrail {_version()}"
         self._checker.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def check_prompt(self, prompt: str) -> str | None:
@@ -63,3 +65,10 @@ class CosmosGuardrail:
         """See `FramesCheck`."""
         with torch.inference_mode():
             return self._checker.check_video_safety(frames)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("cosmos-guardrail")
+    except metadata.PackageNotFoundError:
+        return "of an unknown version"

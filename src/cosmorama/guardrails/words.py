@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from hashlib import sha256
 from pathlib import Path
 
 from cosmorama.errors import GuardrailUnavailableError
@@ -30,6 +31,8 @@ class BlockedWords:
         self._phrases = {words: line for words, line in phrases.items() if words.strip()}
         if not self._phrases:
             raise GuardrailUnavailableError(f"blocked_words: {path} has no words; expected a phrase per line")
+        digest = sha256("\n".join(sorted(self._phrases)).encode()).hexdigest()[:12]
+        self.about = f"blocked words, {len(self._phrases)} phrases (sha256 {digest})"
 
     def __call__(self, prompt: str) -> str | None:
         """Which phrase a prompt contains, if any; see `PromptCheck`."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
+from cosmorama.errors import ContentGoneError as ContentGoneError
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.errors import JobConflictError as JobConflictError
+from cosmorama.errors import JobNotFoundError as JobNotFoundError
+from cosmorama.errors import StoreUnavailableError as StoreUnavailableError
 from cosmorama.progress import Progress, Stage
 from cosmorama.request import ResolvedRequest
 
@@ -21,34 +25,6 @@ STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 
 """States that a job never leaves."""
-
-
-class JobNotFoundError(CosmoramaError):
-    """No job of that id, or it belongs to somebody else, or it was deleted (HTTP 404)."""
-
-    status = 404
-    kind = "job_not_found"
-
-
-class JobConflictError(CosmoramaError):
-    """The job's state, or an earlier use of the idempotency key, does not allow this (HTTP 409)."""
-
-    status = 409
-    kind = "conflict"
-
-
-class ContentGoneError(CosmoramaError):
-    """The job's result existed and was removed: delivered to the client that waited, or too old (HTTP 410)."""
-
-    status = 410
-    kind = "content_gone"
-
-
-class StoreUnavailableError(CosmoramaError):
-    """The database or the artifact store cannot be used now; nothing was accepted (HTTP 503)."""
-
-    status = 503
-    kind = "store_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +157,16 @@ class Job:
         """What was fitted, replaced, cut or ignored, as far as is known yet."""
         return self.request.warnings if self.result is None else self.result.outcome.warnings
 
+    @property
+    def checks(self) -> list[dict[str, str]]:
+        """What each guardrail decided; of a job that one refused, that it did."""
+        if self.result is not None:
+            return [asdict(check) for check in self.result.outcome.checks]
+        refusing = {"prompt_refused": "prompt", "frames_refused": "frames"}
+        if self.error is None or self.error.type not in refusing:
+            return []
+        return [{"check": self.error.message, "on": refusing[self.error.type], "decided": "refused"}]
+
     def summary(self) -> dict[str, Any]:
         """The job in JSON: what `GET /v1/jobs/{id}` answers and webhooks carry. Holds no media and no prompt inputs."""
         request, result = self.request, self.result
@@ -212,6 +198,7 @@ class Job:
                 "fps": request.result.fps,
             },
             "warnings": list(self.warnings),
+            "guardrails": self.checks,
             "metadata": dict(self.metadata),
             "error": None
             if self.error is None

@@ -10,6 +10,7 @@ Blocking; `service` calls it from threads of its own.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,15 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from cosmorama.engine.outcome import Outcome
@@ -70,6 +79,7 @@ from cosmorama.progress import Progress, Stage
 from cosmorama.request import ResolvedRequest
 
 SCHEMA_VERSION = 1
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 metadata = MetaData()
 
@@ -448,10 +458,13 @@ def _prepare_sqlite(engine: Engine) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except (DataError, IntegrityError, ProgrammingError, NotSupportedError):
+        raise  # a fault of ours, which does not get better by waiting
     except (DBAPIError, PoolTimeoutError) as error:
         cause = getattr(error, "orig", None) or error
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise StoreUnavailableError(f"the job store cannot be used now ({reason}); try again later") from error
+        detail = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        full = " (its disk is full)" if "disk is full" in detail or "No space left" in detail else ""
+        raise StoreUnavailableError(f"the job store cannot be used now{full}; try again later", detail) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,8 +552,10 @@ class Store:
         Raises:
             JobNotFoundError: there is none, or it is not the owner's.
         """
-        with self.database.read() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id, _owned(owner))).mappings().first()
+        row = None
+        if _ID.fullmatch(job_id):  # Postgres refuses what it cannot have stored, NUL for example
+            with self.database.read() as connection:
+                row = connection.execute(select(jobs).where(jobs.c.id == job_id, _owned(owner))).mappings().first()
         if row is None:
             raise JobNotFoundError(f"there is no job {job_id[:80]}")
         return job_of(row)
@@ -567,6 +582,8 @@ class Store:
             wanted = wanted.where(jobs.c.dialect == dialect)
         with self.database.read() as connection:
             if cursor is not None:
+                if not _ID.fullmatch(cursor):
+                    raise JobNotFoundError("there is no such job")
                 seq = connection.execute(select(jobs.c.seq).where(jobs.c.id == cursor, _owned(owner))).scalar()
                 if seq is None:
                     raise JobNotFoundError(f"there is no job {cursor[:80]}")

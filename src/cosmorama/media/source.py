@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from typing import TYPE_CHECKING, Any, cast
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Container, MediaSource, Output
 
-Picture = MediaSource | Image.Image | npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+    Picture = MediaSource | Image.Image | npt.NDArray[np.uint8]
+else:  # a client works where neither is installed
+    Picture = Any
 """An image as a path, URL, base64 text, encoded bytes, PIL image or uint8 array `[H, W, 3]`."""
 
 _CONTAINERS: dict[str, Container] = {
@@ -54,10 +59,14 @@ def media_source(value: MediaSource) -> MediaSource:
 
 def image_source(value: Picture) -> MediaSource:
     """The same for images, with PIL images and arrays encoded losslessly."""
-    if isinstance(value, np.ndarray):
-        value = Image.fromarray(value)
-    if isinstance(value, Image.Image):
+    # Neither module is imported for this: who has such an object has imported it.
+    numpy, pil = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        from PIL import Image
+
+        value, pil = Image.fromarray(value), sys.modules["PIL.Image"]
+    if pil is not None and isinstance(value, pil.Image):
         buffer = io.BytesIO()
         value.save(buffer, "png")
         return buffer.getvalue()
-    return media_source(value)
+    return media_source(cast("MediaSource", value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class ChatEndpoint:
         api_key: Sent as a bearer token, never shown.
         timeout_s: For the whole call, not for each read.
         max_tokens: The longest answer asked for.
+        options: Other fields of the body, such as `temperature`; they win.
     """
 
     url: str
@@ -44,6 +45,7 @@ class ChatEndpoint:
     api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 30
     max_tokens: int = 512
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
@@ -79,6 +81,7 @@ def chat(endpoint: ChatEndpoint, instruction: str, text: str, *, images: Sequenc
         ],
         "max_tokens": endpoint.max_tokens,
         "temperature": 0.01,
+        **endpoint.options,
     }
     return _text_of(_post(endpoint, body), endpoint.host)
 

@@ -37,11 +37,17 @@ class TextEmbedding:
         states: `[1, S, D]`.
         mask: bool `[1, S]`, True on real tokens; None where every row counts.
         repeats: How many equal rows the last one stands for.
+        note: What of the prompt was not read, in a sentence for whoever sent it; None: all was.
+        tokens: How many tokens the prompt has, with what the encoder puts around it; 0 where nobody counts.
+        limit: How many of them are read; None for all.
     """
 
     states: Tensor
     mask: Tensor | None = None
     repeats: int = 1
+    note: str | None = None
+    tokens: int = 0
+    limit: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +114,15 @@ class Stepper(Protocol):
 
     def step(self, latents: Tensor, index: int) -> Tensor:
         """The latents at level `index + 1`."""
+        ...
+
+
+@runtime_checkable
+class Renoising(Protocol):
+    """A sampling whose steps begin with fresh noise (stochastic, SDE): distilled models go so, whatever the solver."""
+
+    def renoise(self, denoised: Tensor, index: int) -> Tensor:
+        """The latents at level `index + 1` from the clean ones estimated at `index`; repeated, the same ones."""
         ...
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import PIPELINE, has_weights, parts_of, read_json, weight_files
-from cosmorama.world.load.hub import from_hub, is_hub_id
+from cosmorama.world.load.files import INDEXES, PIPELINE, has_weights, is_distilled, parts_of, read_json, weight_files
+from cosmorama.world.load.hub import from_hub
+from cosmorama.world.load.sources import closest, source_of
 from cosmorama.world.savings import ALL_SAVINGS, Savings
 
 if TYPE_CHECKING:
@@ -67,15 +68,17 @@ def load_world(
     vae_tiling: int = 0,
     quantize: Quantize = "none",
     variant: str | None = None,
+    controls: tuple[str, ...] = (),
+    fps_modulation: bool | None = None,
     cache: Path | None = None,
     download: bool = True,
 ) -> World:
     """Load a world model.
 
     Args:
-        name_or_path: A known model's name, the folder of a checkpoint, or its id on the Hugging Face hub, perhaps
-            with a revision: `owner/name@revision`. Folders are laid out as diffusers saves pipelines, or like
-            Microcosm's.
+        name_or_path: A known model's name, the folder of a checkpoint, or what `load.sources` knows of the Hugging
+            Face hub: a short name, or `owner/name`, perhaps with a revision: `owner/name@revision`. Folders are laid
+            out as diffusers saves pipelines, or like Microcosm's.
         dtype: Of the weights, for example `bfloat16`; None keeps them as they are stored. Microcosm's are float32.
         device: Where the model runs; None is CUDA where there is some, else the CPU. Microcosm runs on the CPU.
         savings: What is computed once instead of again and again; see there.
@@ -86,6 +89,9 @@ def load_world(
             are sampled here; needs torchao. Microcosm stays float32, as with any `dtype`.
         variant: Of the weights, for example `fp16`, taken where a part has it; None takes the usual files. Not for
             Microcosm.
+        controls: Of a Transfer2.5 on the hub: kinds of control whose ControlNets are loaded; none: all.
+        fps_modulation: For Predict2: whether positions in time follow the frame rate, as diffusers has it; None is off,
+            as NVIDIA's released configurations have it.
         cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
         download: False takes checkpoints from the hub only from there.
 
@@ -94,7 +100,7 @@ def load_world(
         ModelNotFoundError: neither a known name nor a checkpoint of a family that is served, or an incomplete one;
             names what is missing. Or one whose weights cannot be held as int8.
     """
-    folder = _folder_of(name_or_path, cache, download=download)
+    folder = _folder_of(name_or_path, cache, download=download, variant=variant, controls=controls)
     if (folder / "world.json").exists():
         missing = [part for part in _MICROCOSM_LAYOUT if not (folder / part).exists()]
         if missing:
@@ -109,7 +115,9 @@ def load_world(
     from cosmorama.world.load.options import LoadOptions
     from cosmorama.world.load.quantize import check_quantize
 
-    options = LoadOptions(_device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant)
+    options = LoadOptions(
+        _device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant, fps_modulation
+    )
     if options.device == torch.device("cpu") and device is None:
         log.warning(_ON_A_CPU, folder.name, torch.__version__)
     check_quantize(quantize, options.dtype)
@@ -122,6 +130,7 @@ _ON_A_CPU = (
     "driver, and `pip install torch` from the plain index; to have it so without this line: COSMORAMA_DEVICE=cpu"
 )
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
+_DISTILLED = "Cosmos3DistilledModularPipeline"
 _PIPELINES = {
     "CosmosTextToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_text_to_world"),
     "CosmosVideoToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_video_to_world"),
@@ -130,35 +139,67 @@ _PIPELINES = {
     "Cosmos2_5_PredictBasePipeline": ("cosmorama.world.cosmos.predict25", "load"),
     "Cosmos2_5_TransferPipeline": ("cosmorama.world.cosmos.transfer25", "load"),
     "Cosmos3OmniPipeline": ("cosmorama.world.cosmos3.family", "load"),
+    _DISTILLED: ("cosmorama.world.cosmos3.family", "load"),
 }
 """Which function of which module loads a checkpoint of a diffusers pipeline, from its folder and `LoadOptions`."""
 _ANY_OTHER = ("cosmorama.world.generic.pipeline", "load_generic")
 
 
-def _folder_of(name: str, cache: Path | None, *, download: bool) -> Path:
-    folder = next((model.folder for model in known_models() if model.name == name), Path(name))
+def _folder_of(
+    name: str, cache: Path | None, *, download: bool, variant: str | None, controls: tuple[str, ...]
+) -> Path:
+    folder = next((model.folder for model in known_models() if model.name == name), Path(name).expanduser())
     if folder.is_dir():
+        if controls:
+            raise ModelNotFoundError(f"controls is {controls}, but the folder {name!r} has its ControlNets in it")
         return folder
-    names = ", ".join(model.name for model in known_models())
-    if not is_hub_id(name):
+    if folder.is_file():
+        raise ModelNotFoundError(f"{name!r} is a file: give the folder of a checkpoint, with a {PIPELINE} in it")
+    source = source_of(name)
+    if source is None:
+        names = closest(name) or [model.name for model in known_models()]
         raise ModelNotFoundError(
-            f"there is no model {name!r}: give a checkpoint folder, owner/name on the Hugging Face hub, "
-            f"or one of: {names}"
+            f"there is no model {name!r}: give a checkpoint folder, owner/name on the Hugging Face hub, or a name that "
+            f"cosmorama models lists, for example {', '.join(names)}"
         )
-    return from_hub(name, cache, download=download)
+    if source.address != name.removeprefix("hf://"):
+        log.info("%s is %s", name, source.address)
+    return from_hub(source, cache, download=download, variant=variant, controls=controls)
 
 
-def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:
-    index = folder / PIPELINE
+def _what_it_is(folder: Path) -> str:
+    """What is said of a folder that is no pipeline."""
+    files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()][:10_000]
+    pickles = sorted(file for file in files if file.endswith((".pt", ".pth", ".ckpt", ".distcp")))
+    if (folder / "config.json").is_file():
+        kind = read_json(folder / "config.json").get("_class_name", "a network")
+        return f"{folder} is one part of a pipeline ({kind}), not a pipeline: missing {PIPELINE}"
+    if (folder / "snapshots").is_dir() and folder.name.startswith("models--"):
+        return f"{folder} is the hub's cache of {folder.name[8:].replace('--', '/')}: give that name instead"
+    if pickles:
+        return (
+            f"{folder} holds {pickles[0]}, a pickle as NVIDIA's own code writes it, and no {PIPELINE}: take the model "
+            "as diffusers has it (cosmorama models list)"
+        )
+    return f"{folder} is not a complete checkpoint: missing {PIPELINE}, or for one like Microcosm's: missing world.json"
+
+
+def _pipeline_of(folder: Path) -> str:
+    """The pipeline that a checkpoint names; where it was distilled to a few steps, only its modular index says so."""
+    index, modular = (folder / name for name in INDEXES)
+    if modular.is_file() and is_distilled(read_json(modular)):
+        return _DISTILLED
     if not index.is_file():
-        raise ModelNotFoundError(
-            f"{folder} is not a complete checkpoint: missing model_index.json, or for one like Microcosm's: "
-            "missing world.json"
-        )
+        raise ModelNotFoundError(_what_it_is(folder))
     pipeline = read_json(index).get("_class_name")
     if pipeline is None:
         raise ModelNotFoundError(f"{index} cannot be read: it names no pipeline in _class_name")
-    module, function = _PIPELINES.get(str(pipeline), _ANY_OTHER)
+    return str(pipeline)
+
+
+def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:
+    pipeline = _pipeline_of(folder)
+    module, function = _PIPELINES.get(pipeline, _ANY_OTHER)
     try:
         import accelerate  # noqa: F401 - diffusers loads with it
         import transformers  # noqa: F401

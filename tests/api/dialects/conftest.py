@@ -74,7 +74,7 @@ class Painter(Supervisor):
             action = ((0.5,) * 9,) * request.action.steps
         return Outcome(
             output, request.seed, request.prompt or "a picture", result.width, result.height, result.frames,
-            result.fps, {"denoise": 0.1}, action,
+            result.fps, {"denoise": 0.1}, action, warnings=request.warnings,
         )  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def pixels_of(world: Any, made: Rollout) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_same_numbers_as_diffusers(case: Case, checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
     folder, pipeline = checkpoint(case.kind)
-    world = load_world(str(folder), device="cpu")
+    world = load_world(str(folder), fps_modulation=True, device="cpu")
     theirs, ours = reference(case, pipeline), rollout(case, world)
     assert error(ours.latents, theirs.latents) <= TOLERANCE
     with torch.inference_mode():
@@ -174,7 +174,7 @@ def test_a_saving_saves_work_and_changes_nothing(
     folder, _ = checkpoint(kind)
     made, work = [], []
     for savings in (Savings(), Savings(**{saving: False})):
-        world = load_world(str(folder), device="cpu", savings=savings)
+        world = load_world(str(folder), fps_modulation=True, device="cpu", savings=savings)
         counted = watch(world)
         made.append(rollout(case, world).latents)
         work.append(counted[saving])
@@ -216,7 +216,7 @@ def test_the_prompts_are_read(kind: str, checkpoint: Callable[[str], tuple[Path,
 def test_no_guidance_at_a_scale_of_one(kind: str, checkpoint: Callable[[str], tuple[Path, Any]]) -> None:
     folder, pipeline = checkpoint(kind)
     case = next(case for case in CASES if case.kind == kind)
-    made = rollout(case, load_world(str(folder), device="cpu"), guidance_scale=1.0)
+    made = rollout(case, load_world(str(folder), fps_modulation=True, device="cpu"), guidance_scale=1.0)
     assert error(made.latents, reference(case, pipeline, guidance_scale=1.0).latents) <= TOLERANCE
 
 
@@ -246,7 +246,7 @@ def test_wan_decodes_frame_by_frame_as_at_once(checkpoint: Callable[[str], tuple
         for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
     )
     for lean in (True, False):
-        world: Any = load_world(str(folder), device="cpu", savings=Savings(lean_convolutions=lean))
+        world: Any = load_world(str(folder), fps_modulation=True, device="cpu", savings=Savings(lean_convolutions=lean))
         autoencoder = world.parts.autoencoder
         with torch.inference_mode():
             chunks = list(autoencoder.decode_pixels(latents))
@@ -261,9 +261,23 @@ def test_bfloat16_stays_close_to_float32(checkpoint: Callable[[str], tuple[Path,
     for kind in ("predict1-video2world", "predict2-video2world", "predict2.5"):
         folder, _ = checkpoint(kind)
         case = Case(kind, 9, given=1)
-        half = load_world(str(folder), device="cpu", dtype="bfloat16")
+        half = load_world(str(folder), fps_modulation=True, device="cpu", dtype="bfloat16")
         assert half.parts.dtype == torch.bfloat16  # type: ignore[attr-defined]
-        exact = rollout(case, load_world(str(folder), device="cpu"), guidance_scale=1.0).latents
+        exact = rollout(case, load_world(str(folder), fps_modulation=True, device="cpu"), guidance_scale=1.0).latents
         close = rollout(case, half, guidance_scale=1.0).latents
         assert close.dtype == torch.float32
         assert float((close - exact).norm() / exact.norm()) < 0.1
+
+
+@pytest.mark.parametrize("given", [1, 5])
+def test_predict2_has_no_frame_rate_in_its_positions_unless_it_is_switched_on(
+    checkpoint: Callable[[str], tuple[Path, Any]], given: int
+) -> None:
+    folder, pipeline = checkpoint("predict2-video2world")
+    case = Case("predict2-video2world", 13, given=given, fps=10)
+    off, on = load_world(str(folder)), load_world(str(folder), fps_modulation=True)
+    ours = rollout(case, off).latents
+    assert torch.equal(rollout(case, off, fps=30).latents, ours)
+    # At the rate that diffusers' positions are based on, its modulation does nothing.
+    assert error(ours, reference(case, pipeline, fps=24).latents) < TOLERANCE
+    assert error(rollout(case, on).latents, ours) > 100 * TOLERANCE

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -110,23 +109,6 @@ def test_weights_keep_their_type_unless_told_otherwise(tmp_path: Path) -> None:
     assert load_world(str(tmp_path), dtype="float32").parts.dtype == torch.float32  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="int8"):
         load_world(str(tmp_path), dtype="int8")
-
-
-def test_a_hub_id_is_fetched_without_code_or_pickles(folder: Path) -> None:
-    with mock.patch("huggingface_hub.snapshot_download", return_value=str(folder)) as fetched:
-        assert load_world("nvidia/Cosmos@diffusers/base").capabilities.family == "predict2"
-    assert fetched.call_args.args == ("nvidia/Cosmos",)
-    assert fetched.call_args.kwargs["revision"] == "diffusers/base"
-    endings = {pattern.rpartition(".")[2] for pattern in fetched.call_args.kwargs["allow_patterns"]}
-    assert endings == {"json", "safetensors", "txt", "jinja", "model"}
-
-
-def test_an_id_that_the_hub_does_not_give_is_refused() -> None:
-    with (
-        mock.patch("huggingface_hub.snapshot_download", side_effect=OSError("no such repository")),
-        pytest.raises(ModelNotFoundError, match="no such repository"),
-    ):
-        load_world("nobody/nothing")
 
 
 def test_a_model_of_the_hub_is_taken_from_the_cache_folder_without_a_download(

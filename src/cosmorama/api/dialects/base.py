@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from fastapi import Request, Response
@@ -106,7 +106,9 @@ def clip_answer(
     accept = request.headers.get("accept", "")
     if kind in accept and "application/json" not in accept:
         return ClipFile(outcome, media_type)
-    said = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
+    said: dict[str, Any] = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
+    if outcome.checks:
+        said["guardrails"] = [asdict(check) for check in outcome.checks]
     return ClipJSON(name, outcome.path, {**fields, **said})
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -166,7 +167,6 @@ class ExtendBody(VideoBody):
     """What a client sends to go on with a video: the video's own prompt and settings where it does not say."""
 
     prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)  # type: ignore[assignment]
-    video: dict[str, Any] | None = Field(None, description="The id of the video, where the path does not name it.")
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
@@ -241,6 +241,21 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return given, warnings[:_MOST_WARNINGS]
 
 
+def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> GenerationRequest:
+    """What the body of an extension asks for; a prompt that it leaves out is None.
+
+    Raises:
+        WireError: naming every field that is wrong.
+    """
+    given, warnings = _spread({name: value for name, value in body.items() if not (form and value in ("", "null"))})
+    try:
+        wire = ExtendBody.model_validate(given, strict=not form)
+    except ValidationError as error:
+        raise wire_error(error, ExtendBody, given) from None
+    request = _to_request(wire, None, settings, warnings)
+    return request if wire.size or wire.width else replace(request, width=None, height=None)
+
+
 def remix_of(fields: Mapping[str, str]) -> RemixBody:
     """The fields of a form as what a remix takes."""
     return validate(fields, RemixBody)
@@ -265,6 +280,7 @@ def video_object(job: Job) -> dict[str, Any]:
         "seed": job.request.seed,
         "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
         "warnings": list(job.warnings),
+        "guardrails": job.checks,
         "error": None if error is None else {"code": error.type, "message": error.text},
     }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from cosmorama.diffusion.schedule import Schedule
@@ -30,11 +31,40 @@ _NEEDED = {
 class Levels:
     """A schedule, and what the network reads as the timestep at each of its levels but the last.
 
-    The scheduler casts timesteps to integers, so they are not exactly 1000 times the noise level.
+    UniPC's scheduler casts timesteps to integers, so they are not exactly 1000 times the noise level.
     """
 
     schedule: Schedule
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
+
+
+def distilled_levels(config: Mapping[str, Any], sigmas: Sequence[float]) -> Levels:
+    """The levels of a distilled model: its own, as its `FlowMatchEulerDiscreteScheduler` shifts them."""
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+    scheduler.set_timesteps(sigmas=list(sigmas))
+    return Levels(Schedule(tuple(scheduler.sigmas.tolist())), tuple(scheduler.timesteps.tolist()))
+
+
+def check_distilled(config: Mapping[str, Any], sigmas: object, where: str) -> tuple[float, ...]:
+    """The levels of a distilled checkpoint, if it samples as is implemented.
+
+    Raises:
+        ModelNotFoundError: naming the value that is not supported.
+    """
+    if not isinstance(sigmas, list) or not sigmas or not all(isinstance(s, float | int) and 0 < s <= 1 for s in sigmas):
+        raise ModelNotFoundError(f"{where}: distilled_sigmas is {sigmas!r}; it must list levels from 1 down to 0")
+    needed = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "stochastic_sampling": True,
+        "use_dynamic_shifting": False,
+        "invert_sigmas": False,
+    }
+    defaults = FlowMatchEulerDiscreteScheduler().config
+    for name, value in needed.items():
+        found = config.get(name, defaults.get(name))
+        if found != value:
+            raise ModelNotFoundError(f"{where}: {name} is {found!r}; of a distilled model only {value!r} is supported")
+    return tuple(map(float, sigmas))
 
 
 def check_unipc(config: Mapping[str, Any], where: str) -> None:

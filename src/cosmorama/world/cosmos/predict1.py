@@ -63,6 +63,7 @@ def _load(folder: Path, options: LoadOptions, modes: tuple[Mode, ...]) -> Cosmos
         modes=modes,
         size_multiple=16,
         frames=FrameRule(8, _FRAMES if frames is None else min(_FRAMES, 1 + 8 * (frames - 1))),
+        prompt_tokens=512,
         conditioning_frames=(9, 1),
         solvers=("edm_euler", "unipc", "dpmpp_2m"),
         default_solver="edm_euler",

@@ -1,7 +1,9 @@
 """Predict2: a model for stills from text, and one for clips from an image or a video.
 
 The same numbers as diffusers' `Cosmos2TextToImagePipeline` and `Cosmos2VideoToWorldPipeline`: a flow network, sampled
-in EDM's coordinates, where latents are the clean ones plus noise of up to 80 times their size.
+in EDM's coordinates, where latents are the clean ones plus noise of up to 80 times their size. One thing is not as
+diffusers has it: positions in time do not follow the frame rate unless `LoadOptions.fps_modulation` says so. NVIDIA's
+configurations of the released models (cosmos-predict2) switch that off.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ def load_text_to_image(folder: Path, options: LoadOptions) -> CosmosWorld:
         fps=Range(1, 60),
         guidance_scale=Range(0, 10),
         steps=Range(1, 100),
+        prompt_tokens=512,
         conditioning_frames=(1,),
         solvers=_SOLVERS,
         default_solver="euler",
@@ -68,6 +71,7 @@ def load_video_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
         fps=Range(1, 60),
         guidance_scale=Range(0, 10),
         steps=Range(1, 100),
+        prompt_tokens=512,
         conditioning_frames=(5, 1),
         solvers=_SOLVERS,
         default_solver="euler",
@@ -96,6 +100,7 @@ def _load(folder: Path, options: LoadOptions, capabilities: Capabilities) -> Cos
             scheduler,
             with_tiles(capabilities, options),
             options.savings,
+            fps_modulation=options.fps_modulation or False,
         ),
         Predict2Sampling,
     )
@@ -140,7 +145,7 @@ class Predict2Sampling(CosmosSampling):
             timesteps.to(self.parts.dtype),
             negative=negative,
             mask=self._mask,
-            fps=None if self.known is None else self.request.fps,
+            fps=self.request.fps if self.parts.fps_modulation and self.known is not None else None,
         )
         denoised = (1 - time) * latents - time * velocity
         return denoised if self.known is None else torch.cat([self.known, denoised[:, :, given:]], dim=2)

@@ -61,6 +61,7 @@ def _capabilities(name: str) -> Capabilities:
         fps=Range(1, 60),
         guidance_scale=Range(0, 10),
         steps=Range(1, 100),
+        prompt_tokens=512,
         conditioning_frames=(5, 1),
         solvers=("unipc", "euler", "dpmpp_2m"),
         default_solver="unipc",

@@ -26,6 +26,7 @@ class CosmosParts:
 
     Attributes:
         scheduler: What its `scheduler_config.json` holds.
+        fps_modulation: Whether positions in time follow the frame rate, where that is not the family's own to say.
     """
 
     transformer: nn.Module
@@ -34,6 +35,7 @@ class CosmosParts:
     scheduler: dict[str, Any]
     capabilities: Capabilities
     savings: Savings = ALL_SAVINGS
+    fps_modulation: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,7 @@ control repeating its last frame, and cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ def _capabilities(name: str, controls: tuple[ControlKind, ...]) -> Capabilities:
         fps=Range(1, 60),
         guidance_scale=Range(0, 7),
         steps=Range(1, 100),
+        prompt_tokens=512,
         conditioning_frames=(1,),
         solvers=("unipc", "euler", "dpmpp_2m"),
         default_solver="unipc",
@@ -129,9 +130,10 @@ class Transfer25World:
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Read one prompt: states as each of the `readers` projects them, side by side."""
-        states = self.parts.read_text(prompt).states.to(self.parts.device, self.parts.dtype)
+        text = self.parts.read_text(prompt)
+        states = text.states.to(self.parts.device, self.parts.dtype)
         # The encoder's states are 100352 wide: projected, a prompt is far less to remember.
-        return TextEmbedding(torch.cat([projected(reader, states) for reader in self.readers], dim=-1))
+        return replace(text, states=torch.cat([projected(reader, states) for reader in self.readers], dim=-1))
 
     @torch.inference_mode()
     def begin(self, inputs: Inputs, read: ReadText) -> TransferSampling:

@@ -13,27 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, Size
-from cosmorama.world.cosmos.levels import check_unipc
+from cosmorama.world.cosmos.levels import check_distilled, check_unipc
 from cosmorama.world.cosmos3.action import ACTION_MODES, known_domains
 from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
 from cosmorama.world.cosmos3.weights import TextHalf, load_transformer
 from cosmorama.world.load.checkpoint import check_parts, load_tokenizer
-from cosmorama.world.load.files import PIPELINE, read_json
+from cosmorama.world.load.files import MODULAR, PIPELINE, is_distilled, read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.vae.tiles import with_tiles
 from cosmorama.world.vae.wan import WanAutoencoder
 
 
 def load(folder: Path, options: LoadOptions) -> Cosmos3World:
-    """Load a checkpoint in the layout of diffusers' `Cosmos3OmniPipeline`.
+    """Load a checkpoint in the layout of diffusers' `Cosmos3OmniPipeline`, or of `Cosmos3DistilledModularPipeline`.
 
     Raises:
         ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
     """
     check_parts(folder, ("transformer", "vae"), "text_tokenizer", variant=options.variant)
-    index = read_json(folder / PIPELINE)
+    modular = read_json(folder / MODULAR) if (folder / MODULAR).is_file() else {}
+    index = (read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else {}) | modular
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    check_unipc(scheduler, str(folder / "scheduler"))
+    distilled = None
+    if is_distilled(modular):
+        distilled = check_distilled(scheduler, modular.get("distilled_sigmas"), str(folder))
+    else:
+        check_unipc(scheduler, str(folder / "scheduler"))
     transformer = load_transformer(folder / "transformer", options)
     return Cosmos3World(
         transformer,
@@ -45,20 +50,43 @@ def load(folder: Path, options: LoadOptions) -> Cosmos3World:
             system_prompt=bool(index.get("default_use_system_prompt", True)),
             # Offloaded, that half waits where it is.
             savings=replace(options.savings, release_text_half=False) if options.offload != "none" else options.savings,
+            distilled=distilled,
         ),
-        with_tiles(capabilities_of(folder.name, transformer.config), options),
+        with_tiles(capabilities_of(folder.name, transformer.config, distilled), options),
         TextHalf(transformer, folder / "transformer", options.variant),
     )
 
 
-def capabilities_of(name: str, config: Any) -> Capabilities:
-    """What a Cosmos3 transformer of this configuration takes; ranges and shapes of the Cosmos3 NIM."""
+def capabilities_of(name: str, config: Any, distilled: tuple[float, ...] | None = None) -> Capabilities:
+    """What a Cosmos3 transformer of this configuration takes; ranges and shapes of the Cosmos3 NIM.
+
+    A distilled one owns its levels, its guidance and with it the negative prompt, and makes no actions.
+    """
+    whole = _capabilities(name, config)
+    if distilled is None:
+        return whole
+    steps = len(distilled)
+    return replace(
+        whole,
+        modes=_MODES,
+        action_domains=(),
+        steps=Range(steps, steps),
+        guidance_scale=Range(1, 1),
+        negative_prompts=False,
+        solvers=("euler",),
+        default_solver="euler",
+        flow_shift=None,
+        reuse=None,
+        defaults=replace(whole.defaults, steps=steps, guidance_scale=1.0),
+    )
+
+
+def _capabilities(name: str, config: Any) -> Capabilities:
     domains = known_domains(config.action_dim, config.num_embodiment_domains) if config.action_gen else ()
-    modes: tuple[Mode, ...] = ("text2world", "image2world", "video2world")
     return Capabilities(
         model=name,
         family="cosmos3",
-        modes=(*modes, *ACTION_MODES) if domains else modes,
+        modes=(*_MODES, *ACTION_MODES) if domains else _MODES,
         sizes=tuple(Size(width, height) for width, height in _SIZES),
         size_multiple=16,
         max_pixels=960 * 960,
@@ -68,6 +96,7 @@ def capabilities_of(name: str, config: Any) -> Capabilities:
         steps=Range(1, 100),
         prompt_words=4000,
         conditioning_frames=(5, 1),
+        conditioning_indexes=True,
         solvers=("unipc", "euler", "dpmpp_2m"),
         default_solver="unipc",
         defaults=Defaults(width=1280, height=720, frames=189, fps=24, steps=35, guidance_scale=6.0, negative_prompt=""),
@@ -76,6 +105,7 @@ def capabilities_of(name: str, config: Any) -> Capabilities:
     )
 
 
+_MODES: tuple[Mode, ...] = ("text2world", "image2world", "video2world")
 _SIZES = (
     *((1280, 720), (960, 960), (720, 1280), (1104, 832), (832, 1104)),
     *((832, 480), (640, 640), (480, 832), (736, 544), (544, 736)),

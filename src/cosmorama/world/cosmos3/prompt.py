@@ -37,7 +37,13 @@ class ClipFacts:
 
 
 def described(prompt: str, clip: ClipFacts) -> str:
-    """A prompt, followed by duration and size."""
+    """A prompt, followed by duration and size; a structured prompt, a JSON object, has them inside.
+
+    diffusers writes the sentences behind an object as well. The model was trained with objects that hold these facts,
+    so what the prompt says of them itself is replaced by what is true.
+    """
+    if (caption := _structured(prompt)) is not None:
+        return json.dumps(caption | _facts(clip), ensure_ascii=False)
     text = prompt
     if clip.kind == "video":
         text = _append(text, f"The video is {clip.frames / clip.fps:.1f} seconds long and is of {clip.fps:.0f} FPS.")
@@ -45,7 +51,9 @@ def described(prompt: str, clip: ClipFacts) -> str:
 
 
 def described_negative(prompt: str, clip: ClipFacts) -> str:
-    """A negative prompt, followed by the duration and size denied."""
+    """A negative prompt, followed by the duration and size denied; a structured one stays as it is."""
+    if _structured(prompt) is not None:
+        return prompt
     text = prompt
     if clip.kind == "video":
         text = _append(
@@ -59,20 +67,36 @@ def described_action(prompt: str, clip: ClipFacts, view: View) -> str:
     description = prompt.strip()
     if description and not description.endswith((".", "!", "?")):
         description += "."
-    duration_s = clip.frames / clip.fps
-    minutes, seconds = divmod(round(duration_s), 60)
-    ratio = clip.width / clip.height
-    aspect = min(_ASPECTS, key=lambda sides: abs(sides[0] / sides[1] - ratio))
+    minutes, seconds = divmod(round(clip.frames / clip.fps), 60)
     return json.dumps(
         {
             "cinematography": {"framing": f"This video {_VIEWS[view]}."},
             "actions": [{"time": f"0:00-{minutes}:{seconds:02d}", "description": description}],
-            "duration": f"{int(duration_s)}s",
-            "fps": float(clip.fps),
-            "resolution": {"H": clip.height, "W": clip.width},
-            "aspect_ratio": f"{aspect[0]},{aspect[1]}",
+            **_facts(clip),
         }
     )
+
+
+def _facts(clip: ClipFacts) -> dict[str, Any]:
+    """Of a clip, as structured captions have them; a still has neither duration nor rate."""
+    ratio = clip.width / clip.height
+    aspect = min(_ASPECTS, key=lambda sides: abs(sides[0] / sides[1] - ratio))
+    moving = {"duration": f"{int(clip.frames / clip.fps)}s", "fps": float(clip.fps)} if clip.kind == "video" else {}
+    return moving | {
+        "resolution": {"H": clip.height, "W": clip.width},
+        "aspect_ratio": f"{aspect[0]},{aspect[1]}",
+    }
+
+
+def _structured(prompt: str) -> dict[str, Any] | None:
+    """A prompt that is a JSON object; None for any other."""
+    if not prompt.lstrip().startswith("{"):
+        return None
+    try:
+        caption = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return None
+    return caption if isinstance(caption, dict) else None
 
 
 def chat(tokenizer: Any, text: str, clip: ClipFacts, *, system_prompt: bool) -> str:
@@ -84,5 +108,5 @@ def chat(tokenizer: Any, text: str, clip: ClipFacts, *, system_prompt: bool) -> 
 
 
 def _append(text: str, sentence: str) -> str:
-    text = text.rstrip(".")
-    return f"{text}. {sentence}" if text else sentence
+    # diffusers takes all dots from the end and puts one there: an ellipsis would be lost.
+    return f"{text}{' ' if text.endswith('.') else '. '}{sentence}" if text else sentence

@@ -14,7 +14,7 @@ from cosmorama.diffusion.schedule import Schedule
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
-from cosmorama.world.cosmos.levels import Levels, unipc_levels
+from cosmorama.world.cosmos.levels import Levels, distilled_levels, unipc_levels
 from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_actions
 from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_embedding, text_memory, understand
 from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described, described_action, described_negative
@@ -34,6 +34,7 @@ class Cosmos3Config:
     Attributes:
         scheduler: Of the `UniPCMultistepScheduler`.
         native_levels: Space the levels as the pipeline's `use_native_flow_schedule` does.
+        distilled: The levels that a distilled model was trained for; None: it is none.
         system_prompt: Begin the chat with the system prompt.
         savings: What is computed once instead of again and again.
     """
@@ -42,6 +43,7 @@ class Cosmos3Config:
     native_levels: bool
     system_prompt: bool
     savings: Savings
+    distilled: tuple[float, ...] | None = None
 
 
 class Cosmos3World:
@@ -94,7 +96,8 @@ class Cosmos3World:
         Raises:
             InvalidRequestError: the inputs do not fit the mode.
         """
-        sampling = Cosmos3Sampling(self, inputs, read)
+        kind = Cosmos3Sampling if self.config.distilled is None else DistilledSampling
+        sampling = kind(self, inputs, read)
         if self.config.savings.release_text_half:
             self.text_half.release()
         return sampling
@@ -128,6 +131,7 @@ class Cosmos3Sampling:
             self._domain = next((d for d in world.capabilities.action_domains if d.id == wanted), None)
             self._action = check_action(request, self._domain)
         self._given = self._encode_given(inputs.frames)
+        self._kept = self._kept_frames()
         self._levels = self._place_levels()
         self.guidance_weight = request.guidance_scale
         action, prompt = self._action, inputs.prompt
@@ -200,7 +204,9 @@ class Cosmos3Sampling:
             return None
         if request.mode == "inverse_dynamics" and len(frames) != length:
             raise InvalidRequestError(Problem("video", f"{len(frames)} frames", f"{length}: action.steps + 1"))
-        if request.mode != "inverse_dynamics" and len(frames) >= length:
+        if request.conditioning_indexes is not None:
+            frames = frames[:length]
+        elif request.mode != "inverse_dynamics" and len(frames) >= length:
             raise InvalidRequestError(Problem("frames", request.frames, f"more than the {len(frames)} given"))
         latents = (len(frames) - 1) // FRAMES_PER_LATENT + 1
         if not self._world.config.savings.encode_only_given_frames:
@@ -233,9 +239,8 @@ class Cosmos3Sampling:
         positions, _ = get_3d_mrope_ids_vae_tokens(
             frames, rows, columns, temporal_compression_factor=FRAMES_PER_LATENT, **common
         )
-        known = 0 if self._given is None else self._given.shape[2]
         noisy = torch.ones(frames, rows * columns, dtype=torch.bool)
-        noisy[:known] = False
+        noisy[self._kept] = False
         noisy = noisy.reshape(-1, 1)
         if self._action is not None:
             # An action lies between two frames: the first one with the second frame.
@@ -259,10 +264,52 @@ class Cosmos3Sampling:
     def _keep_given(self, clip: Tensor) -> Tensor:
         if self._given is None:
             return clip
-        return torch.cat([self._given, clip[:, :, self._given.shape[2] :]], dim=2)
+        kept = clip.clone()
+        kept[:, :, self._kept] = self._given[:, :, self._kept]
+        return kept
+
+    def _kept_frames(self) -> list[int]:
+        """The latent frames that are given: the first ones, or those that the request names."""
+        if self._given is None:
+            return []
+        return list(self._request.conditioning_indexes or range(self._given.shape[2]))
 
     def _unpack(self, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._action is None:
             return latents, None
         split = torch.Size(self._shape).numel()
         return latents[:, :split].view(self._shape), latents[0, split:].view(self._action.steps, -1)
+
+
+class DistilledSampling(Cosmos3Sampling):
+    """One request on a distilled (few-step) model: every step goes to the clean clip and back with fresh noise.
+
+    The numbers of `Cosmos3DistilledModularPipeline`: a stochastic `FlowMatchEulerDiscreteScheduler` at the levels that
+    the student was trained for. Guidance is in its weights.
+    """
+
+    def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
+        super().__init__(world, inputs, read)
+        self._generator = torch.Generator("cpu")
+        self._noises: dict[int, Tensor] = {}
+
+    def initial(self) -> Tensor:
+        """Noise, and the given latents in their places."""
+        assert self._request.seed is not None
+        self._noises.clear()
+        self._generator.manual_seed(self._request.seed)
+        noise = torch.randn(self._shape, generator=self._generator)
+        return self._keep_given(noise.to(self._world.transformer.device))
+
+    def renoise(self, denoised: Tensor, index: int) -> Tensor:
+        """The clean latents with fresh noise up to the next level; those given stay."""
+        if index not in self._noises:  # or the step is done again
+            self._noises = {index: torch.randn(self._shape, generator=self._generator)}
+        sigma = self.schedule.sigmas[index + 1]
+        noise = self._noises[index].to(denoised.device)
+        return self._keep_given((1 - sigma) * denoised + sigma * noise)
+
+    def _place_levels(self) -> Levels:
+        config = self._world.config
+        assert config.distilled is not None
+        return distilled_levels(config.scheduler, config.distilled)

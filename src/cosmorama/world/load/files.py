@@ -22,6 +22,9 @@ from cosmorama.errors import ModelNotFoundError
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """How the two libraries name the weights of a part, before the ending."""
 PIPELINE = "model_index.json"
+MODULAR = "modular_model_index.json"
+INDEXES = (PIPELINE, MODULAR)
+"""What names a pipeline and its parts, in the order in which it is looked for; diffusers' modular one comes last."""
 _COSMOS_PARTS = {"transformer", "vae", "text_encoder", "tokenizer", "text_tokenizer", "scheduler"}
 """What is read of a Cosmos checkpoint. Guardrails, sound and the eyes of the text encoder are left where they are."""
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -147,7 +150,7 @@ def weight_files(folder: Path, variant: str | None = None) -> WeightFiles:
     names = _names(folder)
     chosen = choose(names, _stems(folder), variant)
     if chosen is None:
-        raise ModelNotFoundError(f"{folder} has no weights{_instead(names)}")
+        raise ModelNotFoundError(f"{folder} has no weights{instead_of(names)}")
     if chosen.single is not None:
         return WeightFiles((folder / chosen.single,), {})
     owners = {name: folder / shard for name, shard in shard_map(folder / str(chosen.index)).items()}
@@ -265,6 +268,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
+def is_distilled(modular: Mapping[str, Any]) -> bool:
+    """Whether a modular index is that of a distilled Cosmos3."""
+    named = str(modular.get("_class_name")) == "Cosmos3DistilledModularPipeline"
+    return named or bool(modular.get("is_distilled")) or bool(modular.get("distilled_sigmas"))
+
+
 def has_weights(folder: Path, variant: str | None = None) -> bool:
     """Whether a folder has weights of the usual names."""
     return choose(_names(folder), _stems(folder), variant) is not None
@@ -272,7 +281,7 @@ def has_weights(folder: Path, variant: str | None = None) -> bool:
 
 def parts_of(folder: Path) -> tuple[Path, ...]:
     """The folders of the parts that loading a checkpoint reads weights from."""
-    index = folder / PIPELINE
+    index = folder / (PIPELINE if (folder / PIPELINE).is_file() else MODULAR)
     named = parts_named(read_json(index) if index.is_file() else {}, [part.name for part in folder.iterdir()])
     return tuple(folder / part for part in named)
 
@@ -302,7 +311,7 @@ def missing_weights(folder: Path, variant: str | None = None) -> Iterator[str]:
     names = _names(folder)
     chosen = choose(names, _stems(folder), variant)
     if chosen is None:
-        yield f"*.safetensors{_instead(names)}"
+        yield f"*.safetensors{instead_of(names)}"
     elif chosen.index is not None:
         yield from sorted(set(shard_map(folder / chosen.index).values()) - names)
 
@@ -322,7 +331,7 @@ def shard_map(index: Path) -> dict[str, str]:
     return mapped
 
 
-def _instead(names: Collection[str]) -> str:
+def instead_of(names: Collection[str]) -> str:
     """What a folder without weights of the usual names has."""
     if found := variants(names):
         return f" (there is the variant {' and '.join(found)}: take it with --variant {found[0]})"

@@ -1,58 +1,409 @@
-"""Checkpoints on the Hugging Face hub."""
+"""Checkpoints on the Hugging Face hub: what of a repository is downloaded, and where it lies afterwards.
+
+Only what is loaded is fetched: of every part its config, its tokenizer and the files that are its weights (`files`
+chooses them by their names, as it does on disk); no code, no pickles, no second copies. The hub library's own cache
+keeps the files, resumes what was broken off and shares them with other programs. What a model is loaded from is a
+folder of links into that cache, named after the repository: a published Transfer2.5 is put together from several of
+its revisions there.
+"""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.files import (
+    INDEXES,
+    choose,
+    instead_of,
+    parts_named,
+    read_json,
+    shard_map,
+    some,
+    stems_of,
+)
+from cosmorama.world.load.sources import SOURCES, Source, check_controls
 
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_HUB_FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja", "*/spiece.model")
-"""Configs, tokenizers and safetensors of a pipeline's parts; no code, and nothing that has to be unpickled."""
+log = logging.getLogger(__name__)
+
+_SMALL = (".json", ".txt", ".jinja", ".model")
+"""Endings of configs and tokenizers. No code, and nothing that has to be unpickled."""
+RESUMED_BYTES = 50_000_000
+"""Files of so many bytes go on where a download of them ended."""
+_ATTEMPTS = 5
+"""To go on that bring nothing, before a download is given up."""
+_SPARE = 200_000_000
+"""Bytes that a download leaves free."""
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether this is `owner/name` or `owner/name@revision`."""
-    return _HUB_ID.fullmatch(name) is not None
+class _UnreachableError(ModelNotFoundError):
+    """The hub cannot be reached, or breaks off: a copy that is here would do."""
 
 
-def from_hub(name: str, cache: Path | None, *, download: bool) -> Path:
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What of one revision of a repository is needed.
+
+    Attributes:
+        revision: The revision; None is main.
+        commit: What it is now.
+        files: Names of the files, and their bytes.
+        absent: Those of them that are not on this disk yet.
+    """
+
+    revision: str | None
+    commit: str
+    files: Mapping[str, int]
+    absent: frozenset[str]
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is still to be downloaded."""
+        return sum(self.files[name] for name in self.absent)
+
+
+def from_hub(
+    source: Source,
+    cache: Path | None = None,
+    *,
+    download: bool = True,
+    variant: str | None = None,
+    controls: tuple[str, ...] = (),
+) -> Path:
     """The folder of a checkpoint from the hub, downloaded where that is allowed and needed.
 
     Args:
-        name: An `is_hub_id`.
+        source: Which one.
         cache: Folder in which checkpoints are kept; None is the hub library's own.
-        download: False takes them only from there.
+        download: False takes them only from there, as does `HF_HUB_OFFLINE`.
+        variant: Of the weights, taken where a part has it.
+        controls: Kinds of control whose ControlNets are wanted, of a source that has some; none: all of them, or
+            without downloads those that are there.
 
     Raises:
-        ModelNotFoundError: it cannot be had.
+        ModelNotFoundError: it cannot be had, or there is no room for it; says what to do.
+    """
+    from huggingface_hub import constants
+
+    check_controls(source, controls)
+    base = _local(source.repository, source.revision, cache)
+    if download and not constants.HF_HUB_OFFLINE:
+        try:
+            return pull(source, cache, variant=variant, controls=controls)
+        except _UnreachableError as error:
+            if base is None:
+                raise
+            log.warning("the copy of %s that is here is taken: %s", source.name, error)
+    if base is None:
+        raise ModelNotFoundError(
+            f"there is no folder {source.name!r} and no copy of it in {cache or constants.HF_HUB_CACHE}, and downloads "
+            "from the Hugging Face hub are switched off"
+        )
+    nets = {kind: _local(source.repository, source.controls[kind], cache) for kind in controls or source.controls}
+    there = {kind: net for kind, net in nets.items() if net is not None}
+    missing = [kind for kind in nets if kind not in there]
+    if missing and (controls or not there):
+        raise ModelNotFoundError(
+            f"there is no copy of the ControlNet for {' and '.join(missing)} of {source.name} in "
+            f"{cache or constants.HF_HUB_CACHE}, and downloads from the Hugging Face hub are switched off"
+        )
+    return _composed(source, base, there)
+
+
+def pull(
+    source: Source, cache: Path | None = None, *, variant: str | None = None, controls: tuple[str, ...] = ()
+) -> Path:
+    """Download what is missing of a checkpoint; a download that was broken off is resumed.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ModelNotFoundError: it cannot be had, or there is no room for it; says what to do.
+    """
+    check_controls(source, controls)
+    with _told(source):
+        revisions: dict[str | None, str | None] = {None: source.revision}
+        revisions |= {kind: source.controls[kind] for kind in controls or source.controls}
+        plans = {
+            kind: _needed(source, revision, cache, variant, bare=kind is not None)
+            for kind, revision in revisions.items()
+        }
+        _check_room(source, plans.values(), cache)
+        for plan in plans.values():
+            for name in sorted(plan.absent):
+                if plan.files[name] >= RESUMED_BYTES:
+                    _fetch_resumed(source.repository, plan.commit, name, cache)
+        found = {kind: _snapshot(source.repository, plan.revision, cache, plan.files) for kind, plan in plans.items()}
+    nets = {kind: folder for kind, folder in found.items() if kind is not None}
+    return _composed(source, found[None], nets)
+
+
+def cached_bytes(source: Source, cache: Path | None = None) -> int:
+    """Bytes of a checkpoint's files that are on this disk; 0 where there is no copy."""
+    revisions = (source.revision, *source.controls.values())
+    folders = {folder for revision in revisions if (folder := _local(source.repository, revision, cache)) is not None}
+    files = {file.resolve() for folder in folders for file in folder.rglob("*") if file.is_file()}
+    return sum(file.stat().st_size for file in files)
+
+
+def remove(source: Source, cache: Path | None = None) -> int:
+    """Delete a checkpoint's files from the cache, but for those that other revisions of it share.
+
+    Returns:
+        How many bytes that freed.
+
+    Raises:
+        ModelNotFoundError: there are none.
+    """
+    from huggingface_hub import constants, scan_cache_dir
+
+    place = cache or Path(constants.HF_HUB_CACHE)
+    revisions = {revision or "main" for revision in (source.revision, *source.controls.values())}
+    found = scan_cache_dir(place) if place.is_dir() else None
+    commits = {
+        revision.commit_hash
+        for repository in (found.repos if found is not None else ())
+        if repository.repo_id == source.repository
+        for revision in repository.revisions
+        if revisions & ({*revision.refs, revision.commit_hash})
+    }
+    if found is None or not commits:
+        raise ModelNotFoundError(f"there is no copy of {source.name} in {place}")
+    plan = found.delete_revisions(*commits)
+    plan.execute()
+    return int(plan.expected_freed_size)
+
+
+def _hub() -> dict[str, Any]:
+    """Where the hub is, if the environment says so: a mirror."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    return {"endpoint": endpoint} if endpoint else {}
+
+
+def _snapshot(repository: str, revision: str | None, cache: Path | None, names: Collection[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [glob.escape(name) for name in names]
+    return Path(
+        str(snapshot_download(repository, revision=revision, cache_dir=cache, allow_patterns=patterns, **_hub()))
+    )
+
+
+def _needed(source: Source, revision: str | None, cache: Path | None, variant: str | None, *, bare: bool) -> Needed:
+    """Decide what of a revision is needed; fetches the small files that say so.
+
+    Args:
+        source: The checkpoint.
+        revision: Which of its revisions.
+        cache: See `from_hub`.
+        variant: See `from_hub`.
+        bare: Whether the revision holds one network instead of a pipeline.
+    """
+    from huggingface_hub import snapshot_download
+
+    listed: Any = snapshot_download(source.repository, revision=revision, cache_dir=cache, dry_run=True, **_hub())
+    sizes = {str(file.filename): int(file.file_size or 0) for file in listed}
+    parts: tuple[str, ...] = ("",)
+    tops = [name for name in INDEXES if name in sizes]
+    if not bare:
+        if not tops:
+            raise ModelNotFoundError(_no_pipeline(source, revision, sizes))
+        folder = _snapshot(source.repository, revision, cache, tops)
+        parts = parts_named(read_json(folder / tops[0]), {name.partition("/")[0] for name in sizes if "/" in name})
+    inside = {
+        part: {path.name for path in map(PurePosixPath, sizes) if path.parent == PurePosixPath(part)} for part in parts
+    }
+    wanted = [*tops, *(_in(part, name) for part, names in inside.items() for name in names if name.endswith(_SMALL))]
+    folder = _snapshot(source.repository, revision, cache, wanted)
+    for part, names in inside.items():
+        config = folder / _in(part, "config.json")
+        chosen = choose(names, stems_of(read_json(config) if config.is_file() else {}), variant)
+        if chosen is None:
+            if "config.json" in names and (there := instead_of(names)):
+                raise ModelNotFoundError(f"{source.address} has no weights in {part or 'it'}{there}")
+        elif chosen.single is not None:
+            wanted.append(_in(part, chosen.single))
+        else:
+            wanted += [_in(part, shard) for shard in set(shard_map(folder / _in(part, str(chosen.index))).values())]
+    missing = [name for name in wanted if name not in sizes]
+    if missing:
+        raise ModelNotFoundError(f"{source.address} is not a complete checkpoint: missing {some(missing)}")
+    absent = frozenset(str(file.filename) for file in listed if not file.is_cached).intersection(wanted)
+    return Needed(revision, str(listed[0].commit_hash), {name: sizes[name] for name in wanted}, absent)
+
+
+def _fetch_resumed(repository: str, commit: str, name: str, cache: Path | None) -> None:
+    """Bring one large file into the hub library's cache, from where an earlier attempt ended, in this run or another.
+
+    The library begins a file anew in every run. What it finds among its contents (blobs) it only links.
+
+    Raises:
+        OSError: it came, but is not the file that the hub speaks of.
     """
     import httpx
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from filelock import FileLock
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, utils
+    from huggingface_hub.file_download import repo_folder_name
 
-    hub_id = _HUB_ID.fullmatch(name)
-    assert hub_id is not None
-    try:
-        found = snapshot_download(
-            hub_id["id"],
-            revision=hub_id["revision"],
-            allow_patterns=list(_HUB_FILES),
-            cache_dir=cache,
-            local_files_only=not download,
+    tools: Any = utils
+    url = hf_hub_url(repository, name, revision=commit, **_hub())
+    about = get_hf_file_metadata(url, **_hub())
+    if about.etag is None or about.size is None:
+        return  # nothing to tell a whole file by: the library's way
+    kept = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    blob = kept / "blobs" / about.etag
+    part = blob.with_name(f"{about.etag}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(part.with_suffix(".lock")),
+        tools.tqdm(total=about.size, unit="B", unit_scale=True, desc=name, disable=None) as bar,
+    ):
+        fruitless = 0
+        while not blob.exists():
+            have = part.stat().st_size if part.is_file() else 0
+            bar.update(have - bar.n)
+            if have >= about.size:
+                _put_in_place(part, blob, about.size, name)
+                return
+            headers = {**tools.build_hf_headers(), "Range": f"bytes={have}-"}
+            try:
+                with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+                    answer.raise_for_status()
+                    with part.open("ab" if answer.status_code == 206 else "wb") as opened:
+                        for chunk in answer.iter_raw():
+                            opened.write(chunk)
+                            bar.update(len(chunk))
+            except httpx.TransportError:
+                fruitless = 0 if part.is_file() and part.stat().st_size > have else fruitless + 1
+                if fruitless >= _ATTEMPTS:
+                    raise
+
+
+def _put_in_place(part: Path, blob: Path, size: int, name: str) -> None:
+    """Let a file that has come whole be one of the cache's; one that is damaged is begun anew the next time."""
+    with part.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if part.stat().st_size != size or (len(blob.name) == len(digest) and blob.name != digest):
+        part.unlink()
+        raise OSError(f"{name} came damaged; it is begun anew the next time")
+    part.rename(blob)
+
+
+def _in(part: str, name: str) -> str:
+    return f"{part}/{name}" if part else name
+
+
+def _no_pipeline(source: Source, revision: str | None, names: Iterable[str]) -> str:
+    """What is said of a repository without a pipeline."""
+    known = next((other for other in SOURCES if other.repository == source.repository), None)
+    where = f"{source.repository} has no pipeline in its revision {revision or 'main'} (no {INDEXES[0]}"
+    pickles = sorted(name for name in names if name.endswith((".pt", ".pth", ".ckpt")))
+    where += f"; it holds NVIDIA's own {pickles[0]}, a pickle)" if pickles else ")"
+    return where + (f": take {known.name}, which is {known.address}" if known is not None else "")
+
+
+def _check_room(source: Source, plans: Iterable[Needed], cache: Path | None) -> None:
+    from huggingface_hub import constants
+
+    place = Path(cache or constants.HF_HUB_CACHE)
+    place.mkdir(parents=True, exist_ok=True)
+    missing, free = sum(plan.missing_bytes for plan in plans), shutil.disk_usage(place).free
+    if missing:
+        log.info("downloading %.1f GB of %s to %s", missing / 1e9, source.address, place)
+    if missing and missing + _SPARE > free:
+        raise ModelNotFoundError(
+            f"{source.address} takes {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free in {place}: make "
+            "room, or set COSMORAMA_CACHE_PATH (or HF_HOME) to a larger disk"
         )
-        return Path(found)
-    except LocalEntryNotFoundError as error:
-        if download:  # the hub cannot be reached, and there is no copy
+
+
+@contextmanager
+def _told(source: Source) -> Iterator[None]:
+    """Whatever the hub answers is told in one sentence that says what to do."""
+    from huggingface_hub.errors import DryRunError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"https://huggingface.co/{source.repository}"
+    try:
+        yield
+    except (ModelNotFoundError, MemoryError):
+        raise
+    except Exception as found:  # the library's own, those of its HTTP client, of the disk
+        error = found.__cause__ or found if isinstance(found, DryRunError) else found
+        if isinstance(error, GatedRepoError):
             raise ModelNotFoundError(
-                f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"
+                f"{source.repository} is gated: accept its licence ({source.licence or 'see there'}) at {page} with "
+                "your account, then run hf auth login or set HF_TOKEN"
             ) from error
-        raise ModelNotFoundError(
-            f"there is no folder {name!r} and no copy of it in {cache or constants.HF_HUB_CACHE}, and downloads from "
-            "the Hugging Face hub are switched off"
-        ) from None
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise ModelNotFoundError(
-            f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub: {error}"
+        if isinstance(error, RevisionNotFoundError):
+            known = next((other for other in SOURCES if other.repository == source.repository), None)
+            hint = f"; {known.name} is {known.address}" if known is not None else ""
+            raise ModelNotFoundError(
+                f"{source.repository} has no revision {source.revision or 'main'!r}{hint}"
+            ) from error
+        if isinstance(error, RepositoryNotFoundError):
+            raise ModelNotFoundError(
+                f"there is no folder {source.name!r} and no such repository on the Hugging Face hub; if {page} is "
+                "private, run hf auth login or set HF_TOKEN"
+            ) from error
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise _UnreachableError(
+            f"there is no folder {source.name!r}, and it cannot be had from the Hugging Face hub: {said}"
         ) from error
+
+
+def _local(repository: str, revision: str | None, cache: Path | None) -> Path | None:
+    """The folder of a revision in the cache, whole or not."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    kept = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    reference = kept / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision or ""
+    folder = kept / "snapshots" / commit
+    return folder if commit and "/" not in commit and folder.is_dir() else None
+
+
+def _composed(source: Source, base: Path, nets: Mapping[str, Path]) -> Path:
+    """A folder of links to a checkpoint's parts, named after its repository."""
+    indexes = [name for name in INDEXES if (base / name).is_file()]
+    if not indexes:
+        names = [str(file.relative_to(base)) for file in base.rglob("*") if file.is_file()]
+        raise ModelNotFoundError(_no_pipeline(source, source.revision, names))
+    folders = [folder.name for folder in base.iterdir() if folder.is_dir()]
+    links = {name: base / name for name in (*indexes, *parts_named(read_json(base / indexes[0]), folders))}
+    links |= {f"controlnet_{kind}": folder for kind, folder in nets.items()}
+    key = hashlib.sha256(json.dumps({name: str(target) for name, target in links.items()}).encode()).hexdigest()[:16]
+    name = source.repository.rpartition("/")[2]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cosmorama" / "checkpoints" / key
+    try:
+        return _linked(home, name, links)
+    except OSError:  # nothing can be written there
+        return _linked(Path(tempfile.mkdtemp(prefix="cosmorama-")), name, links)
+
+
+def _linked(home: Path, name: str, links: Mapping[str, Path]) -> Path:
+    if (home / name).is_dir():
+        return home / name
+    home.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=home))
+    for link, target in links.items():
+        (made / link).symlink_to(target.absolute())
+    try:
+        made.rename(home / name)
+    except OSError:  # another process was first
+        shutil.rmtree(made)
+        if not (home / name).is_dir():
+            raise
+    return home / name

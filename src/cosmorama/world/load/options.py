@@ -31,6 +31,7 @@ class LoadOptions:
         offload: What waits in the CPU's memory to run layer by layer.
         vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
+        fps_modulation: Whether positions in time follow the frame rate; None: as the family's released models have it.
         variant: Of the weights, for example `fp16`, taken where a part has it; None: the usual files.
     """
 
@@ -41,6 +42,7 @@ class LoadOptions:
     vae_tiling: int = 0
     quantize: Quantize = "none"
     variant: str | None = None
+    fps_modulation: bool | None = None
 
 
 ON_CPU = LoadOptions()

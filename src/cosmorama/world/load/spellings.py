@@ -127,10 +127,10 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
         if converted and not left:
             found, unknown = again, left
     if unknown:
-        what = (
-            "none of its weights fits" if not found else f"{len(unknown)} of its {len(weights)} weights have no place"
+        count = (
+            f"{len(unknown)} of its {len(weights)} weights have no place in" if found else "none of its weights fits"
         )
-        raise ModelNotFoundError(f"the adapter {name} ({file.name}): {what} this model: {some(unknown)}")
+        raise ModelNotFoundError(f"the adapter {name} ({file.name}): {count} this model: {some(unknown)}")
     additions = {layer: _addition(name, layer, parts, layers[layer], config) for layer, parts in found.items()}
     if not additions:
         raise ModelNotFoundError(f"the adapter {name} ({file.name}) has no weights")

@@ -44,6 +44,10 @@ class Holding(Protocol):
 class TextEncoder(Protocol):
     """Prompts to states `[B, S, D]` and a mask `[B, S]` of the real tokens."""
 
+    def unread(self, prompt: str) -> str | None:
+        """What of a prompt is not read, in a sentence; None: little or nothing."""
+        ...
+
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Encode a batch of prompts."""
         ...
@@ -105,7 +109,7 @@ class FlowWorld:
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Read one prompt."""
         states, mask = self._text_encoder([prompt])
-        return TextEmbedding(states, mask)
+        return TextEmbedding(states, mask, note=self._text_encoder.unread(prompt))
 
     @torch.inference_mode()
     def encode_frames(self, frames: Tensor) -> Tensor:

@@ -53,6 +53,18 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         known = [self._ids[word] for word in words(prompt) if word in self._ids]
         return [_START, *known[: MAX_TOKENS - 1]]
 
+    def unread(self, prompt: str) -> str | None:
+        """What of a prompt there is no picture for, in a sentence; None: little or nothing."""
+        said = words(prompt)
+        known = sum(word in self._ids for word in said)
+        if said and not known:
+            return "nothing of the prompt was understood: this model knows a few words only, and none of these"
+        if known >= MAX_TOKENS:
+            return f"the first {MAX_TOKENS - 1} of the {known} words of the prompt that this model knows were used"
+        if 2 * known < len(said):
+            return f"{known} of the {len(said)} words of the prompt were understood: this model knows a few only"
+        return None
+
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode prompts.
 

@@ -48,19 +48,15 @@ class QwenReader:
             {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
             {"role": "user", "content": [{"type": "text", "text": prompt}]},
         ]
+        how = {"tokenize": True, "add_generation_prompt": False, "add_vision_id": False, "return_dict": True}
+        count = len(self._tokenizer.apply_chat_template(chat, **how)["input_ids"])
         tokens = self._tokenizer.apply_chat_template(
-            chat,
-            tokenize=True,
-            add_generation_prompt=False,
-            add_vision_id=False,
-            max_length=ROWS,
-            truncation=True,
-            padding="max_length",
-            return_dict=True,
+            chat, max_length=ROWS, truncation=True, padding="max_length", **how
         )
         ids = torch.tensor([tokens["input_ids"]], device=self._device)
         layers = self._model(ids, output_hidden_states=True, use_cache=False).hidden_states[1:]
-        return TextEmbedding(torch.cat([_normalized(states) for states in layers], dim=-1))
+        states = torch.cat([_normalized(states) for states in layers], dim=-1)
+        return TextEmbedding(states, tokens=count, limit=ROWS)
 
 
 def _normalized(states: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class T5Reader:
         Returns:
             States `[1, S, D]`, the last row zero and standing for all the zero rows up to 512. Unfolded: `[1, 512, D]`.
         """
+        count = len(self._tokenizer(prompt).input_ids)
         padding = False if self._fold_rows else "max_length"
         tokens = self._tokenizer(prompt, padding=padding, max_length=ROWS, truncation=True, return_tensors="pt").to(
             self._device
@@ -56,7 +57,8 @@ class T5Reader:
         length = int(tokens.attention_mask.sum())
         if not self._fold_rows:
             states[:, length:] = 0
-            return TextEmbedding(states)
+            return TextEmbedding(states, tokens=count, limit=ROWS)
         if length == ROWS:
-            return TextEmbedding(states)
-        return TextEmbedding(torch.cat([states, states.new_zeros(1, 1, states.shape[2])], dim=1), repeats=ROWS - length)
+            return TextEmbedding(states, tokens=count, limit=ROWS)
+        folded = torch.cat([states, states.new_zeros(1, 1, states.shape[2])], dim=1)
+        return TextEmbedding(folded, repeats=ROWS - length, tokens=count, limit=ROWS)

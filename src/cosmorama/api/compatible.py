@@ -1,0 +1,240 @@
+"""Routes that clients of OpenAI, SGLang and vLLM-Omni call besides `/v1/videos`.
+
+`/v1/videos/sync` answers with the clip itself, `/v1/videos/{id}/extend` goes on with a finished one,
+`/v1/images/generations` makes stills, `/v1/models/{name}` and `/health` say what everybody asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+import zipfile
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from cosmorama.api import info
+from cosmorama.api.body import body_limit, read_form, read_object
+from cosmorama.api.clips import discard
+from cosmorama.api.dialects import openai_videos
+from cosmorama.api.dialects.base import file_answer, worded
+from cosmorama.api.dialects.openai_videos import adapters_of, size_from
+from cosmorama.api.dialects.wire import DialectBody, validate
+from cosmorama.api.errors import BodyError
+from cosmorama.api.infer import generate
+from cosmorama.api.services import ServicesOf
+from cosmorama.api.videos import OpenAIRoute, begin_video, generation_of, is_form, video_of
+from cosmorama.errors import InvalidRequestError, MediaError, Problem
+from cosmorama.request import MAX_SEED, PROMPT_MAX_CHARACTERS, GenerationRequest, Output
+
+router = APIRouter(tags=["videos"], route_class=OpenAIRoute)
+EXTENDED_FROM = "extended_from_video_id"
+"""The label of a job that goes on with a video."""
+
+
+@router.post(
+    "/v1/videos/sync",
+    summary="Make a video and answer with it",
+    response_class=Response,
+    responses={200: {"description": "The clip.", "content": {"video/mp4": {}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                kind: {"schema": {"$ref": "#/components/schemas/VideoBody"}}
+                for kind in ("application/json", "multipart/form-data")
+            },
+        }
+    },
+)
+async def sync(request: Request, services: ServicesOf) -> Response:
+    """The body of `POST /v1/videos`; the answer is the file, once it is made. Going away cancels it."""
+    generation, names = await generation_of(request, services)
+    try:
+        outcome = await generate(request, generation, services, dialect=openai_videos.NAME)
+    except (InvalidRequestError, MediaError) as error:
+        raise worded(error, names) from None
+    return file_answer(request, generation, outcome)
+
+
+@router.post("/v1/videos/extensions", summary="Go on with a video, named in the body", openapi_extra={})
+@router.post(
+    "/v1/videos/{video_id}/extend",
+    summary="Go on with a video",
+    openapi_extra={
+        "requestBody": {
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/VideoBody"}}},
+        }
+    },
+)
+async def extend(request: Request, services: ServicesOf, video_id: str | None = None) -> Response:
+    """Begin a video that goes on from the last frames of a finished one, and begins with them.
+
+    Prompt, size, rate and sampling are the video's own where the body does not say; the seed is drawn anew.
+    """
+    limit = body_limit(services.settings.max_input_bytes)
+    if is_form(request):
+        fields, upload = await read_form(request, "video", limit)
+        if upload is not None:
+            raise InvalidRequestError(
+                Problem("video", "an upload", "the id of a video made here; send clips to create")
+            )
+        given: dict[str, Any] = {name: text for name, text in fields.items() if "[" not in name}
+        if "video[id]" in fields:
+            given["video"] = {"id": fields["video[id]"]}
+    else:
+        given = await read_object(request, limit)
+    named = given.pop("video", None)
+    if video_id is None:
+        video_id = named.get("id") if isinstance(named, dict) else named
+        if not isinstance(video_id, str):
+            raise InvalidRequestError(Problem("video", named, "an object with the id of a finished video"))
+    source = await video_of(video_id, request, services)
+    if source.state != "succeeded":
+        raise BodyError(f"{video_id} is not completed, and only a completed video can be extended", status=409)
+    asked = openai_videos.parse_extend(given, services.settings, form=is_form(request))
+    clip = await services.jobs.checkout(source)
+    try:
+        data = await asyncio.to_thread(clip.read_bytes)
+    finally:
+        discard(clip)
+    generation = _continued(source.request, asked, data)
+    return await begin_video(request, generation, services, labels={EXTENDED_FROM: source.id})
+
+
+def _continued(source: GenerationRequest, asked: GenerationRequest, clip: bytes) -> GenerationRequest:
+    """What was asked for, with the source's choices where nothing was."""
+    result = getattr(source, "target", None) or source
+    return replace(
+        asked,
+        prompt=asked.prompt or source.prompt,
+        negative_prompt=asked.negative_prompt if asked.negative_prompt is not None else source.negative_prompt,
+        width=asked.width or result.width,
+        height=asked.height or result.height,
+        fps=asked.fps or result.fps,
+        steps=asked.steps or source.steps,
+        guidance_scale=source.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
+        adapters=asked.adapters or source.adapters,
+        model=asked.model or source.model,
+        image=None,
+        video=clip,
+    )
+
+
+class ImageBody(DialectBody):
+    """What a client of OpenAI's Images API sends, and the sampling knobs."""
+
+    dialect: ClassVar[str] = "openai_images"
+    aliases = {"num_inference_steps": "steps", "num_outputs_per_prompt": "n"}  # noqa: RUF012
+
+    prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
+    n: int = Field(1, ge=1, le=1, description="One picture is made per request.")
+    size: str | None = Field(None, description="Width x height in pixels, or auto.")
+    width: int | None = Field(None, ge=1)
+    height: int | None = Field(None, ge=1)
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png", "jpeg", "jpg"] = "png"
+    negative_prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    prompt_upsampling: bool | None = None
+    lora: dict[str, Any] | None = None
+
+
+_UNUSED_IMAGE_FIELDS = (
+    "user",
+    "quality",
+    "style",
+    "background",
+    "moderation",
+    "output_compression",
+    "stream",
+    "partial_images",
+    "true_cfg_scale",
+    "extra_args",
+    "extra_params",
+    "guardrails",
+)
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Make a picture",
+    tags=["images"],
+    responses={200: {"description": "The picture in base64.", "content": {"application/json": {}}}},
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ImageBody.model_json_schema()}}}
+    },
+)
+async def images(request: Request, services: ServicesOf) -> Response:
+    """A still, as a PNG or a JPEG in base64. Going away cancels it."""
+    body = await read_object(request, body_limit(services.settings.max_input_bytes))
+    unused = [name for name in _UNUSED_IMAGE_FIELDS if body.pop(name, None) not in (None, False, "auto", "standard")]
+    wire = validate(body, ImageBody)
+    size = None if wire.size in (None, "auto") else size_from(wire.size)
+    width = wire.width if size is None else size.width
+    height = wire.height if size is None else size.height
+    png = wire.output_format == "png"
+    generation = GenerationRequest(
+        prompt=wire.prompt,
+        negative_prompt=wire.negative_prompt,
+        prompt_upsampling=wire.prompt_upsampling,
+        seed=wire.seed,
+        steps=wire.steps,
+        guidance_scale=wire.guidance_scale,
+        flow_shift=wire.flow_shift,
+        width=width,
+        height=height,
+        frames=1,
+        adapters=adapters_of(wire.lora),
+        output=Output("png" if png else "jpeg", quality=services.settings.video_quality),
+        model=wire.model,
+        fit=True,
+        warnings=tuple(f"{name} was not used" for name in unused),
+    )
+    names = {"adapters": "lora", "frames": "n"}
+    try:
+        outcome = await generate(request, generation, services, dialect=openai_videos.NAME)
+    except (InvalidRequestError, MediaError) as error:
+        raise worded(error, names) from None
+    try:
+        data = await asyncio.to_thread(_picture, outcome.path, png)
+    finally:
+        discard(outcome.path)
+    return JSONResponse(
+        {
+            "created": int(time.time()),
+            "data": [{"b64_json": base64.b64encode(data).decode(), "revised_prompt": outcome.prompt}],
+            "output_format": "png" if png else "jpeg",
+            "size": f"{outcome.width}x{outcome.height}",
+            "seed": outcome.seed,
+            "warnings": list(outcome.warnings),
+        }
+    )
+
+
+def _picture(path: Any, png: bool) -> bytes:
+    """The one picture of a file; PNG frames come in a ZIP."""
+    if not png:
+        return bytes(path.read_bytes())
+    with zipfile.ZipFile(path) as frames:
+        return frames.read(frames.namelist()[0])
+
+
+@router.get("/v1/models/{name:path}", tags=["about"], responses={404: {"description": "There is no such model."}})
+async def model(name: str, services: ServicesOf) -> dict[str, Any]:
+    """One of the models being served, in the shape of the OpenAI API; aliases and hub ids are taken."""
+    return info.model_entry(services.supervisor.find(name))
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", tags=["health"], summary="Is a model loaded", responses={503: {"description": "Not yet."}})
+async def health(services: ServicesOf) -> JSONResponse:
+    """The same as `/v1/health/ready`, where load balancers and other servers' clients look for it."""
+    return await info.ready(services)

@@ -1,0 +1,222 @@
+"""What clients of OpenAI, SGLang and vLLM-Omni send and call besides OpenAI's own videos."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from cosmorama.api.dialects.openai_videos import parse
+from cosmorama.api.info import variant_of
+from cosmorama.engine.workers import named
+from cosmorama.settings import Settings
+from tests.api.dialects.conftest import running
+from tests.api.dialects.reading import MICROCOSM, resolve
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # OpenAI's service, not this one
+SGLANG: dict[str, Any] = {
+    "model": "painter",
+    "prompt": "a red ball",
+    "num_outputs_per_prompt": 1,
+    "size": "96x64",
+    "num_frames": 5,
+    "fps": 24,
+    "seed": 3,
+    "num_inference_steps": 4,
+    "guidance_scale": 5.0,
+    "negative_prompt": None,
+    "extra_body": {"flow_shift": None, "enable_teacache": True},
+}
+OMNI: dict[str, str] = {
+    "prompt": "a red ball",
+    "width": "96",
+    "height": "64",
+    "num_frames": "5",
+    "fps": "24",
+    "num_inference_steps": "4",
+    "guidance_scale": "5.0",
+    "max_sequence_length": "4096",
+    "flow_shift": "null",
+    "seed": "3",
+    "extra_params": json.dumps({"guardrails": False, "use_resolution_template": False, "conditioning_frames": None}),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    settings: dict[str, Any] = {"model_aliases": {"sora-2": "painter"}, "model_variant": "nano"}
+    with running(tmp_path_factory.mktemp("compatible"), **settings) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(server: httpx.Client) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=str(server.base_url.join("/v1")), api_key="none", max_retries=0) as client:
+        yield client
+
+
+def finished(server: httpx.Client, video_id: str) -> dict[str, Any]:
+    while (video := server.get(f"/v1/videos/{video_id}").json())["status"] in ("queued", "in_progress"):
+        pass
+    assert video["status"] == "completed", video
+    return dict(video)
+
+
+def test_sglangs_fields_are_the_fields_that_they_mean() -> None:
+    made = resolve(parse({**SGLANG, "model": None}, Settings()), MICROCOSM)
+    assert (made.frames, made.fps, made.steps, made.guidance_scale, made.seed) == (5, 24, 4, 5.0, 3)
+    assert (made.result.width, made.result.height) == (96, 64)
+    assert "extra_body.enable_teacache was not used" in made.warnings
+
+
+def test_a_bench_of_sglang(server: httpx.Client) -> None:
+    assert server.get("/health").status_code == 200
+    video = server.post("/v1/videos", json=SGLANG).raise_for_status().json()
+    assert (video["size"], video["warnings"]) == ("96x64", ["extra_body.enable_teacache was not used"])
+    assert finished(server, video["id"])["id"] == video["id"]
+
+
+def test_vllm_omnis_form_is_answered_with_the_clip(server: httpx.Client, jpeg: bytes) -> None:
+    for files in ({"input_reference": ("a.jpg", jpeg, "image/jpeg")}, {"input_reference": ("", b"")}):
+        answer = server.post("/v1/videos/sync", data=OMNI, files=files)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "video/mp4"
+        assert answer.content[4:8] == b"ftyp"
+        assert answer.headers["x-cosmorama-seed"] == "3"
+        assert "use_resolution_template%20was%20not%20used" in answer.headers["x-cosmorama-warnings"]
+        assert len(answer.headers["x-cosmorama-warnings"]) <= 1024
+
+
+def test_a_still_through_the_official_client(client: openai.OpenAI) -> None:
+    for output_format, kind in (("png", "PNG"), ("jpeg", "JPEG")):
+        made = client.images.generate(
+            model="sora-2", prompt="a red ball", size="1024x1024", output_format=output_format, n=1, user="me"
+        )
+        assert made.data is not None
+        picture = Image.open(io.BytesIO(base64.b64decode(made.data[0].b64_json or "")))
+        assert (picture.format, picture.size) == (kind, (1024, 1024))
+    with pytest.raises(openai.BadRequestError, match="n: 2") as caught:
+        client.images.generate(prompt="a", n=2)
+    assert caught.value.param == "n"
+    with pytest.raises(openai.BadRequestError, match="response_format: 'url'"):
+        client.images.generate(prompt="a", response_format="url")
+
+
+def test_models_by_name_alias_and_hub_id(client: openai.OpenAI, server: httpx.Client) -> None:
+    for name in ("painter", "sora-2", "nvidia/Painter", "nvidia/Painter@main"):
+        assert client.models.retrieve(name).id == "painter"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+        client.models.retrieve("other")
+    assert server.get("/v1/metadata").json()["model_variant"] == "nano"
+
+
+def test_a_video_is_extended(client: openai.OpenAI, server: httpx.Client) -> None:
+    first = client.videos.create_and_poll(prompt="a ball", size="96x64", seconds="1", extra_body={"fps": 12})  # type: ignore[arg-type]
+    further = {"prompt": "it rolls on", "seconds": "1", "video": {"id": first.id}}
+    made = server.post("/v1/videos/extensions", json=further).raise_for_status().json()
+    assert finished(server, made["id"])["prompt"] == "it rolls on"
+    again = server.post(f"/v1/videos/{first.id}/extend", json={"frames": 10}).raise_for_status().json()
+    made = finished(server, again["id"])
+    assert (made["prompt"], made["size"], made["seconds"]) == ("a ball", "96x64", "0.833333")
+    job = server.get(f"/v1/jobs/{again['id']}").json()
+    assert (job["mode"], job["metadata"]) == ("video2world", {"extended_from_video_id": first.id})
+    for path in ("/v1/videos/video_x/extend", f"/v1/videos/{'x' * 30}/extend"):
+        assert server.post(path, json={}).status_code == 404
+    assert server.post("/v1/videos/extensions", json={"prompt": "a"}).status_code == 400
+
+
+def form(*parts: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
+    body = b"".join(b"--X\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + data + b"\r\n"
+                    for head, data in parts)  # fmt: skip
+    return body + b"--X--\r\n", {"Content-Type": "multipart/form-data; boundary=X"}
+
+
+TEXTS = (('name="prompt"', b"a ball"), ('name="size"', b"96x64"), ('name="frames"', b"5"))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'name="input_reference"\r\nContent-Type: image/jpeg',
+        "name=\"input_reference\"; filename*=UTF-8''a%20b.jpg\r\nContent-Type: image/jpeg",
+        'name="input_reference"; filename=""\r\nContent-Type: application/octet-stream',
+    ],
+)
+def test_a_file_part_needs_no_filename(server: httpx.Client, jpeg: bytes, head: str) -> None:
+    body, headers = form(*TEXTS, (head, jpeg))
+    answer = server.post("/v1/videos", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert server.get(f"/v1/jobs/{answer.json()['id']}").json()["mode"] == "image2world"
+
+
+def test_an_empty_file_is_none(server: httpx.Client) -> None:
+    body, headers = form(*TEXTS, ('name="input_reference"; filename=""\r\nContent-Type: application/octet-stream', b""))
+    answer = server.post("/v1/videos", content=body, headers=headers)
+    assert server.get(f"/v1/jobs/{answer.json()['id']}").json()["mode"] == "text2world"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "said"),
+    [
+        ({"num_frames": 0}, "num_frames", "num_frames: 0"),
+        ({"num_inference_steps": 500}, "num_inference_steps", "num_inference_steps: 500"),
+        ({"n": 2}, "n", "n: 2"),
+        ({"num_outputs_per_prompt": 2}, "num_outputs_per_prompt", "num_outputs_per_prompt: 2"),
+        ({"size": None, "width": 640}, "width x height", "both, or neither"),
+        ({"lora": {"name": "x"}}, "lora", "no adapter: none is loaded"),
+        ({"lora": {"scale": 1}}, "lora", "the name of a loaded adapter"),
+        ({"extra_params": []}, "extra_params", "valid dictionary"),
+        ({"unheard_of": 1}, "unheard_of", "unknown field 'unheard_of'"),
+        ({"image_reference": {"file_id": "x"}}, "input_reference", "file_id is not supported"),
+    ],
+)
+def test_refusals_name_what_the_client_wrote(
+    server: httpx.Client, change: dict[str, Any], param: str, said: str
+) -> None:
+    body = {name: value for name, value in {**SGLANG, **change}.items() if name not in ("num_outputs_per_prompt",)}
+    body |= {name: change[name] for name in change}
+    answer = server.post("/v1/videos", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("nano", "nano"),
+        ("/models/Cosmos3-Nano", "nano"),
+        ("nvidia/Cosmos3-Nano", "nano"),
+        ("nvidia/cosmos3-nano@fp8", "nano"),
+        ("NANO", "nano"),
+        ("sora-2", "nano"),
+        ("gpt-9", None),
+    ],
+)
+def test_how_a_model_is_found(asked: str, found: str | None) -> None:
+    known = {"/models/Cosmos3-Nano": "nano", "nano": "nano"}
+    assert named(asked, known, {"sora-2": "nano"}) == found
+    assert named(asked, known, {"*": "nano"}) == "nano"
+
+
+def test_variants_by_name() -> None:
+    assert variant_of("Cosmos3-Nano") == "nano"
+    assert variant_of("nvidia/Cosmos3-Super-Text2Image-4Step") == "super-t2i-4step"
+    assert variant_of("Cosmos3-Super-Image2Video") == "super-i2v"
+    assert variant_of("microcosm") == "microcosm"
+
+
+def test_aliases_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COSMORAMA_MODEL_ALIASES", "sora-2=microcosm, *=microcosm")
+    monkeypatch.setenv("NIM_MODEL_VARIANT", "super")
+    settings = Settings()
+    assert settings.model_aliases == {"sora-2": "microcosm", "*": "microcosm"}
+    assert settings.model_variant == "super"

@@ -1,0 +1,317 @@
+"""Who and what is let in: keys, other pages, bodies that are too much or too slow; and what is said of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from cosmorama.api import middleware
+from cosmorama.api import serve as server_module
+from cosmorama.api.app import create_app
+from cosmorama.errors import InvalidRequestError
+from cosmorama.settings import Settings
+from tests.api.fake_app import Fake, run, serving
+
+BODY: dict[str, Any] = {"dialect": "cosmorama", "prompt": "a red ball", "steps": 1, "frames": 9}
+
+
+@pytest.mark.parametrize("keys", ["alice:", ":", ",", " ", "", "alice: ,bob:realkey", "good,", ",good", "a:b,c:"])
+def test_an_empty_key_stops_the_server_before_it_starts(keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSMORAMA_API_KEYS", keys)
+    with pytest.raises(ValidationError, match="key"):
+        Settings()
+
+
+@pytest.mark.parametrize("key", ["", " ", "alice:", ": "])
+def test_an_empty_key_from_the_command_line_or_code_does_so_too(
+    key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Flags reach the settings past their validation.
+    settings = Settings(state_dir=tmp_path).model_copy(update={"api_keys": (SecretStr("good"), SecretStr(key))})
+    with pytest.raises(InvalidRequestError, match="api_keys"):
+        create_app(settings)
+    monkeypatch.setattr("cosmorama.logs.configure", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        server_module.serve(settings)
+    assert ended.value.code == server_module.STARTUP_FAILED
+    assert "the server cannot start: api_keys" in caplog.text
+
+
+def test_keys_are_what_stands_behind_the_colon(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, api_keys=("alice: mine ", "yours")) as server:
+            for header, status in (
+                ("Bearer mine", 200),
+                ("Bearer yours", 200),
+                ("Bearer", 401),
+                ("Bearer alice", 401),
+            ):
+                assert (await server.client.get("/v1/jobs", headers={"Authorization": header})).status_code == status
+            assert (await server.client.get("/v1/jobs")).status_code == 401
+
+    run(test)
+
+
+def test_other_pages_cannot_use_a_server_without_keys(tmp_path: Path) -> None:
+    form = {"prompt": (None, "a red ball")}
+
+    async def post(server: Fake, **headers: str) -> int:
+        return (await server.client.post("/v1/videos", files=form, headers=headers)).status_code
+
+    async def test() -> None:
+        async with serving(tmp_path / "a", cors_origins=("https://studio.example",)) as server:
+            here = str(server.client.base_url).rstrip("/")
+            assert await post(server) == 200
+            assert await post(server, Origin=here) == 200
+            assert await post(server, Origin="https://studio.example") == 200
+            assert await post(server, **{"Sec-Fetch-Site": "same-origin", "Origin": here}) == 200
+            for origin in ("https://evil.example", "null", here.replace("http:", "http:evil."), here + "1", "http://["):
+                assert await post(server, Origin=origin) == 403, origin
+                assert await post(server, **{"Origin": origin, "Sec-Fetch-Site": "cross-site"}) == 403
+            assert await post(server, **{"Sec-Fetch-Site": "cross-site"}) == 403
+            assert await post(server, **{"Sec-Fetch-Site": "same-site"}) == 403
+            job = (await server.client.post("/v1/jobs", json=BODY)).json()["id"]
+            foreign = {"Origin": "https://evil.example"}
+            assert (await server.client.delete(f"/v1/jobs/{job}", headers=foreign)).status_code == 403
+            assert (await server.client.get(f"/v1/jobs/{job}", headers=foreign)).status_code == 200
+        async with serving(tmp_path / "b", api_keys=("key",)) as server:
+            assert await post(server, Origin="https://evil.example", Authorization="Bearer key") == 200
+
+    run(test)
+
+
+def test_a_server_without_keys_answers_to_local_names_only(tmp_path: Path) -> None:
+    async def get(server: Fake, host: str, path: str = "/v1/jobs", **headers: str) -> int:
+        return (await server.client.get(path, headers={"Host": host, **headers})).status_code
+
+    async def test() -> None:
+        async with serving(tmp_path / "a", allowed_hosts=("worlds.example.org",)) as server:
+            for host in (
+                "localhost",
+                "localhost:8000",
+                "127.0.0.1:1",
+                "[::1]:8000",
+                "10.1.2.3",
+                "cosmorama",
+                "a.local",
+            ):
+                assert await get(server, host) == 200, host
+            assert await get(server, "Worlds.example.org:443") == 200
+            for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8000", "a.local.evil.example:1"):
+                assert await get(server, host) == 403, host
+            assert await get(server, "evil.example", "/v1/health/live") == 200
+        async with serving(tmp_path / "b", api_keys=("key",)) as server:
+            assert await get(server, "worlds.example.org", Authorization="Bearer key") == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize("cut", ["boundary", "in the file", "in a name"])
+def test_a_form_that_is_cut_off_is_no_request(cut: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            files = {
+                "prompt": (None, "a red ball"),
+                "input_reference": ("a.png", bytes(2000), "image/png"),
+            }
+            whole = httpx.Request("POST", "http://x", files=files)
+            body, kind = whole.read(), whole.headers["content-type"]
+            end = {"boundary": body.rindex(b"--", 0, len(body) - 4), "in the file": -1000, "in a name": 60}[cut]
+            answer = await server.client.post("/v1/videos", content=body[:end], headers={"Content-Type": kind})
+            assert answer.status_code == 400, answer.text
+            assert "cut off" in answer.text
+            assert (await server.client.get("/v1/jobs")).json()["data"] == []
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**BODY, "controls": [1] * 300_000},
+        {**BODY, "controls": [[]] * 21_000},
+        {f"field_{i}": i for i in range(90_000)},
+        {f"field_{i}": i for i in range(300)},
+        {**BODY, "metadata": {"a": {str(i): i for i in range(50_000)}}},
+        {**BODY, "controls": json.loads("[" * 40 + "]" * 40)},
+    ],
+    ids=["list", "lists", "fields", "some fields", "deep fields", "nested"],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/infer", "/v1/videos"])
+def test_too_many_values_are_refused_before_they_are_believed(path: str, body: dict[str, Any], tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            begun = time.monotonic()
+            answer = await server.client.post(path, json=body)
+            assert answer.status_code in (400, 422)
+            assert any(word in answer.text for word in ("values", "fields", "commas", "deeper")), answer.text
+            assert time.monotonic() - begun < 10
+
+    run(test)
+
+
+async def begin(server: Fake, headers: str, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send the beginning of a request for a job."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.client.base_url.port)
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\r\n\r\n"
+    writer.write(head.encode() + body)
+    return reader, writer
+
+
+def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_IDLE_S", 0.5)
+    monkeypatch.setattr(middleware, "BODY_WAIT_S", 0.2)
+
+    async def test() -> None:
+        async with serving(tmp_path, max_input_bytes=2_000_000) as server:
+            for headers in ("Content-Length: 5000000000", "Content-Length: 100", "Transfer-Encoding: chunked"):
+                reader, writer = await begin(server, headers, b"")
+                status = (await reader.readline()).split()[1]
+                assert status == (b"413" if "5000" in headers else b"408"), headers
+                writer.close()
+            monkeypatch.setattr(middleware, "BODY_IDLE_S", 20.0)
+            large = [await begin(server, "Content-Length: 3000000", b"{") for _ in range(8)]
+            refused, _ = await asyncio.wait(
+                [asyncio.create_task(reader.readline()) for reader, _ in large],
+                timeout=10,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            assert {task.result().split()[1] for task in refused} == {b"503"}
+            # Small ones have nothing to do with it.
+            assert (await server.client.post("/v1/jobs", json=BODY)).status_code == 202
+            for _, writer in large:
+                writer.close()
+            async with asyncio.timeout(20):
+                while True:
+                    big = await server.client.post("/v1/jobs", json={**BODY, "image": "A" * 1_500_001})
+                    if big.status_code != 503:
+                        break
+            assert big.status_code == 422  # read, and found to be no picture
+
+    run(test)
+
+
+def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose request does not become complete is closed; one whose did is not."""
+    import uvicorn
+
+    monkeypatch.setattr(server_module, "HEADERS_S", 0.5)
+
+    async def hello(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await asyncio.sleep(1)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"hi"})
+
+    async def test() -> None:
+        config = uvicorn.Config(hello, port=0, log_config=None, http=server_module.BoundedHeaders, lifespan="off")
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        for _ in range(4):
+            writer.write(b"a")
+            await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert [(await client.get("/")).text for _ in range(2)] == ["hi", "hi"]
+        server.should_exit = True
+        await task
+
+    run(test)
+
+
+@pytest.mark.parametrize("prompt", ["ш" * 5000, "a ball", "世" * 170, "x" * 1024])
+def test_a_prompt_in_a_header_stays_short(prompt: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            video = {"width": 960, "height": 704, "frames_count": 9}
+            body = {"prompt": prompt, "steps": 1, "video_params": video, "prompt_upsampling": False}
+            answer = await server.client.post("/v1/infer", json=body, headers={"Accept": "video/mp4"})
+            assert answer.status_code == 200, answer.text
+            header = answer.headers["X-Cosmorama-Prompt"]
+            assert len(header) <= 1100
+            said = unquote(header, errors="strict")
+            assert prompt.startswith(said)
+            assert said == prompt or len(header) > 900
+
+    run(test)
+
+
+def test_ids_that_no_database_takes_are_not_found(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            for name in ("%00", "job_%00", "a%00b", "x" * 2000, "%F0%9F%98%80", "%0A"):
+                for path in ("jobs/{}", "jobs/{}/content", "jobs/{}/events", "jobs/{}/answer", "videos/{}"):
+                    assert (await server.client.get("/v1/" + path.format(name))).status_code == 404
+                assert (await server.client.post(f"/v1/jobs/{name}/cancel")).status_code == 404
+                assert (await server.client.delete(f"/v1/jobs/{name}")).status_code == 404
+                assert (await server.client.get(f"/v1/jobs?cursor={name}")).status_code == 422
+                assert (await server.client.get(f"/v1/videos?after={name}")).status_code == 400
+
+    run(test)
+
+
+@pytest.mark.parametrize("url", ["http://xn--/", "http://xn--a/", "http://[::1", "http://a:99999/", "http:///", "\x00"])
+def test_webhook_urls_that_no_library_can_read_are_the_clients_fault(url: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+        async with serving(tmp_path, webhook_secret=SecretStr(secret)) as server:
+            answer = await server.client.post("/v1/jobs", json={**BODY, "webhook_url": url})
+            # What has the shape of a host may be one; what has not is refused.
+            assert answer.status_code in (202, 422), answer.text
+            ok = await server.client.post("/v1/jobs", json={**BODY, "webhook_url": "http://xn--ls8h.la/"})
+            assert ok.status_code == 202, ok.text
+
+    run(test)
+
+
+def test_every_request_has_an_id_and_a_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="cosmorama.access")
+
+    async def test() -> None:
+        async with serving(tmp_path, api_keys=("alice:key",)) as server:
+            headers = {"Authorization": "Bearer key"}
+            mine = await server.client.get("/v1/jobs", headers=headers | {"X-Request-Id": "my-own.1"})
+            assert mine.headers["X-Request-Id"] == "my-own.1"
+            other = await server.client.get("/v1/jobs", headers=headers | {"X-Request-Id": "no good"})
+            assert len(other.headers["X-Request-Id"]) == 16
+            assert (await server.client.get("/v1/jobs")).headers["X-Request-Id"]
+            await server.client.get("/v1/health/live")
+
+    run(test)
+    lines = [record.getMessage() for record in caplog.records if record.name == "cosmorama.access"]
+    assert any("GET /v1/jobs 200" in line and "key=alice id=my-own.1" in line for line in lines)
+    assert any("GET /v1/jobs 401" in line for line in lines)
+    assert not any("health" in line for line in lines)
+
+
+def test_bugs_are_answered_counted_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+
+            async def broken(*_: object, **__: object) -> None:
+                raise RuntimeError("a secret of the inside")
+
+            monkeypatch.setattr(server.jobs, "submit", broken)
+            answer = await server.client.post("/v1/jobs", json=BODY)
+            assert answer.status_code == 500
+            assert "secret" not in answer.text
+            assert answer.headers["X-Request-Id"] in answer.text
+            assert 'cosmorama_answers_total{status="500"} 1.0' in (await server.client.get("/v1/metrics")).text
+
+    run(test)
+    assert "a secret of the inside" in caplog.text
