@@ -33,7 +33,6 @@ from cosmorama.request import (
     Preset,
     Size,
     Usual,
-    View,
 )
 from cosmorama.settings import Settings
 
@@ -127,7 +126,6 @@ class ActionParams(WireModel):
     )
     raw_action_dim: int | None = Field(None, description="Numbers per action; only the domain's own is accepted.")
     action_space: Literal["joint_pos", "midtrain"] = "joint_pos"
-    view_point: View = Field("ego_view", description="Where the camera looks from. Not known to the NIM.")
     image_size: Literal["256", "480", "704", "720"] = "480"
     action_fps: float | None = Field(None, ge=1, le=60)
     history_length: int | None = Field(None, ge=1)
@@ -374,7 +372,6 @@ def _action(params: ActionParams) -> Action:
         steps=params.action_chunk_size,
         fps=params.action_fps,
         space=params.action_space,
-        view=params.view_point,
         state=_json(state) if state else None,
     )
 
