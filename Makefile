@@ -11,7 +11,7 @@ ARGS ?=
 .PHONY: demo serve test shell install install-test microcosm clean
 
 demo: install
-	$(BIN)/cosmorama generate "$(PROMPT)" --seed 7 -o outputs/demo.mp4 $(DEMO_ARGS)
+	$(BIN)/cosmorama generate "$(PROMPT)" --seed 7 --force -o outputs/demo.mp4 $(DEMO_ARGS)
 
 serve: install
 	$(BIN)/cosmorama serve $(ARGS)

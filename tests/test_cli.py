@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
+import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from cosmorama.cli import app
@@ -37,7 +41,18 @@ def test_json_is_one_object(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_every_sampling_knob_reaches_the_result(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def frames_with(*knobs: str) -> bytes:
         output = tmp_path / "clip.zip"
-        arguments = ["a red ball", "--model", str(tiny_checkpoint), "-o", str(output), *SMALL, "--steps", "3", *knobs]
+        arguments = [
+            "a red ball",
+            "--model",
+            str(tiny_checkpoint),
+            "-o",
+            str(output),
+            "--force",
+            *SMALL,
+            "--steps",
+            "3",
+            *knobs,
+        ]
         result = cosmorama("generate", *arguments)
         assert result.exit_code == 0, result.output
         with ZipFile(output) as frames:
@@ -60,9 +75,9 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(tiny_checkpoint: Path, tmp_
         (["a ball", "--steps", "99"], "1 to 50"),
         (["a ball", "--size", "huge"], "1280x704"),
         (["a ball", "--solver", "heun"], "euler, unipc"),
-        (["a ball", "--guidance-interval", "0.5", "2"], "guidance_interval"),
-        (["a ball", "--flow-shift", "-1"], "flow_shift"),
-        (["a ball", "--vae-tiling", "256"], "vae_tiling"),
+        (["a ball", "--guidance-interval", "0.5", "2"], "--guidance-interval"),
+        (["a ball", "--flow-shift", "-1"], "--flow-shift"),
+        (["a ball", "--vae-tiling", "256"], "--vae-tiling"),
         ([], "prompt"),
         (["--image", str(tmp_path / "nowhere.png")], "nowhere.png"),
     ]:
@@ -75,3 +90,96 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(tiny_checkpoint: Path, tmp_
 
 def test_models_lists_what_can_be_loaded_by_name() -> None:
     assert "microcosm:" in cosmorama("models").output
+
+
+def test_a_file_that_is_there_is_not_replaced_unawares(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / "clip.gif"
+    there.write_text("mine")
+    arguments = ["generate", "a ball", "--model", str(tiny_checkpoint), *SMALL]
+    refused = cosmorama(*arguments, "-o", "clip.gif")
+    assert refused.exit_code == 2
+    assert "clip.gif is there already; --force replaces it" in refused.output
+    assert there.read_text() == "mine"
+    assert cosmorama(*arguments, "-o", "clip.gif", "--force").exit_code == 0
+    assert there.read_bytes().startswith(b"GIF8")
+    for name in ("world.mp4", "world-2.mp4"):
+        assert cosmorama(*arguments).exit_code == 0
+        assert (tmp_path / name).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "world-2.mp4", "world.mp4"]
+
+
+def test_mistakes_are_told_in_the_words_of_the_shell_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for arguments, said in [
+        ([], "a prompt is missing; expected a text"),
+        (["a", "--seed", "-1"], "--seed: -1 is not accepted; expected an integer from 0 to 4294967295"),
+        (["a", "--steps", "0"], "--steps: 0 is not accepted"),
+        (["a", "--image", str(tmp_path / "none.png")], "--image: "),
+        (["a", "--size", "huge"], "--size: huge is not accepted; expected WIDTHxHEIGHT"),
+        (["a", "--control", "lidar"], "--control: lidar is not accepted; expected KIND[=FILE][:WEIGHT]"),
+        (["a", "--keep", "middle"], "--keep: middle is not accepted; expected first or last"),
+        (["a", "--quality", "11"], "--quality: 11 is not accepted"),
+        (["a", "-o", "/proc/clip.mp4"], "/proc/"),
+        (["a", "-o", "clip.avi"], "--output: clip.avi is not accepted; expected a file name ending in .mp4"),
+        (["a", "--dtype", "int3"], "dtype: 'int3' is not accepted; expected float32 or bfloat16 or float16"),
+        (["a", "--load-adapter", "night=/none.safetensors"], "/none.safetensors"),
+    ]:
+        result = cosmorama("generate", *arguments, "--model", str(tmp_path / "no-model"))
+        assert result.exit_code == 2, (arguments, result.output)
+        assert said in result.output, (arguments, result.output)
+        assert "null" not in result.output
+        assert "no-model" not in result.output
+
+
+def test_version_and_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cosmorama("--version").output.startswith("cosmorama 0.")
+    assert "--show-completion" in cosmorama("--help").output
+
+
+def test_doctor_has_a_line_for_everything_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COSMORAMA_PORT", "0")
+    result = cosmorama("doctor", "--json")
+    lines = {line["check"]: line for line in json.loads(result.stdout)}
+    assert {"python", "serve", "torch", "model", "hub", "codecs", "settings", "port", "disk", "database"} <= set(lines)
+    assert any(name.startswith("gpu") for name in lines)
+    assert lines["python"]["ok"]
+    monkeypatch.setenv("COSMORAMA_DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/x")
+    monkeypatch.setenv("COSMORAMA_SIZEPOLICY", "fit")
+    result = cosmorama("doctor", "--model", str(tmp_path))
+    assert result.exit_code == 1
+    assert "holds no safetensors" in result.output
+    assert "did you mean COSMORAMA_SIZE_POLICY?" in result.output
+    assert "cannot be used" in result.output
+    assert "hunter2" not in result.output
+    monkeypatch.setenv("COSMORAMA_PORT", "many")
+    assert "COSMORAMA_PORT: 'many' is not accepted" in cosmorama("doctor").output
+
+
+def test_an_error_of_the_program_itself_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import cosmorama.cli as c\n"
+        "def fails(): raise ZeroDivisionError('by\\nzero')\n"
+        "c.app.command()(fails)\n"
+        "c.main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "fails"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert run.returncode == 1
+    assert run.stderr == "cosmorama: ZeroDivisionError: by zero (COSMORAMA_DEBUG=1 shows where)\n"
+
+
+def test_flags_of_loading_reach_the_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        result = cosmorama(
+            "generate", "a ball", "--model", str(tiny_checkpoint), "-o", str(tmp_path / "a.gif"), *SMALL,
+            "--device", "cpu", "--dtype", "float32", "--threads", "2",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

@@ -199,6 +199,33 @@ def test_jobs_on_the_command_line(client: cosmorama.Client, server: Running, tmp
     assert "job_none" in missing.output
 
 
+def test_the_command_line_makes_clips_on_a_server(server: Running, tmp_path: Path) -> None:
+    def cosmorama(*arguments: str) -> Any:
+        environment = {"COSMORAMA_SERVER": server.url, "COSMORAMA_API_KEY": KEY}
+        return CliRunner().invoke(app, list(arguments), env=environment)
+
+    small = ["--frames", "1", "--steps", "1", "--size", "960x704", "--seed", "5"]
+    made = cosmorama("generate", "a red ball", *small, "-o", str(tmp_path / "a.gif"), "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["seed"] == 5
+    assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF8")
+    submitted = cosmorama("jobs", "submit", "a red ball", *small, "--container", "gif", "--priority", "high")
+    assert submitted.exit_code == 0, submitted.output
+    job = submitted.stdout.strip()
+    assert cosmorama("jobs", "watch", job).exit_code == 0
+    assert cosmorama("jobs", "download", job, "-o", str(tmp_path / "b.gif")).exit_code == 0
+    assert (tmp_path / "b.gif").read_bytes() == (tmp_path / "a.gif").read_bytes()
+    wrong = cosmorama("jobs", "download", job, "-o", str(tmp_path / "b.mp4"))
+    assert wrong.exit_code == 2
+    assert "a name ending in .gif: the clip is image/gif" in wrong.output
+    assert cosmorama("jobs", "delete", job).exit_code == 0
+    assert cosmorama("jobs", "show", job).exit_code == 2
+    assert cosmorama("jobs", "list", "--state", "lost").exit_code == 2
+    refused = cosmorama("generate", "a red ball", "--fps", "500", "-o", str(tmp_path / "c.gif"))
+    assert refused.exit_code == 2
+    assert "fps: 500" in refused.output
+
+
 # A server that misbehaves, played by a function.
 
 JOB: dict[str, Any] = {

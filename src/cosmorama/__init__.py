@@ -9,9 +9,12 @@ Importing the package is cheap: torch is imported when the first model is loaded
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, ModelNotFoundError
+from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, GenerationRequest, Output
 
 if TYPE_CHECKING:
@@ -34,19 +37,69 @@ __all__ = [
 ]
 
 
-def load(model: str = "microcosm") -> Model:
+def load(
+    model: str = "microcosm",
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    offload: Literal["none", "model", "layer"] = "none",
+    quantize: Literal["none", "int8"] = "none",
+    variant: str | None = None,
+    controls: tuple[str, ...] = (),
+    adapters: Mapping[str, str | Path] | None = None,
+    threads: int | None = None,
+) -> Model:
     """Load a world model into this process.
 
     Args:
-        model: A name that `cosmorama models` lists, or the folder of a checkpoint.
+        model: A name that `cosmorama models` lists, the folder of a checkpoint, or owner/name on the model hub.
+        dtype: Of the weights, for example `bfloat16`; None: as they are stored. Microcosm's are float32.
+        device: `cpu`, `cuda` or `cuda:1`; None: a GPU where there is one. Microcosm runs on the CPU.
+        offload: What waits in the CPU's memory while it does not run: nothing, the text encoder (`model`), or every
+            layer of it and of the denoiser (`layer`).
+        quantize: What the matrices of the denoiser's blocks are held as instead of the dtype.
+        variant: Which copy of the weights where there are several, for example `fp16`.
+        controls: Which kinds of control are loaded with the model, where they are parts of their own.
+        adapters: LoRA adapters by the name that requests choose them by: files of safetensors.
+        threads: CPU threads of torch, for the whole process; None: as they are.
 
     Raises:
-        ModelNotFoundError: no such model.
+        ModelNotFoundError: no such model, or it cannot be loaded so.
+        InvalidRequestError: a value that is not accepted.
+        NotEnoughMemoryError: its weights do not fit.
     """
-    from cosmorama.local import Model
-    from cosmorama.world.registry import load_world
+    accepted: dict[str, tuple[str | None, tuple[str | None, ...]]] = {
+        "dtype": (dtype, (None, "float32", "bfloat16", "float16")),
+        "offload": (offload, ("none", "model", "layer")),
+        "quantize": (quantize, ("none", "int8")),
+    }
+    problems = [
+        Problem(name, value, " or ".join(choice for choice in choices if choice))
+        for name, (value, choices) in accepted.items()
+        if value not in choices
+    ]
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        problems.append(Problem("device", device, "cpu, cuda or cuda:N"))
+    problems += [
+        Problem("adapters", str(file), "a file that exists")
+        for file in (adapters or {}).values()
+        if not Path(file).exists()
+    ]
+    if problems:
+        raise InvalidRequestError(*problems)
+    from cosmorama.local import load_model
 
-    return Model(load_world(model))
+    return load_model(
+        model,
+        {name: Path(file) for name, file in (adapters or {}).items()},
+        threads,
+        dtype=dtype,
+        device=device,
+        offload=offload,
+        quantize=quantize,
+        variant=variant,
+        controls=controls,
+    )
 
 
 def __getattr__(name: str) -> Any:

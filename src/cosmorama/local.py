@@ -6,7 +6,7 @@ import base64
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from cosmorama.engine.alone import make_alone
 from cosmorama.engine.engine import Engine
@@ -81,6 +81,22 @@ class Model:
             engine.close()
 
 
+def load_model(name: str, adapters: dict[str, Path], threads: int | None, **options: Any) -> Model:
+    """The model that the arguments of `cosmorama.load` describe."""
+    import torch
+
+    from cosmorama.world.registry import load_world
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    world = load_world(name, **options)
+    if adapters:
+        from cosmorama.world.load.adapters import AdaptedWorld
+
+        world = AdaptedWorld(world, adapters)
+    return Model(world)
+
+
 class Generation:
     """A sampled clip. Frames are decoded each time they are asked for, so a long clip is never held in memory."""
 
@@ -102,6 +118,11 @@ class Generation:
         """The seed that was used."""
         assert self.request.seed is not None
         return self.request.seed
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was fitted, replaced or ignored of the request, in sentences."""
+        return self.request.warnings
 
     @property
     def frames(self) -> Iterator[Frames]:

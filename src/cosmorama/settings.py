@@ -395,7 +395,9 @@ class Settings(BaseSettings):
         return self
 
 
-CLIENT_VARIABLES = frozenset({"COSMORAMA_SERVER", "COSMORAMA_API_KEY", "COSMORAMA_CONFIG", "COSMORAMA_TESTS"})
+CLIENT_VARIABLES = frozenset(
+    {"COSMORAMA_SERVER", "COSMORAMA_API_KEY", "COSMORAMA_CONFIG", "COSMORAMA_DEBUG", "COSMORAMA_TESTS"}
+)
 """Variables of ours that are no settings of a server."""
 _SERVICE_LINK = re.compile(r".*_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 """What Kubernetes sets for a service called cosmorama."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import Annotated
+
 import typer
 
+from cosmorama import __version__
 from cosmorama.cli.batch import batch
 from cosmorama.cli.bench import bench
+from cosmorama.cli.doctor import doctor
 from cosmorama.cli.generate import generate
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.models import models
@@ -14,10 +20,9 @@ from cosmorama.cli.serve import serve, worker
 app = typer.Typer(
     help="An open, self-hosted inference server for world foundation models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, batch, bench):
+for command in (generate, batch, bench, doctor):
     app.command()(command)
 app.command("serve")(serve)
 app.command("worker")(worker)
@@ -25,6 +30,28 @@ app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cosmorama {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What goes before a command."""
+
+
 def main() -> None:
-    """Entry point of the `cosmorama` command."""
-    app()
+    """Entry point of the `cosmorama` command. No error ends in a traceback, unless COSMORAMA_DEBUG is set."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("COSMORAMA_DEBUG"):
+            raise
+        said = " ".join(str(error).split()) or "no more is known"
+        typer.echo(f"cosmorama: {type(error).__name__}: {said} (COSMORAMA_DEBUG=1 shows where)", err=True)
+        sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,41 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 ServerOption = Annotated[str, typer.Option(help="Address of the server.", envvar="COSMORAMA_SERVER")]
 KeyOption = Annotated[str | None, typer.Option(help="API key.", envvar="COSMORAMA_API_KEY", show_envvar=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaybeServerOption = Annotated[
+    str | None,
+    typer.Option(help="Address of a server.", envvar="COSMORAMA_SERVER", show_default="none: a model in this process"),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="File: .mp4, .webm, .gif, .jpg or .zip (PNG frames).",
+        show_default="world.mp4, or the next number that is free",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it is there.")]
+
+
+def file_to_write(path: Path | None, *, force: bool = False, default: str = "world.mp4") -> Path:
+    """The file that a clip goes into; its folder is made.
+
+    Raises:
+        FileExistsError: it is there already.
+        OSError: it cannot be written there.
+    """
+    if path is None:
+        path, number = Path(default), 1
+        while path.exists() and not force:
+            number += 1
+            path = Path(default).with_stem(f"{Path(default).stem}-{number}")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is there already; --force replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f".{path.name}.part")
+    trial.touch()
+    trial.unlink()
+    return path
 
 
 @contextmanager
@@ -23,8 +59,12 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except (CosmoramaError, OSError) as error:
-        typer.echo(f"cosmorama: {error}", err=True)
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        typer.echo(f"cosmorama: {said}", err=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("cosmorama: given up", err=True)
+        raise typer.Exit(130) from None
 
 
 @contextmanager

@@ -266,6 +266,12 @@ def _array(picture: Any) -> npt.NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
+def suffix_of(status: JobStatus) -> str:
+    """The end that the name of a finished job's clip should have, with its dot; empty where that is not known."""
+    made = "" if status.result is None else status.result.media_type
+    return next((suffix for suffix, known in MEDIA_TYPES.items() if known == made), "")
+
+
 def check_name(path: Path, media_type: str) -> None:
     """Refuse a file name that promises another format; a suffix of no known format promises nothing.
 

@@ -1,0 +1,201 @@
+"""The options that describe a clip, which several commands take, and what a shell user is told of mistakes in them."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.media.source import media_source, output_for
+from cosmorama.request import SOLVERS, Adapter, Control, ControlKind, GenerationRequest, Solver
+from cosmorama.resolve import check
+
+_OWN = "the model's own"
+
+
+def clip_request(
+    prompt: Annotated[str | None, typer.Argument(help="What to show; optional with --image or --video.")] = None,
+    image: Annotated[str | None, typer.Option(help="Picture to start from: path or URL.")] = None,
+    video: Annotated[str | None, typer.Option(help="Clip to continue: path or URL.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.", show_default=_OWN)] = None,
+    upsample: Annotated[
+        bool | None, typer.Option(help="Rewrite the prompt in the model's language.", show_default="text2world only")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="0 to 4294967295.", show_default="random")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How closely the prompt is followed.", show_default=_OWN)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=_OWN)] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, one of the model's sizes.", show_default=_OWN)] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames in the result.", show_default=_OWN)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Its length, instead of frames.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second.", show_default=_OWN)] = None,
+    solver: Annotated[str | None, typer.Option(help=", ".join(SOLVERS), show_default=_OWN)] = None,
+    guidance_interval: Annotated[
+        tuple[float, float], typer.Option(help="Part of the steps in which guidance acts, two fractions of 0 to 1.")
+    ] = (0.0, 1.0),
+    guidance_rescale: Annotated[
+        float, typer.Option(help="Takes back the contrast that guidance adds, 0 (none of it) to 1.")
+    ] = 0.0,
+    conditioning_frames: Annotated[
+        int | None, typer.Option(help="How many frames of --video are the start.", show_default="the most that fit")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Which frames of --video these are: first or last.")] = "last",
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND[=FILE][:WEIGHT], such as edge or depth=d.mp4:0.5; may be repeated.", metavar="KIND..."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[:SCALE] of a LoRA adapter that is loaded; may be repeated.", metavar="NAME..."),
+    ] = None,
+    flow_shift: Annotated[
+        float | None, typer.Option(help="Shift of the noise schedule towards noise.", show_default=_OWN)
+    ] = None,
+    reuse: Annotated[
+        float | None, typer.Option(help="Step reuse: accepted relative change of answers, 0 (exact) to 1.")
+    ] = None,
+    vae_tiling: Annotated[
+        int | None, typer.Option(help="Frames in tiles of so many pixels, where the model takes it; 0: in one piece.")
+    ] = None,
+    quality: Annotated[int, typer.Option(help="1 (small) to 9 (best).")] = 7,
+    codec: Annotated[str | None, typer.Option(help="h264, vp9 or av1.", show_default="the container's usual")] = None,
+    output: Path = Path("world.mp4"),
+) -> GenerationRequest:
+    """The request that the options describe.
+
+    Raises:
+        InvalidRequestError: what needs no model to be known as a mistake, under the names of the options.
+    """
+    try:
+        width, height = (None, None) if size is None else _size(size)
+        format_ = output_for(output, quality)
+        if codec is not None:
+            format_ = type(format_)(format_.container, cast("Any", codec), quality)
+        request = GenerationRequest(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_upsampling=upsample,
+            image=None if image is None else media_source(image),
+            video=None if video is None else media_source(video),
+            seed=seed,
+            guidance_scale=guidance_scale,
+            steps=steps,
+            width=width,
+            height=height,
+            frames=frames,
+            seconds=seconds,
+            fps=fps,
+            solver=cast("Solver | None", solver),
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            conditioning_frames=conditioning_frames,
+            keep=cast("Any", _one_of("keep", keep, "first", "last")),
+            controls=tuple(map(_control, control or ())),
+            adapters=tuple(map(_adapter, adapter or ())),
+            flow_shift=flow_shift,
+            reuse=reuse,
+            vae_tiling=vae_tiling,
+            output=format_,
+        )
+        check(request)  # before a model is loaded for nothing
+    except InvalidRequestError as error:
+        raise in_shell_words(error) from None
+    return request
+
+
+class OptionError(InvalidRequestError):
+    """A mistake in the options, told in the words of a shell."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.args = ("; ".join(map(_shell_sentence, problems)),)
+
+
+def in_shell_words(error: InvalidRequestError) -> InvalidRequestError:
+    """The same error with options instead of fields."""
+    return OptionError(*error.problems) if error.problems else error
+
+
+def takes_a_request(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `clip_request` before its own, given as `request`."""
+    own = inspect.signature(command, eval_str=True).parameters
+    shared = inspect.signature(clip_request, eval_str=True).parameters
+    names = [name for name in shared if name not in own]
+
+    def run(**given: Any) -> None:
+        from cosmorama.cli.options import errors_for_people
+
+        with errors_for_people():
+            options = {name: given.pop(name) for name in names}
+            where = {"output": given["output"]} if given.get("output") is not None else {}
+            request = clip_request(**options, **where)
+        command(request=request, **given)
+
+    parameters = [shared[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in names]
+    parameters += [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in own.items()
+        if name not in ("request",)
+    ]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+_OPTIONS = {"width": "--size", "height": "--size", "prompt_upsampling": "--upsample", "output": "--output"}
+_ARGUMENTS = ("prompt",)
+
+
+def _shell_sentence(problem: Problem) -> str:
+    first = problem.field.split(".")[0].split(" ")[0]
+    option = _OPTIONS.get(first, "--" + first.replace("_", "-"))
+    if first in ("controls", "adapters"):
+        option = option.removesuffix("s")
+    said = "a prompt" if first in _ARGUMENTS else option
+    accepted = problem.accepted.replace(", or null to draw one", "")
+    if problem.value is None:
+        return f"{said} is missing; expected {accepted}"
+    shown = str(problem.value)
+    return f"{said}: {shown if len(shown) <= 80 else shown[:60] + '...'} is not accepted; expected {accepted}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise InvalidRequestError(Problem("width", text, "WIDTHxHEIGHT, for example 1280x704"))
+    return int(width), int(height)
+
+
+def _one_of(field: str, value: str, *accepted: str) -> str:
+    if value not in accepted:
+        raise InvalidRequestError(Problem(field, value, " or ".join(accepted)))
+    return value
+
+
+def _control(text: str) -> Control:
+    kinds = typing.get_args(ControlKind)
+    named, _, weight = text.rpartition(":") if _is_number(text.rpartition(":")[2]) else (text, "", "")
+    kind, _, file = named.partition("=")
+    if kind not in kinds:
+        raise InvalidRequestError(Problem("controls", text, f"KIND[=FILE][:WEIGHT], a kind of {', '.join(kinds)}"))
+    return Control(cast("ControlKind", kind), float(weight or 1), media_source(file) if file else None)
+
+
+def _adapter(text: str) -> Adapter:
+    name, _, scale = text.rpartition(":") if _is_number(text.rpartition(":")[2]) else (text, "", "")
+    return Adapter(name or text, float(scale or 1))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
