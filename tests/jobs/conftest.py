@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -89,6 +90,42 @@ def store(database_url: str) -> Iterator[Store]:
     database.create()
     yield Store(database, lease_s=LEASE_S)
     database.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """An S3 server with a bucket named clips; the environment that finds it."""
+    pytest.importorskip("s3fs", reason="pip install s3fs")
+    pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+    import fsspec
+
+    port = free_port()
+    found = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in found.items():
+                patch.setenv(name, value)
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("clips")
+        yield found
+    finally:
+        server.kill()
+        server.wait()
 
 
 def free_port() -> int:

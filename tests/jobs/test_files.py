@@ -11,8 +11,12 @@ from cosmorama.jobs.files import Artifacts
 from cosmorama.jobs.model import StoreUnavailableError
 
 
-@pytest.fixture(params=["folder", "remote"])
-def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artifacts:
+@pytest.fixture(params=["folder", "remote", "s3"])
+def artifacts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    if request.param == "s3":
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        return Artifacts(f"s3://clips/{tmp_path.name}")
     return Artifacts(tmp_path / "store" if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
@@ -62,3 +66,20 @@ def test_a_clip_is_copied_to_another_file_system_whole_or_not(tmp_path: Path, mo
     made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
     assert artifacts.read(made.key) == b"a clip"
     assert not clip.exists()
+
+
+def test_what_belongs_to_a_job_is_found_read_in_part_and_removed(artifacts: Artifacts, tmp_path: Path) -> None:
+    artifacts.put("inputs/job/image", b"a picture")
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"0123456789")
+    made = artifacts.publish(clip, "job", 2, media_type="video/mp4", outcome="{}")
+    assert set(artifacts.jobs()) == {"job"}
+    assert artifacts.read(made.key, 3, 6) == b"345"
+    artifacts.checkout(made.key, tmp_path / "copy.mp4")
+    assert (tmp_path / "copy.mp4").read_bytes() == b"0123456789"
+    artifacts.remove("job", inputs=False)
+    assert artifacts.published("job", 2) is None
+    assert artifacts.read("inputs/job/image") == b"a picture"
+    artifacts.remove("job")
+    assert set(artifacts.jobs()) == set()
+    artifacts.remove("job")  # again, and nothing is wrong

@@ -1,4 +1,4 @@
-"""A server that answers and servers that generate, as processes on one Postgres and one folder of clips."""
+"""A server that answers and servers that generate, as processes on one Postgres and one S3 store."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class Roles:
 
 
 @pytest.fixture(scope="module")
-def roles(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
+def roles(postgres: Postgres, s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
     folder = tmp_path_factory.mktemp("fleet")
     model = save_tiny(folder / "tiny")
     settings = {
         "COSMORAMA_DATABASE_URL": postgres.new_database(),
-        "COSMORAMA_ARTIFACTS": str(folder / "clips"),
+        "COSMORAMA_ARTIFACTS": "s3://clips/fleet",
         "COSMORAMA_LEASE_S": str(LEASE_S),
+        **s3,
     }
     with (
         running_server(model, folder / "worker", COSMORAMA_ROLE="worker", **settings) as worker,
