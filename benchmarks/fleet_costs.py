@@ -20,7 +20,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from benchmarks.fleet_sim import Costs
-from cosmorama.jobs.store import Database, Finish, Limits, NewJob, Store, Upkeep
+from cosmorama.jobs.store import Database, Finish, Hold, Limits, NewJob, Store, Upkeep
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
@@ -78,29 +78,29 @@ def measure(url: str, finished: int = FINISHED, opened: int = OPEN) -> Costs:
         store.accept([job], LIMITS)
         return job.id
 
-    def claim(job_id: str) -> object:
+    def claim(job_id: str) -> Hold:
         claimed = store.claim(job_id, "server")
         assert claimed is not None
         return claimed[0]
 
     for _ in range(finished):
         hold = claim(accept())
-        store.finish(hold, Finish("cancelled"))  # type: ignore[arg-type]
+        store.finish(hold, Finish("cancelled"))
     meter = Meter(database)
     accept_ms = meter.ms(lambda _: accept(), opened)
     with database.read() as connection:
         waiting = [row[0] for row in connection.execute(text("SELECT id FROM cosmorama_jobs WHERE state = 'queued'"))]
     read_all_ms = meter.ms(lambda _: upkeep.unfinished(), 200)
-    holds = []
+    holds: list[Hold] = []
     claim_ms = meter.ms(lambda number: holds.append(claim(waiting[number])), opened // 2)
     few = holds[:2]
     heartbeat_2_ms = meter.ms(lambda _: upkeep.heartbeat("nobody"), 200)
     heartbeat_all_ms = meter.ms(lambda _: upkeep.heartbeat("server"), 50)
     advance_ms = meter.ms(
         lambda n: store.advance({hold: Progress("denoise", n % 35, 35) for hold in few}),
-        200,  # type: ignore[misc]
+        200,
     )
-    finish_ms = meter.ms(lambda n: store.finish(holds[n], Finish("cancelled")), opened // 2)  # type: ignore[arg-type]
+    finish_ms = meter.ms(lambda n: store.finish(holds[n], Finish("cancelled")), opened // 2)
     empty_ms = meter.ms(lambda _: upkeep.requests([]), 500)
     database.close()
     return Costs(
