@@ -39,7 +39,6 @@ def test_what_the_server_says_of_itself(server: Server) -> None:
     assert about["model_variant"] == models["data"][0]["id"] == get("/v1/capabilities").json()["model"]
     assert "profiles" in get("/v1/manifest").json()["manifest_file"]
     assert get("/v1/license").json()["name"] == "Apache-2.0"
-    assert get("/").headers["location"] == "/docs"
 
 
 def test_capabilities_say_what_may_be_asked(server: Server) -> None:

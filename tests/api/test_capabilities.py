@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from cosmorama.api.app import create_app
-from cosmorama.api.info import Knob, knobs
+from cosmorama.api.info import KNOB_DESCRIPTIONS, Knob, knobs
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import Capabilities, Defaults, GenerationRequest, Output, Range
 from cosmorama.resolve import resolve
@@ -90,6 +90,7 @@ def test_the_answer_is_the_models_own_and_is_typed(server: Server) -> None:
         "choices": None,
         "multiple_of": None,
         "default": body["defaults"]["steps"],
+        "description": KNOB_DESCRIPTIONS["steps"],
     }
     own = TypeAdapter(Capabilities).validate_python({name: value for name, value in body.items() if name != "knobs"})
     assert body["knobs"] == TypeAdapter(dict[str, Knob]).dump_python(knobs(own), mode="json")

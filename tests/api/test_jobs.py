@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
+from PIL import Image
 
 from tests.api.fake_app import Fake, clips, run, serving
 
@@ -63,6 +65,15 @@ def problem(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, error["type"]
 
 
+def _picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = _picture()
+
+
 @pytest.mark.parametrize(
     ("dialect", "body", "expected"),
     [
@@ -96,6 +107,40 @@ def test_every_wire_format_makes_a_job_and_has_its_own_answer(
 
     run(test)
     assert [path.name for path in clips(tmp_path)] == ["clip.mp4"]
+
+
+def test_the_request_of_a_job_is_whole_and_can_be_sent_again(tmp_path: Path) -> None:
+    picture = base64.b64encode(PICTURE).decode()
+    body: dict[str, Any] = {
+        "prompt": "a ball",
+        "image": picture,
+        "guidance_scale": 4.5,
+        "guidance_interval": [0.1, 0.9],
+        "guidance_rescale": 0.3,
+        "steps": 3,
+        "frames": 9,
+        "negative_prompt": "fog",
+        "solver": "unipc",
+        "reuse": 0.2,
+        "output": {"container": "webm", "codec": "av1", "quality": 3},
+    }
+
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            job = await submit(server, dialect="cosmorama", **body)
+            told = job["request"]
+            assert {**body, "image": told["image"]}.items() <= told.items()
+            assert told["seed"] is not None
+            assert told["image"] == f"/v1/jobs/{job['id']}/inputs/image"
+            given = await server.client.get(told["image"])
+            assert (given.content, given.headers["content-type"]) == (PICTURE, "application/octet-stream")
+            again = await submit(server, dialect="cosmorama", **{**told, "image": picture})
+            assert again["request"] == {**told, "image": f"/v1/jobs/{again['id']}/inputs/image"}
+            for nothing in ("video", "prompt", "controls.0.source", "..%2f..%2fjobs.sqlite"):
+                answer = await server.client.get(f"/v1/jobs/{job['id']}/inputs/{nothing}")
+                assert answer.status_code == 404, nothing
+
+    run(test)
 
 
 def test_a_job_says_where_it_is(tmp_path: Path) -> None:

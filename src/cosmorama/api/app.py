@@ -28,6 +28,7 @@ from cosmorama.jobs.fleet import RemoteWorkers
 from cosmorama.jobs.model import Observers
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
+from cosmorama.studio import mount
 from cosmorama.telemetry import Tracing, requests_telemetry, tracer_provider
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (info.health_router, info.metrics_router, *answering):
         app.include_router(router)
+    mount(app)
     add_error_handlers(app)
     # The last one added is the outermost.
     largest = body_limit(settings.max_input_bytes)

@@ -7,7 +7,7 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -18,11 +18,39 @@ from starlette.types import Receive, Scope, Send
 
 from cosmorama.api.errors import envelope
 from cosmorama.engine.outcome import Outcome
+from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.jobs.files import Content
+from cosmorama.jobs.model import Job
+from cosmorama.jobs.service import Jobs
+from cosmorama.media.stills import spritesheet, thumbnail
 
 CHUNK_BYTES = 3 << 18
 
 """A multiple of three: base64 of the pieces joins to base64 of the whole."""
+STILLS: dict[str, tuple[str, Callable[..., bytes]]] = {
+    "thumbnail": ("image/webp", thumbnail),
+    "spritesheet": ("image/jpeg", spritesheet),
+}
+"""Pictures that stand for a clip."""
+
+
+async def still_answer(jobs: Jobs, job: Job, variant: str) -> Response:
+    """A picture that stands for a job's clip: one of `STILLS`.
+
+    Raises:
+        InvalidRequestError: there is no such variant.
+        MediaError: the job's file holds no frames.
+    """
+    if variant not in STILLS:
+        raise InvalidRequestError(Problem("variant", variant, f"one of video, {', '.join(STILLS)}"))
+    media_type, make = STILLS[variant]
+    clip = await jobs.checkout(job)
+    try:
+        picture = await asyncio.to_thread(make, clip)
+    finally:
+        discard(clip)
+    # A job's clip never changes.
+    return Response(picture, media_type=media_type, headers={"Cache-Control": "private, max-age=604800, immutable"})
 
 
 def discard(clip: Path) -> None:

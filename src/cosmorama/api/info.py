@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosmorama import __version__
@@ -25,12 +25,6 @@ router = APIRouter(tags=["about"])
 metrics_router = APIRouter(tags=["about"])
 
 _started_at = int(time.time())
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """People who open the address in a browser are led to the documentation."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/v1/version")
@@ -126,6 +120,7 @@ class Knob:
         choices: The accepted values, where they can be listed.
         multiple_of: Values that are no `choices` have to be multiples of this.
         default: Null: the model or the other fields decide, as the documentation of the field says.
+        description: What it does, in one sentence.
     """
 
     type: KnobType
@@ -134,6 +129,34 @@ class Knob:
     choices: tuple[Choice, ...] | None = None
     multiple_of: int | None = None
     default: Any = None
+    description: str = ""
+
+
+KNOB_DESCRIPTIONS: dict[str, str] = {
+    "negative_prompt": "What the picture should not be; guidance pushes away from it.",
+    "prompt_upsampling": "Rewrites the prompt into the language that the model was trained on.",
+    "seed": "Where the noise comes from: the same seed and settings give the same clip, byte for byte.",
+    "guidance_scale": "How hard the clip is pushed towards the prompt: low is loose, high literal and harsh.",
+    "guidance_interval": "The part of the steps, from 0 to 1, in which guidance acts.",
+    "guidance_rescale": "Calms the contrast and color that a high guidance scale exaggerates.",
+    "steps": "Denoising steps: more take longer and settle finer detail.",
+    "solver": "How one step follows from the last; some need fewer steps for the same picture.",
+    "width": "Width of the frames in pixels.",
+    "height": "Height of the frames in pixels.",
+    "frames": "How many frames the clip has, exactly.",
+    "fps": "Frames per second at which they are shown.",
+    "conditioning_frames": "How many of the given clip's frames are continued: more keep its motion.",
+    "output.container": "The file format.",
+    "output.codec": "How the frames are compressed; some players know only H.264.",
+    "output.quality": "Size of the file against fidelity of its frames, from 1 (small) to 9 (best).",
+    "reuse": "Uses the network's last answer again while it would change by less than this: faster, no longer exact.",
+    "vae_tiling": "Encodes and decodes frames in tiles of this many pixels a side, for less memory; 0 is exact.",
+    "flow_shift": "Spends more of the steps on coarse structure (high) or on detail (low).",
+    "controls.kind": "What the result follows of a clip: its edges, depth, segmentation or blurred colors.",
+    "controls.weight": "How closely a control is followed, from 0 to 1.",
+    "adapters.name": "A LoRA adapter that changes the model's style or subject.",
+}
+"""What every knob does, in one sentence: for forms, and for the documentation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +206,7 @@ def knobs(model: Capabilities) -> dict[str, Knob]:
         found["controls.weight"] = _number(Range(0, 1), 1.0)
     if model.adapters:
         found["adapters.name"] = _choice(model.adapters, None)
-    return found
+    return {name: replace(knob, description=KNOB_DESCRIPTIONS[name]) for name, knob in found.items()}
 
 
 def _number(accepted: Range, default: Any) -> Knob:

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from cosmorama.api.body import body_limit, read_object
-from cosmorama.api.clips import content_answer
+from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.services import ServicesOf, deadline_of, owner_of, page_limit, priority_of, submission_of
@@ -143,14 +143,34 @@ async def events(job_id: str, request: Request, services: ServicesOf) -> Respons
 @router.head("/{job_id}/content", include_in_schema=False)
 @router.get(
     "/{job_id}/content",
-    summary="The clip",
+    summary="The clip, or a picture of it",
     response_class=Response,
-    responses={200: {"description": "The file.", "content": {"video/mp4": {}}}, 206: {"description": "A part of it."}},
+    responses={
+        200: {"description": "The file.", "content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
+        206: {"description": "A part of it."},
+    },
 )
-async def content(job_id: str, request: Request, services: ServicesOf) -> Response:
-    """The file of a succeeded job, or the part of it that a `Range` header names."""
+async def content(
+    job_id: str,
+    request: Request,
+    services: ServicesOf,
+    variant: Annotated[str, Query(description="video, thumbnail or spritesheet.")] = "video",
+) -> Response:
+    """The file of a succeeded job, or the part of it that a `Range` header names; its first frame (thumbnail, WebP),
+    or sixteen of its moments on a sheet (JPEG).
+    """
     found = await services.jobs.open_content(job_id, owner=owner_of(request))
-    return content_answer(request, found)
+    if variant == "video":
+        return content_answer(request, found)
+    return await still_answer(services.jobs, await services.jobs.get(job_id, owner=owner_of(request)), variant)
+
+
+@router.get("/{job_id}/inputs/{where}", summary="A picture or clip that came with the job", response_class=Response)
+async def given(job_id: str, where: str, request: Request, services: ServicesOf) -> Response:
+    """The bytes that came inline with the request: `image`, `video`, or `controls.0.source` and so on."""
+    data = await services.jobs.read_input(job_id, where, owner=owner_of(request))
+    # They are the client's own, and may be anything: no browser is to make a page of them.
+    return Response(data, media_type="application/octet-stream", headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.get("/{job_id}/answer", summary="The answer in the job's own wire format", response_class=Response)

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cosmorama.api.errors import BodyError, envelope
 from cosmorama.api.metrics import Metrics
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.studio import is_page
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("cosmorama.access")
@@ -63,7 +64,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_page(scope["path"]):
             await self._app(scope, receive, send)
             return
         key = self._known(Headers(scope=scope))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from cosmorama.api.body import body_limit, read_form, read_json, read_object
-from cosmorama.api.clips import content_answer, discard
+from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import worded
 from cosmorama.api.dialects.wire import WireError
@@ -21,15 +20,10 @@ from cosmorama.api.errors import answer as answer_to
 from cosmorama.api.services import Services, ServicesOf, owner_of, page_limit, submission_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
 from cosmorama.jobs.model import Job, JobNotFoundError
-from cosmorama.media.stills import spritesheet, thumbnail
 from cosmorama.request import GenerationRequest
 
 POLL_AFTER_MS = 500
 """What the official client is told about how often to ask."""
-STILLS: dict[str, tuple[str, Callable[..., bytes]]] = {
-    "thumbnail": ("image/webp", thumbnail),
-    "spritesheet": ("image/jpeg", spritesheet),
-}
 
 
 class OpenAIRoute(APIRoute):
@@ -154,17 +148,10 @@ async def content(
     variant: Annotated[str, Query(description="video, thumbnail or spritesheet.")] = "video",
 ) -> Response:
     """The file of a completed video, its first frame (WebP), or sixteen of its moments on a sheet (JPEG)."""
-    if variant != "video" and variant not in STILLS:
-        raise InvalidRequestError(Problem("variant", variant, f"one of video, {', '.join(STILLS)}"))
     job = await video_of(video_id, request, services)
     found = await services.jobs.open_content(job.id, owner=job.owner)
-    if variant in STILLS:
-        media_type, make = STILLS[variant]
-        clip = await services.jobs.checkout(job)
-        try:
-            return Response(await asyncio.to_thread(make, clip), media_type=media_type)
-        finally:
-            discard(clip)
+    if variant != "video":
+        return await still_answer(services.jobs, job, variant)
     return content_answer(request, found)
 
 

@@ -304,6 +304,18 @@ def place_media(request: ResolvedRequest, prefix: str) -> ResolvedRequest:
     return _map_media(request, lambda _, source: Path(prefix) / source if isinstance(source, Path) else source)
 
 
+def media_of(request: ResolvedRequest) -> dict[str, MediaSource]:
+    """The pictures and clips of a request by where they stand in it, such as `image` or `controls.0.source`."""
+    found: dict[str, MediaSource] = {}
+
+    def note(where: str, source: MediaSource) -> MediaSource:
+        found[where] = source
+        return source
+
+    _map_media(request, note)
+    return found
+
+
 def restore_media(request: ResolvedRequest, read: Callable[[str], bytes]) -> ResolvedRequest:
     """Put the contents back where a request names artifacts."""
     return _map_media(request, lambda _, source: read(str(source)) if isinstance(source, Path) else source)

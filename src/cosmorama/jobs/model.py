@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cosmorama.engine.outcome import Outcome
@@ -16,7 +17,7 @@ from cosmorama.errors import JobConflictError as JobConflictError
 from cosmorama.errors import JobNotFoundError as JobNotFoundError
 from cosmorama.errors import StoreUnavailableError as StoreUnavailableError
 from cosmorama.progress import Progress, Stage
-from cosmorama.request import ResolvedRequest
+from cosmorama.request import MediaSource, ResolvedRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -188,15 +189,7 @@ class Job:
             "finished_at": self.finished_at,
             "deadline_at": self.deadline_at,
             "attempts": self.attempts,
-            "request": {
-                "prompt": request.prompt,
-                "seed": request.seed,
-                "steps": request.steps,
-                "width": request.result.width,
-                "height": request.result.height,
-                "frames": request.result.frames,
-                "fps": request.result.fps,
-            },
+            "request": _knobs(self),
             "warnings": list(self.warnings),
             "guardrails": self.checks,
             "metadata": dict(self.metadata),
@@ -214,6 +207,41 @@ class Job:
                 "timings_s": {stage: round(seconds, 3) for stage, seconds in result.outcome.timings.items()},
             },
         }
+
+
+def _knobs(job: Job) -> dict[str, Any]:
+    """The whole request in the server's own wire format, so that it can be sent again as it is.
+
+    Media that came inline stands as the path under which the server gives it out.
+    """
+    asked = job.request
+
+    def reference(where: str, source: MediaSource | None) -> str | None:
+        if isinstance(source, Path):
+            return f"/v1/jobs/{job.id}/inputs/{where}"
+        return None if source is None else str(source)
+
+    known = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name not in _INWARD}
+    return known | {
+        "width": asked.result.width,
+        "height": asked.result.height,
+        "frames": asked.result.frames,
+        "fps": asked.result.fps,
+        "image": reference("image", asked.image),
+        "video": reference("video", asked.video),
+        "guidance_interval": list(asked.guidance_interval),
+        "output": asdict(asked.output),
+        "controls": [
+            asdict(replace(control, source=None)) | {"source": reference(f"controls.{index}.source", control.source)}
+            for index, control in enumerate(asked.controls)
+        ],
+        "action": None if asked.action is None else asdict(asked.action),
+        "adapters": [asdict(adapter) for adapter in asked.adapters],
+    }
+
+
+_INWARD = frozenset({"left_open", "target", "usual", "warnings"})
+"""What `resolve` and the dialects tell each other; not the client's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from cosmorama.engine.scheduler import Priority
 from cosmorama.engine.workers import Workers
 from cosmorama.errors import CancelledError, InvalidRequestError, NotReadyError, Problem
-from cosmorama.jobs.files import Artifacts, Content, Scratch, restore_media
+from cosmorama.jobs.files import Artifacts, Content, Scratch, media_of, restore_media
 from cosmorama.jobs.fleet import Fleet
 from cosmorama.jobs.model import (
     ContentGoneError,
@@ -284,6 +284,18 @@ class Jobs:
             StoreUnavailableError: the artifact store is away.
         """
         return await asyncio.to_thread(restore_media, job.request, self._artifacts.read)
+
+    async def read_input(self, job_id: str, where: str, *, owner: str | None = None) -> bytes:
+        """A picture or clip that came inline with a job, by where it stands in the request, such as `image`.
+
+        Raises:
+            JobNotFoundError: as `get`, or nothing came inline there.
+            StoreUnavailableError: the artifact store is away.
+        """
+        source = media_of((await self.get(job_id, owner=owner)).request).get(where)
+        if not isinstance(source, Path):
+            raise JobNotFoundError(f"job {job_id} has no input {where[:80]!r} of its own")
+        return await asyncio.to_thread(self._artifacts.read, str(source))
 
     async def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
         """Stop a job within one denoising step. A job that is over stays as it is; either way its state is returned.

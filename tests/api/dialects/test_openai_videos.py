@@ -65,6 +65,11 @@ def test_thumbnail_and_spritesheet(client: openai.OpenAI) -> None:
     video = make(client)
     with Image.open(io.BytesIO(client.videos.download_content(video.id, variant="thumbnail").content)) as picture:
         assert (picture.format, picture.size) == ("WEBP", (96, 64))
+    job = str(client.base_url).rstrip("/") + f"/jobs/{video.id}/content"
+    of_the_job = httpx.get(job, params={"variant": "thumbnail"})
+    assert of_the_job.content == client.videos.download_content(video.id, variant="thumbnail").content
+    assert "immutable" in of_the_job.headers["cache-control"]
+    assert httpx.get(job, params={"variant": "poster"}).status_code == 422
     with Image.open(io.BytesIO(client.videos.download_content(video.id, variant="spritesheet").content)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (4 * 96, 4 * 64))
         # The painter's clips get brighter, so the sheet does from its first cell to its last.

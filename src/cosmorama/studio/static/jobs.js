@@ -1,0 +1,119 @@
+// What is known of jobs: one book that every view reads, kept fresh while anything in it is unfinished.
+
+import { call, follow, get, post } from "./api.js";
+
+const FINAL = new Set(["succeeded", "failed", "cancelled"]);
+const STARS = "cosmorama.stars";
+const POLL_MS = 1500;
+
+export const over = (job) => FINAL.has(job.state);
+export const watched = new EventTarget();
+
+const book = new Map();
+let polling = false;
+
+/** Jobs known, newest first. */
+export const known = () => [...book.values()].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
+export const find = (id) => book.get(id);
+
+export function note(job) {
+  const before = book.get(job.id);
+  // What is over stays so; an older answer may come late.
+  if (before && over(before) && !over(job)) return before;
+  book.set(job.id, job);
+  if (!before || JSON.stringify(before) !== JSON.stringify(job)) {
+    watched.dispatchEvent(new CustomEvent("job", { detail: job }));
+  }
+  if (!over(job)) poll();
+  return job;
+}
+
+/** One page of the server's jobs: its next cursor. */
+export async function page(cursor = null, limit = 50) {
+  const query = new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) });
+  const { data, next_cursor } = await get(`v1/jobs?${query}`);
+  data.forEach(note);
+  return next_cursor;
+}
+
+export const fetchJob = async (id) => note(await get(`v1/jobs/${encodeURIComponent(id)}`));
+
+export const submit = async (body, key = crypto.randomUUID?.() ?? String(Math.random())) =>
+  note(await post("v1/jobs", { ...body, dialect: "cosmorama" }, { "Idempotency-Key": `studio-${key}` }));
+
+export const cancel = async (id) => note(await post(`v1/jobs/${id}/cancel`, {}));
+
+export async function remove(id) {
+  await call(`v1/jobs/${id}`, { method: "DELETE" }).catch((error) => {
+    if (error.status !== 404) throw error;
+  });
+  forget(id);
+}
+
+function forget(id) {
+  book.delete(id);
+  star(id, false);
+  watched.dispatchEvent(new CustomEvent("gone", { detail: id }));
+}
+
+/** Follow one job closely, previews included, until it is over or `signal` ends it. */
+export function followJob(id, onPreview, signal) {
+  return follow(
+    `v1/jobs/${id}/events`,
+    (kind, data) => {
+      if (kind === "preview") onPreview(`data:${data.media_type};base64,${data.data}`);
+      else if (over(note(data))) return "end";
+    },
+    signal,
+  );
+}
+
+async function poll() {
+  if (polling) return;
+  polling = true;
+  try {
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, document.hidden ? POLL_MS * 4 : POLL_MS));
+      const open = known().filter((job) => !over(job));
+      if (open.length === 0) return;
+      try {
+        if (open.length > 4) await page(null, 100);
+        const fresh = open.length > 4 ? [] : open;
+        await Promise.all(fresh.map((job) => fetchJob(job.id).catch((error) => error.status === 404 && forget(job.id))));
+      } catch {
+        // The server is away for a moment; the header says so.
+      }
+    }
+  } finally {
+    polling = false;
+  }
+}
+
+const stars = () => new Set(JSON.parse(localStorage.getItem(STARS) ?? "[]"));
+export const starred = (id) => stars().has(id);
+export function star(id, on) {
+  const all = stars();
+  if (all.has(id) === on) return;
+  all[on ? "add" : "delete"](id);
+  localStorage.setItem(STARS, JSON.stringify([...all]));
+  watched.dispatchEvent(new CustomEvent("star", { detail: id }));
+}
+
+/** Where a job is, in words. */
+export function stageText(job) {
+  if (job.state === "queued") return job.queue_position > 1 ? `Number ${job.queue_position} in the queue` : "Next in the queue";
+  if (job.state !== "running") return { succeeded: "Finished", failed: "Failed", cancelled: "Cancelled" }[job.state];
+  const of = job.total ? ` ${job.step} of ${job.total}` : "";
+  return (
+    { queued: "Starting", prepare: "Reading what was given", encode: "Encoding", denoise: `Denoising, step${of}`, decode: `Decoding, frame${of}`, done: "Writing the file" }[
+      job.stage
+    ] ?? job.stage
+  );
+}
+
+/** Part of a job that is done, 0 to 1: denoising is most of it. */
+export function share(job) {
+  if (over(job)) return 1;
+  const part = job.total ? job.step / job.total : 0;
+  return { queued: 0, prepare: 0.01, encode: 0.03, denoise: 0.04 + 0.78 * part, decode: 0.82 + 0.17 * part, done: 0.99 }[job.stage] ?? 0;
+}

@@ -1,0 +1,268 @@
+"""Grid, compare, history, keys, and what holds for every view: axe, narrow screens, keys of the API, path prefixes."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.serving import Running, running_server
+from tests.studio.conftest import Studio, open_page
+from tests.studio.test_make import FINISHED_MS, describe, generate, job_id, make, number
+
+VIEWS = ("#/make", "#/grid", "#/compare", "#/history")
+
+
+def jobs(studio: Studio) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = httpx.get(f"{studio.url}/v1/jobs?limit=100").json()["data"]
+    return found
+
+
+def make_grid(page: Page, across: str, down: str) -> None:
+    page.goto(f"{page.url.split('#')[0]}#/grid")
+    page.get_by_label("Values across").fill(across)
+    page.get_by_label("Values down").fill(down)
+    page.get_by_role("button", name="Make the grid").click()
+
+
+def test_a_grid_of_two_knobs_plays_in_step_and_shows_differences(studio: Studio) -> None:
+    page = studio.page
+    describe(page, "a red ball", steps=2, frames=9)
+    make_grid(page, "1, 7", "1..2")
+    expect(page).to_have_url(re.compile(r"#/grid/grid-\w+"))
+    grid = page.url.rsplit("/", 1)[1]
+    expect(page.locator(".cell video")).to_have_count(4, timeout=FINISHED_MS)
+    expect(page.get_by_role("columnheader", name="Guidance 7")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="Seed 2")).to_be_visible()
+    mine = [job for job in jobs(studio) if job["metadata"].get("grid") == grid]  # type: ignore[attr-defined]
+    asked = {(job["request"]["guidance_scale"], job["request"]["seed"]) for job in mine}  # type: ignore[index]
+    assert asked == {(1, 1), (1, 2), (7, 1), (7, 2)}
+    for _ in range(4):
+        expect(page.locator(".cell video").nth(_)).to_have_js_property("readyState", 4)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".frame-count")).to_have_text("2 / 9")
+    times = page.locator(".cell video").evaluate_all("all => all.map(video => video.currentTime)")
+    assert len(set(times)) == 1
+    page.get_by_role("button", name="Differences").click()
+    expect(page.locator(".cell canvas:not([hidden])")).to_have_count(3)
+    light = """all => all.map(canvas => canvas.getContext("2d").getImageData(0, 0, 320, 160).data
+        .filter((_, index) => index % 4 < 3).reduce((sum, value) => sum + value, 0))"""
+    page.wait_for_timeout(500)
+    assert all(page.locator(".cell canvas:not([hidden])").evaluate_all(light))
+    page.reload()
+    expect(page.locator(".cell video")).to_have_count(4)
+
+
+def test_a_grid_says_what_is_wrong_with_its_axes_and_values(studio: Studio) -> None:
+    studio.seen.allowed = ("422",)
+    page = studio.page
+    describe(page, "a red ball", steps=2, frames=9)
+    page.goto(f"{studio.url}/#/grid")
+    page.get_by_label("Values across").fill("1, x")
+    expect(page.get_by_role("alert").filter(has_text="x is not a number")).to_be_visible()
+    page.get_by_label("Values across").fill("500")
+    page.get_by_label("Values down").fill("1")
+    page.get_by_role("button", name="Make the grid").click()
+    expect(page.locator("[data-field=guidance_scale]").get_by_role("alert")).to_contain_text("500")
+
+
+def test_two_clips_are_compared_under_a_wipe(studio: Studio) -> None:
+    page = studio.page
+    first = make(studio, "a red ball", seed=1)
+    second = make(studio, "a red ball", seed=2, guidance_scale=3)
+    page.goto(f"{studio.url}/#/compare?a={first['id']}&b={second['id']}")
+    expect(page.locator(".over video")).to_have_count(2)
+    rows = page.locator(".differences tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.filter(has_text="Seed")).to_have_text(re.compile("Seed.*1.*2"))
+    wipe = page.get_by_role("slider", name="Wipe between A and B")
+    wipe.focus()
+    page.keyboard.press("Home")
+    assert page.locator(".over").evaluate("node => node.style.getPropertyValue('--wipe')") == "0%"
+    page.get_by_role("button", name="Difference", exact=True).click()
+    expect(page.locator(".over.difference video")).to_have_count(2)
+    page.get_by_role("button", name="Side by side").click()
+    expect(page.locator(".side-by-side video")).to_have_count(2)
+
+
+def test_the_history_is_searched_starred_and_deleted_from(studio: Studio) -> None:
+    page = studio.page
+    kept = make(studio, "a green cylinder", seed=77)
+    gone = make(studio, "a purple cone", seed=78)
+    page.keyboard.press("4")
+    page.goto(f"{studio.url}/#/history")
+    card = page.locator(f"[data-job='{kept['id']}']")
+    expect(card.locator("img")).to_have_js_property("naturalWidth", 320)
+    card.get_by_role("button", name="Star").click()
+    page.get_by_label("Search the history").fill("cylinder 77")
+    expect(page.locator(".card")).to_have_count(1)
+    page.reload()
+    expect(page.get_by_label("Search the history")).to_have_value("cylinder 77")
+    expect(page.locator(".card")).to_have_count(1)
+    page.get_by_label("Search the history").fill("")
+    page.get_by_role("button", name="Starred").click()
+    expect(page.locator(".card")).to_have_count(1)
+    page.get_by_role("button", name="All", exact=True).click()
+    page.locator(f"[data-job='{gone['id']}']").get_by_role("button", name="Delete").click()
+    expect(page.locator(f"[data-job='{gone['id']}']")).to_have_count(0)
+    assert httpx.get(f"{studio.url}/v1/jobs/{gone['id']}").status_code == 404
+
+
+def test_keys(studio: Studio) -> None:
+    page = studio.page
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    for key, view in zip("2341", ("grid", "compare", "history", "make"), strict=True):
+        page.keyboard.press(key)
+        expect(page.locator(f"nav [data-view={view}]")).to_have_attribute("aria-current", "page")
+    page.keyboard.press("/")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    page.keyboard.type("a red ball 4")  # keys that are written are not commands
+    number(page, "steps").fill("2")
+    number(page, "frames").fill("9")
+    page.keyboard.press("Control+Enter")
+    job_id(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", [*VIEWS, "result", "matrix"])
+def test_axe_finds_nothing_serious(view: str, scheme: str, studio: Studio) -> None:
+    page = studio.page
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    if view == "result":
+        make(studio, "a red ball", seed=1)
+    elif view == "matrix":
+        describe(page, "a red ball", steps=1, frames=9)
+        make_grid(page, "1, 2", "1")
+        expect(page.locator(".cell video")).to_have_count(2, timeout=FINISHED_MS)
+    else:
+        page.goto(f"{studio.url}/{view}")
+    for group in page.locator("details").all():
+        group.evaluate("node => node.open = true")
+    page.wait_for_timeout(300)
+    found = Axe().run(page).response["violations"]
+    serious = [
+        f"{one['id']}: {node['target']} {node['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+    assert serious == []
+    page.emulate_media(color_scheme="light")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_overflows_on_a_narrow_screen(view: str, studio: Studio) -> None:
+    page = studio.page
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{studio.url}/{view}")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_first_paint_and_weight(studio: Studio) -> None:
+    page = studio.page
+    page.goto("about:blank")
+    page.goto(f"{studio.url}/#/history")
+    expect(page.get_by_label("Search the history")).to_be_visible()
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    sizes = page.evaluate("performance.getEntriesByType('resource').map(one => [one.name, one.decodedBodySize])")
+    assert sum(size for name, size in sizes if "/content" not in name) < 1_000_000
+    assert paint < 15_000  # 1.5 s where nothing else runs; this bears a loaded machine
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, studio_server: Running) -> Iterator[Running]:
+    """A server with an API key, on a model of its own folder."""
+    folder = tmp_path_factory.mktemp("guarded")
+    model = studio_server.log.parent / "model"
+    with running_server(model, folder, COSMORAMA_API_KEYS="studio:right-key") as server:
+        yield server
+
+
+def test_with_api_keys_the_page_asks_once_and_again_for_a_wrong_one(browser: BrowserContext, guarded: Running) -> None:
+    studio = open_page(browser, guarded.url)
+    studio.seen.allowed = ("401",)
+    page = studio.page
+    page.get_by_label("API key").fill("wrong-key")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_text("The server does not know this key.")).to_be_visible()
+    page.get_by_label("API key").fill("right-key")
+    page.get_by_role("button", name="Continue").click()
+    describe(page, "a red ball", steps=2, frames=9)
+    generate(page)
+    job_id(page)
+    expect(page.locator(".stage .transport")).to_be_visible(timeout=FINISHED_MS)
+    expect(page.locator(".stage video")).to_have_js_property("readyState", 4)
+    page.reload()
+    expect(page.locator(".stage .transport")).to_be_visible()
+    assert page.evaluate("JSON.stringify(localStorage)").count("right-key") == 0
+    assert "right-key" not in page.get_by_role("tabpanel").text_content()  # type: ignore[operator]
+    page.close()
+    studio.seen.check(guarded.url.split("/")[2])
+
+
+@pytest.fixture
+def prefixed(studio_server: Running, tmp_path: Path) -> Iterator[str]:
+    """The server behind a proxy that adds a path prefix."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.0"
+
+        def _pass(self) -> None:
+            if not self.path.startswith("/worlds/"):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
+            }
+            url = studio_server.url + self.path.removeprefix("/worlds")
+            with httpx.stream(self.command, url, content=body, headers=headers, timeout=120) as answer:
+                self.send_response(answer.status_code)
+                for name, value in answer.headers.items():
+                    if name.lower() not in ("transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.end_headers()
+                for piece in answer.iter_raw():
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+
+        do_GET = do_POST = do_DELETE = _pass  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ThreadingHTTPServer(("127.0.0.1", port), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{port}/worlds"
+    finally:
+        server.shutdown()
+
+
+def test_behind_a_path_prefix(browser: BrowserContext, prefixed: str) -> None:
+    studio = open_page(browser, prefixed)
+    page = studio.page
+    describe(page, "a red ball", steps=2, frames=9)
+    generate(page)
+    job_id(page)
+    expect(page.locator(".stage .transport")).to_be_visible(timeout=FINISHED_MS)
+    expect(page.locator(".stage video")).to_have_js_property("readyState", 4)
+    page.close()
+    studio.seen.check(prefixed.split("/")[2])
