@@ -120,6 +120,13 @@ class Tracing(Observer):
             trace.span.set_status(Status(StatusCode.ERROR, error.message))
         trace.span.end(now)
 
+    def left(self, job_id: str) -> None:
+        """End the span of a job that another server ended: its own spans say how."""
+        trace = self._traces.pop(job_id, None)
+        if trace is not None:
+            trace.span.set_attribute("cosmorama.job.elsewhere", True)
+            trace.span.end()
+
     def _begin(self, job: Job, at_s: float) -> None:
         request, begin = job.request, int(at_s * NANO)
         attributes: dict[str, str | int] = {

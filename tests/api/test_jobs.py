@@ -250,15 +250,14 @@ def test_events_can_be_resumed_on_a_server_that_was_started_again(tmp_path: Path
     run(test)
 
 
-@pytest.mark.parametrize(("method", "suffix"), [("DELETE", ""), ("POST", "/cancel")])
-def test_cancelling_frees_the_worker_within_a_step(method: str, suffix: str, tmp_path: Path) -> None:
+def test_cancelling_frees_the_worker_within_a_step(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path, max_active=1) as server:
             job = await submit(server, **LONG)
             waiting = await submit(server, **LONG)
             await begun(server, job)
             for each in (waiting, job):
-                answer = await server.client.request(method, f"/v1/jobs/{each['id']}{suffix}")
+                answer = await server.client.post(f"/v1/jobs/{each['id']}/cancel")
                 assert answer.status_code == 200
                 assert answer.json()["state"] == "cancelled"
                 assert answer.json()["error"]["code"] == 499
@@ -271,6 +270,38 @@ def test_cancelling_frees_the_worker_within_a_step(method: str, suffix: str, tmp
             assert problem(await server.client.get(f"/v1/jobs/{job['id']}/content")) == (409, "conflict")
             assert problem(await server.client.get(f"/v1/jobs/{job['id']}/answer")) == (499, "cancelled")
             assert (await finished(server, await submit(server)))["state"] == "succeeded"
+
+    run(test)
+
+
+def test_deleting_a_job_that_runs_or_waits_stops_and_removes_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, max_active=1) as server:
+            job = await submit(server, **LONG)
+            waiting = await submit(server, **LONG)
+            await begun(server, job)
+            for each in (waiting, job):
+                answer = await server.client.delete(f"/v1/jobs/{each['id']}")
+                assert answer.json() == {"id": each["id"], "object": "job", "deleted": True}
+                assert problem(await server.client.get(f"/v1/jobs/{each['id']}")) == (404, "job_not_found")
+            assert server.supervisor.cancelled == [f"{job['id']}.1"]
+            assert (await finished(server, await submit(server)))["state"] == "succeeded"
+
+    run(test)
+
+
+def test_readiness_says_when_nothing_can_be_accepted(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            assert (await server.client.get("/v1/health/ready")).status_code == 200
+            (tmp_path / "jobs.sqlite3").rename(tmp_path / "elsewhere")
+            while (answer := await server.client.get("/v1/health/ready")).status_code == 200:
+                await asyncio.sleep(0.05)
+            assert answer.status_code == 503
+            assert "removed or replaced" in answer.text
+            assert str(tmp_path) not in answer.text
+            assert (await server.client.get("/v1/health/live")).status_code == 200
+            assert (await server.client.post("/v1/jobs", json=BODY)).status_code == 503
 
     run(test)
 
@@ -400,7 +431,7 @@ def test_a_deadline_out_of_range_is_told_the_range(wrong: object, tmp_path: Path
             answer = await server.client.post("/v1/jobs", json={"prompt": "a ball", "deadline_s": wrong})
             assert answer.status_code == 422
             assert answer.json()["error"]["message"] == (
-                f"deadline_s: {wrong!r} is not accepted; "
+                f"deadline_s: {'true' if wrong is True else repr(wrong)} is not accepted; "
                 "expected a number of seconds, more than 0 and at most 1000000000"
             )
 

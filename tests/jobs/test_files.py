@@ -59,7 +59,7 @@ def test_a_clip_is_copied_to_another_file_system_whole_or_not(tmp_path: Path, mo
     monkeypatch.setattr(Path, "replace", from_elsewhere)
     with monkeypatch.context() as patch:
         patch.setattr("cosmorama.jobs.files.shutil.copyfile", half)
-        with pytest.raises(StoreUnavailableError, match="No space left"):
+        with pytest.raises(StoreUnavailableError, match="it is full"):
             artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
     assert clip.exists()
     assert artifacts.published("job", 1) is None

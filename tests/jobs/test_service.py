@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -24,10 +25,11 @@ from cosmorama.jobs.model import (
     JobConflictError,
     JobEvent,
     JobNotFoundError,
+    Observer,
     StoreUnavailableError,
 )
 from cosmorama.jobs.service import Jobs
-from cosmorama.jobs.store import Hold
+from cosmorama.jobs.store import Database, Hold
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -132,8 +134,14 @@ def test_what_is_refused_is_refused_before_anything_is_stored(tmp_path: Path) ->
                 await jobs.submit(replace(REQUEST, steps=99), dialect="predict1")
             supervisor.ready, supervisor.reason = False, "the model is loading"
             with pytest.raises(NotReadyError, match="loading"):
-                await jobs.submit(REQUEST, dialect="predict1")
+                await jobs.submit(REQUEST, dialect="predict1", attached=True)
             assert (await jobs.list()).jobs == ()
+            # Who does not wait on a connection needs no worker now: what it takes is known from before.
+            later = await jobs.submit(REQUEST, dialect="predict1")
+            assert later.state == "queued"
+            supervisor.capabilities = None
+            with pytest.raises(NotReadyError, match="loading"):
+                await jobs.submit(REQUEST, dialect="predict1")
             for limit in (0, 101):
                 with pytest.raises(InvalidRequestError, match="limit"):
                     await jobs.list(limit=limit)
@@ -530,39 +538,225 @@ def test_content_can_be_forgotten_and_a_full_store_forgets_the_oldest(
     run(life)
 
 
-def test_a_full_disk_fails_the_job_with_a_reason_and_a_short_outage_does_not(
+def test_a_store_that_cannot_be_written_loses_no_clip_and_begins_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cosmorama.jobs.worker.STORE_RETRIES_S", (0.01, 0.01))
-    publish = Artifacts.publish
-    failures = 2
+    monkeypatch.setattr("cosmorama.jobs.worker.PROBE_EVERY_S", 0.05)
+    methods = {name: getattr(Artifacts, name) for name in ("publish", "put", "probe")}
+    full = False
 
-    def fragile(self: Artifacts, *arguments: object, **options: object) -> object:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise StoreUnavailableError("the artifact store cannot be used now (No space left on device)")
-        return publish(self, *arguments, **options)  # type: ignore[arg-type]
+    def fragile(name: str) -> Callable[..., object]:
+        def method(self: Artifacts, *arguments: object, **options: object) -> object:
+            if full:
+                raise StoreUnavailableError("the artifact store cannot be used now (it is full)", "/a/path")
+            return methods[name](self, *arguments, **options)
 
-    monkeypatch.setattr(Artifacts, "publish", fragile)
+        return method
+
+    for name in methods:
+        monkeypatch.setattr(Artifacts, name, fragile(name))
 
     async def life() -> None:
-        nonlocal failures
-        async with running(settings_in(tmp_path)) as (jobs, supervisor):
-            job = await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
-            assert job.state == "succeeded"
-            failures = 3
-            job = await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
-            assert job.state == "failed"
+        nonlocal full
+        async with running(settings_in(tmp_path, max_active=1)) as (jobs, supervisor):
+            supervisor.gate.clear()
+            first, second, third = [(await jobs.submit(REQUEST, dialect="p")).id for _ in range(3)]
+            while not supervisor.started:
+                await asyncio.sleep(0.01)
+            full = True
+            supervisor.gate.set()
+            while jobs.away is None:
+                await asyncio.sleep(0.01)
+            with pytest.raises(StoreUnavailableError, match="it is full"):
+                await jobs.submit(REQUEST, dialect="p")
+            await asyncio.sleep(1.5)  # a few turns of the dispatcher
+            assert f"{third}.1" not in supervisor.started  # one may have begun before it was known
+            assert (await jobs.cancel(third)).state == "cancelled"
+            assert (await jobs.get(first)).state == "running"
+            full = False
+            assert {(await jobs.wait(job)).state for job in (first, second)} == {"succeeded"}
+            assert supervisor.started == [f"{first}.1", f"{second}.1"]
+            while jobs.away is not None:
+                await asyncio.sleep(0.01)
+            # Who does not want to wait for the store need not.
+            full = True
+            stuck = await _stuck(jobs)
+            assert stuck is None or (await jobs.cancel(stuck)).state == "cancelled"
+
+    run(life)
+
+
+async def _stuck(jobs: Jobs) -> str | None:
+    """A job whose clip waits for the store, if one was accepted before the store was found to be full."""
+    try:
+        job = await jobs.submit(REQUEST, dialect="p")
+    except StoreUnavailableError:
+        return None
+    while not any(each.stuck for each in jobs._runner.running.values()):
+        await asyncio.sleep(0.01)
+    return job.id
+
+
+def test_a_stop_ends_while_the_database_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosmorama.jobs.worker.STOP_S", 0.5)
+    monkeypatch.setattr("cosmorama.jobs.service.STOP_S", 0.5)
+
+    async def life() -> None:
+        supervisor = FakeSupervisor(settings := settings_in(tmp_path))
+        jobs = Jobs(settings, supervisor)
+        await jobs.start()
+        supervisor.gate.clear()
+        made = await jobs.submit(REQUEST, dialect="p")
+        while not supervisor.started:
+            await asyncio.sleep(0.01)
+
+        def away(*_: object, **__: object) -> None:
+            raise StoreUnavailableError("the job store cannot be used now")
+
+        for name in ("finish", "release", "advance"):
+            monkeypatch.setattr(jobs._store, name, away)
+        supervisor.gate.set()
+        await asyncio.sleep(0.5)  # the clip is made, and its end cannot be written down
+        begun = time.monotonic()
+        await jobs.stop()
+        jobs.close()
+        assert time.monotonic() - begun < 10
+        # What was published is found by the next server.
+        async with running(settings) as (again, other):
+            job = await again.wait(made.id)
+            assert (job.state, job.attempts) == ("succeeded", 1)
+            assert other.started == []
+
+    run(life)
+
+
+def test_an_unreadable_row_ends_alone(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+
+    async def life() -> None:
+        async with running(settings) as (jobs, supervisor):
+            supervisor.ready = False
+            bad, good = [(await jobs.submit(replace(REQUEST, seed=i), dialect="p")).id for i in range(2)]
+        database = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+        with database.write() as connection:
+            newer = '{"version":2,"request":{}}'
+            connection.exec_driver_sql("UPDATE cosmorama_jobs SET request = ? WHERE id = ?", (newer, bad))
+        database.close()
+        async with running(settings) as (jobs, _):
+            assert (await jobs.wait(good)).state == "succeeded"
+            job = await jobs.wait(bad)
             assert job.error is not None
-            assert "No space left" in job.error.text
+            assert (job.state, "another release" in job.error.text) == ("failed", True)
+            listed = (await jobs.list()).jobs
+            assert [each.summary()["request"] is None for each in listed] == [False, True]
+
+    run(life)
+
+
+def test_every_end_is_told_once(tmp_path: Path) -> None:
+    class Ends(Observer):
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, str]] = []
+
+        def ended(self, job: Job, state: str, error: object) -> None:
+            self.seen.append((job.id, state))
+
+    async def life() -> None:
+        ends = Ends()
+        supervisor = FakeSupervisor(settings := settings_in(tmp_path, max_active=1))
+        jobs = Jobs(settings, supervisor, observer=ends)
+        await jobs.start()
+        try:
+            made = (await jobs.submit(REQUEST, dialect="p")).id
+            await jobs.wait(made)
+            supervisor.gate.clear()
+            runs = (await jobs.submit(REQUEST, dialect="p")).id
+            late = (await jobs.submit(REQUEST, dialect="p", deadline_s=0.05)).id
+            waits = (await jobs.submit(REQUEST, dialect="p")).id
+            assert (await jobs.wait(late)).state == "failed"
+            await jobs.cancel(waits)
+            await jobs.cancel(waits)
+            await jobs.cancel(runs)
+            await asyncio.sleep(1)
+        finally:
+            await jobs.stop()
+            jobs.close()
+        expected = [(made, "succeeded"), (late, "failed"), (waits, "cancelled"), (runs, "cancelled")]
+        assert sorted(ends.seen) == sorted(expected)
+
+    run(life)
+
+
+def test_what_was_sent_with_a_job_that_made_nothing_goes_with_it(tmp_path: Path) -> None:
+    picture = replace(REQUEST, image=base64.b64encode(b"picture").decode())
+
+    async def life() -> None:
+        async with running(settings_in(tmp_path, max_active=1)) as (jobs, supervisor):
+            supervisor.gate.clear()
+            runs = (await jobs.submit(picture, dialect="p")).id
+            waits = (await jobs.submit(picture, dialect="p")).id
+            late = (await jobs.submit(picture, dialect="p", deadline_s=0.05)).id
+            assert len([path for path in (tmp_path / "artifacts" / "inputs").rglob("*") if path.is_file()]) == 3
+            await jobs.wait(late)
+            await jobs.cancel(waits)
+            await jobs.cancel(runs)
+            supervisor.fail = WorkerError("no luck")
+            supervisor.gate.set()
+            await jobs.wait((await jobs.submit(picture, dialect="p")).id)
+            while [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()]:
+                await asyncio.sleep(0.02)
+
+    run(life)
+
+
+def test_nobody_else_can_look_into_the_state_folder(tmp_path: Path) -> None:
+    async def life() -> None:
+        for folder in (tmp_path / "new", tmp_path / "old"):
+            if folder.name == "old":
+                folder.mkdir(mode=0o755)
+            async with running(settings_in(folder)) as (jobs, _):
+                await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
+            assert folder.stat().st_mode & 0o777 == 0o700
+
+    run(life)
+
+
+def test_a_clip_that_is_gone_is_gone(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running(settings_in(tmp_path)) as (jobs, _):
             job = await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
-            assert job.state == "succeeded"
-            assert [name.rpartition(".")[2] for name in supervisor.started] == ["1", "1", "1"]
-            monkeypatch.setattr(Artifacts, "put", fragile)
-            failures = 1
-            with pytest.raises(StoreUnavailableError, match="No space"):
-                await jobs.submit(replace(REQUEST, image=base64.b64encode(b"x").decode()), dialect="p")
+            shutil.rmtree(tmp_path / "artifacts" / "results")
+            with pytest.raises(ContentGoneError):
+                await jobs.open_content(job.id)
+            with pytest.raises(ContentGoneError):
+                await jobs.checkout(job)
+
+    run(life)
+
+
+def test_clearing_takes_nobodys_jobs_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removing takes longer than a lease, and the job that runs meanwhile stays where it is."""
+    monkeypatch.setattr("cosmorama.jobs.worker.CLEAR_EVERY_S", 0.5)
+    remove = Artifacts.remove
+
+    def slow(self: Artifacts, *arguments: object, **options: object) -> None:
+        time.sleep(0.2)
+        remove(self, *arguments, **options)  # type: ignore[arg-type]
+
+    async def life() -> None:
+        settings = settings_in(tmp_path, retention_s=1.5, max_active=1)
+        async with running(settings) as (one, first), running(settings) as (two, second):
+            second.ready = False
+            for _ in range(15):
+                await one.wait((await one.submit(REQUEST, dialect="p")).id)
+            monkeypatch.setattr(Artifacts, "remove", slow)
+            first.gate.clear()
+            job = (await one.submit(REQUEST, dialect="p")).id
+            await asyncio.sleep(4)
+            first.gate.set()
+            ended = await two.wait(job)
+            assert (ended.state, ended.attempts) == ("succeeded", 1)
 
     run(life)
 

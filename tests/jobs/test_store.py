@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from cosmorama.errors import QueueFullError, WorkerError
 from cosmorama.jobs.model import JobConflictError, JobError, JobNotFoundError, StoreUnavailableError
-from cosmorama.jobs.store import Database, Finish, Hold, Limits, NewJob, Store, Upkeep, version
+from cosmorama.jobs.store import Database, Due, Finish, Hold, Limits, NewJob, Store, Upkeep, version
+from cosmorama.jobs.store import jobs as jobs_table
 from cosmorama.progress import Progress
 from cosmorama.request import ResolvedRequest
 from tests.jobs.conftest import LEASE_S, pass_lease
@@ -55,7 +58,7 @@ def claim(store: Store, job_id: str = "a", holder: str = "one") -> Hold:
 
 
 def test_a_life(store: Store) -> None:
-    assert accept(store, new(deadline_at=2e9, webhook_url="http://x/")) == ["a"]
+    assert accept(store, new(deadline_s=1e6, webhook_url="http://x/")) == ["a"]
     job = store.get("a")
     assert (job.state, job.owner, job.dialect, job.model, job.priority) == (
         "queued",
@@ -66,7 +69,8 @@ def test_a_life(store: Store) -> None:
     )
     assert job.request == REQUEST
     assert job.metadata == {"tag": "x"}
-    assert (job.deadline_at, job.webhook_url, job.attempts, job.started_at) == (2e9, "http://x/", 0, None)
+    assert (job.webhook_url, job.attempts, job.started_at) == ("http://x/", 0, None)
+    assert job.deadline_at == pytest.approx(time.time() + 1e6, abs=60)
 
     hold = claim(store)
     store.advance({hold: Progress("denoise", 3, 35, remaining_s=12.0)})
@@ -122,15 +126,15 @@ def test_a_job_ends_once(store: Store) -> None:
 def test_a_stale_holder_can_do_nothing(store: Store) -> None:
     accept(store, new())
     stale = claim(store, holder="one")
-    assert store.release(stale)
+    store.release(stale)
+    assert store.get("a").state == "queued"
     fresh = claim(store, holder="one")
     assert fresh.attempt == 2
     assert not store.finish(stale, MADE)
-    assert not store.release(stale)
-    assert store.blame(stale, 2) is None
+    assert store.release(stale, 9, 1, FAILED) is None
+    assert store.get("a").state == "running"
     store.advance({stale: Progress("denoise", 9, 9)})
     assert store.get("a").progress.stage == "prepare"
-    assert store.blame(fresh, 2) == 2
     assert store.finish(fresh, MADE)
 
 
@@ -181,7 +185,7 @@ def test_a_job_asked_to_cancel_is_not_claimed_again(store: Store) -> None:
     store.cancel("a", JobError("cancelled", 499, "cancelled"))
     store.release(hold)
     assert store.claim("a", "one") is None
-    assert Upkeep(store).end_cancelled(JobError("cancelled", 499, "x")) == ["a"]
+    assert [job.id for job in Upkeep(store).end_cancelled(JobError("cancelled", 499, "x"))] == ["a"]
     assert store.get("a").state == "cancelled"
 
 
@@ -229,7 +233,7 @@ def test_pages(store: Store) -> None:
     store.finish(claim(store, "j3"), MADE)
 
     def ids(**options: object) -> list[str]:
-        return [job.id for job in store.page(**{"cursor": None, "limit": 100} | options)]  # type: ignore[arg-type]
+        return [job.id for job in store.page(**{"cursor": None, "limit": 100} | options)[0]]  # type: ignore[arg-type]
 
     assert ids(limit=3) == ["j9", "j8", "j7"]
     assert ids(limit=3, cursor="j7") == ["j6", "j5", "j4"]
@@ -241,6 +245,16 @@ def test_pages(store: Store) -> None:
         ids(cursor="none")
     with pytest.raises(JobNotFoundError):
         ids(cursor="j8", owner="me")
+    # A page goes on where the one before ended, whatever becomes of its jobs.
+    page, cursor = store.page(cursor=None, limit=7)
+    assert [job.id for job in page] == [f"j{i}" for i in range(9, 2, -1)]
+    assert cursor is not None
+    assert store.remove("j3")
+    assert ids(cursor=cursor) == ["j2", "j1", "j0"]
+    assert store.page(cursor=cursor, limit=3)[1] is None
+    for wrong in ("after_", "after_x", "after_" + "9" * 30, "a\x00b", ""):
+        with pytest.raises(JobNotFoundError):
+            ids(cursor=wrong)
 
 
 def test_deadlines_and_waiters(store: Store) -> None:
@@ -248,18 +262,18 @@ def test_deadlines_and_waiters(store: Store) -> None:
     error = JobError("x", 499, "gone")
     accept(
         store,
-        new("late", deadline_at=time.time() - 1),
-        new("later", deadline_at=time.time() + 60),
+        new("late", deadline_s=-1),
+        new("later", deadline_s=60),
         new("left", waiter="dead"),
         new("run", waiter="dead"),
         new("kept", waiter="alive"),
     )
     claim(store, "run", "alive")
-    assert upkeep.end_overdue(error) == ["late"]
+    assert [job.id for job in upkeep.end_overdue(error)] == ["late"]
     assert store.get("late").state == "failed"
     pass_lease()
     # Late itself, a server still knows who waits at it; the others know when it has given a sign of life.
-    assert upkeep.end_abandoned("alive", error) == ["left"]
+    assert [job.id for job in upkeep.end_abandoned("alive", error)] == ["left"]
     assert store.get("left").state == "cancelled"
     assert {hold.job_id for hold in upkeep.heartbeat("alive").cancelled} == {"run"}
     assert upkeep.end_abandoned("other", error) == []
@@ -280,23 +294,138 @@ def test_retention_by_age_and_size(store: Store) -> None:
     assert sorted(upkeep.expired(0.05)) == ["a", "b", "c"]
 
 
+def take(upkeep: Upkeep) -> list[Due]:
+    return [due for due in upkeep.due_webhooks() if upkeep.take_webhook(due, LEASE_S)]
+
+
+def test_nobodys_webhooks_stand_before_everybody_elses(store: Store) -> None:
+    upkeep = Upkeep(store)
+    for i in range(30):
+        accept(store, new(f"a{i}", owner="alice", webhook_url="http://slow/"))
+        store.finish(claim(store, f"a{i}"), MADE)
+    accept(store, new("b", owner="bob", webhook_url="http://good/"))
+    store.finish(claim(store, "b"), MADE)
+    assert {due.job_id for due in upkeep.due_webhooks(2)} == {"a0", "b"}
+    [first, *_] = upkeep.due_webhooks(1)
+    assert upkeep.take_webhook(first, 5)
+    assert not upkeep.take_webhook(first, 5)
+
+
+def test_a_row_that_cannot_be_read_is_one_rows_trouble(store: Store) -> None:
+    upkeep = Upkeep(store)
+    accept(store, *(new(name) for name in ("a", "b", "c", "d", "good")))
+    damage = {
+        "a": {"request": '{"version":2,"request":{}}'},
+        "b": {"request": store_row(store, "b").replace('"solver":null', '"solver":"heun"')},
+        "c": {"request": "no json", "labels": "neither"},
+        "d": {"priority": 99},
+    }
+    with store.database.write() as connection:
+        for name, values in damage.items():
+            connection.execute(jobs_table.update().where(jobs_table.c.id == name).values(**values))
+    found, unreadable = upkeep.requests(["a", "b", "c", "d", "good"])
+    assert set(found) == {"d", "good"}
+    assert set(unreadable) == {"a", "b", "c"}
+    assert len(upkeep.unfinished()) == 5
+    listed = {job.id: job for job in store.page(cursor=None, limit=10)[0]}
+    assert listed["good"].readable
+    assert listed["c"].summary()["request"] is None
+    ended = upkeep.end_unreadable(unreadable)
+    assert {job.id: job.state for job in ended} == dict.fromkeys("abc", "failed")
+    assert "another release" in store.get("a").summary()["error"]["message"]
+    assert store.get("good").state == "queued"
+
+
+def store_row(store: Store, job_id: str) -> str:
+    with store.database.read() as connection:
+        return str(connection.execute(select(jobs_table.c.request).where(jobs_table.c.id == job_id)).scalar_one())
+
+
+def test_more_jobs_than_a_statement_has_room_for(store: Store) -> None:
+    upkeep = Upkeep(store)
+    accept(store, new("a"))
+    ids = [f"none{i}" for i in range(70_000)] + ["a"]
+    assert set(upkeep.results(ids)) == {"a"}
+    assert set(upkeep.requests(ids)[0]) == {"a"}
+
+
+def test_blame_is_said_once_and_forgotten_when_the_job_got_further(store: Store) -> None:
+    accept(store, new("a"), new("b"))
+    for attempt in range(1, 4):  # dies at the same place each time
+        hold = claim(store, "a")
+        store.advance({hold: Progress("denoise", 3, 9)})
+        ended = store.release(hold, 2, 6, FAILED)
+        assert (ended is not None) == (attempt == 3)
+        assert store.release(hold, 2, 6, FAILED) is None  # said again, because the answer was lost
+    assert store.get("a").state == "failed"
+    for attempt in range(1, 8):  # gets further each time
+        hold = claim(store, "b")
+        store.advance({hold: Progress("denoise", attempt, 9)})
+        assert store.release(hold, 2, 6, FAILED) is None
+    assert store.get("b").state == "queued"
+
+
+def test_deadlines_are_on_the_clock_of_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(store, replace(new("a", deadline_s=60), created_at=time.time() - 3600))  # a server whose clock is late
+    claimed = store.claim("a", "me")
+    assert claimed is not None
+    assert claimed[0].left_s == pytest.approx(60, abs=20)
+
+
+def test_what_a_job_that_made_nothing_was_sent_does_not_count(store: Store) -> None:
+    accept(store, new("a", blob_bytes=500))
+    store.finish(claim(store, "a"), FAILED)
+    assert Upkeep(store).over(0) == []
+
+
+def test_a_store_of_the_release_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'old.sqlite3'}")
+    database.create()
+    store = Store(database, LEASE_S)
+    accept(store, new("a"))
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE cosmorama_jobs DROP COLUMN blamed_at")
+        connection.execute(version.update().values(version=1))
+    database.create()
+    database.create()
+    store.release(claim(store, "a"), 1)
+    assert store.get("a").state == "queued"
+    database.close()
+
+
+def test_a_store_that_is_taken_away_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    database = Database(f"sqlite:///{path}")
+    database.create()
+    database.check()
+    path.unlink()
+    with pytest.raises(StoreUnavailableError, match="removed or replaced"):
+        database.check()
+    path.write_bytes(b"")
+    with pytest.raises(StoreUnavailableError, match="removed or replaced") as told:
+        database.check()
+    assert str(tmp_path) not in str(told.value)
+    assert str(tmp_path) in told.value.logged
+    database.close()
+
+
 def test_webhooks_are_taken_by_one_and_come_again(store: Store) -> None:
     upkeep = Upkeep(store)
     accept(store, new("a", webhook_url="http://x/"), new("b"))
-    assert upkeep.take_webhooks() == []
+    assert take(upkeep) == []
     store.finish(claim(store, "a"), MADE)
     store.finish(claim(store, "b"), MADE)
-    [due] = upkeep.take_webhooks()
+    [due] = take(upkeep)
     assert (due.job_id, due.url, due.attempts) == ("a", "http://x/", 1)
-    assert upkeep.take_webhooks() == []
+    assert take(upkeep) == []
     pass_lease()  # who took it died
-    [again] = upkeep.take_webhooks()
+    [again] = take(upkeep)
     assert again.attempts == 2
     upkeep.set_webhook("a", 0.0)
-    assert [item.attempts for item in upkeep.take_webhooks()] == [3]
+    assert [item.attempts for item in take(upkeep)] == [3]
     upkeep.set_webhook("a", None)
     pass_lease()
-    assert upkeep.take_webhooks() == []
+    assert take(upkeep) == []
 
 
 def test_creating_twice_is_fine_and_another_version_is_refused(store: Store, database_url: str) -> None:

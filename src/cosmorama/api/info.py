@@ -239,6 +239,8 @@ async def ready(services: ServicesOf) -> JSONResponse:
     supervisor = services.supervisor
     if services.jobs.draining:
         reason = "the server is about to end"
+    elif services.jobs.away is not None:
+        reason = services.jobs.away
     elif supervisor.ready:
         return _body(200, "ready", "Service is ready", "Cosmorama readiness check")
     else:

@@ -105,14 +105,10 @@ async def get(job_id: str, request: Request, services: ServicesOf) -> Response:
     return JSONResponse(job.summary())
 
 
-@router.delete("/{job_id}", summary="Cancel a job, or delete a finished one", responses={200: _JOB})
+@router.delete("/{job_id}", summary="Remove a job and its clip", responses={200: {"description": "It is gone."}})
 async def delete(job_id: str, request: Request, services: ServicesOf) -> Response:
-    """A job that is not over is cancelled within one denoising step and can still be seen; a finished one is gone."""
-    owner = owner_of(request)
-    job = await services.jobs.get(job_id, owner=owner)
-    if not job.final:
-        return JSONResponse((await services.jobs.cancel(job_id, owner=owner)).summary())
-    await services.jobs.delete(job_id, owner=owner)
+    """One that is not over is cancelled first. To keep the job and its end, cancel it instead."""
+    await services.jobs.delete(job_id, owner=owner_of(request))
     return JSONResponse({"id": job_id, "object": "job", "deleted": True})
 
 

@@ -112,12 +112,12 @@ class Supervisor:
         raise ModelNotFoundError(f"there is no model {model!r} here; there is: {self.names[0]}")
 
     async def capabilities_of(self, name: str) -> Capabilities:
-        """What the model takes.
+        """What the model takes, also while a worker that died is replaced: jobs are accepted by what it took.
 
         Raises:
-            NotReadyError: it is not loaded now.
+            NotReadyError: it was not loaded yet.
         """
-        if not self.ready or self.capabilities is None:
+        if self.capabilities is None:
             raise NotReadyError(self.reason)
         return self.capabilities
 

@@ -12,11 +12,13 @@ of the server; what a dead server left there is cleared by the next one to start
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -29,11 +31,13 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from cosmorama.jobs.model import StoreUnavailableError
+from cosmorama.jobs.model import ContentGoneError, StoreUnavailableError
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.request import MediaSource, ResolvedRequest
 
 CHUNK_BYTES = 1 << 20
+PROBE_BYTES = 1 << 16
+"""What must find room for the store to count as one that can be written."""
 
 _RECORD = "record.json"
 
@@ -77,6 +81,7 @@ class Artifacts:
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(path)
+                _sync(path.parent)
             else:
                 self._fs.pipe_file(self._full(key), data)
         except Exception as error:
@@ -86,6 +91,8 @@ class Artifacts:
         """The bytes of a key, or some of them."""
         try:
             return cast("bytes", self._fs.cat_file(self._full(key), start=start, end=stop))
+        except FileNotFoundError:
+            raise ContentGoneError("the file is gone from the artifact store") from None
         except Exception as error:
             raise _unavailable(error) from error
 
@@ -127,6 +134,8 @@ class Artifacts:
             return Published(**json.loads(self.read(key)))
         except StoreUnavailableError:
             raise
+        except (ContentGoneError, TypeError, ValueError):  # removed meanwhile, or damaged: as good as none
+            return None
         except Exception as error:
             raise _unavailable(error) from error
 
@@ -136,12 +145,38 @@ class Artifacts:
             if self._local:
                 try:
                     os.link(self._full(key), target)
+                except FileNotFoundError:
+                    raise
                 except OSError:  # another file system, or one without links
                     shutil.copyfile(self._full(key), target)
             else:
                 self._fs.get_file(self._full(key), str(target))
+        except FileNotFoundError:
+            raise ContentGoneError("the clip is gone from the artifact store") from None
         except Exception as error:
             raise _unavailable(error) from error
+
+    def probe(self) -> None:
+        """See whether the store can be written now; of a remote one, only that it answers.
+
+        Raises:
+            StoreUnavailableError: it cannot.
+        """
+        try:
+            if not self._local:
+                self._fs.exists(self._root)
+                return
+            root = Path(self._root)
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root) as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+        except Exception as error:
+            raise _unavailable(error) from error
+
+    def remove_attempt(self, job_id: str, attempt: int) -> None:
+        """Remove what one attempt published."""
+        self._remove(f"results/{job_id}/{attempt}")
 
     def remove(self, job_id: str, *, inputs: bool = True, results: bool = True) -> None:
         """Remove a job's files; none is fine."""
@@ -185,6 +220,8 @@ def _move(file: Path, target: Path, durable: bool) -> None:
         _sync(file)
     try:
         file.replace(target)
+    except FileNotFoundError:
+        raise
     except OSError:  # another file system
         partial = target.with_name(f".{target.name}.part")
         shutil.copyfile(file, partial)
@@ -192,16 +229,24 @@ def _move(file: Path, target: Path, durable: bool) -> None:
             _sync(partial)
         partial.replace(target)
         file.unlink()
+    if durable:
+        _sync(target.parent)
 
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _unavailable(error: Exception) -> StoreUnavailableError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return StoreUnavailableError(f"the artifact store cannot be used now ({reason}); try again later")
+    number = getattr(error, "errno", None)
+    full = " (it is full)" if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StoreUnavailableError(f"the artifact store cannot be used now{full}; try again later", str(reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +282,15 @@ class Content:
 _LOCK = ".lock"
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that nobody else on the machine can look into, or close one of ours that others can."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    shared = state.st_mode & (stat.S_ISVTX | stat.S_ISGID) or folder.resolve() == Path.home()
+    if state.st_uid == os.getuid() and state.st_mode & 0o077 and not shared:
+        folder.chmod(0o700)
+
+
 class Scratch:
     """One server's folder under `parent`. Its name is the server's identity in the job store.
 
@@ -245,6 +299,7 @@ class Scratch:
     """
 
     def __init__(self, parent: Path) -> None:
+        make_private(parent.parent)
         parent.mkdir(parents=True, exist_ok=True)
         _clear_dead(parent)
         self.server = f"{socket.gethostname()[:32]}-{os.getpid()}-{token_hex(4)}"

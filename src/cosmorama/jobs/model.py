@@ -124,6 +124,7 @@ class Job:
         idempotency_key: The key it was accepted under, if any.
         webhook_url: Told when the job is over, if any.
         attached: Whether a client waits for it on a connection, and nobody wants it otherwise.
+        readable: False for what another release wrote in a way that this one cannot read: the request is then nobody's.
     """
 
     id: str
@@ -147,6 +148,7 @@ class Job:
     idempotency_key: str | None = None
     webhook_url: str | None = None
     attached: bool = False
+    readable: bool = True
 
     @property
     def final(self) -> bool:
@@ -189,7 +191,7 @@ class Job:
             "finished_at": self.finished_at,
             "deadline_at": self.deadline_at,
             "attempts": self.attempts,
-            "request": _knobs(self),
+            "request": _knobs(self) if self.readable else None,
             "warnings": list(self.warnings),
             "guardrails": self.checks,
             "metadata": dict(self.metadata),
@@ -277,7 +279,10 @@ class Observer:
         """A job's clip is made; it is still to be stored."""
 
     def ended(self, job: Job, state: State, error: JobError | None) -> None:
-        """A job is over. `job` is as it was last; `state` is how it ended."""
+        """A job is over, and it was this server that ended it. `job` is as it was last; `state` is how it ended."""
+
+    def left(self, job_id: str) -> None:
+        """A job that was unfinished is over, and it was another server that ended it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +315,11 @@ class Observers(Observer):
         """Tell each."""
         for member in self.members:
             member.ended(job, state, error)
+
+    def left(self, job_id: str) -> None:
+        """Tell each."""
+        for member in self.members:
+            member.left(job_id)
 
 
 _PER_ATTEMPT = 1_000_000

@@ -38,12 +38,14 @@ class Board(Observer):
 
     Attributes:
         estimator: How long work takes here; told of what is made as an observer.
+        gone: Ids of jobs that were unfinished when the store was read before, and that nobody ended here.
         seen_at: When the store was last read, on the monotonic clock.
     """
 
     def __init__(self) -> None:
         self.estimator = Estimator()
         self.seen_at = float("-inf")
+        self.gone: list[str] = []
         self._jobs: dict[str, Unfinished] = {}
         self._requests: dict[str, ResolvedRequest] = {}
         # What happened here since the store was begun to be read, which may not have seen it; None: over.
@@ -76,6 +78,8 @@ class Board(Observer):
     def see(self, jobs: Sequence[Unfinished], requests: Mapping[str, ResolvedRequest]) -> None:
         """Take in what the store says; what happened here since `begin`, it may not have known yet."""
         known = self._requests | dict(requests)
+        open_ids = {job.id for job in jobs}
+        self.gone = [job_id for job_id in self._jobs if job_id not in open_ids and job_id not in self._news]
         self._jobs = {job.id: job for job in jobs if job.id in known}
         for job_id, news in self._news.items():
             if news is None:
@@ -206,6 +210,9 @@ class Lookout:
     Args:
         upkeep, call: The store, and how to call its blocking methods.
         board: Filled by `look`.
+
+    Attributes:
+        unreadable: Ids of unfinished jobs whose request this release cannot read.
     """
 
     def __init__(self, upkeep: Upkeep, call: Callable[..., Awaitable[Any]], board: Board) -> None:
@@ -214,6 +221,7 @@ class Lookout:
         self._call = call
         self._looking = asyncio.Lock()
         self._began_at = float("-inf")
+        self.unreadable: list[str] = []
 
     async def look(self) -> None:
         """Read the queue anew. Who asks while it is being read shares the next reading with all who do.
@@ -229,7 +237,7 @@ class Lookout:
             self.board.begin()
             unfinished = await self._call(self._upkeep.unfinished)
             unknown = self.board.unknown(unfinished)
-            requests = await self._call(self._upkeep.requests, unknown) if unknown else {}
+            requests, self.unreadable = await self._call(self._upkeep.requests, unknown) if unknown else ({}, [])
             self.board.see(unfinished, requests)
 
     async def placed(self, jobs: tuple[Job, ...], running: Mapping[str, Progress]) -> tuple[Job, ...]:

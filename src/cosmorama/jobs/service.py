@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from cosmorama.jobs.queue import Board, Lookout
 from cosmorama.jobs.store import Database, Hold, Store, Upkeep
 from cosmorama.jobs.submit import Intake, Terms
 from cosmorama.jobs.webhooks import Webhooks
-from cosmorama.jobs.worker import Dispatcher, Runner
+from cosmorama.jobs.worker import STOP_S, Dispatcher, Runner
 from cosmorama.media.write import suffix
 from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest
@@ -137,6 +137,7 @@ class Jobs:
         await self._call(self._store.database.create)
         await self._call(self._fleet.register.create)
         self._supervisor.on_ready = self._on_ready
+        self._dispatcher.alone = self._is_alone
         self._spawn(self._dispatcher.run(self._runner))
         self._spawn(self._fleet.run())
         if self._webhooks is not None:
@@ -146,6 +147,16 @@ class Jobs:
     def draining(self) -> bool:
         """Whether `drain` was called: nothing is accepted any more."""
         return self._dispatcher.draining
+
+    @property
+    def away(self) -> str | None:
+        """In words, why nothing can be accepted now: the database or the artifact store cannot be used; else None."""
+        return self._dispatcher.away
+
+    async def _is_alone(self) -> bool:
+        """Whether no other server that could work on the queue shares the store now."""
+        members = await self._call(self._fleet.register.members)
+        return not any(each.alive and each.role != "api" and each.id != self._scratch.server for each in members)
 
     async def drain(self, limit_s: float) -> int:
         """Accept nothing and begin nothing any more, and let what runs come to its end, for `limit_s` at most.
@@ -172,8 +183,10 @@ class Jobs:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._intake.stop()
         await self._runner.stop()
-        await self._fleet.leave()
-        await asyncio.to_thread(self._threads.shutdown)
+        with suppress(TimeoutError):  # without the database; whoever takes over finds out
+            async with asyncio.timeout(STOP_S):
+                await self._fleet.leave()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._store.database.close()
 
     def close(self) -> None:
@@ -215,6 +228,8 @@ class Jobs:
             JobConflictError: the idempotency key was used for another request.
             StoreUnavailableError: the database or the artifact store is down or full.
         """
+        if (away := self._runner.unwritable or self._dispatcher.vanished) is not None:
+            raise StoreUnavailableError(away)
         if self.draining:
             raise NotReadyError("the server is about to end and accepts nothing new")
         terms = Terms(
@@ -258,7 +273,7 @@ class Jobs:
     ) -> Page:
         """Jobs, newest first (oldest first if `ascending`), `limit` (1 to 100) at a time.
 
-        `cursor` is a job's id: the page begins after it.
+        `cursor` is that of the page before, or a job's id: the page begins after it.
 
         Raises:
             InvalidRequestError: a cursor that is no job of this server, a limit outside its range.
@@ -266,16 +281,15 @@ class Jobs:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequestError(Problem("limit", limit, f"an integer from 1 to {MAX_PAGE}"))
         try:
-            # One more than asked for tells whether there are more.
-            found = await self._call(
+            found, more = await self._call(
                 lambda: self._store.page(
-                    cursor=cursor, limit=limit + 1, state=state, owner=owner, dialect=dialect, ascending=ascending
+                    cursor=cursor, limit=limit, state=state, owner=owner, dialect=dialect, ascending=ascending
                 )
             )
         except JobNotFoundError:
-            raise InvalidRequestError(Problem("cursor", cursor, "the id of a job")) from None
-        jobs = await self._lookout.placed(tuple(found[:limit]), self._runner.progress)
-        return Page(jobs, jobs[-1].id if len(found) > limit else None)
+            accepted = "the next_cursor of a page, or the id of a job"
+            raise InvalidRequestError(Problem("cursor", cursor, accepted)) from None
+        return Page(await self._lookout.placed(tuple(found), self._runner.progress), more)
 
     async def restored(self, job: Job) -> GenerationRequest:
         """The request of a job with its inline media in place, so that it can be submitted again.
@@ -308,7 +322,7 @@ class Jobs:
         job: Job = await self._call(self._store.get, job_id, owner)
         error = JobError.of(CancelledError("cancelled"))
         if await self._call(self._store.cancel, job_id, error) == "queued":
-            self._observer.ended(job, "cancelled", error)
+            self._runner.ended(replace(job, state="cancelled", error=error))
         task = self._runner.interrupt(job_id, "cancel")
         if task is not None:
             await asyncio.wait((task,))
@@ -321,13 +335,17 @@ class Jobs:
 
         Raises:
             JobNotFoundError: as `get`.
-            TimeoutError: another server runs it and does not stop.
+            JobConflictError: another server runs it and does not stop.
         """
         job = await self.cancel(job_id, owner=owner)
         if not job.final:
-            await self.wait(job_id, timeout_s=10 * POLL_S)
-        await asyncio.to_thread(self._artifacts.remove, job_id)
-        await self._call(self._store.remove, job_id)
+            try:
+                await self.wait(job_id, timeout_s=10 * POLL_S)
+            except TimeoutError:
+                raise JobConflictError(f"job {job_id} still runs on another server; it is being cancelled") from None
+        await self._call(self._store.remove, job_id)  # first, so that nobody is promised files that are gone
+        with suppress(StoreUnavailableError):  # clearing sees to what is nobody's
+            await asyncio.to_thread(self._artifacts.remove, job_id)
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
         """The job once it is over.
@@ -386,6 +404,8 @@ class Jobs:
         return self._content(await self.get(job_id, owner=owner))
 
     def _content(self, job: Job) -> Content:
+        if not job.readable:
+            raise JobConflictError(f"job {job.id} was written by another release of the server, and cannot be read")
         if job.result is None:
             raise JobConflictError(f"job {job.id} is {job.state}; only a job that succeeded has a clip")
         key = job.result.key
@@ -393,6 +413,8 @@ class Jobs:
             raise ContentGoneError(f"the clip of job {job.id} was removed")
         name = f"{job.id}{suffix(job.request.output)}"
         path = self._artifacts.local_path(key)
+        if path is not None and not path.exists():
+            raise ContentGoneError(f"the clip of job {job.id} is gone from the artifact store")
         return Content(self._artifacts, key, path, job.result.media_type, job.result.bytes, name)
 
     async def checkout(self, job: Job) -> Path:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -64,7 +64,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import PRIORITIES, Priority
-from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem, QueueFullError
+from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem, QueueFullError, WorkerError
 from cosmorama.jobs.model import (
     FINAL,
     Job,
@@ -78,7 +78,15 @@ from cosmorama.jobs.model import (
 from cosmorama.progress import Progress, Stage
 from cosmorama.request import ResolvedRequest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    2: ("ALTER TABLE cosmorama_jobs ADD COLUMN blamed_at INTEGER NOT NULL DEFAULT 0",),
+}
+"""What brings a store of the version before to this one."""
+UNREADABLE = JobError.of(
+    WorkerError("the job was written by another release of the server, which said what this one cannot read")
+)
+_CURSOR = re.compile(r"after_([0-9]{1,18})")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 metadata = MetaData()
@@ -110,6 +118,8 @@ jobs = Table(
     Column("attempts", Integer, nullable=False, default=0),
     # How much it is suspected of the deaths of processes that held it.
     Column("blamed", Integer, nullable=False, default=0),
+    # How far it was at the last of them, see `_reached`.
+    Column("blamed_at", Integer, nullable=False, default=0, server_default="0"),
     # Which server a client waits at, for jobs that are for nobody else, and until when that may be believed.
     Column("waiter", String(64)),
     Column("waiter_until", Float(53)),
@@ -137,27 +147,42 @@ jobs = Table(
 )
 
 
+_T = TypeVar("_T")
+
+
+def _read(unpack: Callable[[str], _T], text: str) -> _T | None:
+    """A document of a row; None where it is damaged, or written by a release that says more than this one knows."""
+    try:
+        return unpack(text)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def job_of(row: RowMapping | dict[str, Any]) -> Job:
-    """The job in a row, without what depends on other rows (queue position, ETA)."""
+    """The job in a row, without what depends on other rows (queue position, ETA). What cannot be read is left out."""
+    request = _read(unpack_request, row["request"])
+    outcome = None if row["outcome"] is None else _read(unpack_outcome, row["outcome"])
+    error = None if row["error"] is None else _read(unpack_error, row["error"]) or UNREADABLE
     return Job(
+        readable=request is not None and (outcome is None) == (row["outcome"] is None),
         id=row["id"],
         state=cast("State", row["state"]),
         dialect=row["dialect"],
         model=row["model"],
         owner=row["owner"],
-        request=unpack_request(row["request"]),
-        priority=PRIORITIES[row["priority"]],
+        request=request or ResolvedRequest(),
+        priority=_priority(row["priority"]),
         created_at=row["created_at"],
-        metadata=json.loads(row["labels"]),
+        metadata=_read(json.loads, row["labels"]) or {},
         progress=Progress(cast("Stage", row["stage"]), row["step"], row["total"], remaining_s=row["remaining_s"]),
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         deadline_at=row["deadline_at"],
         attempts=row["attempts"],
-        error=None if row["error"] is None else unpack_error(row["error"]),
+        error=error,
         result=None
-        if row["outcome"] is None
-        else JobResult(unpack_outcome(row["outcome"]), row["media_type"], row["result_bytes"], row["result_key"]),
+        if outcome is None
+        else JobResult(outcome, row["media_type"], row["result_bytes"], row["result_key"]),
         idempotency_key=row["idempotency_key"],
         webhook_url=row["webhook_url"],
         attached=row["waiter"] is not None,
@@ -248,7 +273,7 @@ class NewJob:
     created_at: float
     labels: Mapping[str, str]
     idempotency_key: str | None = None
-    deadline_at: float | None = None
+    deadline_s: float | None = None
     webhook_url: str | None = None
     waiter: str | None = None
     blob_bytes: int = 0
@@ -266,7 +291,7 @@ class NewJob:
             priority=self.priority,
             created_at=self.created_at,
             metadata=dict(self.labels),
-            deadline_at=self.deadline_at,
+            deadline_at=None if self.deadline_s is None else self.created_at + self.deadline_s,
             idempotency_key=self.idempotency_key,
             webhook_url=self.webhook_url,
             attached=self.waiter is not None,
@@ -286,7 +311,6 @@ class NewJob:
             "idempotency_key": self.idempotency_key,
             "fingerprint": self.fingerprint,
             "created_at": self.created_at,
-            "deadline_at": self.deadline_at,
             "webhook_url": self.webhook_url,
             "waiter": self.waiter,
             "input_bytes": self.blob_bytes,
@@ -368,8 +392,11 @@ class Database:
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
         """Where Postgres is, for a connection beside those for transactions."""
-        if self.is_sqlite and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        self._file: Path | None = None
+        self._inode: int | None = None
+        if self.is_sqlite and parsed.database and parsed.database != ":memory:":
+            self._file = Path(parsed.database)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = (
             {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
             if self.is_sqlite
@@ -397,8 +424,17 @@ class Database:
             found = connection.execute(select(version.c.version)).scalar()
             if found is None:
                 connection.execute(version.insert().values(version=SCHEMA_VERSION))
-            elif found != SCHEMA_VERSION:
-                raise StoreUnavailableError(f"the job store has version {found}; this server needs {SCHEMA_VERSION}")
+            elif found > SCHEMA_VERSION:
+                raise StoreUnavailableError(
+                    f"the job store has version {found}, of a later release; this one reads up to {SCHEMA_VERSION}"
+                )
+            else:
+                for step in range(found + 1, SCHEMA_VERSION + 1):
+                    for statement in MIGRATIONS[step]:
+                        connection.exec_driver_sql(statement)
+                connection.execute(version.update().values(version=SCHEMA_VERSION))
+        if self._file is not None:
+            self._inode = self._file.stat().st_ino
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -434,6 +470,23 @@ class Database:
         if self.is_sqlite:
             return literal(time.time())
         return sql_cast(extract("epoch", func.clock_timestamp()), Float(53))
+
+    def check(self) -> None:
+        """See whether what is written is still where the next start will look for it.
+
+        Raises:
+            StoreUnavailableError: the file of the job store is gone, or another one is in its place.
+        """
+        if self._file is not None and self._inode is not None:
+            try:
+                same = self._file.stat().st_ino == self._inode
+            except OSError:
+                same = False
+            if not same:
+                raise StoreUnavailableError(
+                    "the job store's file was removed or replaced under the running server; its operator has to look",
+                    str(self._file),
+                )
 
     def close(self) -> None:
         """Close all connections."""
@@ -474,6 +527,8 @@ class Hold:
     job_id: str
     holder: str
     attempt: int
+    left_s: float | None = field(default=None, compare=False)
+    """How much of the job's time was left when it was claimed, by the clock of the store."""
 
     @property
     def where(self) -> ColumnElement[bool]:
@@ -513,7 +568,8 @@ class Finish:
             "waiter": None,
             "waiter_until": None,
             "webhook_due": _webhook_due(now),
-            **({"stage": "done"} if self.state == "succeeded" else {}),
+            # What was sent with a job that made nothing goes with it.
+            **({"stage": "done", "step": jobs.c.total} if self.state == "succeeded" else {"input_bytes": 0}),
         }
 
 
@@ -529,13 +585,17 @@ class Store:
         with self.database.write(admission=True) as connection:
             left = room(connection, limits)
             # One statement with the rows as parameters: with values of its own it would be put together for each.
-            insert = jobs.insert().values(waiter_until=self.database.now() + bindparam("waits_s", type_=Float))
+            now = self.database.now()
+            insert = jobs.insert().values(
+                waiter_until=now + bindparam("waits_s", type_=Float),
+                deadline_at=now + bindparam("deadline_s", type_=Float),
+            )
             answers: list[str | CosmoramaError] = []
             for job in new:
                 answer = decided(connection, job, limits, left)
                 if answer is None:
                     waits_s = None if job.waiter is None else self.lease_s  # now plus null is null
-                    connection.execute(insert, job.values() | {"waits_s": waits_s})
+                    connection.execute(insert, job.values() | {"waits_s": waits_s, "deadline_s": job.deadline_s})
                     left -= 1
                     answer = job.id
                 answers.append(answer)
@@ -569,27 +629,40 @@ class Store:
         owner: str | None = None,
         dialect: str | None = None,
         ascending: bool = False,
-    ) -> list[Job]:
-        """Jobs before (after, if `ascending`) the one with the id `cursor`, in the order of acceptance.
+    ) -> tuple[list[Job], str | None]:
+        """Jobs before (after, if `ascending`) the one that `cursor` names, in the order of acceptance.
+
+        Args:
+            cursor: What this gave for the page before, or the id of a job.
+            limit: How many.
+            state, owner, dialect: Only of these.
+            ascending: Oldest first.
+
+        Returns:
+            The jobs, and the cursor of the page after them, which stands whatever becomes of them; None at the end.
 
         Raises:
             JobNotFoundError: there is no such job.
         """
-        wanted = select(jobs).where(_owned(owner)).limit(limit)
+        # One more than asked for tells whether there are more.
+        wanted = select(jobs).where(_owned(owner)).limit(limit + 1)
         if state is not None:
             wanted = wanted.where(jobs.c.state == state)
         if dialect is not None:
             wanted = wanted.where(jobs.c.dialect == dialect)
         with self.database.read() as connection:
             if cursor is not None:
-                if not _ID.fullmatch(cursor):
-                    raise JobNotFoundError("there is no such job")
-                seq = connection.execute(select(jobs.c.seq).where(jobs.c.id == cursor, _owned(owner))).scalar()
+                seq: int | None = None
+                if named := _CURSOR.fullmatch(cursor):
+                    seq = int(named[1])
+                elif _ID.fullmatch(cursor):
+                    seq = connection.execute(select(jobs.c.seq).where(jobs.c.id == cursor, _owned(owner))).scalar()
                 if seq is None:
                     raise JobNotFoundError(f"there is no job {cursor[:80]}")
                 wanted = wanted.where(jobs.c.seq > seq if ascending else jobs.c.seq < seq)
-            rows = connection.execute(wanted.order_by(jobs.c.seq if ascending else jobs.c.seq.desc())).mappings()
-            return [job_of(row) for row in rows]
+            rows = connection.execute(wanted.order_by(jobs.c.seq if ascending else jobs.c.seq.desc())).mappings().all()
+        more = len(rows) > limit
+        return [job_of(row) for row in rows[:limit]], f"after_{rows[limit - 1]['seq']}" if more else None
 
     def claim(self, job_id: str, holder: str) -> tuple[Hold, Job] | None:
         """Take a queued job; None if it is not queued (any more)."""
@@ -608,11 +681,11 @@ class Store:
                 total=0,
                 remaining_s=None,
             )
-            .returning(jobs)
+            .returning(jobs, (jobs.c.deadline_at - now).label("left_s"))
         )
         with self.database.write() as connection:
             row = connection.execute(taken).mappings().first()
-        return None if row is None else (Hold(job_id, holder, row["attempts"]), job_of(row))
+        return None if row is None else (Hold(job_id, holder, row["attempts"], row["left_s"]), job_of(row))
 
     def advance(self, progress: Mapping[Hold, Progress]) -> None:
         """Note how far running jobs are."""
@@ -631,17 +704,38 @@ class Store:
             row = connection.execute(ended).mappings().first()
         return None if row is None else job_of(row)
 
-    def blame(self, hold: Hold, weight: int) -> int | None:
-        """Note that a process may have died of a running job; the sum of weights by now, None if it is not ours now."""
-        noted = update(jobs).where(hold.where).values(blamed=jobs.c.blamed + weight).returning(jobs.c.blamed)
-        with self.database.write() as connection:
-            return connection.execute(noted).scalar()
+    def release(self, hold: Hold, weight: int = 0, most: int | None = None, finish: Finish | None = None) -> Job | None:
+        """Put a running job back into the queue.
 
-    def release(self, hold: Hold) -> bool:
-        """Put a running job back into the queue; False if it is not ours any more."""
+        In one transaction, so that it can be said again when its answer was lost.
+
+        Args:
+            hold: The claim.
+            weight: How much the job is suspected of the death of a process. A job that got further than at the last
+                death did not die of what killed it then: only this one counts.
+            most: What the sum of weights may not reach.
+            finish: How the job ends where it does.
+
+        Returns:
+            The job if it ended; None if it is in the queue, or is not ours any more.
+        """
         with self.database.write() as connection:
-            back = connection.execute(update(jobs).where(hold.where).values(state="queued", **_UNHELD))
-        return back.rowcount == 1
+            row = connection.execute(
+                select(jobs.c.blamed, jobs.c.blamed_at, jobs.c.stage, jobs.c.step).where(hold.where)
+            ).first()
+            if row is None:
+                return None
+            blamed, values = row.blamed, dict[str, Any]()
+            if weight:
+                reached = _reached(row.stage, row.step)
+                blamed = weight + (0 if reached > row.blamed_at else row.blamed)
+                values = {"blamed": blamed, "blamed_at": max(reached, row.blamed_at)}
+            if most is not None and finish is not None and weight and blamed >= most:
+                values |= finish.values(self.database.now())
+                ended = connection.execute(update(jobs).where(hold.where).values(values).returning(jobs)).mappings()
+                return next(map(job_of, ended), None)
+            connection.execute(update(jobs).where(hold.where).values(state="queued", **_UNHELD, **values))
+        return None
 
     def cancel(self, job_id: str, error: JobError) -> State | None:
         """Cancel a queued job, or ask the holder of a running one to; the state before, None if there is none."""
@@ -682,6 +776,16 @@ _UNHELD: dict[str, Any] = {
 }
 
 
+def _reached(stage: str, step: int) -> int:
+    """How far a job is, as a number."""
+    stages = get_args(Stage)
+    return (stages.index(stage) if stage in stages else 0) * 100_000 + min(step, 99_999)
+
+
+def _priority(number: int) -> Priority:
+    return PRIORITIES[min(max(number, 0), len(PRIORITIES) - 1)]
+
+
 def _owned(owner: str | None) -> ColumnElement[bool]:
     return true() if owner is None else jobs.c.owner == owner
 
@@ -691,6 +795,12 @@ def _webhook_due(now: ColumnElement[float]) -> ColumnElement[float | None]:
 
 
 _OPEN = ("queued", "running")
+
+
+def _batches(ids: Iterable[str], size: int = 500) -> Iterator[list[str]]:
+    """Ids in lists that a statement can have as parameters."""
+    listed = list(ids)
+    return (listed[i : i + size] for i in range(0, len(listed), size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -719,11 +829,12 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A webhook to send: to where, and how often that was tried."""
+    """A webhook to send: to where, how often that was tried with this time, and for whom."""
 
     job_id: str
     url: str
     attempts: int
+    owner: str = ""
 
 
 class Upkeep:
@@ -758,7 +869,7 @@ class Upkeep:
             Unfinished(
                 row.id,
                 cast("State", row.state),
-                PRIORITIES[row.priority],
+                _priority(row.priority),
                 row.created_at,
                 Progress(cast("Stage", row.stage), row.step, row.total, remaining_s=row.remaining_s),
                 row.blamed > 0,
@@ -767,11 +878,18 @@ class Upkeep:
             for row in rows
         ]
 
-    def requests(self, ids: Iterable[str]) -> dict[str, ResolvedRequest]:
-        """The requests of some jobs."""
-        wanted = select(jobs.c.id, jobs.c.request).where(jobs.c.id.in_(list(ids)))
+    def requests(self, ids: Iterable[str]) -> tuple[dict[str, ResolvedRequest], list[str]]:
+        """The requests of some jobs, and those of them whose request cannot be read."""
+        found, unreadable = dict[str, ResolvedRequest](), list[str]()
         with self._database.read() as connection:
-            return {row.id: unpack_request(row.request) for row in connection.execute(wanted)}
+            for some in _batches(ids):
+                for row in connection.execute(select(jobs.c.id, jobs.c.request).where(jobs.c.id.in_(some))):
+                    request = _read(unpack_request, row.request)
+                    if request is None:
+                        unreadable.append(row.id)
+                    else:
+                        found[row.id] = request
+        return found, unreadable
 
     def recent(self, model: str, limit: int = 50) -> list[tuple[ResolvedRequest, Outcome]]:
         """The newest successes of a model, oldest first, to learn from how long they took."""
@@ -783,7 +901,8 @@ class Upkeep:
         )
         with self._database.read() as connection:
             rows = connection.execute(wanted).all()
-        return [(unpack_request(row.request), unpack_outcome(row.outcome)) for row in reversed(rows)]
+        pairs = [(_read(unpack_request, row.request), _read(unpack_outcome, row.outcome)) for row in reversed(rows)]
+        return [(request, outcome) for request, outcome in pairs if request is not None and outcome is not None]
 
     def heartbeat(self, server: str) -> Heartbeat:
         """Renew what a server holds and waits for."""
@@ -801,7 +920,7 @@ class Upkeep:
                 )
             ).all()
         holds = {Hold(row.id, server, row.attempts): row.cancel_error for row in rows}
-        cancelled = {hold: unpack_error(error) for hold, error in holds.items() if error is not None}
+        cancelled = {h: _read(unpack_error, error) or UNREADABLE for h, error in holds.items() if error is not None}
         return Heartbeat(frozenset(holds), cancelled)
 
     def seize(self, server: str) -> list[tuple[Hold, JobError | None]]:
@@ -818,34 +937,55 @@ class Upkeep:
                 mine = update(jobs).where(old.where, expired)
                 values = {"holder": server, "lease_until": self._database.now() + self._lease_s}
                 if connection.execute(mine.values(values)).rowcount:
-                    error = None if row.cancel_error is None else unpack_error(row.cancel_error)
+                    error = None if row.cancel_error is None else _read(unpack_error, row.cancel_error) or UNREADABLE
                     taken.append((Hold(row.id, server, row.attempts), error))
         return taken
 
-    def end_abandoned(self, server: str, error: JobError) -> list[str]:
+    def end_abandoned(self, server: str, error: JobError) -> list[Job]:
         """Cancel what nobody waits for any more, as a server finds it."""
         # Not what is waited for at this one: that it is late itself does not mean that its clients are gone.
         gone = and_(jobs.c.waiter_until < self._database.now(), jobs.c.waiter != server)
         return self._end(gone, Finish("cancelled", error))
 
-    def end_cancelled(self, error: JobError) -> list[str]:
+    def end_cancelled(self, error: JobError) -> list[Job]:
         """Cancel what went back into the queue before its holder had seen that it was to be cancelled."""
         return self._end(jobs.c.cancel_error.is_not(None), Finish("cancelled", error))
 
-    def end_overdue(self, error: JobError) -> list[str]:
+    def end_unreadable(self, ids: Sequence[str]) -> list[Job]:
+        """Fail queued jobs that no server here can read."""
+        ended = list[Job]()
+        for some in _batches(ids):
+            ended += self._end(and_(jobs.c.id.in_(some), jobs.c.state == "queued"), Finish("failed", UNREADABLE))
+        return ended
+
+    def end_overdue(self, error: JobError) -> list[Job]:
         """Fail what passed its deadline in the queue; who runs a job looks after its deadline himself."""
         return self._end(
             and_(jobs.c.deadline_at < self._database.now(), jobs.c.state == "queued"), Finish("failed", error)
         )
 
-    def expired(self, age_s: float) -> list[str]:
-        """Jobs that were over so long ago."""
+    def expired(self, age_s: float, limit: int = 50) -> list[str]:
+        """Jobs that were over so long ago, the oldest first, so many of them."""
         with self._database.read() as connection:
             old = jobs.c.finished_at < self._database.now() - age_s
-            return list(connection.execute(select(jobs.c.id).where(jobs.c.state.in_(FINAL), old)).scalars())
+            wanted = select(jobs.c.id).where(jobs.c.state.in_(FINAL), old).order_by(jobs.c.finished_at).limit(limit)
+            return list(connection.execute(wanted).scalars())
 
-    def over(self, max_bytes: int) -> list[str]:
-        """The oldest finished jobs without whose files all others fit into `max_bytes`."""
+    def remove(self, ids: Sequence[str]) -> None:
+        """Forget finished jobs."""
+        with self._database.write() as connection:
+            for some in _batches(ids):
+                connection.execute(jobs.delete().where(jobs.c.id.in_(some), jobs.c.state.in_(FINAL)))
+
+    def drop_contents(self, ids: Sequence[str]) -> None:
+        """Note that the files of jobs are gone."""
+        gone = {"result_key": None, "result_bytes": 0, "input_bytes": 0}
+        with self._database.write() as connection:
+            for some in _batches(ids):
+                connection.execute(update(jobs).where(jobs.c.id.in_(some)).values(**gone))
+
+    def over(self, max_bytes: int, limit: int = 50) -> list[str]:
+        """The oldest finished jobs without whose files all others fit into `max_bytes`, so many of them."""
         size = jobs.c.result_bytes + jobs.c.input_bytes
         with self._database.read() as connection:
             excess = int(connection.execute(select(func.coalesce(func.sum(size), 0))).scalar_one()) - max_bytes
@@ -853,7 +993,7 @@ class Upkeep:
                 return []
             oldest = select(jobs.c.id, size.label("size")).where(jobs.c.state.in_(FINAL), size > 0)
             found = []
-            for row in connection.execute(oldest.order_by(jobs.c.finished_at)):
+            for row in connection.execute(oldest.order_by(jobs.c.finished_at).limit(limit)):
                 found.append(row.id)
                 excess -= row.size
                 if excess <= 0:
@@ -862,22 +1002,34 @@ class Upkeep:
 
     def results(self, ids: Sequence[str]) -> Mapping[str, tuple[State, str | None]]:
         """State and the clip's key of some jobs; those that are gone are missing."""
-        wanted = select(jobs.c.id, jobs.c.state, jobs.c.result_key).where(jobs.c.id.in_(ids))
+        found: dict[str, tuple[State, str | None]] = {}
         with self._database.read() as connection:
-            return {row.id: (cast("State", row.state), row.result_key) for row in connection.execute(wanted)}
+            for some in _batches(ids):
+                wanted = select(jobs.c.id, jobs.c.state, jobs.c.result_key).where(jobs.c.id.in_(some))
+                found |= {row.id: (cast("State", row.state), row.result_key) for row in connection.execute(wanted)}
+        return found
 
-    def take_webhooks(self, limit: int = 16) -> list[Due]:
-        """Webhooks that are due; nobody else gets them for the length of a lease."""
+    def due_webhooks(self, limit: int = 256) -> list[Due]:
+        """Webhooks that are due, so many of them: the first of each owner and address before the second of any."""
+        place = func.row_number().over(
+            partition_by=(jobs.c.owner, jobs.c.webhook_url), order_by=(jobs.c.webhook_due, jobs.c.seq)
+        )
+        fields = (jobs.c.id, jobs.c.owner, jobs.c.webhook_url, jobs.c.webhook_attempts, place.label("place"))
+        due = select(*fields).where(jobs.c.webhook_due <= self._database.now()).subquery()
+        with self._database.read() as connection:
+            rows = connection.execute(select(due).order_by(due.c.place).limit(limit)).all()
+        return [Due(row.id, row.webhook_url, row.webhook_attempts + 1, row.owner) for row in rows]
+
+    def take_webhook(self, due: Due, lease_s: float) -> bool:
+        """Take one for delivery: nobody else gets it for so long. False if somebody else has it."""
         now = self._database.now()
+        mine = (
+            update(jobs)
+            .where(jobs.c.id == due.job_id, jobs.c.webhook_due <= now, jobs.c.webhook_attempts == due.attempts - 1)
+            .values(webhook_due=now + lease_s, webhook_attempts=due.attempts)
+        )
         with self._database.write() as connection:
-            due = select(jobs.c.id).where(jobs.c.webhook_due <= now).order_by(jobs.c.webhook_due).limit(limit)
-            mine = (
-                update(jobs)
-                .where(jobs.c.id.in_(due.scalar_subquery()), jobs.c.webhook_due <= now)
-                .values(webhook_due=now + self._lease_s, webhook_attempts=jobs.c.webhook_attempts + 1)
-                .returning(jobs.c.id, jobs.c.webhook_url, jobs.c.webhook_attempts)
-            )
-            return [Due(row.id, row.webhook_url, row.webhook_attempts) for row in connection.execute(mine)]
+            return connection.execute(mine).rowcount == 1
 
     def set_webhook(self, job_id: str, retry_in_s: float | None) -> None:
         """Try a webhook again later, or (None) no more."""
@@ -885,15 +1037,15 @@ class Upkeep:
         with self._database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(webhook_due=due))
 
-    def _end(self, condition: ColumnElement[bool], finish: Finish) -> list[str]:
+    def _end(self, condition: ColumnElement[bool], finish: Finish) -> list[Job]:
         with self._database.write() as connection:
             ended = connection.execute(
                 update(jobs)
                 .where(condition, jobs.c.state == "queued")
                 .values(finish.values(self._database.now()))
-                .returning(jobs.c.id)
-            ).scalars()
-            found = list(ended)
+                .returning(jobs)
+            ).mappings()
+            found = list(map(job_of, ended))
             connection.execute(
                 update(jobs)
                 .where(condition, jobs.c.state == "running", jobs.c.cancel_error.is_(None))

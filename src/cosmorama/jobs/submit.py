@@ -146,6 +146,8 @@ class Intake:
         """The job, checked against its model, and its inline media."""
         model = self._supervisor.find(request.model)
         capabilities = await self._supervisor.capabilities_of(model)
+        if terms.attached and not self._supervisor.ready:  # who waits on a connection is told now
+            raise NotReadyError(self._supervisor.reason)
         # With its seed drawn here, a request that is begun a second time stays the same request.
         bare = replace(resolve(_with_defaults(request, self._settings), capabilities), model=model)
         blobs: dict[str, bytes] = {}
@@ -165,7 +167,7 @@ class Intake:
             created_at=now,
             labels=terms.metadata,
             idempotency_key=terms.idempotency_key,
-            deadline_at=None if terms.deadline_s is None else now + terms.deadline_s,
+            deadline_s=terms.deadline_s,
             webhook_url=terms.webhook_url,
             waiter=self._server if terms.attached else None,
             blob_bytes=sum(map(len, blobs.values())),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ RETRIES_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 43200.0)
 """Waits after the first, second, ... failure; after the last the delivery is given up."""
 TIMEOUT_S = 10.0
 LOOK_EVERY_S = 2.0
+AT_ONCE, PER_HOST, PER_OWNER = 64, 2, 8
+"""Deliveries under way at a time: of this server, to one receiver, and for one owner of jobs."""
 _GONE = 410
 
 
@@ -73,41 +76,79 @@ class Webhooks:
         self._signer = Webhook(secret)
         self._allow_private = allow_private
         self._woken = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: set[str] = set()
+        self._hosts: Counter[str] = Counter()
+        self._owners: Counter[str] = Counter()
 
     def wake(self) -> None:
         """A job with a webhook is over."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled."""
-        while True:
-            self._woken.clear()
-            try:
-                due = await self._call(self._upkeep.take_webhooks)
-                await asyncio.gather(*(self._deliver(item) for item in due))
-            except StoreUnavailableError:
-                due = []  # the dispatcher has said so in the log
-            except Exception:
-                log.exception("a round of webhooks failed")
-                due = []
-            if not due:
+        """Deliver until cancelled: each delivery is a task, and none waits for the receivers of others."""
+        try:
+            while True:
+                self._woken.clear()
+                try:
+                    for due in await self._call(self._upkeep.due_webhooks):
+                        await self._begin(due)
+                except StoreUnavailableError:
+                    pass  # the dispatcher has said so in the log
+                except Exception:
+                    log.exception("a look at webhooks failed")
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._woken.wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _begin(self, due: Due) -> None:
+        """Begin a delivery, unless its receiver, its owner or this server has enough of them at a time."""
+        host = urlsplit(due.url).netloc.lower()
+        most = PER_OWNER if due.owner else AT_ONCE  # without keys all jobs have the same owner, who is nobody
+        if len(self._tasks) >= AT_ONCE or due.job_id in self._under_way:
+            return
+        if self._hosts[host] >= PER_HOST or self._owners[due.owner] >= most:
+            return
+        if not await self._call(self._upkeep.take_webhook, due, 3 * TIMEOUT_S):
+            return
+        self._hosts[host] += 1
+        self._owners[due.owner] += 1
+        self._under_way.add(due.job_id)
+        task = asyncio.create_task(self._deliver(due))
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._under_way.discard(due.job_id)
+            for counts, key in ((self._hosts, host), (self._owners, due.owner)):
+                counts[key] -= 1
+                if not counts[key]:
+                    del counts[key]
+            self._woken.set()
+
+        task.add_done_callback(ended)
 
     async def _deliver(self, due: Due) -> None:
         try:
             job = await self._call(self._store.get, due.job_id)
+            problem = await self._post(due.url, job)
+            retry_in_s = None
+            if problem is not None:
+                last = due.attempts > len(RETRIES_S) or problem == str(_GONE)
+                # Jitter, so that a receiver that was away is not met by all of them at once.
+                retry_in_s = None if last else RETRIES_S[due.attempts - 1] * random.uniform(0.9, 1.1)
+                log.warning("webhook of job %s, attempt %d: %s%s", job.id, due.attempts, problem, "; given up" * last)
+            await self._call(self._upkeep.set_webhook, due.job_id, retry_in_s)
         except JobNotFoundError:
-            return
-        problem = await self._post(due.url, job)
-        retry_in_s = None
-        if problem is not None:
-            last = due.attempts > len(RETRIES_S) or problem == str(_GONE)
-            # Jitter, so that a receiver that was away is not met by all of them at once.
-            retry_in_s = None if last else RETRIES_S[due.attempts - 1] * random.uniform(0.9, 1.1)
-            log.warning("webhook of job %s, attempt %d: %s%s", job.id, due.attempts, problem, "; given up" * last)
-        await self._call(self._upkeep.set_webhook, due.job_id, retry_in_s)
+            pass
+        except StoreUnavailableError:
+            pass  # it is due again when this delivery's time has passed
+        except Exception:
+            log.exception("the webhook of job %s failed", due.job_id)
 
     async def _post(self, address: str, job: Job) -> str | None:
         """Post the message; what went wrong, if anything did."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +48,8 @@ STORE_RETRIES_S = (0.2, 1.0, 3.0)
 
 """Waits between attempts to use the artifact store, before the job fails of it."""
 
+STOP_S = 8.0
+"""For how long a stop waits for the database to take what runs back into the queue."""
 RECORD_RETRY_S = 1.0
 
 """Wait between attempts to record an end: as long as the database is down, there is nothing better to do."""
@@ -67,6 +69,7 @@ class Running:
         hold: The claim.
         job: As it was claimed, with the progress since.
         generating: Whether it takes a place in the worker; false while its result is stored.
+        stuck: Whether its clip waits for a store that cannot be written.
         task: What runs it.
         reason: Why the task is being cancelled, if it is.
         error: What the job ends with then.
@@ -75,6 +78,7 @@ class Running:
     hold: Hold
     job: Job
     generating: bool = True
+    stuck: bool = False
     task: asyncio.Task[None] | None = None
     reason: Reason | None = None
     error: JobError | None = None
@@ -110,7 +114,10 @@ class Runner:
         observer: Observer,
     ) -> None:
         self.running: dict[str, Running] = {}
-        self._discarding: set[asyncio.Task[None]] = set()
+        self.unwritable: str | None = None
+        """Why nothing can be stored now, in words: until that is over nothing is begun."""
+        self._background: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._store = store
         self._call = call
         self._artifacts = artifacts
@@ -142,44 +149,75 @@ class Runner:
         running = self.running.get(job_id)
         if running is None or running.task is None:
             return None
-        if running.reason is None and running.generating:
+        if running.reason is None and (running.generating or running.stuck):
             running.reason, running.error = reason, error
             running.task.cancel()
         return running.task
 
     async def stop(self) -> None:
-        """Put everything back into the queue."""
-        tasks = [self.interrupt(job_id, "stop") for job_id in list(self.running)]
-        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+        """Put everything back into the queue, as far as the store lets it be: the rest is taken over by who starts."""
+        self._stopping = True
+        tasks = [task for job_id in list(self.running) if (task := self.interrupt(job_id, "stop")) is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def settle(self, hold: Hold, *, cancelled: JobError | None, blame: bool) -> None:
         """Decide about a claim that no task is at: the job is finished already, to be cancelled, or to begin anew."""
         published = await asyncio.to_thread(self._artifacts.published, hold.job_id, hold.attempt)
         if published is not None:
-            await self._call(self._store.finish, hold, _success(published))
+            ended = await self._call(self._store.finish, hold, _success(published))
         elif cancelled is not None:
-            await self._call(self._store.finish, hold, Finish("cancelled", cancelled))
+            ended = await self._call(self._store.finish, hold, Finish("cancelled", cancelled))
         else:
-            finish = await self._give_back(hold, "the server died", SERVER_DIED if blame else 0)
-            if finish is not None:
-                await self._call(self._store.finish, hold, finish)
+            ended = await self._give_back(hold, "the server died", SERVER_DIED if blame else 0)
+        if ended is not None:
+            self.ended(ended)
         self._feeds.touch(hold.job_id)
 
+    def ended(self, job: Job) -> None:
+        """A job came to its end by this server's hand, wherever it was: tell of it, once, and let its files go."""
+        self._observer.ended(job, job.state, job.error)
+        if job.state != "succeeded":
+            self._later(self._remove_files(job.id))
+
+    def left(self, job_id: str) -> None:
+        """A job came to its end by another server's hand."""
+        self._observer.left(job_id)
+
+    async def _remove_files(self, job_id: str) -> None:
+        """Remove what was sent with a job that made nothing, and what it left; clearing sees to what this misses."""
+        with suppress(StoreUnavailableError):
+            await asyncio.to_thread(self._artifacts.remove, job_id)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     async def _run(self, running: Running) -> None:
-        hold, job = running.hold, running.job
+        job = running.job
         clip: Path | None = None
+        finish: Finish | None = None
+        died, weight = "", 0
         with self._feeds.using(job.id) as feed:
             try:
                 clip = self._scratch.place(suffix(job.request.output))
                 finish = await self._make(running, clip)
             except asyncio.CancelledError:
-                finish = None
+                running.reason = running.reason or "lost"  # the process ends: nothing is known any more
                 if running.reason == "cancel":
                     finish = Finish("cancelled", running.error)
             except WorkerDiedError as error:
-                finish = await self._persist(self._give_back, hold, str(error), WORKER_DIED if error.suspect else 0)
+                died, weight = str(error), WORKER_DIED if error.suspect else 0
             except NotReadyError:
-                finish = await self._persist(self._give_back, hold, "", 0)
+                pass
+            except StoreUnavailableError as error:  # its inputs cannot be had now; nothing is begun until they can
+                log.warning("job %s goes back into the queue: %s", job.id, error.logged)
+                self.unwritable = str(error)
             except CosmoramaError as error:
                 finish = Finish("failed", JobError.of(error))
             except OSError as error:
@@ -193,27 +231,37 @@ class Runner:
                 running.generating = False
             ended: Job | None = None
             try:
-                if running.reason == "stop":
-                    await self._call(self._store.release, hold)
-                elif finish is not None and running.reason != "lost":
-                    ended = await self._persist(self._store.finish, hold, finish)
-                    self._observer.ended(job, finish.state, finish.error)
-                    log.info("%s after %.1f s", finish.state, time.time() - job.created_at)
-                    if finish.state != "succeeded":
-                        await asyncio.to_thread(self._artifacts.remove, job.id, inputs=False)
+                ended = await self._record(running, finish, died, weight)
             except StoreUnavailableError as error:
-                log.warning("job %s: %s", job.id, error)
+                log.warning("job %s: %s", job.id, error.logged)
             finally:
                 if self.running.get(job.id) is running:  # given back, it may have been claimed again already
                     del self.running[job.id]
                     feed.job = ended
                 feed.touch()
                 self._on_change(ended is not None)
-                # Nobody waits for this.
                 if clip is not None:
-                    discarding = asyncio.create_task(self._discard(running.name, clip))
-                    self._discarding.add(discarding)
-                    discarding.add_done_callback(self._discarding.discard)
+                    self._later(self._discard(running.name, clip))
+
+    async def _record(self, running: Running, finish: Finish | None, died: str, weight: int) -> Job | None:
+        """Write down how a run came to its end; the job if it is over."""
+        hold = running.hold
+        if running.reason == "lost":
+            return None
+        if running.reason == "stop":
+            await self._call(self._store.release, hold)
+            return None
+        if finish is None:
+            ended: Job | None = await self._persist(lambda: self._give_back(hold, died, weight))
+        else:
+            ended = await self._persist(lambda: self._call(self._store.finish, hold, finish))
+            if ended is None and finish.state == "succeeded":  # it was somebody else's by then
+                with suppress(StoreUnavailableError):
+                    await asyncio.to_thread(self._artifacts.remove_attempt, hold.job_id, hold.attempt)
+        if ended is not None:
+            self.ended(ended)
+            log.info("%s after %.1f s", ended.state, time.time() - ended.created_at)
+        return ended
 
     async def _discard(self, name: str, clip: Path) -> None:
         """Remove the folder that a clip was made in, once the worker, which writes into it, has let go of it."""
@@ -222,10 +270,10 @@ class Runner:
 
     async def _make(self, running: Running, clip: Path) -> Finish:
         job, hold = running.job, running.hold
-        request = job.request
+        request, begun_at = job.request, time.monotonic()
         if request.mode != "text2world":
             request = await self._patiently(lambda: restore_media(request, self._artifacts.read))
-        left_s = None if job.deadline_at is None else max(job.deadline_at - time.time(), 0)
+        left_s = None if hold.left_s is None else max(hold.left_s - (time.monotonic() - begun_at), 0)
         try:
             async with asyncio.timeout(left_s):
                 outcome = await self._supervisor.generate(
@@ -243,17 +291,24 @@ class Runner:
         running.generating = False
         self._observer.made(job, outcome)
         self._on_change(True)
-        published = await self._patiently(
-            lambda: self._artifacts.publish(
-                outcome.path,
-                job.id,
-                hold.attempt,
-                media_type=mime_type(request.output),
-                outcome=pack_outcome(outcome),
-                durable=not job.attached,
-            )
-        )
-        return _success(published)
+        while True:
+            try:
+                published = await self._patiently(
+                    lambda: self._artifacts.publish(
+                        outcome.path,
+                        job.id,
+                        hold.attempt,
+                        media_type=mime_type(request.output),
+                        outcome=pack_outcome(outcome),
+                        durable=not job.attached,
+                    )
+                )
+            except StoreUnavailableError as error:
+                # The clip is made; it waits here, and nothing else is begun, until it can be stored.
+                running.stuck, self.unwritable = True, str(error)
+                await asyncio.sleep(STORE_RETRIES_S[-1])
+            else:
+                return _success(published)
 
     def _advanced(self, running: Running, progress: Progress) -> None:
         running.job = replace(running.job, state="running", progress=progress, eta_s=progress.remaining_s)
@@ -273,13 +328,12 @@ class Runner:
         if running is not None and feed is not None:
             self._supervisor.watch(running.name, feed.previewing > 0)
 
-    async def _give_back(self, hold: Hold, reason: str, blame: int) -> Finish | None:
-        """Put a job whose process died back into the queue, or say how it ends if it is suspected too much."""
-        if blame and (await self._call(self._store.blame, hold, blame) or 0) >= MAX_BLAME:
-            message = f"{reason}; the job was begun {hold.attempt} times, came to no end, and is given up"
-            return Finish("failed", JobError.of(WorkerError(message)))
-        await self._call(self._store.release, hold)
-        return None
+    async def _give_back(self, hold: Hold, reason: str, blame: int) -> Job | None:
+        """Put a job whose process died back into the queue, or end it if it is suspected too much; the job then."""
+        message = f"{reason}; the job was begun {hold.attempt} times, came to no end, and is given up"
+        finish = Finish("failed", JobError.of(WorkerError(message)))
+        ended: Job | None = await self._call(self._store.release, hold, blame, MAX_BLAME, finish)
+        return ended
 
     async def _patiently(self, use: Callable[[], _T]) -> _T:
         """Use the artifact store, which may be away for a moment."""
@@ -287,19 +341,24 @@ class Runner:
             try:
                 return await asyncio.to_thread(use)
             except StoreUnavailableError as error:
-                log.warning("%s", error)
+                log.warning("%s", error.logged)
+                self.unwritable = str(error)  # nothing is begun meanwhile; the next probe says when it is over
                 await asyncio.sleep(wait_s)
         return await asyncio.to_thread(use)
 
-    async def _persist(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Record something in the database, however long it takes to come back."""
+    async def _persist(self, record: Callable[[], Awaitable[_T]]) -> _T:
+        """Record something in the database, however long it takes to come back.
+
+        Raises:
+            StoreUnavailableError: this server stops meanwhile. What was published is found by who takes over.
+        """
         while True:
             try:
-                if asyncio.iscoroutinefunction(method):
-                    return await method(*arguments)
-                return await self._call(method, *arguments)
+                return await record()
             except StoreUnavailableError as error:
-                log.warning("%s", error)
+                log.warning("%s", error.logged)
+                if self._stopping:
+                    raise
                 await asyncio.sleep(RECORD_RETRY_S)
 
 
@@ -318,10 +377,18 @@ TICK_S = 1.0
 """How often what other servers did is looked for; what happens on this one is acted on at once."""
 
 CLEAR_EVERY_S = 300.0
+PROBE_EVERY_S = 5.0
+"""How often it is seen whether the artifact store can be written."""
 
 
 class Dispatcher:
-    """Keeps a server's claims alive and its worker busy. One task, so that no two of its looks at the store overlap."""
+    """Keeps a server's claims alive and its worker busy: claiming, heartbeat and clearing, each in a loop of its own.
+
+    Attributes:
+        away: Why nothing can be accepted or begun, in words: the database or the artifact store cannot be used.
+        vanished: The same where the store itself was taken away: what is accepted would be lost with it.
+        alone: Says whether no other server shares the store now.
+    """
 
     def __init__(
         self,
@@ -336,6 +403,9 @@ class Dispatcher:
     ) -> None:
         self.runner: Runner | None = None
         self.draining = False
+        self.away: str | None = None
+        self.vanished: str | None = None
+        self.alone: Callable[[], Awaitable[bool]] = _yes
         self._settings = settings
         self._store = store
         self._upkeep = Upkeep(store)
@@ -349,7 +419,10 @@ class Dispatcher:
         self._woken = asyncio.Event()
         self._told: dict[Hold, Progress] = {}
         self._unknown_files: set[str] = set()
-        self._next = dict.fromkeys(("beat", "sweep", "look", "clear"), 0.0)
+        self._look_at = self._probe_at = 0.0
+        self._beat_now = asyncio.Event()
+        # A claim that is in the store and not yet in `runner.running` looks to the heartbeat like one that was lost.
+        self._claiming = asyncio.Lock()
 
     def wake(self) -> None:
         """Read the queue now: something changed, or a place is free."""
@@ -358,8 +431,7 @@ class Dispatcher:
 
     def beat_now(self) -> None:
         """Look now for what became of the jobs that run here: one of them was cancelled on another server."""
-        self._next["beat"] = 0.0
-        self._woken.set()
+        self._beat_now.set()
 
     def moved(self) -> None:
         """Look at the board now: something came to it, or a place is free; it need not be read anew."""
@@ -368,42 +440,62 @@ class Dispatcher:
     async def run(self, runner: Runner) -> None:
         """Go on until cancelled."""
         self.runner = runner
+        lease_s = self._store.lease_s
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._loop(lambda: self._fill(runner), self._woken, TICK_S))
+            loops.create_task(self._loop(lambda: self._heartbeat(runner), self._beat_now, min(TICK_S, lease_s / 4)))
+            loops.create_task(self._loop(lambda: self._sweep(runner), asyncio.Event(), lease_s / 5))
+            loops.create_task(self._loop(self._clear, asyncio.Event(), CLEAR_EVERY_S))
+
+    async def _loop(self, turn: Callable[[], Awaitable[None]], woken: asyncio.Event, every_s: float) -> None:
+        """Take turns, after each wake and at least so often; an error is one turn's."""
         away = False
         while True:
-            self._woken.clear()
+            woken.clear()
             try:
-                await self._turn(runner)
+                await turn()
                 away = False
             except StoreUnavailableError as error:
                 if not away:
-                    log.error("%s; what runs goes on, and the queue waits", error)
+                    log.error("%s; what runs goes on, and the queue waits", error.logged)
                 away = True
             except Exception:
                 log.exception("a turn of the dispatcher failed")
             # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with a wake.
             with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S if not away else TICK_S / 2):
-                    await self._woken.wait()
+                async with asyncio.timeout(every_s if not away else TICK_S / 2):
+                    await woken.wait()
             if away:
                 await asyncio.sleep(TICK_S / 2)
 
-    async def _turn(self, runner: Runner) -> None:
-        # Before what has time, so that who has just come need not wait for it.
-        await self._fill(runner)
-        # One sign of life per tick is enough, however often something happens.
-        if self._is_time("beat", min(TICK_S, self._store.lease_s / 4)):
-            await self._beat(runner)
-        if self._is_time("sweep", self._store.lease_s / 5):
-            await self._sweep(runner)
-        if self._is_time("clear", CLEAR_EVERY_S):
-            await self._clear()
-
-    def _is_time(self, what: str, every_s: float) -> bool:
+    async def _heartbeat(self, runner: Runner) -> None:
+        """Say that this server lives, see what became of its claims, and whether its stores can be used."""
+        try:
+            self._store.database.check()
+            self.vanished = None
+        except StoreUnavailableError as error:
+            self.away = self.vanished = str(error)
+            raise
+        try:
+            async with self._claiming:
+                await self._beat(runner)
+        except StoreUnavailableError as error:
+            self.away = str(error)
+            raise
         now = time.monotonic()
-        if now < self._next[what]:
-            return False
-        self._next[what] = now + every_s
-        return True
+        if now >= self._probe_at:
+            self._probe_at = now + PROBE_EVERY_S
+            was = runner.unwritable
+            try:
+                await asyncio.to_thread(self._artifacts.probe)
+                runner.unwritable = None
+            except StoreUnavailableError as error:
+                if was is None:
+                    log.error("%s; nothing is accepted or begun until it can", error.logged)
+                runner.unwritable = str(error)
+            if was is not None and runner.unwritable is None:
+                self.wake()
+        self.away = runner.unwritable
 
     async def _beat(self, runner: Runner) -> None:
         held = {running.hold: running for running in runner.running.values()}
@@ -431,9 +523,16 @@ class Dispatcher:
             (self._upkeep.end_overdue, late),
             (self._upkeep.end_cancelled, CANCELLED),
         ):
-            for job_id in await self._call(end, error):
-                self._feeds.touch(job_id)
+            for job in await self._call(end, error):
+                runner.ended(job)
+                self._feeds.touch(job.id)
                 self.wake()
+        # What a newer server wrote is left to it; without one, nobody would ever come for it.
+        if self._lookout.unreadable and await self.alone():
+            for job in await self._call(self._upkeep.end_unreadable, self._lookout.unreadable):
+                log.error("job %s: its request cannot be read by this release", job.id)
+                runner.ended(job)
+                self._feeds.touch(job.id)
         for hold, to_cancel in await self._call(self._upkeep.seize, self._server):
             log.warning("job %s: its server gives no sign of life; taken over", hold.job_id)
             await runner.settle(hold, cancelled=to_cancel, blame=True)
@@ -442,22 +541,26 @@ class Dispatcher:
     async def _fill(self, runner: Runner) -> None:
         """Claim what the scheduler puts first, while its model's worker has room."""
         while True:
-            if self._stale or self._is_time("look", TICK_S):
-                self._stale = False
+            now = time.monotonic()
+            if self._stale or now >= self._look_at:
+                self._stale, self._look_at = False, now + TICK_S
                 await self._lookout.look()
-            if self.draining:
+                for job_id in self._lookout.board.gone:
+                    runner.left(job_id)
+            if self.draining or runner.unwritable is not None:
                 return
             chosen = self._choose(runner)
             if chosen is None:
                 return
             self._stale = True  # unless it is ours now, the board does not know what became of it
-            claimed = await self._call(self._store.claim, chosen.name, self._server)
-            if claimed is not None:
-                self._stale = False
-                hold, job = claimed
-                self._lookout.board.claimed(job.id)
-                runner.start(hold, job)
-                self._feeds.touch(job.id)
+            async with self._claiming:
+                claimed = await self._call(self._store.claim, chosen.name, self._server)
+                if claimed is not None:
+                    self._stale = False
+                    hold, job = claimed
+                    self._lookout.board.claimed(job.id)
+                    runner.start(hold, job)
+                    self._feeds.touch(job.id)
 
     def _choose(self, runner: Runner) -> Candidate | None:
         """The first of the queue that may begin now; of each model, only its first may.
@@ -510,20 +613,26 @@ class Dispatcher:
             return False
 
     async def _clear(self) -> None:
-        """Remove what is too old or too much, and files that belong to nothing."""
-        for job_id in await self._call(self._upkeep.expired, self._settings.retention_s):
-            await asyncio.to_thread(self._artifacts.remove, job_id)
-            await self._call(self._store.remove, job_id)
-        for job_id in await self._call(self._upkeep.over, self._settings.max_artifact_bytes):
-            await asyncio.to_thread(self._artifacts.remove, job_id)
-            await self._call(self._store.drop_content, job_id)
+        """Remove what is too old or too much, and files that belong to nothing: a little at a time."""
+        while ids := await self._call(self._upkeep.expired, self._settings.retention_s):
+            for job_id in ids:
+                await asyncio.to_thread(self._artifacts.remove, job_id)
+            await self._call(self._upkeep.remove, ids)
+        while ids := await self._call(self._upkeep.over, self._settings.max_artifact_bytes):
+            await self._call(self._upkeep.drop_contents, ids)  # first, so that nobody is promised what is gone
+            for job_id in ids:
+                await asyncio.to_thread(self._artifacts.remove, job_id)
         stored = await asyncio.to_thread(lambda: list(self._artifacts.jobs()))
         known = await self._call(self._upkeep.results, stored)
         for job_id, (state, key) in known.items():
             if state in FINAL and key is None:
-                await asyncio.to_thread(self._artifacts.remove, job_id, inputs=False)
+                await asyncio.to_thread(self._artifacts.remove, job_id, inputs=state != "succeeded")
         # Inputs are stored before their job is accepted: only what is unknown twice is nobody's.
         unknown = set(stored) - known.keys()
         for job_id in unknown & self._unknown_files:
             await asyncio.to_thread(self._artifacts.remove, job_id)
         self._unknown_files = unknown
+
+
+async def _yes() -> bool:
+    return True
