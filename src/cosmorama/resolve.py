@@ -55,12 +55,13 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     said |= {"height"} if "width" in said else set()
     if problems := [problem for problem in problems_of(request) if problem.field not in said] + found:
         raise InvalidRequestError(*problems)
-    text_only = made.mode == "text2world"
+    # A picture is sent along where a caption in JSON is written.
+    expands = made.mode == "text2world" or (made.mode == "image2world" and capabilities.family == "cosmos3")
     return replace(
         made,
         seed=secrets.randbelow(MAX_SEED + 1) if made.seed is None else made.seed,
         solver=made.solver or capabilities.default_solver,
-        prompt_upsampling=text_only if made.prompt_upsampling is None else made.prompt_upsampling,
+        prompt_upsampling=expands if made.prompt_upsampling is None else made.prompt_upsampling,
         conditioning_frames=_conditioning_frames(made, capabilities),
         reuse=made.reuse or 0.0,
         vae_tiling=capabilities.defaults.vae_tiling if made.vae_tiling is None else made.vae_tiling,

@@ -228,6 +228,10 @@ class Settings(BaseSettings):
     prompt_upsampling_temperature: float = Field(
         0.01, ge=0, le=2, validation_alias=_names("PROMPT_UPSAMPLING_TEMPERATURE", "PROMPT_UPSAMPLING_TEMPERATURE")
     )
+    prompt_upsampling_template_style: Literal["external_api", "reasoner"] = Field(
+        "external_api", validation_alias=_names("PROMPT_UPSAMPLING_TEMPLATE_STYLE", "PROMPT_UPSAMPLING_TEMPLATE_STYLE")
+    )
+    """Whether that server is told what to write in a system turn, or, as a reasoner wants it, beside the prompt."""
     prompt_upsampling_top_p: float | None = Field(
         None, gt=0, le=1, validation_alias=_names("PROMPT_UPSAMPLING_TOP_P", "PROMPT_UPSAMPLING_TOP_P")
     )
@@ -418,7 +422,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "NIM_ALLOW_UNSAFE_TRANSFER": "what does not fit in memory is refused",
     "NIM_OFFLOAD_TEXT_GUARDRAIL": "a guardrail stays where it is loaded",
     "NIM_OFFLOAD_VIDEO_GUARDRAIL": "a guardrail stays where it is loaded",
-    "NIM_PROMPT_UPSAMPLING_TEMPLATE_STYLE": "the template follows from the model",
 }
 """Names of NIM for Cosmos that nothing follows from, and why; others are told of without a reason."""
 

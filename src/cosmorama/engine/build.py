@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from math import ceil
-from typing import Any
 
 import torch
-from pydantic import SecretStr
 
 from cosmorama import logs
 from cosmorama.engine.children import ChildLimits, Children
 from cosmorama.engine.engine import Engine
-from cosmorama.engine.prepare import Preparer
+from cosmorama.engine.inputs import STRUCTURED_S, preparer_of
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.guardrails.checks import Guardrails, PromptCheck
 from cosmorama.guardrails.cosmos import CosmosGuardrail
 from cosmorama.guardrails.words import BlockedWords
-from cosmorama.media.fetch import FetchPolicy
 from cosmorama.settings import Settings
-from cosmorama.text.captioning import Captioner, ChatCaptioner, PixelCaptioner
-from cosmorama.text.endpoint import ChatEndpoint
-from cosmorama.text.upsampling import ChatUpsampler, Upsampler, unchanged
 from cosmorama.world.base import World
 from cosmorama.world.registry import load_world
 
@@ -36,8 +30,10 @@ def build_engine(settings: Settings) -> Engine:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     guardrails = _guardrails(settings)
-    preparer = _preparer(settings)
-    wall_s = settings.url_timeout_s + settings.captioning_timeout_s + settings.prompt_upsampling_timeout_s
+    preparer = preparer_of(settings)
+    wall_s = (
+        settings.url_timeout_s + settings.captioning_timeout_s + max(settings.prompt_upsampling_timeout_s, STRUCTURED_S)
+    )
     children = Children(preparer, ChildLimits(wall_s=240 + ceil(wall_s)), partial(logs.configure, settings, "reader"))
     children.start()
     world = _world(settings)
@@ -121,18 +117,6 @@ def _device(settings: Settings, rank: int) -> str | None:
     return f"cuda:{number}" if number < torch.cuda.device_count() or kind == "cuda" else None
 
 
-def _preparer(settings: Settings) -> Preparer:
-    policy = FetchPolicy(
-        allow_urls=settings.allow_url_input,
-        allow_private=settings.allow_private_urls,
-        # Whoever sends a request is not on this machine: a path would read the server's own files.
-        allow_files=False,
-        max_bytes=settings.max_input_bytes,
-        timeout_s=settings.url_timeout_s,
-    )
-    return Preparer(fetch=policy, upsampler=_upsampler(settings), captioner=_captioner(settings))
-
-
 def _guardrails(settings: Settings) -> Guardrails:
     prompts: list[PromptCheck] = []
     if settings.blocked_words is not None:
@@ -143,50 +127,3 @@ def _guardrails(settings: Settings) -> Guardrails:
     if settings.text_guardrail:
         prompts.append(cosmos.check_prompt)
     return Guardrails(tuple(prompts), cosmos.check_frames if settings.video_guardrail else None)
-
-
-def _upsampler(settings: Settings) -> Upsampler | None:
-    if not settings.prompt_upsampling:
-        return unchanged
-    if settings.prompt_upsampling_endpoint_url is None:
-        return None
-    return ChatUpsampler(
-        ChatEndpoint(
-            str(settings.prompt_upsampling_endpoint_url),
-            settings.prompt_upsampling_model or "",
-            _revealed(settings.prompt_upsampling_api_key),
-            settings.prompt_upsampling_timeout_s,
-            settings.prompt_upsampling_max_tokens,
-            _sampling(settings),
-        )
-    )
-
-
-def _sampling(settings: Settings) -> dict[str, Any]:
-    chosen = {
-        "temperature": settings.prompt_upsampling_temperature,
-        "top_p": settings.prompt_upsampling_top_p,
-        "top_k": settings.prompt_upsampling_top_k,
-    }
-    return {
-        **{name: value for name, value in chosen.items() if value is not None},
-        **settings.prompt_upsampling_extra_body,
-    }
-
-
-def _captioner(settings: Settings) -> Captioner:
-    if settings.captioning_endpoint_url is None:
-        return PixelCaptioner()
-    return ChatCaptioner(
-        ChatEndpoint(
-            str(settings.captioning_endpoint_url),
-            settings.captioning_model or "",
-            _revealed(settings.captioning_api_key),
-            settings.captioning_timeout_s,
-            settings.captioning_max_tokens,
-        )
-    )
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()

@@ -20,7 +20,8 @@ from cosmorama.media.read import MediaLimits, read_image, read_video
 from cosmorama.request import Capabilities, MediaSource, ResolvedRequest
 from cosmorama.resolve import LATENT_FRAMES
 from cosmorama.text.captioning import Captioner, PixelCaptioner
-from cosmorama.text.upsampling import ChatUpsampler, Upsampler, built_in_upsampler
+from cosmorama.text.structured import Facts
+from cosmorama.text.upsampling import ChatUpsampler, Upsampler, built_in_upsampler, expanded
 
 if TYPE_CHECKING:
     from cosmorama.world.base import Inputs
@@ -97,7 +98,11 @@ class Preparer:
         if not prompt and seen is not None:
             prompt = self.captioner(seen, request.fps)
         elif request.prompt_upsampling:
-            prompt = (self.upsampler or built_in_upsampler(capabilities.family))(prompt)
+            upsampler = self.upsampler or built_in_upsampler(capabilities.family)
+            facts = Facts(request.width, request.height, request.frames, request.fps)
+            picture = None if seen is None else seen[-1]
+            prompt, said = expanded(upsampler, prompt, capabilities.family, facts, picture)
+            warnings += said
         return PreparedRequest(request, prompt, frames, controls, tuple(warnings))
 
     def _controls(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cosmorama.errors import CosmoramaError
 from cosmorama.text.approach import approach
 from cosmorama.text.describe import describe
-from cosmorama.text.endpoint import ChatEndpoint, chat
+from cosmorama.text.endpoint import ChatEndpoint, chat, jpeg_data_url
 from cosmorama.text.motion import movement
 from cosmorama.text.pixels import is_round, measure
 from cosmorama.text.words import within_words
@@ -24,7 +21,6 @@ logger = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]
 CAPTION_MAX_WORDS = 150
 _MAX_LOOKED_AT = 9
-_MAX_SIDE_PX = 768
 _INSTRUCTION = f"""\
 You describe a video's frame for a model that will continue the video from it.
 Write one paragraph of at most {CAPTION_MAX_WORDS - 30} words in plain present tense: what is there, with colors, \
@@ -67,16 +63,8 @@ class ChatCaptioner:
 
     def __call__(self, frames: Frames, fps: float) -> str:
         try:
-            answer = chat(self.endpoint, _INSTRUCTION, "Describe this frame.", images=[_jpeg_data_url(frames[-1])])
+            answer = chat(self.endpoint, _INSTRUCTION, "Describe this frame.", images=[jpeg_data_url(frames[-1])])
         except CosmoramaError as error:
             logger.warning("captioning by chat failed, the pixels are described instead: %s", error)
             return self._fallback(frames, fps)
         return within_words(answer, CAPTION_MAX_WORDS) or self._fallback(frames, fps)
-
-
-def _jpeg_data_url(frame: NDArray[np.uint8]) -> str:
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import time
@@ -10,12 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from cosmorama.errors import CosmoramaError
 
 MAX_RESPONSE_BYTES = 1 << 20
 """Far above any answer of a few hundred words; what is larger is not an answer."""
 
+_MAX_SIDE_PX = 768
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -32,7 +38,7 @@ class ChatEndpoint:
     """An OpenAI-compatible server.
 
     Attributes:
-        url: Its base, such as `http://localhost:11434/v1`; `/chat/completions` is added.
+        url: Its base, such as `http://localhost:11434/v1`; `/chat/completions` is added where it is not there.
         model: The model's name there.
         api_key: Sent as a bearer token, never shown.
         timeout_s: For the whole call, not for each read.
@@ -66,6 +72,15 @@ class ChatEndpoint:
         return httpx.URL(self.url).host
 
 
+def jpeg_data_url(frame: NDArray[np.uint8]) -> str:
+    """A picture, uint8 `[H, W, 3]`, as a data URL of a JPEG with sides of at most 768 pixels."""
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def chat(endpoint: ChatEndpoint, instruction: str, text: str, *, images: Sequence[str] = ()) -> str:
     """Ask `endpoint` to follow `instruction` on a text, and on images given as data URLs.
 
@@ -76,7 +91,7 @@ def chat(endpoint: ChatEndpoint, instruction: str, text: str, *, images: Sequenc
     body = {
         "model": endpoint.model,
         "messages": [
-            {"role": "system", "content": instruction},
+            *([{"role": "system", "content": instruction}] if instruction else []),
             {"role": "user", "content": parts if images else text},
         ],
         "max_tokens": endpoint.max_tokens,
@@ -88,7 +103,8 @@ def chat(endpoint: ChatEndpoint, instruction: str, text: str, *, images: Sequenc
 
 def _post(endpoint: ChatEndpoint, body: dict[str, Any]) -> bytes:
     base = httpx.URL(endpoint.url)
-    url = base.copy_with(path=base.path.rstrip("/") + "/chat/completions")
+    path = base.path.rstrip("/")
+    url = base.copy_with(path=path if path.endswith("/chat/completions") else path + "/chat/completions")
     # An identity encoding keeps the size limit a limit: nothing small can unfold into something large.
     headers = {"Accept-Encoding": "identity"}
     if endpoint.api_key:
