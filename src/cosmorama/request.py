@@ -351,6 +351,8 @@ class ResolvedRequest(GenerationRequest):
 
     Attributes:
         target: For `fit`: what was asked for; size, frames and rate are then what the model makes.
+        source_rate: For transfer, where no rate was asked for: the result has every frame of its control clips, at
+            their own rate; `fps` is used where that cannot be.
     """
 
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
@@ -361,6 +363,7 @@ class ResolvedRequest(GenerationRequest):
     frames: int = 121
     fps: float = 24
     target: Target | None = None
+    source_rate: bool = False
 
     @property
     def result(self) -> Target:

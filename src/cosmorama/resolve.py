@@ -150,6 +150,8 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
     }
     values = {field.name: getattr(request, field.name) for field in fields(request)}
     values |= {"usual": None, "seconds": None}
+    if request.mode == "transfer" and request.fps is None and usual.fps is None:
+        values["source_rate"] = True
     if request.frames is None and request.action is not None:
         values["frames"] = request.action.steps + 1
     elif request.frames is None and request.output.container == "jpeg":

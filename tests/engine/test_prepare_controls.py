@@ -10,9 +10,20 @@ import pytest
 
 from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.errors import InvalidRequestError, MediaError
-from cosmorama.request import Action, ActionDomain, Capabilities, Control, FrameRule, ResolvedRequest, Size, Target
+from cosmorama.request import (
+    Action,
+    ActionDomain,
+    Capabilities,
+    Control,
+    FrameRule,
+    GenerationRequest,
+    Range,
+    ResolvedRequest,
+    Size,
+    Target,
+)
 from cosmorama.resolve import resolve
-from tests.media.make import encode_clip
+from tests.media.make import encode_clip, encode_picture
 
 WIDTH, HEIGHT, LENGTH = 64, 48, 12
 CAPABILITIES = Capabilities(
@@ -27,10 +38,10 @@ CAPABILITIES = Capabilities(
 REQUEST = ResolvedRequest(prompt="a ramp", width=WIDTH, height=HEIGHT, frames=480, fps=24, seed=1)
 
 
-def ramp(length: int = LENGTH) -> bytes:
+def ramp(length: int = LENGTH, rate: Fraction = Fraction(24)) -> bytes:
     """A clip whose frames get brighter by 16 levels each."""
     frames = [np.full((HEIGHT, WIDTH, 3), 20 + 16 * index, np.uint8) for index in range(length)]
-    return encode_clip(frames, rate=Fraction(24))
+    return encode_clip(frames, rate=rate)
 
 
 def prepared(request: ResolvedRequest) -> PreparedRequest:
@@ -94,3 +105,33 @@ def test_inverse_dynamics_sees_the_whole_clip_and_a_policy_its_first_frame() -> 
     assert brightness(whole.frames) == [*range(12), *[11] * 5]
     first = prepared(replace(REQUEST, task="policy", video=ramp(), frames=17, action=action))
     assert brightness(first.frames) == [0]
+
+
+@pytest.mark.parametrize("rate", [10, 16, 24, 30])
+def test_every_frame_of_a_control_is_followed_at_its_own_rate(rate: int) -> None:
+    source = ramp(rate=Fraction(rate))
+    request = GenerationRequest(prompt="a ramp", width=WIDTH, height=HEIGHT, frames=480, seed=1)
+    wide = replace(CAPABILITIES, fps=Range(1, 60))
+    made = Preparer()(resolve(replace(request, controls=(Control("depth", source=source),)), wide), wide)
+    assert brightness(made.controls["depth"]) == list(range(LENGTH))
+    assert (made.request.frames, made.request.result.fps) == (LENGTH, rate)
+    asked = replace(request, fps=2 * rate, frames=480, controls=(Control("depth", source=source),))
+    made = Preparer()(resolve(asked, replace(wide, fps=Range(1, 120))), wide)
+    assert made.request.result.fps == 2 * rate
+    assert len(made.controls["depth"]) == 2 * LENGTH - 1
+
+
+def test_a_rate_that_is_not_made_is_resampled_with_a_word() -> None:
+    request = GenerationRequest(
+        prompt="a ramp", width=WIDTH, height=HEIGHT, frames=480, seed=1, controls=(Control("depth", source=ramp()),)
+    )
+    slow = replace(CAPABILITIES, fps=Range(10, 20))
+    made = Preparer()(resolve(request, slow), slow)
+    assert made.request.result.fps == 20
+    assert made.warnings == ("controls.depth.source has 24 fps, which is not made; it was resampled to 20 fps",)
+
+
+def test_a_still_as_a_control_is_refused() -> None:
+    still = encode_picture(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    with pytest.raises(MediaError, match="still picture"):
+        prepared(replace(REQUEST, controls=(Control("depth", source=still),)))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.controls import computed
 from cosmorama.media.fetch import FetchPolicy, load_bytes
-from cosmorama.media.read import MediaLimits, read_image, read_video
+from cosmorama.media.read import MediaLimits, rate_of, read_image, read_video
 from cosmorama.request import Capabilities, MediaSource, ResolvedRequest
 from cosmorama.resolve import LATENT_FRAMES
 from cosmorama.text.captioning import Captioner, PixelCaptioner
@@ -91,7 +91,7 @@ class Preparer:
         controls: dict[str, Frames] = {}
         warnings: list[str] = []
         if request.mode == "transfer":
-            request, controls, seen = self._controls(request, warnings)
+            request, controls, seen = self._controls(request, capabilities, warnings)
         else:
             frames = seen = self._conditioning_frames(request, capabilities, warnings)
         prompt = (request.prompt or "").strip()
@@ -106,24 +106,25 @@ class Preparer:
         return PreparedRequest(request, prompt, frames, controls, tuple(warnings))
 
     def _controls(
-        self, request: ResolvedRequest, warnings: list[str]
+        self, request: ResolvedRequest, capabilities: Capabilities, warnings: list[str]
     ) -> tuple[ResolvedRequest, dict[str, Frames], Frames | None]:
         """The control clips, and the video where there is one, all from their beginnings and equally long.
 
         `frames` of the request is the most that is made: a shorter clip makes a shorter result.
         """
-        clip = (
-            None
-            if request.video is None
-            else self._read(request, request.video, "video", request.frames, "first", warnings)
-        )
+        sources: dict[str, MediaSource | None] = {"video": request.video}
+        sources |= {f"controls.{control.kind}.source": control.source for control in request.controls}
+        loaded = {field: self._load(source, field) for field, source in sources.items() if source is not None}
+        if request.source_rate and request.target is None:
+            request = self._at_source_rate(request, capabilities, loaded, warnings)
+        read = {
+            field: self._read(request, data, field, request.frames, "first", warnings) for field, data in loaded.items()
+        }
+        clip = read.get("video")
         controls: dict[str, Frames] = {}
         for control in request.controls:
-            if control.source is None:
-                controls[control.kind] = computed(control, clip)
-            else:
-                field = f"controls.{control.kind}.source"
-                controls[control.kind] = self._read(request, control.source, field, request.frames, "first", warnings)
+            given = read.get(f"controls.{control.kind}.source")
+            controls[control.kind] = computed(control, clip) if given is None else given
         length = min((len(frames) for frames in controls.values()), default=request.frames)
         if length < request.frames:
             target = request.target and replace(
@@ -132,17 +133,29 @@ class Preparer:
             request = replace(request, frames=length, target=target)
         return request, {kind: frames[:length] for kind, frames in controls.items()}, clip
 
+    def _at_source_rate(
+        self, request: ResolvedRequest, capabilities: Capabilities, loaded: dict[str, bytes], warnings: list[str]
+    ) -> ResolvedRequest:
+        """The request at the rate of the first clip that has one: NVIDIA's tool keeps every frame too."""
+        rates = ((field, rate_of(data, field, self.limits)) for field, data in loaded.items())
+        field, rate = next(((field, rate) for field, rate in rates if rate is not None), ("", request.fps))
+        if rate in capabilities.fps:
+            return replace(request, fps=rate)
+        warnings.append(f"{field} has {rate:g} fps, which is not made; it was resampled to {request.fps:g} fps")
+        return request
+
     def _read(
         self,
         request: ResolvedRequest,
-        source: MediaSource,
+        data: bytes,
         field: str,
         frames: int,
         keep: Literal["first", "last"],
         warnings: list[str],
     ) -> Frames:
+        self.on_reading(field)
         return read_video(
-            self._load(source, field),
+            data,
             field,
             width=request.width,
             height=request.height,
@@ -152,6 +165,12 @@ class Preparer:
             limits=self.limits,
             warnings=warnings,
         )
+
+    def _video(
+        self, request: ResolvedRequest, frames: int, keep: Literal["first", "last"], warnings: list[str]
+    ) -> Frames:
+        assert request.video is not None
+        return self._read(request, self._load(request.video, "video"), "video", frames, keep, warnings)
 
     def _load(self, source: MediaSource, field: str) -> bytes:
         self.on_reading(field)
@@ -167,18 +186,18 @@ class Preparer:
         if request.video is None:
             return None
         if request.mode in ("policy", "forward_dynamics"):
-            return self._read(request, request.video, "video", 1, "first", warnings)
+            return self._video(request, 1, "first", warnings)
         if request.mode == "inverse_dynamics":
-            frames = self._read(request, request.video, "video", request.frames, "first", warnings)
+            frames = self._video(request, request.frames, "first", warnings)
             # A clip that ends before the actions do stands still.
             return np.concatenate([frames, np.repeat(frames[-1:], request.frames - len(frames), axis=0)])
         if request.conditioning_indexes is not None:
             # All up to the last one that is given; where the clip ends before, it stands still.
             wanted = 1 + LATENT_FRAMES * max(request.conditioning_indexes)
-            frames = self._read(request, request.video, "video", wanted, request.keep, warnings)
+            frames = self._video(request, wanted, request.keep, warnings)
             return np.concatenate([frames, np.repeat(frames[-1:], wanted - len(frames), axis=0)])
         wanted = request.conditioning_frames or 1
-        frames = self._read(request, request.video, "video", wanted, request.keep, warnings)
+        frames = self._video(request, wanted, request.keep, warnings)
         if len(frames) == wanted:
             return frames
         # A clip shorter than asked for is continued from as many frames as the model can take of it.

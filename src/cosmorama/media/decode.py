@@ -149,6 +149,12 @@ class Clip:
             raise MediaError(self._field, f"is damaged: its last {lost:.1f} s cannot be decoded; encode it again")
         return times
 
+    @property
+    def rate(self) -> float | None:
+        """Frames per second on average, as the file says; None if it does not."""
+        with self._opened() as (_, stream, _):
+            return float(stream.average_rate) if stream.average_rate else None
+
     def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, Fraction]]:
         """The frames of those ascending indices into the last `tail`: RGB, upright, with their pixels' aspect.
 

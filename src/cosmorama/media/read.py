@@ -87,6 +87,19 @@ def read_video(
     return np.stack([fitted[index] for index in indices])
 
 
+def rate_of(data: bytes, field: str, limits: MediaLimits = _DEFAULT_LIMITS) -> float | None:
+    """Frames per second of a clip as its file says, or as its frames come; None where it has one frame.
+
+    Raises:
+        MediaError: as `read_video`.
+    """
+    kind = _kind(data, field)
+    if kind.what == "clip":
+        return Clip(data, kind.name, field, limits).rate
+    times = AnimatedPicture(data, kind.name, field, limits).tail(math.inf)
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+
+
 def _warn_of_cropping(
     size: tuple[int, int], pixel_aspect: Fraction, target: tuple[int, int], field: str, warnings: list[str] | None
 ) -> None:

@@ -125,7 +125,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         fit=True,
         model=wire.model,
         # A clip is one chunk of the upstream model.
-        usual=Usual(frames=93, fps=16, steps=35, guidance_scale=3.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
+        usual=Usual(frames=93, steps=35, guidance_scale=3.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
         warnings=() if wire.sigma_max is None else ("sigma_max was not used: sampling begins at pure noise here",),
     )
 
