@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cosmorama import batch
 from cosmorama.cli import app
-from cosmorama.errors import InvalidRequestError, WorkerError
+from cosmorama.errors import WorkerError
 from tests.serving import running_server
 
 SMALL: dict[str, Any] = {"width": 960, "height": 704, "frames": 1, "steps": 1}
@@ -78,10 +78,16 @@ def test_a_batch_on_a_server(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"prompt": "a", "stepz": 3}\n\nnonsense\n{"id": "../up"}\n{"id": "a"}\n{"id": "a"}\n')
-    with pytest.raises(InvalidRequestError) as caught:
+    with pytest.raises(batch.RowsError) as caught:
         batch.read_rows(source)
-    assert [problem.field for problem in caught.value.problems] == ["line 1", "line 3", "line 4", "line 6"]
-    assert "did you mean 'steps'" in str(caught.value)
+    said = str(caught.value)
+    assert [part.split(":")[0] for part in said.split("; ") if part.startswith("line")] == [
+        "line 1",
+        "line 3",
+        "line 4",
+        "line 6",
+    ]
+    assert "did you mean 'steps'" in said
     result = cosmorama(source, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "Traceback" not in result.output
@@ -98,7 +104,7 @@ def test_a_row_that_failed_is_a_new_attempt_and_one_that_was_cut_off_the_same(tm
         if row.name in broken:
             raise WorkerError("broken")
         output.write_bytes(b"clip")
-        return batch.Made(1, row.request.prompt or "", {})
+        return batch.Made(1, row.body["prompt"], {})
 
     def run() -> batch.Report:
         keys.append({})
@@ -115,3 +121,53 @@ def test_a_row_that_failed_is_a_new_attempt_and_one_that_was_cut_off_the_same(tm
     assert sorted(run().made) == ["a", "b"]
     assert keys[2] == {"a": keys[1]["a"], "b": keys[0]["b"]}
     assert run().skipped == ["a", "b"]
+
+
+def test_rows_come_in_any_format_and_local_files_belong_to_them(tmp_path: Path) -> None:
+    (tmp_path / "start.png").write_bytes(b"one")
+    source = write(
+        tmp_path / "rows.jsonl",
+        {"id": "ours", "prompt": "a ball", "width": 960, "height": 704},
+        {"id": "predict1", "prompt": "a ball", "image": "start.png", "video_params": {"frames_count": 9}},
+        {"prompt": "a line\u2028of its own\u0085"},
+    )
+    rows = {row.name: row for row in batch.read_rows(source)}
+    assert list(rows) == ["ours", "predict1", "00003"]
+    assert rows["ours"].body["dialect"] == "cosmorama"
+    request = rows["predict1"].request
+    assert request is not None
+    assert (request.frames, request.image) == (9, tmp_path / "start.png")
+    assert batch._with_files(rows["predict1"].body, tmp_path)["image"] == "b25l"
+    before = rows["predict1"].fingerprint
+    (tmp_path / "start.png").write_bytes(b"two")
+    assert {row.name: row for row in batch.read_rows(source)}["predict1"].fingerprint != before
+    other = {row.name: row for row in batch.read_rows(source, "another-model")}
+    assert other["ours"].fingerprint != rows["ours"].fingerprint
+
+
+def test_a_line_that_holds_a_separator_is_made_once(tmp_path: Path) -> None:
+    rows = batch.read_rows(write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "one\u2028two\u0085three"}))
+
+    async def make(row: batch.Row, output: Path, key: str) -> batch.Made:
+        output.write_bytes(b"clip")
+        return batch.Made(1, "one\u2028two\u0085three", {})
+
+    assert asyncio.run(batch.run(rows, tmp_path / "out", make)).made == ["a"]
+    assert asyncio.run(batch.run(rows, tmp_path / "out", make)).skipped == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"prompt": "a"},\n {"prompt": "b"}]', "is a JSON array; a JSON object per line is needed"),
+        ('{\n  "inference_type": "x",\n  "samples": []\n}', "is one JSON object over several lines"),
+        ('"a text"', "line 1: this is no JSON object"),
+    ],
+)
+def test_other_json_is_named_for_what_it_is(tmp_path: Path, text: str, said: str) -> None:
+    source = tmp_path / "rows.json"
+    source.write_text(text)
+    result = cosmorama(source, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert said in result.output
+    assert result.output.count("\n") == 1

@@ -9,18 +9,16 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from cosmorama.api.body import parse_object
-from cosmorama.api.dialects.native import to_request
 from cosmorama.client.client import AsyncClient
+from cosmorama.client.protocol import media_text, suffix_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.media.source import media_source
-from cosmorama.media.write import suffix
 from cosmorama.request import GenerationRequest, MediaSource
 
 MANIFEST = "manifest.jsonl"
@@ -33,18 +31,25 @@ class Row:
 
     Attributes:
         name: Its `id`, or the number of its line; the clip is called so.
-        request: What to make.
-        fingerprint: Differs when the row was edited, so that it is made again.
+        body: What to make, in any of the formats that `POST /v1/jobs` takes.
+        folder: Where local files that it names are looked for first.
+        fingerprint: Differs when the row, the model or a local file was changed, so that it is made again.
+        request: The same, understood; None where only the server can, because its part is not installed here.
     """
 
     name: str
-    request: GenerationRequest
+    body: dict[str, Any]
+    folder: Path
     fingerprint: str
+    request: GenerationRequest | None
 
     @property
     def file(self) -> str:
         """Name of the clip."""
-        return self.name + suffix(self.request.output)
+        output = self.body.get("output")
+        named = output.get("container") if isinstance(output, dict) else None
+        container = named if self.request is None else self.request.output.container
+        return self.name + _SUFFIXES.get(str(container), ".mp4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class Made:
     prompt: str
     timings: dict[str, float]
     job: str | None = None
+    file: str | None = None
+    """Name of the clip, where it is another than the row's."""
 
 
 @dataclass(slots=True)
@@ -71,31 +78,62 @@ Make = Callable[[Row, Path, str], Awaitable[Made]]
 OnRow = Callable[[Row, Literal["made", "skipped", "failed"]], None]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file: a JSON object per line with the fields of `GenerationRequest`, and `id` to name the clip.
+def read_rows(path: Path, model: str | None = None) -> list[Row]:
+    """The rows of a file: a JSON object per line with the fields of `GenerationRequest`, or a body in one of the other
+    formats that `POST /v1/jobs` takes; `id` names the clip.
 
     Local pictures and clips are found from the file's own folder.
+
+    Args:
+        path: The file.
+        model: What makes them, for their fingerprints.
 
     Raises:
         InvalidRequestError: naming every line that is wrong, and what is wrong with it.
         OSError: the file cannot be read.
     """
+    text = path.read_text(encoding="utf-8-sig")
+    _refuse_other_json(path, text)
     rows: dict[str, Row] = {}
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # a line may hold U+2028, which ends none in JSON
         if not line.strip():
             continue
         try:
-            row = _row(line, f"{number:05d}", path.parent)
+            row = _row(line, f"{number:05d}", path.parent, model)
         except CosmoramaError as error:
-            problems.append(Problem(f"line {number}", line, str(error)))
+            problems.append(f"line {number}: {error}")
             continue
         if row.name in rows:
-            problems.append(Problem(f"line {number}", row.name, "an id that no other line has"))
+            problems.append(f"line {number}: another line has the id {row.name!r} too")
         rows[row.name] = row
     if problems:
-        raise InvalidRequestError(*problems)
+        more = f"; and {len(problems) - 10} more lines" if len(problems) > 10 else ""
+        raise RowsError("; ".join(problems[:10]) + more)
     return list(rows.values())
+
+
+class RowsError(CosmoramaError):
+    """Rows that cannot be made as they stand."""
+
+    status = 422
+    kind = "invalid_request_error"
+
+
+def _refuse_other_json(path: Path, text: str) -> None:
+    """Say so where the file is JSON, but not an object per line."""
+    start = text.lstrip()[:1]
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if start == "[" or (start == "{" and not _is_object(first) and _is_object(text)):
+        kind = "a JSON array" if start == "[" else "one JSON object over several lines"
+        raise RowsError(f"{path} is {kind}; a JSON object per line is needed, as jq -c '.[]' prints of an array")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 async def run(
@@ -108,7 +146,7 @@ async def run(
     told = on_row or (lambda row, how: None)
 
     async def one(row: Row) -> None:
-        if manifest.has(row) and (folder / row.file).is_file():
+        if (file := manifest.file_of(row)) is not None and (folder / file).is_file():
             report.skipped.append(row.name)
             told(row, "skipped")
             return
@@ -144,7 +182,7 @@ class Manifest:
         if text and not text.endswith("\n"):
             self._write("\n")
         self._batch = ""
-        for line in text.splitlines():
+        for line in text.split("\n"):
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError):
@@ -153,10 +191,12 @@ class Manifest:
             self._batch = uuid.uuid4().hex
             self._write(json.dumps({"batch": self._batch}) + "\n")
 
-    def has(self, row: Row) -> bool:
-        """Whether the row was finished as it is now."""
+    def file_of(self, row: Row) -> str | None:
+        """The name of its clip, if the row was finished as it is now."""
         last = self._last.get(row.name)
-        return last is not None and last["fingerprint"] == row.fingerprint and "error" not in last
+        if last is None or last["fingerprint"] != row.fingerprint or "error" in last:
+            return None
+        return str(last.get("file", row.file))
 
     def key(self, row: Row) -> str:
         """The same for a row until it fails or is edited: a server that has the job already gives it again."""
@@ -169,7 +209,7 @@ class Manifest:
             {
                 "name": row.name,
                 "fingerprint": row.fingerprint,
-                "file": row.file,
+                "file": made.file or row.file,
                 "seed": made.seed,
                 "prompt": made.prompt,
                 "timings": {stage: round(seconds, 3) for stage, seconds in made.timings.items()},
@@ -203,11 +243,15 @@ def on_server(client: AsyncClient, model: str | None) -> Make:
     """Rows are made by a server."""
 
     async def make(row: Row, output: Path, key: str) -> Made:
-        job = await client.submit(row.request, model=model, idempotency_key=key)
+        body = {**_with_files(row.body, row.folder), **({} if model is None else {"model": model})}
+        job = await client.submit_body(body, idempotency_key=key)
         status = await job.wait()
+        output = output.with_name(row.name + (suffix_of(status) or output.suffix))
         await job.download(output)
-        assert status.result is not None
-        return Made(status.result.seed, status.result.upsampled_prompt, status.result.timings_s, job.id)
+        if status.result is None:
+            raise CosmoramaError(f"job {job.id} has no clip")
+        result = status.result
+        return Made(result.seed, result.upsampled_prompt, result.timings_s, job.id, output.name)
 
     return make
 
@@ -221,6 +265,8 @@ def in_process(model: str) -> Make:
     async def make(row: Row, output: Path, key: str) -> Made:
         # Under another name until it is whole: a file that is there is a finished one.
         part = output.with_name(f".{output.name}.part")
+        if row.request is None:
+            raise CosmoramaError("the row is in a format that is not understood here")
         outcome = loaded.generate_file(row.request, part)
         part.replace(output)
         return Made(outcome.seed, outcome.prompt, outcome.timings)
@@ -228,24 +274,89 @@ def in_process(model: str) -> Make:
     return make
 
 
-def _row(line: str, number: str, folder: Path) -> Row:
-    body = parse_object(line.encode())
-    name = body.pop("id", number)
+_SUFFIXES = {"webm": ".webm", "gif": ".gif", "png": ".zip", "jpeg": ".jpg"}
+_FIELDS = frozenset(field.name for field in fields(GenerationRequest)) | {"dialect"}
+
+
+def _row(line: str, number: str, folder: Path, model: str | None) -> Row:
+    try:
+        body = json.loads(line)
+    except ValueError as error:
+        raise RowsError(f"this is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RowsError("this is no JSON object")
+    name = body.pop("id") if "id" in body else body.pop("name", number) if "name" not in _FIELDS else number
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise InvalidRequestError(Problem("id", name, "a text of letters, digits, '.', '_' and '-', at most 100"))
-    request = to_request(body, quality=7)
-    request = replace(
+    if "dialect" not in body and body.keys() <= _FIELDS:
+        body["dialect"] = "cosmorama"
+    seen = {key: value for key, value in body.items() if key != "dialect" or value != "cosmorama"}
+    digest = sha256(json.dumps(seen, sort_keys=True).encode())
+    if model is not None:
+        digest.update(f" model {model}".encode())
+    for file in _files(body, folder):
+        digest.update(sha256(file.read_bytes()).digest())
+    return Row(name, body, folder, digest.hexdigest(), _understood(body, folder))
+
+
+def _understood(body: dict[str, Any], folder: Path) -> GenerationRequest | None:
+    try:
+        from cosmorama.api.dialects import DIALECTS
+        from cosmorama.api.dialects.base import choose
+        from cosmorama.settings import Settings
+    except ModuleNotFoundError:  # the client alone is installed
+        return None
+    plain = {key: value for key, value in body.items() if key not in _OF_JOBS}
+    named = body.get("dialect")
+    if named is None and not any(dialect.recognises(plain) for dialect in DIALECTS):
+        named = "cosmorama"
+    request = choose(DIALECTS, plain, named).parse(plain, Settings())
+    return replace(
         request,
         image=_found_from(folder, request.image),
         video=_found_from(folder, request.video),
         controls=tuple(replace(control, source=_found_from(folder, control.source)) for control in request.controls),
     )
-    return Row(name, request, sha256(json.dumps(body, sort_keys=True).encode()).hexdigest())
+
+
+_OF_JOBS = frozenset({"dialect", "priority", "deadline_s", "metadata", "webhook_url"})
+"""Fields of a submission that say nothing of the clip."""
 
 
 def _found_from(folder: Path, source: MediaSource | None) -> MediaSource | None:
     if not isinstance(source, str):
         return source
     # A name that is only there seen from the file's folder has to be looked for there.
-    within = folder / source if len(source) < 256 and "://" not in source else None
-    return within if within is not None and within.is_file() else media_source(source)
+    return _local(source, folder) or media_source(source)
+
+
+def _local(text: str, folder: Path) -> Path | None:
+    if not 0 < len(text) < 1024 or "://" in text or "\n" in text:
+        return None
+    for path in (folder / text, Path(text).expanduser()):
+        if path.is_file():
+            return path
+    return None
+
+
+def _files(value: Any, folder: Path, key: str = "") -> Iterator[Path]:
+    """The local files that a body names, in its order."""
+    if isinstance(value, dict):
+        for name in sorted(value):
+            yield from _files(value[name], folder, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _files(item, folder, key)
+    elif isinstance(value, str) and "prompt" not in key and (path := _local(value, folder)) is not None:
+        yield path
+
+
+def _with_files(value: Any, folder: Path, key: str = "") -> Any:
+    """A body with the contents of local files in the place of their names."""
+    if isinstance(value, dict):
+        return {name: _with_files(item, folder, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_files(item, folder, key) for item in value]
+    if isinstance(value, str) and "prompt" not in key and (path := _local(value, folder)) is not None:
+        return media_text(path)
+    return value

@@ -9,15 +9,18 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from cosmorama.cli.options import KeyOption, errors_for_people
+from cosmorama.cli.options import KeyOption, MaybeServerOption, errors_for_people
 
 
 def batch(
-    requests: Annotated[Path, typer.Argument(help="JSON Lines: one object per clip, with the fields of a request.")],
+    requests: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON Lines: an object per clip, with the fields of a request in any of the formats of /v1/jobs."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the clips and the manifest.")],
-    server: Annotated[
-        str | None, typer.Option(help="Address of a server; without one, a model in this process.")
-    ] = None,
+    server: MaybeServerOption = None,
     api_key: KeyOption = None,
     model: Annotated[
         str | None, typer.Option(help="Name; or, without a server, a checkpoint folder too.", show_default="the usual")
@@ -31,7 +34,7 @@ def batch(
     from cosmorama.client import AsyncClient
 
     with errors_for_people():
-        rows = batches.read_rows(requests)
+        rows = batches.read_rows(requests, model)
     console = Console(stderr=True)
     bar = Progress(console=console)
     task = bar.add_task("clips", total=len(rows))

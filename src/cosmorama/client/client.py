@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import wait as wait_for
 from contextlib import aclosing, nullcontext, suppress
 from functools import cache
@@ -139,6 +140,15 @@ class AsyncClient:
         """
         request = GenerationRequest(prompt=request) if isinstance(request, str) else request
         return AsyncJobHandle(self, status_of(await self.send(**submit_arguments(request, model, options))))
+
+    async def submit_body(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> AsyncJobHandle:
+        """Submit a body as `POST /v1/jobs` takes it, in any of its formats.
+
+        Raises:
+            CosmoramaError: as `generate`.
+        """
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return AsyncJobHandle(self, status_of(await self.send("POST", "/v1/jobs", json=body, headers=headers)))
 
     async def job(self, job_id: str) -> AsyncJobHandle:
         """A job by its id.

@@ -1,0 +1,119 @@
+"""The base install: the client and the command line, without torch, a web framework or a codec."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Of what is installed here, only what the base install has may be imported.
+ALONE = """
+import sys
+from importlib.metadata import packages_distributions, requires
+from packaging.requirements import Requirement
+
+def closure(names):
+    found, left = set(), [name.lower().replace("_", "-") for name in names]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            needed = [Requirement(text) for text in requires(name) or ()]
+        except Exception:
+            continue
+        needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+        left += [one.name.lower().replace("_", "-") for one in needed]
+    return found
+
+allowed = closure(sys.argv[1].split(","))
+owners = packages_distributions()
+
+class OnlyTheBase:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        has = {owner.lower().replace("_", "-") for owner in owners.get(top, ())}
+        if has and top != "cosmorama" and not has & allowed:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=top)
+
+sys.meta_path.insert(0, OnlyTheBase())
+sys.path.insert(0, sys.argv[2])
+sys.argv = ["cosmorama", *sys.argv[3:]]
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    copied = ("pyproject.toml", "README.md", "LICENSE", "src")
+    tracked = subprocess.run(["git", "ls-files", *copied], cwd=ROOT, capture_output=True, text=True, check=False)
+    names = tracked.stdout.split("\n") if tracked.returncode == 0 else []
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    if not names:
+        pytest.skip("this is no clone")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
+    subprocess.run(command, check=True, timeout=300)
+    (built,) = folder.glob("cosmorama-*.whl")
+    return built
+
+
+def run(wheel: Path, tmp_path: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+        metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+    needed = re.findall(r"^Requires-Dist: ([\w.-]+)[^;\n]*$", metadata, re.MULTILINE)
+    return subprocess.run(
+        [sys.executable, "-c", ALONE + program, ",".join(needed), str(tmp_path / "installed"), *arguments],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_client_and_the_command_line_need_no_torch(wheel: Path, tmp_path: Path) -> None:
+    looked = (
+        "import cosmorama, cosmorama.batch\n"
+        "assert cosmorama.__file__.startswith(sys.path[0]), cosmorama.__file__\n"
+        "cosmorama.Client('localhost:1').close()\n"
+        "for name in ('torch', 'fastapi', 'numpy', 'PIL', 'av', 'sqlalchemy'):\n"
+        "    try: __import__(name)\n"
+        "    except ModuleNotFoundError: continue\n"
+        "    raise SystemExit(name + ' could be imported')\n"
+        "print('fine')\n"
+    )
+    found = run(wheel, tmp_path, looked)
+    assert found.stdout == "fine\n", found.stderr
+    cli = "from cosmorama.cli import main; main()\n"
+    shown = run(wheel, tmp_path, cli, "--help")
+    assert shown.returncode == 0, shown.stderr
+    for command in ("generate", "serve", "jobs", "batch", "doctor"):
+        assert command in shown.stdout
+    assert run(wheel, tmp_path, cli, "--version").stdout.startswith("cosmorama ")
+    for command in (["serve"], ["generate", "a red ball"]):
+        refused = run(wheel, tmp_path, cli, *command)
+        assert refused.returncode == 2, (refused.stdout, refused.stderr)
+        assert "is not installed: this is the client alone" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_every_dependency_is_justified_in_one_line() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for requirement in (*project["dependencies"], *project["optional-dependencies"]["serve"]):
+        name = re.split(r"[^\w-]", requirement)[0]
+        assert len([line for line in page.splitlines() if line.startswith(f"- `{name}`: ")]) == 1, name
