@@ -17,8 +17,8 @@ from cosmorama.settings import Settings, read_settings
 _MOST_USED = ("model", "models", "host", "port", "api_keys")
 _HIDDEN = ("upstream_request_timeout_us",)
 _GROUPS = {
-    "Models and memory": "model name warmup device dtype offload quantize variant vae_tiling adapters parallel threads "
-    "cache disable",
+    "Models and memory": "model name warmup device dtype offload quantize variant controls vae_tiling adapters "
+    "parallel threads cache disable",
     "Jobs": "role max drain request hang state database artifacts retention lease webhook",
     "Inputs": "allow url video_quality reuse dialect size",
     "Text and safety": "blocked text_guardrail video_guardrail prompt captioning",

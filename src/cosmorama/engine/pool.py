@@ -71,7 +71,10 @@ class ModelPool:
     def __init__(self, settings: Settings) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
-        self._members = {name: _Member(name, source, stored_bytes(source)) for name, source in settings.models.items()}
+        self._members = {
+            name: _Member(name, source, stored_bytes(source, settings.variant, settings.cache_path))
+            for name, source in settings.models.items()
+        }
         self._default = next(iter(self._members.values()))
         self._wanted: set[str] = set()
         self._woken = asyncio.Event()

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import INDEXES, PIPELINE, has_weights, is_distilled, parts_of, read_json, weight_files
-from cosmorama.world.load.hub import from_hub
+from cosmorama.world.load.files import (
+    INDEXES,
+    PIPELINE,
+    check_whole,
+    has_weights,
+    is_distilled,
+    parts_of,
+    read_json,
+    weight_files,
+)
+from cosmorama.world.load.hub import cached_bytes, from_hub
 from cosmorama.world.load.sources import closest, source_of
 from cosmorama.world.savings import ALL_SAVINGS, Savings
 
@@ -46,12 +55,13 @@ def known_models() -> tuple[KnownModel, ...]:
     return (MICROCOSM,)
 
 
-def stored_bytes(name_or_path: str, variant: str | None = None) -> int:
-    """Bytes of the files that are a model's weights, the least that it takes in memory; 0 where they are not here."""
+def stored_bytes(name_or_path: str, variant: str | None = None, cache: Path | None = None) -> int:
+    """Bytes of the files that are a model's weights, about the least that it takes in memory; 0: they are not here."""
     folder = next((model.folder for model in known_models() if model.name == name_or_path), Path(name_or_path))
-    if not folder.is_dir():
-        return 0
     try:
+        if not folder.is_dir():
+            source = source_of(name_or_path)
+            return 0 if source is None else cached_bytes(source, cache)
         parts = [part for part in parts_of(folder) if has_weights(part, variant)]
         return sum(file.stat().st_size for part in parts for file in weight_files(part, variant).files)
     except ModelNotFoundError:  # said when it is loaded
@@ -108,7 +118,7 @@ def load_world(
         from cosmorama.world.microcosm.loader import load_microcosm
 
         return load_microcosm(folder)
-    load = _loader_of(folder)
+    load = _loader_of(folder, variant)
     import torch
 
     from cosmorama.world.load.fit import check_weights_fit
@@ -176,6 +186,8 @@ def _what_it_is(folder: Path) -> str:
         return f"{folder} is one part of a pipeline ({kind}), not a pipeline: missing {PIPELINE}"
     if (folder / "snapshots").is_dir() and folder.name.startswith("models--"):
         return f"{folder} is the hub's cache of {folder.name[8:].replace('--', '/')}: give that name instead"
+    if singles := sorted(folder.glob("*.safetensors")):
+        return f"{folder} holds {singles[0].name} alone: a folder in diffusers' layout is needed, with a {PIPELINE}"
     if pickles:
         return (
             f"{folder} holds {pickles[0]}, a pickle as NVIDIA's own code writes it, and no {PIPELINE}: take the model "
@@ -197,8 +209,9 @@ def _pipeline_of(folder: Path) -> str:
     return str(pipeline)
 
 
-def _loader_of(folder: Path) -> Callable[[Path, LoadOptions], World]:
+def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions], World]:
     pipeline = _pipeline_of(folder)
+    check_whole(folder, variant)  # before anything large is imported
     module, function = _PIPELINES.get(pipeline, _ANY_OTHER)
     try:
         import accelerate  # noqa: F401 - diffusers loads with it

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,13 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "a mark before a config": ("predict2.5", marked("transformer/config.json"), SAME),
     "a mark before a text encoder's config": ("wan", marked("text_encoder/config.json"), SAME),
     "a mark before a scheduler's": ("ltx", marked("scheduler/scheduler_config.json"), SAME),
+    "a mark before a tokenizer's": (
+        "predict1",
+        marked("tokenizer/tokenizer_config.json"),
+        r"tokenizer/tokenizer_config\.json begins with a byte order mark",
+    ),
+    "words that are a pointer": ("wan", written("tokenizer/spiece.model", LFS), r"spiece\.model is a Git LFS pointer"),
+    "GGUF": ("wan", both(removed(WEIGHTS), written("transformer/wan-q4.gguf", b"GGUF")), "GGUF is not read"),
     # Every tensor is used, every parameter is given.
     "a tensor too many": ("predict2.5", edited(WEIGHTS, lambda found: found | EXTRA), r"no place for leftover\.weight"),
     "too many in Cosmos3": ("cosmos3", edited(WEIGHTS, lambda found: found | EXTRA), r"no place for leftover\.weight"),
@@ -391,6 +400,19 @@ def test_each_case_is_right_or_refused(
             assert torch.equal(found[name], tensor), name
         else:  # three bits of mantissa
             assert (found[name] - tensor).abs().max() <= 0.07 * tensor.abs().max() + 1e-6, name
+
+
+def test_damage_is_told_before_anything_large_is_imported(bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bases["wan"], tmp_path / "model"))
+    cut(TEXT, 10)(folder)
+    code = (
+        "import sys\nfrom cosmorama.errors import ModelNotFoundError\nfrom cosmorama.world.registry import load_world\n"
+        "try:\n    load_world(sys.argv[1])\n"
+        "except ModelNotFoundError as error:\n    print(error, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True).stdout
+    assert "cut off" in said
+    assert said.strip().endswith("False")
 
 
 def test_what_is_in_8_bits_becomes_the_type_of_the_rest(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.cpu_linear import use_onednn
-from cosmorama.world.load.files import missing_weights, read_json, some, variants_of
+from cosmorama.world.load.files import check_small, missing_weights, read_json, some, variants_of
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
@@ -97,8 +97,8 @@ def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False) -> Any
     """
     from transformers import AutoTokenizer
 
-    for file in sorted(folder.glob("*.json")):
-        _check_json(file)
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        check_small(file)
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -130,15 +130,6 @@ def _try_template(folder: Path, tokenizer: Any) -> None:
         except Exception as error:  # whatever the template does
             last = error
     raise ModelNotFoundError(f"{folder} cannot be loaded: its chat template fails: {first_line(last)}")
-
-
-def _check_json(file: Path) -> None:
-    """Refuse a damaged file with its name; what the libraries say has none."""
-    if file.stat().st_size < 1_000_000:
-        text = file.read_bytes()
-        if text.startswith(b"["):
-            return
-        read_json(file)
 
 
 def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Any:

@@ -27,6 +27,7 @@ INDEXES = (PIPELINE, MODULAR)
 """What names a pipeline and its parts, in the order in which it is looked for; diffusers' modular one comes last."""
 _COSMOS_PARTS = {"transformer", "vae", "text_encoder", "tokenizer", "text_tokenizer", "scheduler"}
 """What is read of a Cosmos checkpoint. Guardrails, sound and the eyes of the text encoder are left where they are."""
+_READ_HERE = ("/config.json", "scheduler_config.json", "chat_template.json", ".index.json")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER = 100_000_000
 """Bytes of a file's header: the format's own limit."""
@@ -281,9 +282,18 @@ def has_weights(folder: Path, variant: str | None = None) -> bool:
 
 def parts_of(folder: Path) -> tuple[Path, ...]:
     """The folders of the parts that loading a checkpoint reads weights from."""
-    index = folder / (PIPELINE if (folder / PIPELINE).is_file() else MODULAR)
-    named = parts_named(read_json(index) if index.is_file() else {}, [part.name for part in folder.iterdir()])
-    return tuple(folder / part for part in named)
+    return tuple(folder / part for part in parts_named(read_index(folder), [part.name for part in folder.iterdir()]))
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What names the pipeline and the parts of a checkpoint; empty where nothing does."""
+    index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    return {} if index is None else read_json(index)
+
+
+def is_cosmos(index: Mapping[str, Any]) -> bool:
+    """Whether an index names a pipeline of the Cosmos family, which is sampled here."""
+    return str(index.get("_class_name", "")).startswith("Cosmos")
 
 
 def parts_named(index: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
@@ -293,12 +303,51 @@ def parts_named(index: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ..
         index: The `model_index.json` of the checkpoint.
         names: Of the folders there are.
     """
-    if str(index.get("_class_name", "")).startswith("Cosmos"):
+    if is_cosmos(index):
         wanted = {*_COSMOS_PARTS, *(name for name in names if name.startswith("controlnet"))}
     else:
         parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")}
         wanted = {name for name, entry in parts.items() if any(entry)}
     return tuple(sorted(wanted.intersection(names)))
+
+
+def check_whole(folder: Path, variant: str | None = None) -> None:
+    """Look for damage in the files that loading a checkpoint will read; takes a moment, whatever their size.
+
+    Args:
+        folder: Of the checkpoint.
+        variant: As in `choose`.
+
+    Raises:
+        ModelNotFoundError: names the file, and says what is wrong with it and what to do.
+    """
+    for part in parts_of(folder):
+        for file in sorted(file for file in part.iterdir() if file.is_file() and file.suffix != ".safetensors"):
+            check_small(file)
+        if has_weights(part, variant):
+            stored_tensors(part, variant)
+
+
+def check_small(file: Path) -> None:
+    """Refuse a config or a file of a tokenizer that is damaged.
+
+    Raises:
+        ModelNotFoundError: names it, and says what to do.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(len(_LFS))
+    if start.startswith(_LFS):
+        raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the file: run git lfs pull there")
+    if file.suffix == ".json":
+        try:
+            json.loads(file.read_bytes().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}; download it again") from None
+        # What is read here skips the mark; what the libraries read does not.
+        if start.startswith(b"\xef\xbb\xbf") and not str(file).endswith(_READ_HERE):
+            raise ModelNotFoundError(
+                f"{file} begins with a byte order mark, which its library refuses: save it without"
+            )
 
 
 def variants_of(folder: Path) -> tuple[str, ...]:
@@ -337,6 +386,8 @@ def instead_of(names: Collection[str]) -> str:
         return f" (there is the variant {' and '.join(found)}: take it with --variant {found[0]})"
     if pickled := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
         return f" (there is {pickled[0]}, but pickles are not read)"
+    if quantized := sorted(name for name in names if name.endswith(".gguf")):
+        return f" (there is {quantized[0]}, but GGUF is not read)"
     if others := sorted(name for name in names if name.endswith(".safetensors")):
         return f" (there is {others[0]}, which is not the name of a part's weights)"
     return ""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cosmorama.errors import NotEnoughMemoryError
-from cosmorama.world.load.files import has_weights, parts_of
+from cosmorama.world.load.files import has_weights, is_cosmos, parts_of, read_index
 from cosmorama.world.load.names import int8_bytes, is_held_as_int8, read_by_text
 from cosmorama.world.load.offload import waits
 from cosmorama.world.load.options import LoadOptions, Offload, Quantize
@@ -41,6 +41,8 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
     """
     dtype, device, offload, quantize = options.dtype, torch.device(options.device), options.offload, options.quantize
     parts, variant = parts_of(folder), options.variant
+    if dtype is None and not is_cosmos(read_index(folder)):
+        dtype = torch.float32  # what other pipelines are loaded in
     away = sum(weight_bytes(part, dtype, _waiting(part, offload), quantize, variant) for part in parts)
     needed = {device: sum(weight_bytes(part, dtype, quantize=quantize, variant=variant) for part in parts) - away}
     if away:
