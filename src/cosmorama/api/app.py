@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
-from cosmorama.api import compatible, infer, info, videos
+from cosmorama.api import compatible, infer, info, texts, videos
 from cosmorama.api import jobs as jobs_routes
 from cosmorama.api.body import body_limit
 from cosmorama.api.dialects import DIALECTS
@@ -57,12 +57,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs = Jobs(settings, supervisor, observer=observers)
         metrics.queued = lambda: jobs.queued
         app.state.services = Services(settings, supervisor, metrics, jobs)
+        app.state.writers = writers = texts.Writers(settings)
         try:
             await jobs.start()
             supervisor.on_ready = _announced(supervisor, settings)
             await supervisor.start()
             yield
         finally:
+            writers.close()
             await jobs.stop()
             await supervisor.stop()
             jobs.close()
@@ -86,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         else (
             infer.router,
             compatible.router,
+            texts.router,
             jobs_routes.router,
             videos.router,
             info.router,

@@ -33,6 +33,12 @@ _BODY: dict[str, Any] = {
     },
 }
 
+
+def request_body() -> dict[str, Any]:
+    """What the routes that take any of the wire formats say of their bodies."""
+    return _BODY
+
+
 _ANSWER: dict[str, Any] = {
     "type": "object",
     "description": "What is in it depends on the wire format of the body; see docs/dialects.md.",

@@ -16,13 +16,14 @@ from cosmorama.cli.generate import generate
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.models import models
 from cosmorama.cli.serve import serve, worker
+from cosmorama.cli.texts import caption, upsample
 
 app = typer.Typer(
     help="An open, self-hosted inference server for world foundation models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, batch, bench, doctor):
+for command in (generate, batch, bench, doctor, upsample, caption):
     app.command()(command)
 app.command("serve")(serve)
 app.command("worker")(worker)

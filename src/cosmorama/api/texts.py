@@ -1,0 +1,134 @@
+"""`POST /v1/upsample` and `POST /v1/caption`: the text that a generation would be made of, to be read and edited first.
+
+Both take the body of `POST /v1/infer`, in any of its formats, and make no clip. Inputs are read in processes that can
+be ended, as those of generations are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from secrets import token_hex
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from cosmorama import logs
+from cosmorama.api.body import body_limit, read_object
+from cosmorama.api.dialects import SHAPED
+from cosmorama.api.dialects.base import choose, worded
+from cosmorama.api.infer import request_body
+from cosmorama.api.services import Services, ServicesOf
+from cosmorama.engine.children import Children
+from cosmorama.engine.inputs import preparer_of
+from cosmorama.engine.prepare import PreparedRequest
+from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem, QueueFullError
+from cosmorama.request import GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.settings import Settings
+
+AT_ONCE = 2
+"""Texts that are written at a time."""
+_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The text, the model that it is for, and warnings where there are some."}
+}
+
+router = APIRouter(tags=["texts"])
+
+
+@dataclass(slots=True)
+class Writers:
+    """The processes in which texts are written, which begin with the first one."""
+
+    settings: Settings
+    children: Children | None = None
+    writing: int = 0
+    names: set[str] = field(default_factory=set)
+
+    async def prepared(self, generation: GenerationRequest, services: Services) -> tuple[PreparedRequest, str]:
+        """A request with its text, and the model that it is for.
+
+        Raises:
+            CosmoramaError: as a generation of it would.
+            QueueFullError: too many are being written.
+        """
+        model = services.supervisor.find(generation.model)
+        capabilities = await services.supervisor.capabilities_of(model)
+        resolved = resolve(generation, capabilities)
+        if self.writing >= AT_ONCE:
+            raise QueueFullError(f"{AT_ONCE} texts are being written; try again in a moment", 1.0)
+        if self.children is None:
+            setup = partial(logs.configure, self.settings, "reader")
+            self.children = Children(preparer_of(self.settings), setup=setup)
+        name = f"text_{token_hex(8)}"
+        self.writing += 1
+        try:
+            return await asyncio.to_thread(self.children.prepare, name, resolved, capabilities), model
+        except asyncio.CancelledError:
+            self.children.stop(name)
+            raise
+        finally:
+            self.writing -= 1
+
+    def close(self) -> None:
+        """End the processes."""
+        if self.children is not None:
+            self.children.close()
+
+
+@router.post(
+    "/v1/upsample", summary="Write a prompt out", responses=_TEXT, openapi_extra={"requestBody": request_body()}
+)
+async def upsample(request: Request, services: ServicesOf) -> dict[str, Any]:
+    """The longer text that a prompt becomes before a clip is made of it, by the server's way of writing it out."""
+    generation, names = await _asked(request, services)
+    given = (generation.prompt or "").strip()
+    if not given:
+        raise InvalidRequestError(Problem("prompt", generation.prompt, "a text to write out"))
+    prepared, model = await _prepared(request, replace(generation, prompt_upsampling=True), services, names)
+    return {
+        "prompt": given,
+        "upsampled_prompt": prepared.prompt,
+        "model": model,
+        "warnings": [*prepared.request.warnings, *prepared.warnings],
+    }
+
+
+@router.post(
+    "/v1/caption",
+    summary="Describe a picture or a clip",
+    responses=_TEXT,
+    openapi_extra={"requestBody": request_body()},
+)
+async def caption(request: Request, services: ServicesOf) -> dict[str, Any]:
+    """The description that stands for a prompt where a picture or a clip comes without one."""
+    generation, names = await _asked(request, services)
+    if generation.image is None and generation.video is None:
+        raise InvalidRequestError(Problem(names.get("image", "image"), None, "a picture or a clip to describe"))
+    described = replace(generation, prompt=None, prompt_upsampling=False)
+    prepared, model = await _prepared(request, described, services, names)
+    return {
+        "caption": prepared.prompt,
+        "model": model,
+        "warnings": [*prepared.request.warnings, *prepared.warnings],
+    }
+
+
+async def _asked(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, str]]:
+    settings = services.settings
+    body = await read_object(request, body_limit(settings.max_input_bytes))
+    dialect = choose(SHAPED, body, None if settings.dialect == "auto" else settings.dialect)
+    # Size and rate decide nothing here that would be worth a refusal.
+    return replace(dialect.parse(body, settings), fit=True), dialect.names_of(body)
+
+
+async def _prepared(
+    request: Request, generation: GenerationRequest, services: Services, names: Mapping[str, str]
+) -> tuple[PreparedRequest, str]:
+    writers: Writers = request.app.state.writers
+    try:
+        return await writers.prepared(generation, services)
+    except CosmoramaError as error:
+        raise worded(error, names) from None
