@@ -134,7 +134,12 @@ class Generation:
         """Write the clip; the suffix chooses the format: .mp4 (H.264), .webm (VP9), .gif, or .zip (PNG frames)."""
         request, output = self.request, output_for(Path(path), quality)
         with VideoWriter(
-            Path(path), width=request.width, height=request.height, fps=request.fps, output=output
+            Path(path),
+            width=request.width,
+            height=request.height,
+            fps=request.fps,
+            output=output,
+            metadata=self._rollout.parameters,
         ) as writer:
             for chunk in self._rollout.decode():
                 writer.write(chunk)

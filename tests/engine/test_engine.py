@@ -28,6 +28,7 @@ from cosmorama.errors import (
     NotEnoughMemoryError,
     WorkerError,
 )
+from cosmorama.media.write import read_metadata
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.world.base import BrokenModelError, Inputs, ReadText, Sampling
@@ -400,3 +401,15 @@ def test_a_frame_count_between_the_models_own_is_trimmed_to_exactly_what_was_ask
         with av.open(str(path)) as container:
             assert sum(1 for _ in container.decode(video=0)) == frames
             assert float(container.streams.video[0].average_rate) == pytest.approx(29.97, abs=0.001)
+
+
+def test_the_file_says_what_it_was_made_with(engine: Engine, tmp_path: Path) -> None:
+    engine.submit("job", REQUEST, output=tmp_path / "job.mp4")
+    outcome = run(engine)["job"]
+    assert isinstance(outcome, Outcome)
+    found = read_metadata(tmp_path / "job.mp4")
+    assert found["prompt"] == outcome.prompt
+    told = {name: found[name] for name in ("seed", "steps", "width", "height", "frames", "fps", "mode")}
+    assert told == {
+        "seed": "5", "steps": "3", "width": "960", "height": "704", "frames": "9", "fps": "24", "mode": "text2world"
+    }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cosmorama.media.read import read_video
-from cosmorama.media.write import VideoWriter, mime_type, suffix
+from cosmorama.media.write import VideoWriter, mime_type, read_metadata, suffix
 from cosmorama.request import CODECS, Output
 from tests.media.make import COLOURS, Frame, counting, level_index, swatches
 
@@ -205,3 +205,44 @@ def test_names_and_types() -> None:
     assert [suffix(Output(c)) for c in CODECS] == [".mp4", ".webm", ".gif", ".zip", ".jpg"]
     types = ["video/mp4", "video/webm", "image/gif", "application/zip", "image/jpeg"]
     assert [mime_type(Output(c)) for c in CODECS] == types
+
+
+METADATA = {"prompt": 'a red ball "rolls" 🎈 on Ünïcode\nand a second line', "seed": "7", "model": "microcosm"}
+
+
+@pytest.mark.parametrize("output", [*EVERY, Output("jpeg")], ids=named)
+def test_parameters_are_in_the_file_and_cost_no_determinism(tmp_path: Path, output: Output) -> None:
+    frames = moving(1 if output.container == "jpeg" else 5)
+    made = []
+    for name, metadata in (("a", METADATA), ("b", dict(reversed(METADATA.items()))), ("c", {})):
+        path = tmp_path / f"{name}{suffix(output)}"
+        with VideoWriter(path, width=96, height=64, fps=24, output=output, metadata=metadata) as writer:
+            writer.write(frames)
+        made.append(path)
+    assert read_metadata(made[0]) == METADATA
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert read_metadata(made[2]) == {}
+    if output.container in ("mp4", "webm"):
+        assert len(read_video(made[0].read_bytes(), "video", width=96, height=64, fps=24, frames=5)) == 5
+    if output.container == "gif":
+        with Image.open(made[0]) as picture:
+            assert picture.n_frames == 5
+
+
+def test_long_parameters_are_cut(tmp_path: Path) -> None:
+    for output in (Output("jpeg"), Output("gif"), Output()):
+        path = tmp_path / f"clip{suffix(output)}"
+        long = {"prompt": "word " * 30_000, "seed": "7"}
+        with VideoWriter(path, width=96, height=64, fps=24, output=output, metadata=long) as writer:
+            writer.write(moving(1))
+        found = read_metadata(path)
+        assert found["seed"] == "7"
+        assert found["prompt"].startswith("word word")
+
+
+def test_files_without_parameters_have_none(tmp_path: Path) -> None:
+    for content in (b"", b"GIF89a!\xfe\x03", b"\xff\xd8\xff", b"PK\x05\x06" + bytes(18), b"no file of ours"):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        assert read_metadata(path) == {}
+    assert read_metadata(tmp_path / "missing") == {}

@@ -346,7 +346,14 @@ class Engine:
             job.frames = _without(job.frames, job.written - job.written_before)
         if job.writer is None:
             job.writer = job.resources.enter_context(
-                VideoWriter(job.output, width=result.width, height=result.height, fps=result.fps, output=request.output)
+                VideoWriter(
+                    job.output,
+                    width=result.width,
+                    height=result.height,
+                    fps=result.fps,
+                    output=request.output,
+                    metadata=rollout.parameters,
+                )
             )
         with timed(job, "decode") as decoding:
             chunk = next(job.frames, None)

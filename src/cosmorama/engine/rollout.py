@@ -39,6 +39,36 @@ class Rollout:
         self._windows: list[Window] = []
 
     @property
+    def parameters(self) -> dict[str, str]:
+        """What the clip is made with, as text, for its file: what it takes to ask for it again, but no media."""
+        request = self.prepared.request
+        given = {
+            "software": "cosmorama",
+            "model": self._world.capabilities.model,
+            "mode": request.mode,
+            "prompt": self.prepared.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": request.seed,
+            "steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "solver": request.solver,
+            "width": request.width,
+            "height": request.height,
+            "frames": request.frames,
+            "fps": request.fps,
+            "flow_shift": request.flow_shift,
+            "reuse": request.reuse or None,
+            "conditioning_frames": request.conditioning_frames or None,
+            "adapters": ", ".join(f"{adapter.name}:{adapter.scale:g}" for adapter in request.adapters) or None,
+            "controls": ", ".join(f"{control.kind}:{control.weight:g}" for control in request.controls) or None,
+        }
+        return {
+            name: f"{value:g}" if isinstance(value, float) else str(value)
+            for name, value in given.items()
+            if value is not None
+        }
+
+    @property
     def done(self) -> bool:
         """Whether the latents of all windows are clean."""
         return self.clean == len(self._planned)

@@ -6,10 +6,11 @@ which changes what x264 produces and is therefore fixed.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,16 +22,19 @@ import av
 import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.container.core import Flags as ContainerFlags
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from cosmorama.request import CODECS, Codec, Container, Output
 
 _THREADS = 4
 _KEY_FRAME_EVERY_S = 2
 _GIF_CLOCK = Fraction(1, 100)
+_MAX_COMMENT = 60_000  # a JPEG's holds 65,533 bytes
 _PNG_COMPRESSION = 1  # a tenth larger than the default of 6, in a third of the time
 _EXACT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
@@ -75,7 +79,16 @@ class CodecEncoder:
     """H.264, VP9 or AV1 in MP4 or WebM: 4:2:0, BT.709, limited range, so tagged."""
 
     def __init__(
-        self, path: Path, *, container: str, codec: Codec, quality: int, width: int, height: int, rate: Fraction
+        self,
+        path: Path,
+        *,
+        container: str,
+        codec: Codec,
+        quality: int,
+        width: int,
+        height: int,
+        rate: Fraction,
+        comment: str = "",
     ) -> None:
         if codec == "av1":
             # SVT-AV1 greets on standard error; it takes its log level (1: errors) from nowhere else.
@@ -88,6 +101,8 @@ class CodecEncoder:
         # "file:" keeps a colon in the path from being read as a protocol.
         self._file = av.open(f"file:{path}", "w", format=container, options=options)
         self._file.flags |= ContainerFlags.bitexact.value
+        if comment:
+            self._file.metadata["comment"] = comment
         self._stream = self._file.add_stream(
             tuning.encoder, rate=rate, width=width, height=height, options=tuning.options(quality)
         )
@@ -129,7 +144,8 @@ class CodecEncoder:
 class GifEncoder:
     """An endless GIF with a palette for each frame, so that no more than a frame is ever held."""
 
-    def __init__(self, path: Path, *, width: int, height: int, rate: Fraction) -> None:
+    def __init__(self, path: Path, *, width: int, height: int, rate: Fraction, comment: str = "") -> None:
+        self._path, self._comment = path, comment.encode()
         self._ticks = 1 / (rate * _GIF_CLOCK)
         self._count = 0
         options = {"loop": "0", "final_delay": str(round(self._ticks))}
@@ -160,15 +176,28 @@ class GifEncoder:
                 self._file.mux(self._stream.encode(None))
         finally:
             self._file.close()
+        if self._count and self._comment:
+            self._write_comment()
+
+    def _write_comment(self) -> None:
+        """A comment extension before the trailer, which is the last byte (GIF89a, 24)."""
+        parts = (self._comment[at : at + 255] for at in range(0, len(self._comment), 255))
+        with self._path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            trailer = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0" + trailer)
 
 
 class JpegEncoder:
     """One picture, in JPEG."""
 
-    def __init__(self, path: Path, *, quality: int) -> None:
+    def __init__(self, path: Path, *, quality: int, comment: str = "") -> None:
         self._path = path
         # 55 to 95 of JPEG's own scale; above 95 files grow and pictures do not get better. 0: no chroma subsampling.
-        self._options = {"quality": 50 + 5 * quality, "subsampling": 0 if quality >= 7 else 2}
+        self._options: dict[str, Any] = {"quality": 50 + 5 * quality, "subsampling": 0 if quality >= 7 else 2}
+        if comment:
+            self._options["comment"] = comment.encode()
         self._count = 0
 
     def write(self, frame: NDArray[np.uint8]) -> None:
@@ -184,8 +213,11 @@ class JpegEncoder:
 class PngEncoder:
     """Numbered PNG files in a ZIP archive: frame_00001.png and so on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, comment: str = "") -> None:
         self._count = 0
+        self._info = PngInfo()
+        if comment:
+            self._info.add_itxt("Comment", comment)
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
 
     def write(self, frame: NDArray[np.uint8]) -> None:
@@ -194,7 +226,7 @@ class PngEncoder:
         entry = zipfile.ZipInfo(f"frame_{self._count:05}.png", (1980, 1, 1, 0, 0, 0))
         entry.external_attr = 0o644 << 16
         with self._archive.open(entry, "w") as file:
-            Image.fromarray(frame).save(file, "PNG", compress_level=_PNG_COMPRESSION)
+            Image.fromarray(frame).save(file, "PNG", compress_level=_PNG_COMPRESSION, pnginfo=self._info)
 
     def close(self) -> None:
         self._archive.close()
@@ -229,13 +261,24 @@ class VideoWriter:
         width, height: Size of the frames in pixels; even for MP4 and WebM, whose colour is stored at half the size.
         fps: Frames per second; rounded to a fraction with a denominator of at most 1001 (GIF: to 1/100 s per frame).
         output: Container, codec and quality.
+        metadata: Written into the file as a JSON object, its comment (of numbered PNG frames, each one's), for
+            `read_metadata`. Of values that together are too long for every format, the longest are cut.
 
     Raises:
         ValueError: if the size, rate, quality or combination of container and codec cannot be written.
         OSError: if the file cannot be written, here or later.
     """
 
-    def __init__(self, path: Path, *, width: int, height: int, fps: float, output: Output) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        height: int,
+        fps: float,
+        output: Output,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         _check(width, height, fps, output)
         self._path = path
         self._shape = (height, width, 3)
@@ -243,7 +286,7 @@ class VideoWriter:
         # Beside the target, so that it can be renamed into place in one step.
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            self._encoder: Encoder | None = _encoder(self._partial, width, height, fps, output)
+            self._encoder: Encoder | None = _encoder(self._partial, width, height, fps, output, _comment(metadata))
         except BaseException:
             self._partial.unlink(missing_ok=True)
             raise
@@ -319,14 +362,14 @@ def _check(width: int, height: int, fps: float, output: Output) -> None:
         raise ValueError(f"size {width}x{height} must be even in both directions for {output.container}")
 
 
-def _encoder(path: Path, width: int, height: int, fps: float, output: Output) -> Encoder:
+def _encoder(path: Path, width: int, height: int, fps: float, output: Output, comment: str) -> Encoder:
     rate = Fraction(fps).limit_denominator(1001)
     if output.container == "gif":
-        return GifEncoder(path, width=width, height=height, rate=rate)
+        return GifEncoder(path, width=width, height=height, rate=rate, comment=comment)
     if output.container == "png":
-        return PngEncoder(path)
+        return PngEncoder(path, comment)
     if output.container == "jpeg":
-        return JpegEncoder(path, quality=output.quality)
+        return JpegEncoder(path, quality=output.quality, comment=comment)
     codec = output.codec or CODECS[output.container][0]
     return CodecEncoder(
         path,
@@ -336,4 +379,59 @@ def _encoder(path: Path, width: int, height: int, fps: float, output: Output) ->
         width=width,
         height=height,
         rate=rate,
+        comment=comment,
     )
+
+
+def _comment(metadata: Mapping[str, str] | None) -> str:
+    """The same text for the same entries, short enough for every format."""
+    if not metadata:
+        return ""
+    entries = dict(sorted(metadata.items()))
+    while len((comment := json.dumps(entries, ensure_ascii=False, separators=(",", ":"))).encode()) > _MAX_COMMENT:
+        longest = max(entries, key=lambda name: len(entries[name]))
+        entries[longest] = entries[longest][: len(entries[longest]) // 2]
+    return comment
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `VideoWriter` was given as `metadata`; empty for files that have none, or are of others."""
+    try:
+        entries = json.loads(_read_comment(path) or "{}")
+    except (OSError, ValueError, SyntaxError, IndexError, FFmpegError, zipfile.BadZipFile):
+        return {}
+    return {str(name): str(value) for name, value in entries.items()} if isinstance(entries, dict) else {}
+
+
+def _read_comment(path: Path) -> str | bytes | None:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
+            return _picture_comment(file)
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"GIF8"):
+        return _gif_comment(path.read_bytes())
+    if start.startswith((b"\x89PNG", b"\xff\xd8")):
+        return _picture_comment(path)
+    with av.open(f"file:{path}") as container:
+        return next((value for name, value in container.metadata.items() if name.lower() == "comment"), None)
+
+
+def _picture_comment(file: Any) -> str | bytes | None:
+    with Image.open(file, formats=("PNG", "JPEG")) as picture:
+        comment: str | bytes | None
+        comment = picture.text.get("Comment") if isinstance(picture, PngImageFile) else picture.info.get("comment")
+        return comment
+
+
+def _gif_comment(data: bytes) -> bytes | None:
+    """The comment at the end, which Pillow does not read."""
+    start = len(data)
+    while (start := data.rfind(b"\x21\xfe", 0, start)) >= 0:
+        parts, at = [], start + 2
+        while at < len(data) and data[at]:
+            parts.append(data[at + 1 : at + 1 + data[at]])
+            at += 1 + data[at]
+        if data[at:] == b"\0\x3b":
+            return b"".join(parts)
+    return None
