@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
     controls: Annotated[tuple[str, ...], NoDecode] = ()
     """Of Transfer2.5 from the hub: kinds of control to load (comma-separated); none: all there are."""
+    attention: str = Field("auto", pattern=r"^[a-z0-9_]+$")
+    """Kernel of the denoiser's self-attention, by diffusers' names: native, _native_cudnn, _flash_3_hub, sage, ...;
+    auto: torch's own choice."""
     fps_modulation: bool = False
     """Predict2 only: positions in time follow the frame rate, as in diffusers; NVIDIA's released models have it off."""
     vae_tiling: int = 0

@@ -96,6 +96,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         vae_tiling=settings.vae_tiling,
         quantize=settings.quantize,
         fps_modulation=settings.fps_modulation,
+        attention=settings.attention,
         variant=settings.variant,
         controls=settings.controls,
         cache=settings.cache_path,

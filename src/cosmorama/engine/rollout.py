@@ -21,7 +21,18 @@ from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, ResolvedRequest
-from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Renoising, Sampling, Stepper, World
+from cosmorama.world.base import (
+    Acting,
+    Adaptable,
+    Chunked,
+    Inputs,
+    Previewing,
+    ReadText,
+    Renoising,
+    Sampling,
+    Stepper,
+    World,
+)
 from cosmorama.world.faults import all_finite, not_finite
 
 
@@ -284,8 +295,10 @@ class Window:
         """
         if self._denoised is None:
             return None
+        sampling = self._sampling
         with torch.inference_mode():
-            *_, chunk = islice(self._sampling.decode(self._denoised), 2)
+            shown = sampling.preview if isinstance(sampling, Previewing) else sampling.decode
+            *_, chunk = islice(shown(self._denoised), 2)
             return np.ascontiguousarray(chunk[-1].numpy())
 
     def _denoise(self, sampling: Sampling) -> None:

@@ -141,6 +141,15 @@ class Chunked(Protocol):
 
 
 @runtime_checkable
+class Previewing(Protocol):
+    """A sampling of which the beginning is shown otherwise than by `decode`, which would do too much for that."""
+
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """The first chunks of frames of what is being sampled now, uint8 `[t, height, width, 3]`."""
+        ...
+
+
+@runtime_checkable
 class Acting(Protocol):
     """A sampling that may answer with actions."""
 

@@ -80,6 +80,7 @@ def load_world(
     variant: str | None = None,
     controls: tuple[str, ...] = (),
     fps_modulation: bool | None = None,
+    attention: str = "auto",
     cache: Path | None = None,
     download: bool = True,
 ) -> World:
@@ -100,6 +101,8 @@ def load_world(
         variant: Of the weights, for example `fp16`, taken where a part has it; None takes the usual files. Not for
             Microcosm.
         controls: Of a Transfer2.5 on the hub: kinds of control whose ControlNets are loaded; none: all.
+        attention: Which kernel the denoiser's self-attention takes, by diffusers' names (`_native_cudnn`, `sage`, ...);
+            auto: torch's own choice. Not for Microcosm.
         fps_modulation: For Predict2: whether positions in time follow the frame rate, as diffusers has it; None is off,
             as NVIDIA's released configurations have it.
         cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
@@ -126,7 +129,7 @@ def load_world(
     from cosmorama.world.load.quantize import check_quantize
 
     options = LoadOptions(
-        _device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant, fps_modulation
+        _device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant, fps_modulation, attention
     )
     if options.device == torch.device("cpu") and device is None:
         log.warning(_ON_A_CPU, folder.name, torch.__version__)

@@ -281,3 +281,19 @@ def test_predict2_has_no_frame_rate_in_its_positions_unless_it_is_switched_on(
     # At the rate that diffusers' positions are based on, its modulation does nothing.
     assert error(ours, reference(case, pipeline, fps=24).latents) < TOLERANCE
     assert error(rollout(case, on).latents, ours) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["predict1-text2world", "predict1-video2world"])
+def test_a_preview_of_predict1_decodes_its_beginning_alone(
+    checkpoint: Callable[[str], tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    world: Any = load_world(str(checkpoint(kind)[0]), device="cpu")
+    made = rollout(Case(kind, 33, given=1 if "video" in kind else 0), world)
+    vae, decoded = world.parts.autoencoder.vae, []
+    decode = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda z: (decoded.append(z.shape[2]), decode(z))[1])
+    frame = made.preview()
+    assert decoded == [2]
+    whole = np.concatenate([chunk.numpy() for chunk in made._windows[0]._sampling.decode(made._windows[0]._denoised)])
+    assert frame is not None
+    assert np.abs(frame.astype(int) - whole[8].astype(int)).max() <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,16 @@ def test_controls_that_cannot_act_are_refused(checkpoint: tuple[Path, Any]) -> N
         sampled(world, {"edge": clip(9), "vis": clip(9)})
     with pytest.raises(InvalidRequestError, match="one or more of edge, depth, seg, vis"):
         sampled(world, {})
+
+
+def test_previews_show_the_chunk_that_is_being_sampled(checkpoint: tuple[Path, Any]) -> None:
+    rollout = rollout_of(world_of(checkpoint[0]), {"edge": clip(17)})
+    shown: list[NDArray[np.uint8]] = []
+    while not rollout.done:
+        rollout.advance()
+        if (frame := rollout.preview()) is not None:
+            shown.append(frame)
+    first, second = shown[:STEPS], shown[STEPS:]
+    assert len(second) == STEPS
+    assert all(not np.array_equal(a, b) for a, b in pairwise(second))
+    assert not any(np.array_equal(frame, first[-1]) for frame in second)

@@ -7,6 +7,7 @@ preconditioning (arXiv 2206.00364). Conditioning frames enter with fresh noise o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cosmorama.world.vae.tiles import with_tiles
 
 _AUGMENT_SIGMA = 0.001
 _FRAMES = 121
+_PREVIEWED = 2
 
 
 def load_text_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
@@ -104,6 +106,10 @@ class Predict1Sampling(CosmosSampling):
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents with the deviation that the tokenizer has."""
         return latents / self._sigma_data
+
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """Of two latent frames: this tokenizer decodes all that it is given at once, and no frame needs later ones."""
+        return self.decode(latents[:, :, :_PREVIEWED])
 
     def initial(self) -> Tensor:
         """Noise `[1, C, T, h, w]` at the largest level."""

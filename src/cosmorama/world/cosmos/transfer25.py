@@ -247,6 +247,12 @@ class TransferSampling:
         for pixels in self._decode_new(latents):
             yield to_frames(pixels)
 
+    @torch.inference_mode()
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """The beginning of the chunk that is being sampled."""
+        for pixels in self._decode_new(latents):
+            yield to_frames(pixels)
+
     def _decode_new(self, latents: Tensor) -> Iterator[Tensor]:
         """Pixels of a chunk without those that the chunk before has shown: its first latent frame stands for one."""
         pixels = self._autoencoder.decode_pixels(latents)

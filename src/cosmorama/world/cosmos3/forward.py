@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosmorama.world.kernels.attention import attend
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines `[N, 1, head_dim]`."""
 KeyValue = tuple[Tensor, Tensor]
@@ -73,7 +75,7 @@ def understand(model: nn.Module, tokens: Tensor) -> Tensor:
         if index == last:
             break  # what the last layer would make of the text, nothing reads
         query = _rotate(attn.norm_q(_heads(attn.to_q(normed), attn.head_dim)), rotary)
-        hidden = hidden + attn.to_out(_attend(query, _rotate(key, rotary), value, causal=True))
+        hidden = hidden + attn.to_out(_attend_causally(query, _rotate(key, rotary), value))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return torch.cat(memory, dim=1)[None]
 
@@ -149,7 +151,8 @@ def _generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: 
     query = _rotate(attn.norm_added_q(_heads(attn.add_q_proj(normed), attn.head_dim)), rotary)
     key = _rotate(attn.norm_added_k(_heads(attn.add_k_proj(normed), attn.head_dim)), rotary)
     value = _heads(attn.add_v_proj(normed), attn.head_dim)
-    attended = _attend(query, torch.cat([text_key, key]), torch.cat([text_value, value]))
+    keys, values = torch.cat([text_key, key])[None], torch.cat([text_value, value])[None]
+    attended = attend(attn, query[None], keys, values)[0].flatten(1)
     hidden = hidden + attn.to_add_out(attended)
     return cast(Tensor, hidden + layer.mlp_moe_gen(layer.post_attention_layernorm_moe_gen(hidden)))
 
@@ -180,8 +183,8 @@ def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
     return rotated
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention over tokens `[N, heads, head_dim]`, with several query heads to one key: `[N, heads * head_dim]`."""
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     return attended[0].transpose(0, 1).flatten(1)

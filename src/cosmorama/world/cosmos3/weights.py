@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransfo
 from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.load.checkpoint import told_of, without_quantization
 from cosmorama.world.load.files import read_json
 from cosmorama.world.load.names import is_held_as_int8, read_by_text
@@ -50,6 +51,7 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     model.eval().requires_grad_(False)
     if options.quantize != "none":
         quantize_blocks(model, lambda name: _place_of(name, options))
+    choose_attention(model, options.attention)
     offload_halves(model, options)
     return model
 

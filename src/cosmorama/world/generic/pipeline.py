@@ -33,6 +33,7 @@ from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, Re
 from cosmorama.world.base import Inputs, ReadText, TextEmbedding
 from cosmorama.world.faults import not_finite
 from cosmorama.world.generic.paused import PausedPipeline
+from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.load.checkpoint import build, check_variant, load_tokenizer, told_of
 from cosmorama.world.load.files import PIPELINE, missing_weights, parts_named, read_json, some
 from cosmorama.world.load.options import LoadOptions
@@ -60,6 +61,9 @@ def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWor
         raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
     check_dependencies(str(name))
     pipeline = _built(folder, options)
+    if options.attention != "auto":
+        choose_attention(torch.nn.Module(), options.attention)  # whether it can be
+        _denoiser(pipeline).set_attention_backend(options.attention)
     if options.offload == "none":
         pipeline.to(options.device)
     elif torch.device(options.device).type == "cpu":

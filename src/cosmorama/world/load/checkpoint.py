@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.kernels.cpu_linear import use_onednn
 from cosmorama.world.load.files import check_small, missing_weights, read_json, some, variants_of
+from cosmorama.world.load.names import is_denoiser
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
@@ -81,6 +83,8 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
         quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu")
     if options.savings.onednn_products and str(options.device) == "cpu":
         use_onednn(module)
+    if is_denoiser(type(module).__name__):
+        choose_attention(module, options.attention)
     return place(module, options.device, options.offload)
 
 

@@ -31,6 +31,11 @@ def is_held_as_int8(network: str, weight: str, shape: Sequence[int]) -> bool:
     return names is not None and len(shape) == 2 and names.fullmatch(weight) is not None
 
 
+def is_denoiser(network: str) -> bool:
+    """Whether a network, by the name of its class, is a denoiser or a ControlNet of the families sampled here."""
+    return network in _MATRICES
+
+
 def int8_bytes(shape: Sequence[int]) -> int:
     """Bytes that a matrix `[rows, columns]` takes as int8."""
     rows, columns = shape

@@ -31,6 +31,7 @@ class LoadOptions:
         offload: What waits in the CPU's memory to run layer by layer.
         vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
+        attention: Which kernel a denoiser's self-attention takes, by diffusers' names; auto: torch's own choice.
         fps_modulation: Whether positions in time follow the frame rate; None: as the family's released models have it.
         variant: Of the weights, for example `fp16`, taken where a part has it; None: the usual files.
     """
@@ -43,6 +44,7 @@ class LoadOptions:
     quantize: Quantize = "none"
     variant: str | None = None
     fps_modulation: bool | None = None
+    attention: str = "auto"
 
 
 ON_CPU = LoadOptions()

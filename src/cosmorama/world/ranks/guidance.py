@@ -17,7 +17,18 @@ from torch import Tensor
 from cosmorama.diffusion.guidance import Guidance
 from cosmorama.diffusion.schedule import Schedule
 from cosmorama.request import Adapter, Capabilities
-from cosmorama.world.base import Acting, Adaptable, Chunked, Inputs, ReadText, Sampling, Stepper, TextEmbedding, World
+from cosmorama.world.base import (
+    Acting,
+    Adaptable,
+    Chunked,
+    Inputs,
+    Previewing,
+    ReadText,
+    Sampling,
+    Stepper,
+    TextEmbedding,
+    World,
+)
 from cosmorama.world.ranks.process import Begin, Command, Denoise, Follower, NextChunk
 
 
@@ -92,6 +103,11 @@ class Shared:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames in chunks."""
         return self._sampling.decode(latents)
+
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """The first chunks of frames."""
+        sampling = self._sampling
+        return sampling.preview(latents) if isinstance(sampling, Previewing) else sampling.decode(latents)
 
     def actions(self, latents: Tensor) -> Tensor | None:
         """The actions in clean latents, where there are some."""
