@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
 from PIL import Image
 
+from cosmorama.jobs.model import Job
 from tests.api.fake_app import Fake, clips, run, serving
 
 BODY: dict[str, Any] = {"prompt": "a red ball", "seed": 7, "steps": 3}
@@ -505,5 +507,50 @@ def test_what_is_not_there_is_404_on_every_route(tmp_path: Path) -> None:
             # The same idempotency key of another client is another key.
             keyed = {"Idempotency-Key": "k"}
             assert (await submit(server, mine | keyed))["id"] != (await submit(server, yours | keyed))["id"]
+
+    run(test)
+
+
+def test_three_hundred_followers_cost_one_serialisation_and_all_see_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    summary = Job.summary
+
+    def counted(self: Job) -> dict[str, Any]:
+        nonlocal written
+        written += 1
+        return summary(self)
+
+    async def test() -> None:
+        nonlocal written
+        async with serving(tmp_path, max_active=1) as server:
+            job = await submit(server, **LONG)
+            waiting = await submit(server)  # its followers have to look at the store
+            await begun(server, job)
+            monkeypatch.setattr(Job, "summary", counted)
+            limits = httpx.Limits(max_connections=500)
+            async with httpx.AsyncClient(base_url=server.client.base_url, limits=limits, timeout=60) as many:
+
+                async def follow(job_id: str) -> str:
+                    last = ""
+                    async with many.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+                        assert answer.headers["content-type"].startswith("text/event-stream")
+                        async for line in answer.aiter_lines():
+                            if line.startswith("event: "):
+                                last = line.removeprefix("event: ")
+                    return last
+
+                followers = [asyncio.create_task(follow(each["id"])) for each in (job, waiting) for _ in range(150)]
+                slowest = 0.0
+                while not all(task.done() for task in followers):
+                    asked = time.monotonic()
+                    assert (await server.client.get("/v1/health/live")).status_code == 200
+                    slowest = max(slowest, time.monotonic() - asked)
+                    await asyncio.sleep(0.02)
+            assert {task.result() for task in followers} == {"succeeded"}
+            # Once for each step and each look, not for each of 300 followers.
+            assert written < 600
+            assert server.jobs.watching == 0
 
     run(test)

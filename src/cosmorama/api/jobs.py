@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
-from pydantic_core import to_json
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.sse import EventSourceResponse
 
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import content_answer, still_answer
@@ -23,6 +23,10 @@ from cosmorama.jobs.service import Jobs
 
 JOB_FIELDS = ("dialect", "priority", "deadline_s", "webhook_url", "metadata")
 """What a body of `POST /v1/jobs` may hold beside the wire format's own fields."""
+
+KEEP_ALIVE_S = 15.0
+NO_BUFFERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Proxies are to pass events on as they come."""
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -122,7 +126,7 @@ async def cancel(job_id: str, request: Request, services: ServicesOf) -> Respons
 @router.get(
     "/{job_id}/events",
     summary="Follow a job",
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,  # the other class would have FastAPI write each event for each watcher
     responses={200: {"description": "Server-sent events: `status`, `preview`, and one of the final states."}},
 )
 async def events(job_id: str, request: Request, services: ServicesOf) -> Response:
@@ -133,7 +137,9 @@ async def events(job_id: str, request: Request, services: ServicesOf) -> Respons
     after = int(last) if last.isdecimal() and len(last) < 19 else 0
     if job.final and after >= number(job):
         return Response(status_code=204)
-    return EventSourceResponse(_stream(services.jobs, job_id, after))
+    if not job.final:
+        services.jobs.check_watchers()
+    return EventSourceResponse(_stream(services.jobs, job_id, after), headers=NO_BUFFERS)
 
 
 @router.head("/{job_id}/content", include_in_schema=False)
@@ -181,16 +187,26 @@ async def answer(job_id: str, request: Request, services: ServicesOf) -> Respons
     return spoken.answer(request, job.request, replace(job.result.outcome, path=path))
 
 
-async def _stream(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    async for event in jobs.events(job_id, after=after):
-        yield ServerSentEvent(_data(event), event=event.kind, id=str(event.number))
-
-
-def _data(event: JobEvent) -> str:
-    if event.preview is not None:
-        return to_json({"media_type": "image/jpeg", "data": base64.b64encode(event.preview).decode()}).decode()
-    assert event.job is not None
-    return to_json(event.job.summary()).decode()
+async def _stream(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """The events of a job as they go over the wire, with a comment now and then that keeps the connection open."""
+    async with aclosing(jobs.events(job_id, after=after)) as events:
+        coming: asyncio.Future[JobEvent] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.ensure_future(anext(events))
+                await asyncio.wait((coming,), timeout=KEEP_ALIVE_S)
+                if not coming.done():
+                    yield b": still there\n\n"
+                    continue
+                event = coming.result()
+                coming = None
+                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), event.payload)
+        except StopAsyncIteration:
+            return
+        finally:
+            if coming is not None and not coming.done():
+                coming.cancel()
+                await asyncio.wait((coming,))
 
 
 def _text(value: object, name: str) -> str | None:

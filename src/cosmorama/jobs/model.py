@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from pydantic_core import to_json
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
@@ -246,7 +251,7 @@ _INWARD = frozenset({"left_open", "target", "usual", "warnings"})
 """What `resolve` and the dialects tell each other; not the client's."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobEvent:
     """Something that happened to a job. Numbers grow, also across restarts, so a client can say what it has seen.
 
@@ -261,6 +266,13 @@ class JobEvent:
     kind: Literal["status", "preview", "succeeded", "failed", "cancelled"]
     job: Job | None = None
     preview: bytes | None = None
+
+    @cached_property
+    def payload(self) -> bytes:
+        """The event's data in JSON: written once, however many watch the job."""
+        if self.preview is not None:
+            return to_json({"media_type": "image/jpeg", "data": b64encode(self.preview).decode()})
+        return b"null" if self.job is None else to_json(self.job.summary())
 
 
 class Observer:
@@ -366,6 +378,28 @@ class Feed:
         self.previewing = 0
         self.version = 0
         self._changed = asyncio.Event()
+        self._reading = asyncio.Lock()
+        self._told: JobEvent | None = None
+        self._told_at = (-1, float("-inf"))
+
+    async def told(self, read: Callable[[], Awaitable[Job]], max_age_s: float) -> JobEvent:
+        """The event that tells how the job is: one object for all who ask, and one look at the store.
+
+        Args:
+            read: How to look at the job where it does not run here.
+            max_age_s: For how long what was seen there may count.
+        """
+        if self.job is not None:
+            if self._told is None or self._told.job is not self.job:
+                self._told = status(self.job)
+            return self._told
+        async with self._reading:
+            version, at = self._told_at
+            if self._told is None or version != self.version or time.monotonic() - at > max_age_s:
+                seen = (self.version, time.monotonic())
+                self._told = status(await read())
+                self._told_at = seen
+            return self._told
 
     def update(self, job: Job) -> None:
         """The job has moved on."""

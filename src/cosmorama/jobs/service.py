@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,6 +43,10 @@ from cosmorama.settings import Settings
 POLL_S = 1.0
 """How often a job that another server runs is looked at, for those who wait for it here."""
 MAX_PAGE = 100
+MAX_WATCHERS = 2000
+"""Followers of jobs on this server at a time."""
+FEW_WATCHERS, WATCHERS_PER_S, MAX_PAUSE_S = 10, 600, 0.5
+"""Of one job: up to so many are told of every step; more are told so often that all of them are so many a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ class Jobs:
     """The jobs of one server process. All methods are for one event loop.
 
     `owner` None sees every job; otherwise those of that owner only.
+
+    Attributes:
+        watching: How many follow jobs here.
 
     Args:
         settings: Where jobs are kept, and their limits.
@@ -122,6 +129,7 @@ class Jobs:
                 self._store, self._call, secret.get_secret_value(), allow_private=settings.allow_private_urls
             )
         self._tasks: set[asyncio.Task[None]] = set()
+        self.watching = 0
 
     @property
     def queued(self) -> int:
@@ -363,10 +371,11 @@ class Jobs:
                         return job
                     await feed.change(seen, POLL_S)
 
-    async def events(self, job_id: str, *, after: int = 0, owner: str | None = None) -> AsyncIterator[JobEvent]:
+    async def events(self, job_id: str, *, after: int = 0, owner: str | None = None) -> AsyncGenerator[JobEvent]:
         """What happens to the job, from its present state until its end, events after number `after` only.
 
         Raises:
+            NotReadyError: more follow jobs here than this server serves.
             JobNotFoundError: as `get`, at the first step of the iteration.
         """
         job = await self.get(job_id, owner=owner)
@@ -374,24 +383,41 @@ class Jobs:
             if number(job) > after:
                 yield status(job)
             return
+        self.check_watchers()
         with self._feeds.using(job_id) as feed:
             feed.previewing += 1
+            self.watching += 1
             self._runner.show_previews(job_id)
             try:
                 while True:
                     seen, preview = feed.version, feed.preview
-                    job = feed.job or await self.get(job_id)
-                    news = [event for event in (status(job), preview) if event is not None and event.number > after]
+                    told = await feed.told(lambda: self.get(job_id), POLL_S / 2)
+                    assert told.job is not None
+                    job = told.job
+                    news = [event for event in (told, preview) if event is not None and event.number > after]
                     for event in sorted(news, key=lambda event: event.number):
                         after = event.number
                         yield event
                     if job.final:
                         return
                     self._fleet.watch(job_id)
+                    # The more watch, the seldomer each is told of steps: the loop that tells them serves everybody.
+                    if feed.previewing > FEW_WATCHERS:
+                        await asyncio.sleep(min(feed.previewing / WATCHERS_PER_S, MAX_PAUSE_S))
                     await feed.change(seen, POLL_S)
             finally:
                 feed.previewing -= 1
+                self.watching -= 1
                 self._runner.show_previews(job_id)
+
+    def check_watchers(self) -> None:
+        """Refuse one more who follows a job, if there are too many.
+
+        Raises:
+            NotReadyError: there are.
+        """
+        if self.watching >= MAX_WATCHERS:
+            raise NotReadyError(f"{self.watching} clients follow jobs here already; ask for the job's state instead")
 
     async def open_content(self, job_id: str, *, owner: str | None = None) -> Content:
         """The clip of a succeeded job.
