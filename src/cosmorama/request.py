@@ -177,6 +177,8 @@ class Capabilities:
     """Accepted thresholds of step reuse; None: the model is always evaluated at every step."""
     vae_tiles: tuple[int, ...] = ()
     """Accepted sides of tiles, in pixels, for a video tokenizer that works tile by tile; none: always in one piece."""
+    elsewhere: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Modes and kinds of controls that not every model has, and the families that have them."""
     longest: int | None = None
     """Frames of the longest clip, where one over `frames.maximum` is continued from its own last frames; None: none."""
 

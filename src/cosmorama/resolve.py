@@ -22,7 +22,6 @@ from cosmorama.request import (
     Action,
     Capabilities,
     GenerationRequest,
-    Mode,
     Range,
     ResolvedRequest,
     Size,
@@ -251,6 +250,8 @@ def _fitted_words(made: ResolvedRequest) -> str:
 
 
 def _conditioning_frames(request: ResolvedRequest, capabilities: Capabilities) -> int:
+    if request.mode == "transfer" and request.conditioning_frames is not None:
+        return request.conditioning_frames  # of a chunk, from the one before it
     if request.image is not None:
         return 1
     if request.video is None:
@@ -266,7 +267,7 @@ def _problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[
     yield from _prompt_problems(request, capabilities)
     if request.mode not in capabilities.modes:
         accepted = f"one of {_listed(capabilities.modes)} for {capabilities.model}"
-        yield Problem("mode", request.mode, accepted + _families_with(request.mode))
+        yield Problem("mode", request.mode, accepted + _who_has(request.mode, capabilities))
     if not _in(request.guidance_scale, capabilities.guidance_scale):
         yield Problem("guidance_scale", request.guidance_scale, _number_from(capabilities.guidance_scale))
     if not (_is_int(request.steps) and request.steps in capabilities.steps):
@@ -283,9 +284,9 @@ def _problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[
         yield Problem("output.container", "jpeg", "another container unless frames is 1: it holds one picture")
 
 
-def _families_with(mode: Mode) -> str:
-    families = _FAMILIES.get(mode, ())
-    return f"; models of the family {' or '.join(families)} make {mode}" if families else ""
+def _who_has(what: str, capabilities: Capabilities) -> str:
+    families = [family for family in dict(capabilities.elsewhere).get(what, ()) if family != capabilities.family]
+    return f"; models of the family {' or '.join(families)} take it" if families else ""
 
 
 def _accepted_sizes(capabilities: Capabilities) -> str:
@@ -344,7 +345,8 @@ def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Ite
     for control in request.controls:
         if control.kind not in capabilities.controls:
             accepted = f"one of {_listed(capabilities.controls)}" if capabilities.controls else "no controls"
-            yield Problem("controls", control.kind, f"{accepted} for {capabilities.model}")
+            said = f"{accepted} for {capabilities.model}{_who_has(control.kind, capabilities)}"
+            yield Problem("controls", control.kind, said)
         if not _in(control.weight, _UNIT):
             yield Problem(f"controls.{control.kind}.weight", control.weight, "a number from 0 to 1")
     if request.action is not None:
@@ -378,13 +380,6 @@ USUAL_INDEXES = (0, 1)
 _NUMBERS = {"steps", "frames", "width", "height", "guidance_scale", "fps", "flow_shift"}
 _UNIT = Range(0, 1)
 _FITTED_FIELDS = {"size", "width", "height", "frames", "fps"}
-_FAMILIES: dict[Mode, tuple[str, ...]] = {
-    "transfer": ("transfer25", "cosmos3"),
-    "forward_dynamics": ("cosmos3",),
-    "inverse_dynamics": ("cosmos3",),
-    "policy": ("cosmos3",),
-}
-"""Which families in `cosmorama.world` have models for a mode that not every model has."""
 
 
 def _is_int(value: object) -> bool:

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -124,6 +124,7 @@ def main(connection: Connection, settings: Settings) -> None:
     os.environ.update(allocator_policy(os.environ))
     try:
         from cosmorama.engine.build import build_engine
+        from cosmorama.world.families import makers
 
         engine = build_engine(settings)
         if settings.warmup:
@@ -138,7 +139,7 @@ def main(connection: Connection, settings: Settings) -> None:
         connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return
     try:
-        connection.send(Ready(engine.capabilities, engine.device.type))
+        connection.send(Ready(replace(engine.capabilities, elsewhere=makers()), engine.device.type))
         while serve_once(engine, connection):
             pass
         code = 0

@@ -12,8 +12,9 @@ from cosmorama.errors import CosmoramaError
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
+from cosmorama.world.families import makers
 
-MICROCOSM = Capabilities(model="microcosm")
+MICROCOSM = Capabilities(model="microcosm", elsewhere=makers())
 
 
 def shape_of(body: dict[str, Any]) -> str:

@@ -1,0 +1,38 @@
+"""Who makes what is asked of the families themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cosmorama.errors import InvalidRequestError
+from cosmorama.request import MODES, Capabilities, Control, GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.world.families import fullest, makers
+
+
+def test_every_family_that_is_named_has_it() -> None:
+    own = {family.family: family for family in fullest()}
+    for what, families in makers():
+        assert what not in MODES
+        assert families
+        for family in families:
+            assert what in (*own[family].modes, *own[family].controls)
+    named = dict(makers())
+    assert {"transfer", "policy", "forward_dynamics", "inverse_dynamics", "edge"} <= named.keys()
+    for family in fullest():
+        for what in (*family.modes, *family.controls):
+            assert what in MODES or family.family in named[what]
+
+
+def test_a_refusal_names_the_families_that_take_it_and_no_other() -> None:
+    small = Capabilities(model="small", elsewhere=makers())
+    asked = GenerationRequest(prompt="a", video=b"x", controls=(Control("edge"),))
+    families = " or ".join(dict(makers())["transfer"])
+    with pytest.raises(InvalidRequestError, match=f"for small; models of the family {families} take it"):
+        resolve(asked, small)
+    nobody = replace(small, elsewhere=())
+    with pytest.raises(InvalidRequestError) as caught:
+        resolve(asked, nobody)
+    assert "family" not in str(caught.value)
