@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cosmorama.api.infer import _finished
+from cosmorama.errors import DeadlineExceededError
+from cosmorama.progress import Progress
+from cosmorama.settings import Settings
 from tests.api.fake_app import clips, run, serving
 
 BODY = {"prompt": "a red ball", "seed": 7, "steps": 2}
@@ -58,3 +65,54 @@ def test_bug_in_the_server_is_a_500_that_tells_nothing_of_the_inside(
             assert "secret" not in answer.text
 
     run(test)
+
+
+class Slow:
+    """A job store with one job, which is over after so many looks at it."""
+
+    def __init__(self, looks: int, *, moves: bool = True) -> None:
+        self.looks, self.moves, self.asked = looks, moves, 0
+        self.over = asyncio.Event()
+
+    def job(self) -> Any:
+        progress = Progress("denoise", self.asked if self.moves else 1, 100)
+        return SimpleNamespace(id="job", eta_s=0.01, progress=progress)
+
+    async def wait(self, job_id: str) -> Any:
+        await self.over.wait()
+        return "finished"
+
+    async def get(self, job_id: str) -> Any:
+        self.asked += 1
+        if self.asked == self.looks:
+            self.over.set()
+        return self.job()
+
+
+class Here:
+    """A client that stays."""
+
+    async def receive(self) -> Any:
+        await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("limit", "moves", "over"), [("default", True, True), ("default", False, False), ("chosen", True, False)]
+)
+def test_the_default_limit_grows_with_what_a_job_is_expected_to_take_as_long_as_it_gets_further(
+    monkeypatch: pytest.MonkeyPatch, limit: str, moves: bool, over: bool
+) -> None:
+    settings = Settings(request_timeout_s=0.01)
+    if limit == "default":
+        settings.model_fields_set.discard("request_timeout_s")
+
+    async def test() -> None:
+        jobs = Slow(looks=3, moves=moves)
+        waited = _finished(Here(), jobs.job(), jobs, settings)  # type: ignore[arg-type]
+        if over:
+            assert await waited == "finished"
+        else:
+            with pytest.raises(DeadlineExceededError, match="not finished within"):
+                await waited
+
+    asyncio.run(test())

@@ -20,6 +20,7 @@ from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidReque
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.request import GenerationRequest
+from cosmorama.settings import Settings
 
 _BODIES = [dialect.body.__name__ for dialect in reversed(SHAPED)]
 
@@ -113,7 +114,7 @@ async def generate(
     )
     release_body(request)
     try:
-        job = await _finished(request, job, jobs, services.settings.request_timeout_s)
+        job = await _finished(request, job, jobs, services.settings)
     except BaseException:
         if attached:
             await asyncio.shield(_abandon(job, jobs))
@@ -127,16 +128,35 @@ async def generate(
     return replace(job.result.outcome, path=path)
 
 
-async def _finished(request: Request, job: Job, jobs: Jobs, limit_s: float) -> Job:
+_LATER = 1.5
+"""An estimate may be exceeded by half."""
+
+
+async def _finished(request: Request, job: Job, jobs: Jobs, settings: Settings) -> Job:
+    """The job, once it is over.
+
+    The default limit suits short clips. Where nobody has set another one, a job that is expected to take longer, by
+    what others took here, has longer: at the limit it goes on for as long as it gets further.
+    """
     finished = asyncio.create_task(jobs.wait(job.id))
     gone = asyncio.create_task(_gone(request))
+    limit_s, progress = settings.request_timeout_s, None
+    started = asyncio.get_running_loop().time()
     try:
-        await asyncio.wait((finished, gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        if finished.done():
-            return finished.result()
-        if gone.done():
-            raise CancelledError("the client went away")
-        raise DeadlineExceededError(f"the generation was not finished within this server's limit of {limit_s:g} s")
+        while True:
+            await asyncio.wait((finished, gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if finished.done():
+                return finished.result()
+            if gone.done():
+                raise CancelledError("the client went away")
+            job = await jobs.get(job.id)
+            stuck = job.progress == progress and job.progress.stage != "queued"
+            chosen = "request_timeout_s" in settings.model_fields_set
+            if chosen or not job.eta_s or stuck:
+                told_s = limit_s if chosen else asyncio.get_running_loop().time() - started
+                more = f"; it would take about {job.eta_s:.0f} s more" if job.eta_s else ""
+                raise DeadlineExceededError(f"the generation was not finished within the limit of {told_s:g} s{more}")
+            limit_s, progress = max(_LATER * job.eta_s, 1.0), job.progress
     finally:
         for task in (finished, gone):
             if not task.done():

@@ -158,13 +158,14 @@ def _generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: 
 
 
 def _timestep_embedding(net: Any, timestep: float, device: torch.device) -> Tensor:
-    projected = net.time_proj(torch.tensor([timestep], device=device) * net.config.timestep_scale)
+    # `full` fills on the device: a tensor made here would have to be waited for on its way there.
+    projected = net.time_proj(torch.full((1,), timestep, device=device) * net.config.timestep_scale)
     return cast(Tensor, net.time_embedder(projected.to(next(net.time_embedder.parameters()).dtype)))
 
 
 def _robot_linear(linear: Any, x: Tensor, domain: int | None) -> Tensor:
     """A `DomainAwareLinear` for rows `[N, in]` of one robot; diffusers copies the robot's weights once per row."""
-    robot = torch.tensor(domain, device=x.device)
+    robot = torch.full((), domain or 0, dtype=torch.long, device=x.device)
     weight = linear.fc(robot).view(linear.input_size, linear.output_size)
     return torch.addmm(linear.bias(robot), x, weight)
 
