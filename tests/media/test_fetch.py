@@ -406,6 +406,7 @@ def test_what_another_service_says_is_not_told() -> None:
 
         def serve() -> None:
             connection, _ = listener.accept()
+            connection.recv(65536)
             connection.sendall(b"220 secret-banner ESMTP 1.2.3\r\n")
             connection.close()
 
@@ -425,3 +426,15 @@ def test_a_url_is_fetched_inside_a_running_event_loop() -> None:
 
 def _unknown(*_: object, **__: object) -> Any:
     raise socket.gaierror("unknown")
+
+
+def test_escapes_are_undone_quickly_or_refused() -> None:
+    data = bytes(range(256)) * 4
+    text = base64.b64encode(data).decode()
+    policy = FetchPolicy(max_bytes=50_000_000)
+    for escaped in (text.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D"), "\ufeff" + text, text + "\r\n"):
+        assert load_bytes("data:image/png;base64," + escaped.lstrip("\ufeff"), "image", policy) == data
+        assert load_bytes(escaped, "image", policy) == data
+    started = time.process_time()
+    assert "base64" in refused("data:image/png;base64," + "%41" * 10_000_000, policy).message
+    assert time.process_time() - started < 3
