@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,25 @@ def test_a_grid_of_two_knobs_plays_in_step_and_shows_differences(studio: Studio)
     assert all(page.locator(".cell canvas:not([hidden])").evaluate_all(light))
     page.reload()
     expect(page.locator(".cell video")).to_have_count(4)
+
+
+def test_a_grid_of_the_command_line_opens_and_is_exported(studio: Studio, tmp_path: Path) -> None:
+    words = ["grid", "a red ball", "--x", "guidance_scale=1,7", "--y", "seed=1,2", "-o", str(tmp_path / "out")]
+    words += ["--size", "320x192", "--frames", "9", "--steps", "2", "--server", studio.url]
+    command = [sys.executable, "-c", "from cosmorama.cli import main; main()", *words]
+    subprocess.run(command, check=True, timeout=240)
+    [grid] = {job["metadata"].get("grid") for job in jobs(studio)[:4]}  # type: ignore[attr-defined]
+    page = studio.page
+    page.goto(f"{studio.url}/#/grid/{grid}")
+    expect(page.locator(".cell video")).to_have_count(4)
+    expect(page.get_by_role("columnheader", name="Guidance 7")).to_be_visible()
+    for name, start in (("PNG sheet", b"\x89PNG"), ("MP4", b"\x00\x00\x00")):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        assert Path(download.value.path()).read_bytes().startswith(start)
+    refused = [[], [[]], [[None]], [["x"] * 65], "x", [["job_nobodys"]]]
+    answers = [httpx.post(f"{studio.url}/v1/sheets", json={"rows": rows}).status_code for rows in refused]
+    assert answers == [422] * 5 + [404]
 
 
 def test_a_grid_says_what_is_wrong_with_its_axes_and_values(studio: Studio) -> None:
@@ -194,10 +215,10 @@ def test_with_api_keys_the_page_asks_once_and_again_for_a_wrong_one(browser: Bro
     studio = open_page(browser, guarded.url)
     studio.seen.allowed = ("401",)
     page = studio.page
-    page.get_by_label("API key").fill("wrong-key")
+    page.get_by_role("textbox", name="API key").fill("wrong-key")
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_text("The server does not know this key.")).to_be_visible()
-    page.get_by_label("API key").fill("right-key")
+    page.get_by_role("textbox", name="API key").fill("right-key")
     page.get_by_role("button", name="Continue").click()
     describe(page, "a red ball", steps=2, frames=9)
     generate(page)

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
-from cosmorama.api import compatible, infer, info, texts, videos
+from cosmorama.api import compatible, infer, info, sheets, texts, videos
 from cosmorama.api import jobs as jobs_routes
 from cosmorama.api.body import body_limit
 from cosmorama.api.dialects import DIALECTS
@@ -90,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             compatible.router,
             texts.router,
             jobs_routes.router,
+            sheets.router,
             videos.router,
             info.router,
         )

@@ -13,6 +13,7 @@ from cosmorama.cli.batch import batch
 from cosmorama.cli.bench import bench
 from cosmorama.cli.doctor import doctor
 from cosmorama.cli.generate import generate
+from cosmorama.cli.grid import grid
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.models import models
 from cosmorama.cli.serve import serve, worker
@@ -23,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, batch, bench, doctor, upsample, caption):
+for command in (generate, batch, grid, bench, doctor, upsample, caption):
     app.command()(command)
 app.command("serve")(serve)
 app.command("worker")(worker)

@@ -122,8 +122,11 @@ def in_shell_words(error: InvalidRequestError) -> InvalidRequestError:
     return OptionError(*error.problems) if error.problems else error
 
 
-def takes_a_request(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of `clip_request` before its own, given as `request`."""
+def takes_a_request(command: Callable[..., None], *, into_folder: bool = False) -> Callable[..., None]:
+    """A command with the options of `clip_request` before its own, given as `request`.
+
+    `into_folder` says that the command's `output` is a folder, whose name tells no format.
+    """
     own = inspect.signature(command, eval_str=True).parameters
     shared = inspect.signature(clip_request, eval_str=True).parameters
     names = [name for name in shared if name not in own]
@@ -133,7 +136,7 @@ def takes_a_request(command: Callable[..., None]) -> Callable[..., None]:
 
         with errors_for_people():
             options = {name: given.pop(name) for name in names}
-            where = {"output": given["output"]} if given.get("output") is not None else {}
+            where = {"output": given["output"]} if given.get("output") is not None and not into_folder else {}
             request = clip_request(**options, **where)
         command(request=request, **given)
 
