@@ -289,6 +289,19 @@ def test_what_is_shorter_than_it_says_is_cut_off(kind: str, share: float) -> Non
     assert "cut off" in refused(data[:length]).message
 
 
+@pytest.mark.parametrize("kind", [kind for kind in WHOLE if kind not in ("live matroska", "mpegts")])
+def test_what_follows_a_whole_clip_is_ignored(kind: str) -> None:
+    data = encode_clip(counting(12), **WHOLE[kind])  # type: ignore[arg-type]
+    for junk in (b"\0" * 100, b"\xff" * 1000, bytes(range(256)), b"\n"):
+        assert levels(read(data + junk)) == list(range(3, 12))
+
+
+@pytest.mark.parametrize("kind", ["matroska", "mpegts"])
+def test_clips_one_after_another_in_a_file_are_read(kind: str) -> None:
+    data = encode_clip(counting(12), **WHOLE[kind])  # type: ignore[arg-type]
+    assert levels(read(data + data))[-1] == 11
+
+
 def test_a_stream_spliced_from_two_clocks_is_read_over_the_splice() -> None:
     first = encode_clip(counting(24), container="mpegts")
     later = [Fraction(3600) + Fraction(index, 24) for index in range(24)]

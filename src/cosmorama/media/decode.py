@@ -360,7 +360,8 @@ class Clip:
 
 def _decoder_of(stream: VideoStream) -> VideoCodecContext:
     """The stream's own decoder, except where that one leaves transparency out."""
-    if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in _ALPHA_DECODERS:
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if tags.get("alpha_mode") == "1" and stream.codec_context.name in _ALPHA_DECODERS:
         return cast(VideoCodecContext, CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r"))
     return stream.codec_context
 

@@ -92,7 +92,8 @@ def _boxes(data: bytes) -> int:
     return at
 
 
-_SEGMENT, _CLUSTER, _UNKNOWN_SIZE = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", -1
+_EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_UNKNOWN_SIZE = -1
 
 
 def _elements(data: bytes) -> int:
@@ -114,6 +115,8 @@ def _elements(data: bytes) -> int:
             return 0
         # A live recording does not know how long these become; their contents then follow like elements of their own.
         at = body if size == _UNKNOWN_SIZE else body + size
+        if element == _SEGMENT and size != _UNKNOWN_SIZE and data[at : at + 4] != _EBML:
+            return at  # whatever follows is not of this file
     return at
 
 
