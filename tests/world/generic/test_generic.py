@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -233,3 +235,20 @@ def test_what_is_no_video_pipeline_is_refused(tmp_path: Path) -> None:
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         with pytest.raises(ModelNotFoundError, match=why):
             load_generic(tmp_path)
+
+
+def test_an_error_of_torch_inside_of_a_step_ends_no_process(tmp_path: Path) -> None:
+    """torch walks down the machine's stack for its errors: from a paused call there must be an end to it."""
+    folder = save_wan(tmp_path / "wan")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": [None, None], "image_processor": [None, None]}
+    del index["expand_timesteps"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    code = (  # the network takes 16 channels, and this pipeline gives it 36
+        "import sys, cosmorama\nfrom PIL import Image\nmodel = cosmorama.load(sys.argv[1], device='cpu')\n"
+        "sizes = dict(width=64, height=32, frames=5, fps=16, steps=2)\n"
+        "try:\n    model.generate('a', image=Image.new('RGB', (64, 32)), **sizes)\n"
+        "except RuntimeError as error:\n    print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True)
+    assert "to have 16 channels" in ran.stdout

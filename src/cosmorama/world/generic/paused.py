@@ -16,6 +16,9 @@ from greenlet import getcurrent, greenlet
 
 from cosmorama.errors import WorkerError
 
+_LOOKED_BACK = 64
+"""Frames of the machine's stack that torch looks back through for each of its errors (c10's get_backtrace)."""
+
 
 class PausedPipeline:
     """A call of a pipeline that stands still whenever its progress bar moves.
@@ -33,7 +36,7 @@ class PausedPipeline:
             if isinstance(component, SchedulerMixin):
                 setattr(call, name, copy.deepcopy(component))
         call.progress_bar = _PausingBar
-        self._call = greenlet(partial(call, **arguments))
+        self._call = greenlet(partial(_beneath, partial(call, **arguments), _LOOKED_BACK))
         self._call.gr_context = copy_context()
         self._value: Any = None
         self._error: Exception | None = None
@@ -86,6 +89,15 @@ class PausedPipeline:
                 self._error = error.with_traceback(None)  # which holds the failed step's tensors
                 raise
         return self._value
+
+
+def _beneath(call: Callable[[], Any], frames: int) -> Any:
+    """Make a call from beneath so many frames of the machine's stack, each of a call from C to Python.
+
+    Below the call's own frames lies whatever its owner does now, and not what began it: who walks down the stack that
+    far finds no frames there, and crashes.
+    """
+    return next(map(partial(_beneath, call), (frames - 1,))) if frames else call()
 
 
 class _PausingBar:
