@@ -88,7 +88,7 @@ def serve(tiny: Path, state: Path, test: Callable[[Server], Coroutine[Any, Any, 
             port = server.servers[0].sockets[0].getsockname()[1]
             services: Services = app.state.services
             async with (
-                asyncio.timeout(400),
+                asyncio.timeout(150),
                 httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
             ):
                 while not services.supervisor.ready:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from cosmorama import __version__
 from cosmorama.api import compatible, infer, info, sheets, texts, videos
 from cosmorama.api import jobs as jobs_routes
 from cosmorama.api.body import body_limit
-from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.errors import add_error_handlers
 from cosmorama.api.metrics import Metrics
 from cosmorama.api.middleware import QUIET_PATHS, CountInference, LimitBodies, LocalOnly, RequireKey, Trace, named_keys
+from cosmorama.api.openapi import complete
 from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
@@ -35,8 +33,6 @@ log = logging.getLogger(__name__)
 
 BODIES_AT_ONCE = 4
 """Bodies of the largest size that are held at a time; smaller ones count for what they are."""
-
-_BODIES = tuple(dialect.body for dialect in DIALECTS)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -117,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(Trace)
-    app.openapi = _with_bodies(app.openapi)  # type: ignore[method-assign]
+    app.openapi = complete(app.openapi, keys=bool(settings.api_keys))  # type: ignore[method-assign]
     return app
 
 
@@ -138,17 +134,3 @@ def _announced(supervisor: Workers, settings: Settings) -> Callable[[], None]:
         log.info("model %s loaded, open http://%s:%d", ", ".join(supervisor.names), host, settings.port)
 
     return ready
-
-
-def _with_bodies(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Add the schemas of the bodies that the dialects read themselves, which FastAPI therefore does not know."""
-
-    def complete() -> dict[str, Any]:
-        document = openapi()
-        _, schemas = models_json_schema(
-            [(body, "validation") for body in _BODIES], ref_template="#/components/schemas/{model}"
-        )
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        return document
-
-    return complete

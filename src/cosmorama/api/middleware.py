@@ -29,6 +29,8 @@ access_log = logging.getLogger("cosmorama.access")
 
 OPEN_PATHS = ("/v1/health/live", "/v1/health/ready", "/health")
 """Orchestrators ask these without a key."""
+DOCUMENTATION = re.compile(r"/|/docs(/.*)?|/openapi\.json|/static-offline-docs/.*")
+"""A browser asks for these without a key; the page then asks its reader for one. They say what is public anyway."""
 QUIET_PATHS = (*OPEN_PATHS, "/v1/metrics", "/metrics")
 """Asked all the time, by machines."""
 INFERENCE_PATH = re.compile(r"/v1/(infer|jobs|videos|videos/sync|videos/[^/]+/remix|images/generations)")
@@ -64,7 +66,8 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_page(scope["path"]):
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path in OPEN_PATHS or is_page(path) or DOCUMENTATION.fullmatch(path):
             await self._app(scope, receive, send)
             return
         key = self._known(Headers(scope=scope))

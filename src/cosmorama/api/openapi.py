@@ -1,0 +1,260 @@
+"""What `/openapi.json` says beyond what FastAPI sees: bodies that dialects read, answers, errors, the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from cosmorama.api.dialects import DIALECTS
+from cosmorama.engine.scheduler import Priority
+from cosmorama.jobs.model import State
+from cosmorama.progress import Stage
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(_Answer):
+    """Why a request or a job failed."""
+
+    message: str = Field(description="In words, naming the field, its value and what is accepted.")
+    type: str = Field(description="Machine-readable, such as `invalid_request_error` or `queue_full`.")
+    code: int = Field(description="The HTTP status.")
+
+
+class Error(_Answer):
+    """Every error is in this envelope."""
+
+    error: ErrorDetail
+
+
+class VideoErrorDetail(_Answer):
+    """An error in OpenAI's words."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None = Field(description="The field that is wrong.")
+    code: str
+
+
+class VideoError(_Answer):
+    """The envelope of OpenAI's routes."""
+
+    error: VideoErrorDetail
+
+
+class GuardrailDecision(_Answer):
+    """What one guardrail decided."""
+
+    check: str
+    on: str
+    decided: str
+
+
+class JobResult(_Answer):
+    """The clip of a job that succeeded."""
+
+    content_url: str | None = Field(description="Where the clip is; null once it was removed.")
+    media_type: str
+    bytes: int
+    seed: int
+    upsampled_prompt: str | None = Field(description="The text that was used.")
+    timings_s: dict[str, float] = Field(description="Seconds of work per stage.")
+
+
+class Job(_Answer):
+    """A job as it is now. Times are seconds since the epoch."""
+
+    id: str
+    object: Literal["job"]
+    state: State
+    dialect: str
+    model: str
+    mode: str
+    priority: Priority
+    stage: Stage
+    step: int
+    total: int
+    queue_position: int | None = Field(description="1 is next; null when it does not wait.")
+    eta_s: float | None = Field(description="Seconds until it is expected to be finished.")
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    deadline_at: float | None
+    attempts: int = Field(description="How often it was begun; more than one after a crash.")
+    request: dict[str, Any] | None = Field(
+        description="As resolved, in the dialect `cosmorama`; null where another release wrote it in words of its own."
+    )
+    warnings: list[str] = Field(description="What was fitted, replaced, cut or ignored.")
+    guardrails: list[GuardrailDecision]
+    metadata: dict[str, str]
+    error: ErrorDetail | None
+    result: JobResult | None
+
+
+class JobList(_Answer):
+    """A page of jobs."""
+
+    object: Literal["list"]
+    data: list[Job]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null at the end.")
+
+
+class JobDeleted(_Answer):
+    """A job that is gone."""
+
+    id: str
+    object: Literal["job"]
+    deleted: Literal[True]
+
+
+class VideoFailure(_Answer):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class Video(_Answer):
+    """A video as it is now, as OpenAI has it, and what this server says besides."""
+
+    id: str
+    object: Literal["video"]
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int = Field(ge=0, le=100)
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str | None
+    seconds: str
+    size: str
+    seed: int | None
+    remixed_from_video_id: str | None
+    warnings: list[str]
+    guardrails: list[GuardrailDecision]
+    error: VideoFailure | None
+
+
+class VideoList(_Answer):
+    """A page of videos."""
+
+    object: Literal["list"]
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(_Answer):
+    """A video that is gone."""
+
+    id: str
+    object: Literal["video.deleted"]
+    deleted: Literal[True]
+
+
+ANSWERS: dict[tuple[str, str], tuple[str, type[BaseModel]]] = {
+    ("/v1/jobs", "post"): ("202", Job),
+    ("/v1/jobs", "get"): ("200", JobList),
+    ("/v1/jobs/{job_id}", "get"): ("200", Job),
+    ("/v1/jobs/{job_id}", "delete"): ("200", JobDeleted),
+    ("/v1/jobs/{job_id}/cancel", "post"): ("200", Job),
+    ("/v1/videos", "post"): ("200", Video),
+    ("/v1/videos", "get"): ("200", VideoList),
+    ("/v1/videos/{video_id}", "get"): ("200", Video),
+    ("/v1/videos/{video_id}", "delete"): ("200", VideoDeleted),
+    ("/v1/videos/{video_id}/remix", "post"): ("200", Video),
+}
+"""The status and the schema of what routes answer that make their answers themselves."""
+_BODIES = tuple(dialect.body for dialect in DIALECTS)
+_REASONS = {
+    "400": "The request cannot be read.",
+    "401": "The server wants one of its API keys.",
+    "404": "There is no such job, video or model, or it is another key's.",
+    "409": "The state of the job, or an earlier use of the Idempotency-Key, does not allow this.",
+    "413": "The body or the media in it is too large.",
+    "422": "A field is wrong; the message names it, its value and what is accepted.",
+    "429": "Too many jobs wait; `Retry-After` says when to come again.",
+    "503": "No model is loaded, or the job store cannot be used now; `Retry-After` says when to come again.",
+}
+_OPEN = ("/v1/health/live", "/v1/health/ready", "/health")
+
+
+def complete(openapi: Callable[[], dict[str, Any]], *, keys: bool) -> Callable[[], dict[str, Any]]:
+    """FastAPI's document with the schemas that it does not know.
+
+    Args:
+        openapi: What FastAPI says.
+        keys: Whether the server has API keys.
+    """
+
+    def completed() -> dict[str, Any]:
+        document = openapi()
+        answers = {model for _, model in ANSWERS.values()} | {Error, VideoError}
+        _, schemas = models_json_schema(
+            [(model, "validation") for model in (*_BODIES, *sorted(answers, key=lambda model: model.__name__))],
+            ref_template="#/components/schemas/{model}",
+        )
+        components = document.setdefault("components", {})
+        known = components.setdefault("schemas", {})
+        known.update(schemas["$defs"])
+        for needless in ("HTTPValidationError", "ValidationError"):
+            known.pop(needless, None)
+        _offer_upload(document)
+        if keys:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}}
+            document["security"] = [{"key": []}]
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                _describe(path, method, operation, keys=keys)
+        return document
+
+    return completed
+
+
+def _offer_upload(document: dict[str, Any]) -> None:
+    """Say that the picture or clip of a form is a file, so that the documentation page lets its reader choose one."""
+    schema = document["components"]["schemas"].get("VideoBody")
+    for operation in (document["paths"].get("/v1/videos", {}).get("post"),):
+        form = (operation or {}).get("requestBody", {}).get("content", {}).get("multipart/form-data")
+        if form is not None and schema is not None:
+            file = {"type": "string", "format": "binary", "description": "A picture or a clip to begin from."}
+            form["schema"] = {**schema, "properties": {**schema["properties"], "input_reference": file}}
+
+
+def _describe(path: str, method: str, operation: dict[str, Any], *, keys: bool) -> None:
+    responses = operation.setdefault("responses", {})
+    if (path, method) in ANSWERS:
+        status, model = ANSWERS[path, method]
+        answer = responses.setdefault(status, {"description": "The answer."})
+        answer["content"] = {"application/json": {"schema": _schema(model)}}
+    if path in _OPEN:
+        operation["security"] = []
+        return
+    statuses = {"503"}
+    if keys:
+        statuses.add("401")
+    if "{" in path:
+        statuses |= {"404", "409"}
+    if method == "post":
+        statuses |= {"400", "413", "422", "429", "404"}
+    if operation.get("parameters"):
+        statuses.add("422")
+    error = _schema(VideoError if path.startswith("/v1/videos") else Error)
+    for status in sorted(statuses):
+        said = responses.get(status, {})
+        described = said.get("description", "Validation Error")
+        responses[status] = {
+            **said,
+            "description": _REASONS[status] if described == "Validation Error" else described,
+            "content": {"application/json": {"schema": error}},
+        }
+
+
+def _schema(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
