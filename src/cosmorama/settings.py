@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     """True: models from the hub are taken from that folder only."""
     warmup: bool = Field(False, validation_alias=_names("WARMUP", "ENABLE_WARMUP"))
     """Whether a worker makes one small clip before it is ready."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(cpu|(auto|cuda)(:\d+)?)$")
     """Where the model runs: cpu, cuda or cuda:N; auto: on a GPU where there is one. Microcosm runs on the CPU."""
     dtype: DType = Field("auto", validation_alias=_names("DTYPE", "PRECISION"))
     """Of the weights; auto: as they are stored."""
@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     """With `parallel`, how many; guidance takes 2."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the worker; None: all."""
+    replicas: int = Field(1, ge=1, le=64)
+    """Workers with the same model behind one queue, each on the next GPU."""
     max_active: int = Field(2, ge=1)
     """Generations held by the worker at once; one more where it goes before all of them."""
     max_queue: int = Field(32, ge=0)
@@ -393,6 +395,17 @@ class Settings(BaseSettings):
         if self.parallel == "guidance" and self.parallel_processes != 2:
             raise ValueError(f"parallel_processes is {self.parallel_processes}; with parallel=guidance it must be 2")
         return self
+
+    @model_validator(mode="after")
+    def _replicas_have_one_model(self) -> Self:
+        if self.replicas > 1 and self.models:
+            raise ValueError(f"replicas is {self.replicas}; with several models it must be 1")
+        return self
+
+    @property
+    def places(self) -> int:
+        """Generations that are worked on at once, by all replicas."""
+        return self.max_active * self.replicas
 
     @model_validator(mode="after")
     def _endpoints_name_a_model(self) -> Self:

@@ -20,6 +20,7 @@ from cosmorama.api.middleware import QUIET_PATHS, CountInference, LimitBodies, L
 from cosmorama.api.openapi import complete
 from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
+from cosmorama.engine.replicas import Replicas
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.engine.workers import Workers
 from cosmorama.jobs.fleet import RemoteWorkers
@@ -121,7 +122,9 @@ def workers_of(settings: Settings) -> Workers:
     """Who generates: a worker of this server's for each of its models, or other servers."""
     if settings.role == "api":
         return RemoteWorkers()
-    return ModelPool(settings) if settings.models else Supervisor(settings)
+    if settings.models:
+        return ModelPool(settings)
+    return Supervisor(settings) if settings.replicas == 1 else Replicas(settings)
 
 
 def _announced(supervisor: Workers, settings: Settings) -> Callable[[], None]:

@@ -41,11 +41,11 @@ def build_engine(settings: Settings) -> Engine:
 
 
 def _world(settings: Settings) -> World:
+    _check_devices(settings)
     if settings.parallel == "none":
         return load_model(settings)
     from cosmorama.world.ranks.process import Follower
 
-    _check_devices(settings)
     followers = [
         Follower(partial(_load_to_follow, settings, rank), threads=settings.threads)
         for rank in range(1, settings.parallel_processes)
@@ -63,17 +63,25 @@ def _world(settings: Settings) -> World:
 
 
 def _check_devices(settings: Settings) -> None:
-    """Refuse, before anything is loaded, to load a model twice onto one GPU.
+    """Refuse, before anything is loaded, to load a model twice onto one GPU, or onto one that is not there.
 
     Raises:
         ModelNotFoundError: there are fewer GPUs than processes.
     """
     gpus = torch.cuda.device_count()
-    if gpus and settings.device != "cpu" and gpus < settings.parallel_processes:
+    kind, _, first = settings.device.partition(":")
+    processes = 1 if settings.parallel == "none" else settings.parallel_processes
+    if not gpus or kind == "cpu" or int(first or 0) + processes <= gpus:
+        return
+    there = "and there is 1 GPU" if gpus == 1 else f"and there are {gpus} GPUs"
+    if processes > 1 and not int(first or 0):
         raise ModelNotFoundError(
-            f"COSMORAMA_PARALLEL={settings.parallel} needs a GPU for each of {settings.parallel_processes} processes, "
-            f"and there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}"
+            f"COSMORAMA_PARALLEL={settings.parallel} needs a GPU for each of {processes} processes, {there}"
         )
+    raise ModelNotFoundError(
+        f"the model is to run on GPU {int(first) + processes - 1}, counted from 0, {there}: see COSMORAMA_DEVICE and "
+        "COSMORAMA_REPLICAS"
+    )
 
 
 def _load_to_follow(settings: Settings, rank: int) -> World:

@@ -87,6 +87,11 @@ class Supervisor:
         return sum(generation.progress.stage != "queued" for generation in self._generations.values())
 
     @property
+    def held(self) -> int:
+        """Generations that the worker has, worked on or not yet."""
+        return len(self._generations)
+
+    @property
     def worker_pid(self) -> int | None:
         """Process id of the worker, if there is one now."""
         return self._worker.pid if self._worker else None

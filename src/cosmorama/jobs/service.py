@@ -118,7 +118,7 @@ class Jobs:
             server=server,
             role=settings.role,
             supervisor=supervisor,
-            places=settings.max_active,
+            places=settings.places,
             feeds=self._feeds,
             local=_Local(self, self._runner, self._dispatcher),
         )

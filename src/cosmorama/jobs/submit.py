@@ -110,7 +110,7 @@ class Intake:
     def _limits(self) -> Limits:
         """How many jobs may be unfinished; those that run are the workers' of the whole fleet."""
         settings, supervisor = self._settings, self._supervisor
-        places = supervisor.places if isinstance(supervisor, RemoteWorkers) else settings.max_active
+        places = supervisor.places if isinstance(supervisor, RemoteWorkers) else settings.places
         return Limits(settings.max_queue, places, settings.max_jobs_per_key)
 
     async def accept(self, request: GenerationRequest, terms: Terms) -> Job | str:

@@ -590,7 +590,7 @@ class Dispatcher:
             seen.add(model)
             if self._supervisor.takes(model):
                 held = [board.running(r.job) for r in here[model] if not self._waits_for_inputs(r)]
-                chosen = admit(held, [candidate], self._settings.max_active)
+                chosen = admit(held, [candidate], self._settings.places)
                 if chosen is not None:
                     return chosen
             if len(seen) == len(self._supervisor.names):
