@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -202,3 +203,10 @@ def test_any_failure_leaves_the_prompt_and_warns_without_the_key(chat_server, ca
     assert [record.levelname for record in caplog.records if record.name.startswith("cosmorama")] == ["WARNING"]
     assert "sk-secret" not in caplog.text
     assert len(chat_server.paths) == 1
+
+
+@pytest.mark.parametrize("prompt", ["x" * 20_000, "a." * 10_000, "red " * 5_000, "\u7403" * 20_000, "{" * 20_000])
+def test_a_long_prompt_costs_next_to_nothing(prompt):
+    started = time.process_time()
+    assert SceneUpsampler()(prompt) == prompt
+    assert time.process_time() - started < 0.1

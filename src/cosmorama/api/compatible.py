@@ -221,7 +221,7 @@ async def images(request: Request, services: ServicesOf) -> Response:
 
 def _picture(path: Any, png: bool) -> bytes:
     """The one picture of a file; PNG frames come in a ZIP."""
-    if not png:
+    if not (png and zipfile.is_zipfile(path)):
         return bytes(path.read_bytes())
     with zipfile.ZipFile(path) as frames:
         return frames.read(frames.namelist()[0])

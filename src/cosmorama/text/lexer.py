@@ -10,6 +10,10 @@ T = TypeVar("T")
 
 ON = r"(?:on|onto|upon|across|over|along|to)"
 THE = r"(?:a|an|the)"
+MAX_CHARACTERS = 2000
+"""Of a prompt that is read: one that only says what these languages can is never nearly as long."""
+_LONGEST_WORD = re.compile(r"\w{24}")
+"""Characters that no known word has: looking for others in it costs time for each of them."""
 _SEPARATOR = re.compile(r"[\s.,;:!'\"()-]*")
 
 
@@ -29,6 +33,8 @@ class Lexer(Generic[T]):
 
     def read(self, prompt: str) -> list[T] | None:
         """What the prompt's words mean, in order; None when it holds anything else."""
+        if len(prompt) > MAX_CHARACTERS or _LONGEST_WORD.search(prompt):
+            return None
         text = prompt.lower().replace("gray", "grey")
         found: list[T] = []
         end = 0

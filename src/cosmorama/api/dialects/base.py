@@ -13,6 +13,7 @@ from cosmorama.api.clips import ClipFile, ClipJSON
 from cosmorama.api.dialects.wire import WireModel, names_written
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.fitting import FPS
 from cosmorama.media.write import mime_type
 from cosmorama.request import GenerationRequest, Mode
 from cosmorama.settings import Settings
@@ -31,7 +32,8 @@ class Dialect:
             outcome's file and discards it when sent.
         body: The body's model, for the API's documentation.
         wire_names: `GenerationRequest`'s field names to this format's, for errors found after parsing. `mode=NAME`
-            is the format's word for a mode, and `field=NAME` the field that makes a body one of that mode.
+            is the format's word for a mode, and `field=NAME` the field that makes a body one of that mode;
+            `hint=FIELD` goes before what is accepted in an error about a field.
     """
 
     name: str
@@ -63,7 +65,9 @@ def worded(error: CosmoramaError, names: Mapping[str, str]) -> CosmoramaError:
 
 def _worded(problem: Problem, names: Mapping[str, str]) -> Problem:
     if problem.field != "mode":
-        return replace(problem, field=names.get(problem.field, problem.field))
+        fitted = "even numbers" in problem.accepted or problem.accepted.endswith(f"from {FPS}")
+        hint = "" if fitted else names.get(f"hint={problem.field}", "")
+        return replace(problem, field=names.get(problem.field, problem.field), accepted=f"{hint}{problem.accepted}")
     found = names.get(f"field={problem.value}", names.get("mode", "mode"))
     value = names.get(f"mode={problem.value}", problem.value)
     accepted = _MODE.sub(lambda mode: names.get(f"mode={mode[0]}", mode[0]), problem.accepted)

@@ -196,6 +196,8 @@ PREDICT1 = Dialect(
         "size": "video_params.width x video_params.height",
         "width": "video_params.width",
         "height": "video_params.height",
+        "hint=size": "COSMORAMA_SIZE_POLICY=fit on the server for any size, or ",
+        "hint=fps": "COSMORAMA_SIZE_POLICY=fit on the server for any rate, or ",
     },
 )
 
