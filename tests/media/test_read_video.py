@@ -332,3 +332,12 @@ def test_a_portrait_clip_on_a_landscape_frame_is_told_of() -> None:
         assert len(warnings) == told
         if told:
             assert "video of 90x160 was cropped to its middle: 32% of it is seen at 160x90" in warnings[0]
+
+
+def test_the_first_frames_cost_what_they_cost() -> None:
+    data = encode_clip([frame for _ in range(20) for frame in counting(48)], rate=Fraction(24))
+    few = MediaLimits(max_frames=60)
+    for fps, frames, expected in ((24, 9, list(range(9))), (12, 5, [0, 2, 4, 6, 8]), (24, 1, [0])):
+        read_first = read_video(data, "video", width=64, height=48, fps=fps, frames=frames, keep="first", limits=few)
+        assert levels(read_first) == expected
+    assert refused(data[: len(data) // 2], few).status == 422

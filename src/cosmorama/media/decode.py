@@ -149,6 +149,19 @@ class Clip:
             raise MediaError(self._field, f"is damaged: its last {lost:.1f} s cannot be decoded; encode it again")
         return times
 
+    def head(self, window_s: float) -> list[float]:
+        """The same of the first frames; nothing behind them is decoded."""
+        self._entry_point(math.inf)
+        self._entry_s = None
+        times: list[float] = []
+        for moment, _ in self._frames():
+            times.append(moment)
+            if moment >= times[0] + window_s:
+                break
+        if not times:
+            raise MediaError(self._field, "holds no frame that can be decoded; send it as MP4 with H.264")
+        return times
+
     @property
     def rate(self) -> float | None:
         """Frames per second on average, as the file says; None if it does not."""

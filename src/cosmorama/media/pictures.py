@@ -73,6 +73,10 @@ class AnimatedPicture:
             self._limits.check_duration(self._field, now)
         return times
 
+    def head(self, window_s: float) -> list[float]:
+        """The same of the first frames, at least the first `window_s` seconds, where there are that."""
+        return self.tail(window_s)
+
     def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, Fraction]]:
         """The frames of those ascending indices, as `read_picture` gives them, with their pixels' aspect: 1."""
         wanted = set(indices)

@@ -77,7 +77,7 @@ def read_video(
     if keep == "last":
         indices = pick_last(clip.tail(span_s(fps, frames)), fps, frames)
     else:
-        indices = pick_first(clip.tail(math.inf), fps, frames)
+        indices = pick_first(clip.head(span_s(fps, frames)), fps, frames)
     fitted: dict[int, NDArray[np.uint8]] = {}
     chosen = sorted(set(indices))
     for index, (picture, pixel_aspect) in zip(chosen, clip.pictures(chosen), strict=True):
