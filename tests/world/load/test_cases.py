@@ -194,6 +194,11 @@ CASES: dict[str, tuple[str, Change, str]] = {
         both(sharded(), removed("transformer/diffusion_pytorch_model-00002-of-00002.safetensors")),
         r"missing transformer/diffusion_pytorch_model-00002-of-00002\.safetensors",
     ),
+    "shards without their index": (
+        "predict2.5",
+        both(sharded(), removed(f"transformer/{INDEX}")),
+        r"there are shards, but not diffusion_pytorch_model\.safetensors\.index\.json",
+    ),
     "only a variant": ("predict2.5", renamed(WEIGHTS, WEIGHTS.replace(".s", ".bf16.s")), "--variant bf16"),
     "only another name": ("predict2.5", renamed(WEIGHTS, "transformer/ema.safetensors"), r"there is ema\.safetensors"),
     "a pickle": ("predict2.5", renamed(WEIGHTS, "transformer/a.bin"), "pickles are not read"),
@@ -343,6 +348,11 @@ CASES: dict[str, tuple[str, Change, str]] = {
     ),
     "whole numbers": ("predict2.5", first_as(torch.int8), rf"{Q}\.weight is stored as I8"),
     "whole numbers with scales": ("predict2.5", first_as(torch.int8, "weight_scale"), "is stored as I8"),
+    "whole numbers under another name": (
+        "wan",
+        edited(WEIGHTS, lambda found: {**found, "scale_shift_table": found["scale_shift_table"].to(torch.int8)}),
+        r"scale_shift_table is stored as torch\.int8",
+    ),
     "packed numbers": ("predict2.5", first_as(torch.uint8, "weight.absmax"), "is stored as U8"),
     "scales of what is not in 8 bits": (
         "predict2.5",

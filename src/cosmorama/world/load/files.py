@@ -388,6 +388,9 @@ def instead_of(names: Collection[str]) -> str:
         return f" (there is {pickled[0]}, but pickles are not read)"
     if quantized := sorted(name for name in names if name.endswith(".gguf")):
         return f" (there is {quantized[0]}, but GGUF is not read)"
+    if shards := sorted(name for name in names if re.search(r"-\d+-of-\d+\.safetensors$", name)):
+        stem = re.sub(r"-\d+-of-\d+\.safetensors$", "", shards[0])
+        return f" (there are shards, but not {stem}.safetensors.index.json, which says what is in them)"
     if others := sorted(name for name in names if name.endswith(".safetensors")):
         return f" (there is {others[0]}, which is not the name of a part's weights)"
     return ""

@@ -210,6 +210,10 @@ def assign(
                 f"{weights.folder} cannot be loaded: {name} has the shape {list(tensor.shape)}, and config.json makes "
                 f"it {list(expected[name].shape)}"
             )
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise ModelNotFoundError(
+                f"{weights.folder} cannot be loaded: {name} is stored as {tensor.dtype}, which is not read as a weight"
+            )
         kind = dtype if exact.isdisjoint(name.split(".")) else torch.float32
         loaded[name] = tensor.to(place(name), kind if tensor.is_floating_point() else tensor.dtype)
     module.load_state_dict(loaded, assign=True, strict=False)
