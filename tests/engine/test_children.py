@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -276,3 +278,30 @@ def test_an_owner_has_so_many_and_what_is_dropped_is_not_begun() -> None:
     release.set()
     assert futures["c1"].result(PATIENCE_S) is result
     assert "a3" not in begun
+
+
+def test_what_they_import_is_light() -> None:
+    program = "import cosmorama.engine.children, cosmorama.engine.prepare, sys; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_they_end_with_the_process_that_asked_for_them() -> None:
+    program = """
+from cosmorama.engine.children import Children
+from cosmorama.engine.prepare import Preparer
+children = Children(Preparer())
+children.start()
+print(children._parent._process.pid, flush=True)
+import time
+time.sleep(600)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    parent = int(worker.stdout.readline())
+    worker.kill()
+    worker.wait()
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{parent}").exists() and "Z" not in Path(f"/proc/{parent}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
