@@ -109,6 +109,22 @@ def test_every_knob_of_the_model_is_there_with_its_range_and_sentence(studio: St
         assert field(page, absent).count() == 0
 
 
+def test_the_rewritten_prompt_is_shown_and_used_as_it_was_edited(studio: Studio, picture: Path) -> None:
+    page = studio.page
+    describe(page, "a red ball", steps=2, frames=9)
+    page.get_by_role("button", name="Show the rewritten prompt").click()
+    text = page.get_by_label("Rewritten prompt")
+    expect(text).not_to_be_empty()
+    text.fill("a red ball, as I want it")
+    page.get_by_role("button", name="Use this text").click()
+    made = job(studio, generated(studio))["request"]
+    assert (made["prompt"], made["prompt_upsampling"]) == ("a red ball, as I want it", False)
+    page.get_by_label("Prompt", exact=True).fill("")
+    page.get_by_label("Picture or clip to start from: choose a file").set_input_files(picture)
+    page.get_by_role("button", name="Describe what is seen").click()
+    expect(page.get_by_label("Rewritten prompt")).not_to_be_empty()
+
+
 def test_a_refused_field_is_told_where_it_stands(studio: Studio) -> None:
     studio.seen.allowed = ("422",)
     page = studio.page

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from tests.serving import Running, running_server
 from tests.studio.conftest import Studio, open_page
@@ -135,6 +136,39 @@ def test_the_history_is_searched_starred_and_deleted_from(studio: Studio) -> Non
     page.locator(f"[data-job='{gone['id']}']").get_by_role("button", name="Delete").click()
     expect(page.locator(f"[data-job='{gone['id']}']")).to_have_count(0)
     assert httpx.get(f"{studio.url}/v1/jobs/{gone['id']}").status_code == 404
+
+
+def test_a_long_history_scrolls(studio: Studio) -> None:
+    """Five hundred jobs, told by the test instead of the server: pages are asked for while scrolling."""
+    page = studio.page
+    model = make(studio, "a red ball", seed=1)
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        start, limit = int(query.get("cursor", ["0"])[0]), int(query["limit"][0])
+        asked.append(route.request.url)
+        data = [
+            {**model, "id": f"job_{number:026}", "created_at": model["created_at"] - number, "result": None}
+            for number in range(start, min(start + limit, 500))
+        ]
+        following = str(start + limit) if start + limit < 500 else None
+        route.fulfill(json={"object": "list", "data": data, "next_cursor": following})
+
+    page.route("**/v1/jobs?*", answer)
+    page.goto("about:blank")
+    page.goto(f"{studio.url}/#/history")
+    expect(page.locator(".card")).not_to_have_count(0)
+    few = page.locator(".card").count()
+    assert few < 300
+    for _ in range(12):
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(250)
+    expect(page.locator(".card")).to_have_count(500)
+    assert len(asked) == len(set(asked))
+    page.get_by_label("Search the history").fill(f"job_{321:026}")
+    expect(page.locator(".card")).to_have_count(1)
+    page.unroute("**/v1/jobs?*")
 
 
 def test_keys(studio: Studio) -> None:

@@ -230,7 +230,7 @@ export class Form extends EventTarget {
         const text = value ?? (name === "prompt" ? "" : (this.can.knobs[name]?.default ?? ""));
         if (field.value !== text) field.value = text;
         const words = text.split(/\s+/).filter(Boolean).length;
-        count.textContent = words > this.can.prompt_words * 0.6 ? `${words} of ${this.can.prompt_words} words` : "";
+        count.textContent = this.can.prompt_words && words > this.can.prompt_words * 0.6 ? `${words} of ${this.can.prompt_words} words` : "";
       };
       element.fail = (message) => {
         error.textContent = message ?? "";
