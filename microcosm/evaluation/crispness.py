@@ -17,7 +17,7 @@ from microcosm.evaluation.probe import LEAST_SHARE, color_classes, to_input
 from microcosm.evaluation.rollouts import Job, draw_all
 from microcosm.scenes.simulate import Frames
 
-_STEPS, _BATCH, _RATE = 200, 24, 2e-3
+_STEPS, _BATCH, _RATE, _CROP = 240, 24, 3e-3, 64
 
 
 def measure(weights: Path, held: Sequence[HeldOut[Any]], processes: int) -> tuple[list[Figure], Frames]:
@@ -97,18 +97,30 @@ def guess_figure(drawn: Frames, real: Frames, steps: int = _STEPS) -> Figure:
     return Figure("rendered or generated, guessed right", share, 80, 65, "%", at_most=True, note=note)
 
 
+class Detail(nn.Module):
+    """Frames [B, 3, h, w] to themselves and, larger, what a blur takes from them: [B, 6, h, w]."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """See the class."""
+        blurred = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        return torch.cat([frames, 8 * (frames - blurred)], dim=1)
+
+
 def _trained(frames: Tensor, answers: Tensor, steps: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers: list[nn.Module] = []
-        for before, after in ((3, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(before, after, 3, 2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        # What the pixels are beside their surroundings: softness and seams show there, whatever the scene.
+        layers: list[nn.Module] = [Detail()]
+        for before, after, stride in ((6, 16, 1), (16, 32, 2), (32, 64, 2)):
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
         optimizer = torch.optim.AdamW(net.parameters(), _RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
         for _ in range(steps):
             rows = torch.randint(len(frames), (_BATCH,))
-            shown = torch.where(torch.rand(_BATCH, 1, 1, 1) < 0.5, frames[rows], frames[rows].flip(3))
+            top, left = (int(torch.randint(side - _CROP + 1, ())) for side in frames.shape[2:])
+            shown = frames[rows, :, top : top + _CROP, left : left + _CROP]
+            shown = torch.where(torch.rand(_BATCH, 1, 1, 1) < 0.5, shown, shown.flip(3))
             optimizer.zero_grad()
             F.binary_cross_entropy_with_logits(net(shown).squeeze(1), answers[rows]).backward()
             optimizer.step()

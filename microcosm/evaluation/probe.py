@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, Color, Floor, Scene, Shape
-from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, VideoAutoencoder
+from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
 from microcosm.scenes.dataset import DATA, read_shards
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames
 from microcosm.training.autoencoder import RUNS
@@ -131,11 +131,11 @@ def as_decoded(vae: VideoAutoencoder, frames: Tensor, noise: Tensor | float = 0.
 
     The transform of eight equal frames, of which the last is shown, as two convolutions: an eighth of the arithmetic.
     """
-    basis = vae.basis.detach().unflatten(1, (3, FRAMES_PER_LATENT, CELL, CELL))
-    mean = vae.mean.detach().unflatten(0, (3, FRAMES_PER_LATENT, CELL, CELL))[:, -1]
+    basis = vae.basis.detach().unflatten(1, (3, FRAMES_PER_LATENT, vae.cell, vae.cell))
+    mean = vae.mean.detach().unflatten(0, (3, FRAMES_PER_LATENT, vae.cell, vae.cell))[:, -1]
     scale, offset = vae.scaling_factor.detach(), vae.basis.detach() @ vae.mean.detach()
-    latents = scale * F.conv2d(frames, basis.sum(2), -offset, stride=CELL)
-    shown = F.conv_transpose2d((latents + noise * torch.randn(latents.shape)) / scale, basis[:, :, -1], stride=CELL)
+    latents = scale * F.conv2d(frames, basis.sum(2), -offset, stride=vae.cell)
+    shown = F.conv_transpose2d((latents + noise * torch.randn(latents.shape)) / scale, basis[:, :, -1], stride=vae.cell)
     rows, columns = latents.shape[2:]
     return cast(Tensor, (shown + mean.repeat(1, rows, columns)).clamp(-1, 1))
 

@@ -1,4 +1,4 @@
-"""Fits the autoencoder's linear transform: `python -m microcosm.training.autoencoder basis`.
+"""Fits the autoencoder's linear transform: `python -m microcosm.training.autoencoder basis`, or `fine` for a U-Net.
 
 The first components are the principal ones of all blocks, most of which stand still. What those leave of the blocks in
 which something moves has components of its own: they are few, so a common fit would hardly see them.
@@ -6,6 +6,7 @@ which something moves has components of its own: they are few, so a common fit w
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -123,6 +124,39 @@ def basis(
             part = model.basis[:count]
             print(f"moving blocks with {count} components: {psnr(moving @ part.T @ part, moving):.1f} dB")
     model.save_pretrained(runs / "vae")
+
+
+@app.command()
+def fine(
+    data: Annotated[Path, typer.Option()] = DATA,
+    runs: Annotated[Path, typer.Option()] = RUNS,
+    channels: int = 32,
+    cell: Annotated[int, typer.Option(help="Side of a cell in small pixels.")] = 2,
+    clips: Annotated[int, typer.Option(help="Short clips to fit to, half of either world.")] = 160,
+) -> None:
+    """Fit the transform of fine cells that a U-Net works on, to blocks of both worlds, those that move twice."""
+    blocks = _fine_blocks(data, cell, clips)
+    model = VideoAutoencoder(channels=channels, cell=cell)
+    with torch.no_grad():
+        model.mean.copy_(blocks.mean(0))
+        model.basis.copy_(principal(blocks - model.mean, channels))
+        # A cell's main components are then its mean colors.
+        model.scaling_factor.fill_((FRAMES_PER_LATENT * cell * cell) ** -0.5)
+        shown = (blocks - model.mean) @ model.basis.T @ model.basis + model.mean
+    print(f"{len(blocks)} blocks with {channels} components: {psnr(shown, blocks):.1f} dB")
+    model.save_pretrained(runs / "vae")
+
+
+def _fine_blocks(folder: Path, cell: int, clips: int, per_clip: int = 700, seed: int = 0) -> Tensor:
+    rng, found = np.random.default_rng(seed), []
+    for kind in ("shorts", "corridor-shorts"):
+        chosen = (clip for arrays, _ in read_shards(kind, folder) for name in arrays.files for clip in arrays[name])
+        for clip in islice(chosen, clips // 2):
+            blocks = to_blocks(to_float(clip[None, 1:]), cell).flatten(0, 3)
+            frames = blocks.unflatten(1, (3, FRAMES_PER_LATENT, -1))
+            moving = blocks[(frames.amax(2) - frames.amin(2)).amax((1, 2)) > MOVES]
+            found += [some[rng.integers(len(some), size=per_clip)] for some in (blocks, moving) if len(some)]
+    return torch.cat(found)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -34,7 +34,7 @@ class Muon:
         for matrix in matrices:
             groups[matrix.shape].append(matrix)
         self.groups = list(groups.values())
-        self.buffers = [torch.zeros(len(group), *group[0].flatten(1).shape) for group in self.groups]
+        self.buffers = [group[0].new_zeros(len(group), *group[0].flatten(1).shape) for group in self.groups]
         self.momentum, self.weight_decay, self.dtype = momentum, weight_decay, dtype
         self.alone = alone  # whether the gradients are this worker's own
 

@@ -40,7 +40,7 @@ CHANNELS = 32  # of the latents; the error is summed over all, nearly all of it 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One run; see `main`."""
+    """One run; see `main`. `later_minutes` of its stage are for another call: the rate falls as if this one went on."""
 
     stage: str
     minutes: float
@@ -59,6 +59,10 @@ class Options:
     widths: str
     depths: str
     compiled: bool
+    device: str = "cpu"
+    batch: int = 1
+    loaders: int = 0
+    later_minutes: float = 0.0
 
 
 def main(
@@ -79,6 +83,9 @@ def main(
     widths: Annotated[str, typer.Option(help="Features on each level of a new run.")] = "64,96,192,256",
     depths: Annotated[str, typer.Option(help="Blocks on each level of a new run.")] = "1,1,2,3",
     compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda; one worker on the latter.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="How many times as large batches are.")] = 1,
+    loaders: Annotated[int, typer.Option(help="Processes that draw batches ahead; 0 draws them between steps.")] = 0,
 ) -> None:
     """Train one stage."""
     options = Options(**locals())
@@ -95,13 +102,15 @@ def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: W
     """The velocity-weighted error of the predicted x_0 over the frames that are not given."""
     clean = vae.encode(batch.frames)
     count, _, frames = clean.shape[:3]
-    t = draw_t(count, shift)
-    given = torch.arange(frames) < batch.given[:, None]
+    device = clean.device
+    t = draw_t(count, shift).to(device)
+    given = torch.arange(frames, device=device) < batch.given[:, None]
     wide = given[:, None, :, None, None]
     level = t.view(-1, 1, 1, 1, 1)
     disturbed = clean
     if frames > 1:
-        strength = DISTURBANCE * torch.rand(count, 1, 1, 1, 1) * (torch.rand(count, 1, 1, 1, 1) < 0.5)
+        chance = torch.rand(2, count, 1, 1, 1, 1, device=device)
+        strength = DISTURBANCE * chance[0] * (chance[1] < 0.5)
         disturbed = torch.addcmul(clean, strength, torch.randn_like(clean))
     noisy = torch.where(wide, disturbed, torch.lerp(clean, torch.randn_like(clean), level))
     known, held = torch.zeros_like(clean), torch.zeros_like(clean[:, :, :1])
@@ -111,7 +120,7 @@ def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: W
             known[rows] = beside(clean[rows], disturbed[rows, :, :number])
             held[rows] = vae.hold(disturbed[rows, :, :number])
     text, mask = text_encoder(batch.prompts)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         output = net(
             noisy,
             torch.where(given, 0.0, t[:, None]),
@@ -153,19 +162,20 @@ class Training:
             unet.normed = torch.compile(unet.normed, dynamic=True)
             unet.modulated = torch.compile(unet.modulated, dynamic=True)
         self.options, self.rank = options, rank
-        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae").eval().requires_grad_(False)
+        device = options.device
+        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae").eval().requires_grad_(False).to(device)
         self.checkpoint = options.runs / f"{options.name}.pt"
         source = self.checkpoint if self.checkpoint.exists() else options.runs / f"{options.start}.pt"
-        state = torch.load(source, weights_only=False) if source.exists() else None
+        state = torch.load(source, map_location=device, weights_only=False) if source.exists() else None
         self.progress = {"steps": 0.0, "latent_frames": 0.0, "seconds": 0.0}
         config: dict[str, Any] = {
             "channels": self.vae.config.channels,
             "widths": [int(width) for width in options.widths.split(",")],
             "depths": [int(depth) for depth in options.depths.split(",")],
         }
-        self.net = unet.VideoUNet(**(config if state is None else state["net_config"]))
+        self.net = unet.VideoUNet(**(config if state is None else state["net_config"])).to(device)
         self.text_encoder: TextEncoder = (
-            load_component(TextEncoder, WEIGHTS / "text_encoder").train().requires_grad_(True)
+            load_component(TextEncoder, WEIGHTS / "text_encoder").train().requires_grad_(True).to(device)
         )
         self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema, bf16=True, alone=True)
         if state is not None:
@@ -175,7 +185,8 @@ class Training:
             self.progress = state["progress"]
         done = int(self.progress["steps"])
         torch.manual_seed(options.seed + done + 1_000_003 * rank)
-        self.sampler = Sampler(read_shots(options.data), MIXTURES[options.stage], options.seed + done, rank)
+        mixture = MIXTURES[options.stage].enlarged(options.batch)
+        self.sampler = Sampler(read_shots(options.data), mixture, options.seed + done, rank)
         if rank == 0:
             size = sum(parameter.numel() for parameter in self.net.parameters()) / 1e6
             print(f"{size:.1f} M weights, {len(self.sampler.groups)} groups, {self.progress}", flush=True)
@@ -184,13 +195,14 @@ class Training:
         """Train for the time given, with a line every half minute and a checkpoint every two."""
         options, report = self.options, Report()
         begun = saved = time.monotonic()
+        batches, later_s = self.sampler.stream(options.loaders), 60 * options.later_minutes
         left_s = math.inf
         while left_s > 0:
             now = time.monotonic()
             if self.progress["steps"] % LOCAL_STEPS == 0:
                 left_s = agreed(begun + 60 * options.minutes - now)
-            batch = self.sampler.draw()
-            rate = learning_rate(options.peak, self.optimizer.steps, left_s, 60 * options.decay_minutes)
+            batch = next(batches).to(options.device)
+            rate = learning_rate(options.peak, self.optimizer.steps, left_s + later_s, 60 * options.decay_minutes)
             loss = self.take_step(batch, rate)
             self.progress["seconds"] += time.monotonic() - now
             report.add(f"{batch.world} {batch.seconds.shape[1]}", loss)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cosmorama.text.scene_language import mirror_caption
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT
@@ -61,6 +63,12 @@ class Windows:
     given: Tensor
     world: World
 
+    def to(self, device: str) -> Windows:
+        """The same on a device."""
+        return replace(
+            self, frames=self.frames.to(device), seconds=self.seconds.to(device), given=self.given.to(device)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
@@ -70,6 +78,10 @@ class Mixture:
     windows: dict[World, float] = field(default_factory=dict)
     still_batch: int = 16
     window_batch: int = 3
+
+    def enlarged(self, times: int) -> Mixture:
+        """The same shares in larger batches."""
+        return replace(self, still_batch=times * self.still_batch, window_batch=times * self.window_batch)
 
 
 MIXTURES = {
@@ -104,7 +116,7 @@ def read_shots(folder: Path) -> list[Shots]:
     return found
 
 
-class Sampler:
+class Sampler(IterableDataset[Windows]):
     """Draws batches of equal shape."""
 
     def __init__(self, shots: list[Shots], mixture: Mixture, seed: int, rank: int) -> None:
@@ -122,8 +134,23 @@ class Sampler:
             cost = mixture.still_batch if stills else mixture.window_batch * WINDOW_LATENTS
             weights.append(share / cost * sum(len(some.labels) for some in group) / rows[world, stills])
         self._keys, self._weights = list(self.groups), np.array(weights) / sum(weights)
+        self._seed = seed
         # Workers with one seed draw batches of the same shape, so that none waits long for another.
         self.rng, self._shapes = np.random.default_rng([seed, rank]), np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[Windows]:
+        """Batches without end; loading processes draw other ones each."""
+        if (loader := get_worker_info()) is not None:
+            self.rng = np.random.default_rng([self._seed, loader.id, 1])
+            self._shapes = np.random.default_rng([self._seed, loader.id, 2])
+        while True:
+            yield self.draw()
+
+    def stream(self, loaders: int) -> Iterator[Windows]:
+        """Batches without end, drawn ahead by `loaders` processes of their own, or here."""
+        if not loaders:
+            return iter(self)
+        return iter(DataLoader(self, batch_size=None, num_workers=loaders, prefetch_factor=4))
 
     def draw(self) -> Windows:
         """The next batch."""
