@@ -20,12 +20,13 @@ from cosmorama.engine.engine import Engine
 from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
 from cosmorama.request import Adapter
 from cosmorama.settings import Settings
+from cosmorama.world.kernels.layers import is_quantized
 from cosmorama.world.load import fit
 from cosmorama.world.load.adapters import AdaptedWorld
 from cosmorama.world.load.fit import check_weights_fit, weight_bytes
 from cosmorama.world.load.offload import offload_layers
 from cosmorama.world.load.options import LoadOptions
-from cosmorama.world.load.quantize import held_bytes, is_quantized
+from cosmorama.world.load.quantize import held_bytes
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import load_world
 from cosmorama.world.savings import Savings

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
+from cosmorama.world.kernels.layers import is_quantized
 from cosmorama.world.load.checkpoint import told_of, without_quantization
 from cosmorama.world.load.files import read_json
 from cosmorama.world.load.names import is_held_as_int8, read_by_text
 from cosmorama.world.load.offload import check_offload, offload_layers
 from cosmorama.world.load.options import LoadOptions
-from cosmorama.world.load.quantize import held_bytes, is_quantized, quantize_blocks, quantize_layer
+from cosmorama.world.load.quantize import held_bytes, quantize_blocks, quantize_layer
 from cosmorama.world.load.weights import Weights, assign
 
 

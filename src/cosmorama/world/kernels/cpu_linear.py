@@ -15,8 +15,7 @@ from diffusers.models.activations import GELU
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from cosmorama.world.load.offload import is_offloaded
-from cosmorama.world.load.quantize import is_quantized
+from cosmorama.world.kernels.layers import is_offloaded, is_quantized
 
 
 def use_onednn(model: nn.Module) -> None:

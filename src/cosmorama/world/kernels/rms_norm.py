@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosmorama.world.load.offload import is_offloaded
+from cosmorama.world.kernels.layers import is_offloaded
 
 
 def can_be_inlined(norm: nn.Module, x: Tensor) -> bool:

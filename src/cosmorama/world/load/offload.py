@@ -79,11 +79,6 @@ def offload_layers(
         parameter.data = data.to(device)
 
 
-def is_offloaded(layer: nn.Module) -> bool:
-    """Whether a layer's weights are where it runs only while it is called: nobody else can use them."""
-    return hasattr(layer, "_diffusers_hook")
-
-
 def waits(part: str, offload: Offload) -> bool:
     """Whether a part of a checkpoint, by its folder's name, waits in the CPU's memory."""
     if offload == "none" or part == "vae":

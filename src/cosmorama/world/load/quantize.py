@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.kernels.layers import is_quantized
 from cosmorama.world.load.names import is_held_as_int8
 from cosmorama.world.load.options import Quantize
 
@@ -69,11 +70,6 @@ def quantize_layer(layer: nn.Linear) -> None:
 
     # Its settings for torch.compile would change how float32 is multiplied in the whole process.
     quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
-
-
-def is_quantized(weight: Tensor) -> bool:
-    """Whether a weight is held as integers and scales."""
-    return hasattr(weight, "__tensor_flatten__")
 
 
 def held_bytes(weight: Tensor) -> int:
