@@ -51,7 +51,7 @@ def with_pool(
     monkeypatch.setattr(pools, "FIRST_LOAD_WAIT_S", 5.0)
     for name in ("a", "b", "c"):
         (folder / name).mkdir()
-        (folder / name / "model.safetensors").write_bytes(b"x" * WEIGHTS_BYTES)
+    monkeypatch.setattr(pools, "stored_bytes", lambda *_: WEIGHTS_BYTES)
 
     async def main() -> None:
         Stub.loaded, Stub.gate = [], asyncio.Event()

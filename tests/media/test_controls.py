@@ -36,7 +36,8 @@ def test_edges_are_white_outlines_and_nothing_else() -> None:
 
 def test_a_higher_preset_leaves_fewer_edges() -> None:
     noise = np.random.default_rng(0).integers(0, 90, (1, 64, 96, 3)).astype(np.uint8)
-    counts = [int((edges(noise, preset) > 0).sum()) for preset in EDGE_THRESHOLDS]
+    presets = [preset for preset in EDGE_THRESHOLDS if preset != "none"]
+    counts = [int((edges(noise, preset) > 0).sum()) for preset in presets]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
 
