@@ -109,6 +109,11 @@ class Generation:
         return self._rollout.prepared.request
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was fitted, replaced, converted or ignored."""
+        return (*self.request.warnings, *self._rollout.prepared.warnings)
+
+    @property
     def prompt(self) -> str:
         """The text that was used, after captioning or upsampling."""
         return self._rollout.prepared.prompt

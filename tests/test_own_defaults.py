@@ -1,0 +1,71 @@
+"""What nobody asked for is the model's own, whichever door a request comes in by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import cosmorama
+from cosmorama.api.dialects import DIALECTS
+from cosmorama.cli import app
+from cosmorama.client.protocol import body_of, request_of
+from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.settings import Settings
+from cosmorama.world.families import fullest
+
+PREDICT25: Capabilities = next(family for family in fullest() if family.family == "predict2.5")
+
+
+def through_the_command_line(monkeypatch: pytest.MonkeyPatch) -> GenerationRequest:
+    asked: list[GenerationRequest] = []
+
+    class Loaded:
+        def generate_file(self, request: GenerationRequest, output: Path, **_: Any) -> None:
+            asked.append(request)
+            raise cosmorama.errors.InvalidRequestError(cosmorama.errors.Problem("x", 1, "seen enough"))
+
+    monkeypatch.setattr(cosmorama, "load", lambda *_, **__: Loaded())
+    CliRunner().invoke(app, ["generate", "a red ball", "--model", "predict2.5-folder", "-o", "x.mp4", "--force"])
+    return asked[0]
+
+
+def through_a_dialect(name: str, body: dict[str, Any]) -> Callable[[pytest.MonkeyPatch], GenerationRequest]:
+    [spoken] = [dialect for dialect in DIALECTS if dialect.name == name]
+    return lambda _: spoken.parse(body, Settings())
+
+
+def through_the_client(_: pytest.MonkeyPatch) -> GenerationRequest:
+    body = body_of(request_of("a red ball", image=None, video=None, output="x.mp4"))
+    [native] = [dialect for dialect in DIALECTS if dialect.name == "cosmorama"]
+    return native.parse(body, Settings())
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        through_the_command_line,
+        through_the_client,
+        lambda _: GenerationRequest(prompt="a red ball"),
+        through_a_dialect("predict1", {"prompt": "a red ball"}),
+        through_a_dialect("predict1", {"prompt": "a red ball", "video_params": None, "steps": None}),
+        through_a_dialect("cosmorama", {"prompt": "a red ball"}),
+    ],
+    ids=["command line", "client", "python", "predict1", "predict1 with nulls", "native"],
+)
+def test_predict25_makes_93_frames_at_16_fps(
+    door: Callable[[pytest.MonkeyPatch], GenerationRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = resolve(door(monkeypatch), PREDICT25)
+    assert (made.width, made.height, made.frames, made.fps) == (1280, 704, 93, 16)
+    assert (made.steps, made.guidance_scale) == (PREDICT25.defaults.steps, PREDICT25.defaults.guidance_scale)
+    assert (made.negative_prompt, made.warnings) == (PREDICT25.defaults.negative_prompt, ())
+
+
+def test_openais_four_seconds_are_at_the_models_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = resolve(through_a_dialect("openai", {"prompt": "a", "size": "1280x704"})(monkeypatch), PREDICT25)
+    assert (made.frames, made.fps, made.steps) == (64, 16, PREDICT25.defaults.steps)
