@@ -125,11 +125,6 @@ class Generation:
         return self.request.seed
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What was fitted, replaced or ignored of the request, in sentences."""
-        return self.request.warnings
-
-    @property
     def frames(self) -> Iterator[Frames]:
         """The frames in order, each uint8 `[H, W, 3]` RGB."""
         for chunk in self._rollout.decode():
