@@ -38,7 +38,7 @@ def tracer_provider() -> TracerProvider:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
     except ImportError as error:
-        raise CosmoramaError(f"traces need the extra 'otel': pip install 'cosmorama[otel]' ({error})") from None
+        raise CosmoramaError(f"traces need the extra 'otel': pip install '.[otel]' ({error})") from None
     # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say wins over this.
     named = Resource({SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "cosmorama")})
     provider = TracerProvider(resource=Resource.create().merge(named))

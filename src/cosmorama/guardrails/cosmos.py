@@ -44,7 +44,7 @@ class CosmosGuardrail:
         except ImportError as error:
             raise GuardrailUnavailableError(
                 f"text_guardrail and video_guardrail cannot import cosmos-guardrail, which "
-                f"`pip install 'cosmorama[guardrail]'` brings: {error}"
+                f"`pip install '.[guardrail]'` brings: {error}"
             ) from error
         try:
             self._checker: SafetyChecker = CosmosSafetyChecker()

@@ -63,7 +63,7 @@ def computed(control: Control, clip: Frames | None) -> Frames:
     try:
         return compute(clip, control.preset)
     except ModuleNotFoundError as error:
-        accepted = f"a control clip: this server has no {error.name} to compute one (pip install 'cosmorama[cosmos]')"
+        accepted = f"a control clip: this server has no {error.name} to compute one (pip install '.[cosmos]')"
         raise InvalidRequestError(Problem(field, None, accepted)) from error
 
 

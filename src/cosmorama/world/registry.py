@@ -220,7 +220,7 @@ def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions
         import accelerate  # noqa: F401 - diffusers loads with it
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install 'cosmorama[cosmos]'") from error
+        raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install '.[cosmos]'") from error
     load: Callable[[Path, LoadOptions], World] = getattr(importlib.import_module(module), function)
     return load
 

@@ -219,7 +219,7 @@ def test_what_cannot_be_held_as_int8_is_refused(
     with pytest.raises(ModelNotFoundError, match="does not go with float16"):
         load_world(str(tmp_path / "half"), device="cpu", quantize="int8")
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ModelNotFoundError, match=r"needs torchao: pip install 'cosmorama\[quantize\]'"):
+    with pytest.raises(ModelNotFoundError, match=r"needs torchao: pip install '.\[quantize\]'"):
         load_world(str(folder), device="cpu", quantize="int8")
 
 

@@ -122,7 +122,7 @@ def _load(world: World, model: Any, name: str, inner: str, additions: Mapping[st
     try:
         import peft  # noqa: F401 - diffusers builds the layers with it
     except ModuleNotFoundError as error:
-        raise ModelNotFoundError("adapters need peft: pip install 'cosmorama[cosmos]'") from error
+        raise ModelNotFoundError("adapters need peft: pip install '.[cosmos]'") from error
     weights: dict[str, Tensor] = {}
     for layer, addition in additions.items():
         weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"] = addition.down, addition.up

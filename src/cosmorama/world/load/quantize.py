@@ -36,7 +36,7 @@ def check_quantize(quantize: Quantize, dtype: torch.dtype | None = None) -> None
     if quantize == "none":
         return
     if importlib.util.find_spec("torchao") is None:
-        raise ModelNotFoundError(f"COSMORAMA_QUANTIZE={quantize} needs torchao: pip install 'cosmorama[quantize]'")
+        raise ModelNotFoundError(f"COSMORAMA_QUANTIZE={quantize} needs torchao: pip install '.[quantize]'")
     if dtype == torch.float16:
         # Products come before they are scaled: with integers up to 127 they pass float16's 65504.
         raise ModelNotFoundError(
