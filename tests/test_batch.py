@@ -137,7 +137,7 @@ def test_rows_come_in_any_format_and_local_files_belong_to_them(tmp_path: Path) 
     request = rows["predict1"].request
     assert request is not None
     assert (request.frames, request.image) == (9, tmp_path / "start.png")
-    assert batch._with_files(rows["predict1"].body, tmp_path)["image"] == "b25l"
+    assert batch.with_files(rows["predict1"].body, tmp_path)["image"] == "b25l"
     before = rows["predict1"].fingerprint
     (tmp_path / "start.png").write_bytes(b"two")
     assert {row.name: row for row in batch.read_rows(source)}["predict1"].fingerprint != before

@@ -243,7 +243,7 @@ def on_server(client: AsyncClient, model: str | None) -> Make:
     """Rows are made by a server."""
 
     async def make(row: Row, output: Path, key: str) -> Made:
-        body = {**_with_files(row.body, row.folder), **({} if model is None else {"model": model})}
+        body = {**with_files(row.body, row.folder), **({} if model is None else {"model": model})}
         job = await client.submit_body(body, idempotency_key=key)
         status = await job.wait()
         output = output.with_name(row.name + (suffix_of(status) or output.suffix))
@@ -351,12 +351,12 @@ def _files(value: Any, folder: Path, key: str = "") -> Iterator[Path]:
         yield path
 
 
-def _with_files(value: Any, folder: Path, key: str = "") -> Any:
+def with_files(value: Any, folder: Path, key: str = "") -> Any:
     """A body with the contents of local files in the place of their names."""
     if isinstance(value, dict):
-        return {name: _with_files(item, folder, name) for name, item in value.items()}
+        return {name: with_files(item, folder, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [_with_files(item, folder, key) for item in value]
+        return [with_files(item, folder, key) for item in value]
     if isinstance(value, str) and "prompt" not in key and (path := _local(value, folder)) is not None:
         return media_text(path)
     return value

@@ -8,9 +8,9 @@ Control page of NIM for Cosmos (Predict1 generation) unless a model's capabiliti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 Mode = Literal["text2world", "image2world", "video2world", "transfer", "forward_dynamics", "inverse_dynamics", "policy"]
 Container = Literal["mp4", "webm", "gif", "png", "jpeg"]
@@ -371,6 +371,40 @@ class ResolvedRequest(GenerationRequest):
     def result(self) -> Target:
         """What the file holds, which for a fitted request is not what the model makes."""
         return self.target or Target(self.width, self.height, self.frames, self.fps)
+
+
+def repeatable(request: ResolvedRequest, prompt: str) -> dict[str, Any]:
+    """The body that asks for the same clip again, in JSON's types and in the server's own format.
+
+    Args:
+        request: What was made. Pictures and clips are not part of the body.
+        prompt: The text that was used, which is not rewritten again.
+    """
+    left_out = {"image", "video", "model", "usual", "warnings", "seconds"} | ({"fps"} if request.source_rate else set())
+    body: dict[str, Any] = {"dialect": "cosmorama"}
+    for each in fields(GenerationRequest):
+        value = getattr(request, each.name)
+        if each.name not in left_out and value is not None and value != each.default:
+            body[each.name] = _plain(value)
+    size = {"width": request.result.width, "height": request.result.height}
+    length = {"frames": request.result.frames} | ({} if request.source_rate else {"fps": request.result.fps})
+    made = {
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "negative_prompt": request.negative_prompt,
+    }
+    whole: dict[str, Any] = _plain(body | size | length | made | {"prompt": prompt, "prompt_upsampling": False})
+    return whole
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.name != "source"}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, float) and value.is_integer():  # 24 and 24.0 are the same rate, and are the same text
+        return int(value)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Knobs(TypedDict, total=False):

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cosmorama import __version__
+from cosmorama.cli.again import again, show
 from cosmorama.cli.batch import batch
 from cosmorama.cli.bench import bench
 from cosmorama.cli.doctor import doctor
@@ -24,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, batch, grid, bench, doctor, upsample, caption):
+for command in (generate, show, again, batch, grid, bench, doctor, upsample, caption):
     app.command()(command)
 app.command("serve")(serve)
 app.command("worker")(worker)

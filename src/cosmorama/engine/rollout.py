@@ -6,6 +6,7 @@ one before, as a request with that clip would, with noise from a seed of its own
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmorama import __version__
 from cosmorama.diffusion.guidance import Guidance
 from cosmorama.diffusion.reuse import Memory, estimate
 from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
-from cosmorama.request import Capabilities, ResolvedRequest
+from cosmorama.request import Capabilities, ResolvedRequest, repeatable
 from cosmorama.world.base import (
     Acting,
     Adaptable,
@@ -54,7 +56,8 @@ class Rollout:
         """What the clip is made with, as text, for its file: what it takes to ask for it again, but no media."""
         request = self.prepared.request
         given = {
-            "software": "cosmorama",
+            "software": f"cosmorama {__version__}",
+            "request": json.dumps(repeatable(request, self.prepared.prompt), ensure_ascii=False, sort_keys=True),
             "model": self._world.capabilities.model,
             "mode": request.mode,
             "prompt": self.prepared.prompt,

@@ -1,0 +1,126 @@
+"""`cosmorama show FILE` and `cosmorama again FILE`: what a clip was made with, and the same clip once more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cosmorama.cli.options import (
+    ForceOption,
+    JsonOption,
+    KeyOption,
+    MaybeServerOption,
+    OutputOption,
+    errors_for_people,
+    file_to_write,
+    needs_serve,
+)
+from cosmorama.errors import InvalidRequestError, Problem
+
+FileArgument = Annotated[Path, typer.Argument(help="A clip: MP4, WebM, GIF, JPEG or ZIP.")]
+
+
+def show(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Show what a clip was made with: its request, model and version, which are in the file."""
+    with errors_for_people():
+        found = _metadata(file)
+        request = found.pop("request", None)
+        if as_json:
+            typer.echo(json.dumps({**found, "request": None if request is None else _body(file, request)}, indent=2))
+            return
+        width = max(map(len, found))
+        for name, value in found.items():
+            typer.echo(f"{name:<{width}}  {value}")
+
+
+def again(
+    file: FileArgument,
+    image: Annotated[
+        str | None, typer.Option(help="The picture that it started from, which is not in the file.")
+    ] = None,
+    video: Annotated[str | None, typer.Option(help="The clip that it goes on from, which is not in it.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name or checkpoint folder.", show_default="the name in the file")
+    ] = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    server: MaybeServerOption = None,
+    api_key: KeyOption = None,
+) -> None:
+    """Make the clip of a file again: the same bytes, with the same model and version."""
+    with errors_for_people(), needs_serve():
+        found = _metadata(file)
+        if "request" not in found:
+            raise _unknown(file)
+        body = _body(file, found["request"])
+        needed = {"image2world": "image", "video2world": "video"}.get(found.get("mode", ""))
+        if needed is not None and {"image": image, "video": video}[needed] is None:
+            raise InvalidRequestError(Problem(f"--{needed}", None, f"the {needed} that {file} was made from"))
+        usual = file.with_stem(f"{file.stem}-again").name
+        path = file_to_write(output, force=force, default=usual)
+        if server is not None:
+            media = {"image": image, "video": video}
+            asyncio.run(_on_server(body | {k: v for k, v in media.items() if v}, path, server, api_key, model))
+        else:
+            _here(body, image, video, model or found["model"], path)
+        same = path.read_bytes() == file.read_bytes()
+        typer.echo(f"{path}  {'the same bytes' if same else 'other bytes: another model, version, machine or input'}")
+
+
+def _here(body: dict[str, Any], image: str | None, video: str | None, model: str, path: Path) -> None:
+    import cosmorama
+    from cosmorama.api.dialects.native import to_request
+    from cosmorama.client.bar import progress_bar
+    from cosmorama.media.source import media_source
+
+    request = to_request({name: value for name, value in body.items() if name != "dialect"}, quality=7)
+    request = replace(
+        request,
+        image=None if image is None else media_source(image),
+        video=None if video is None else media_source(video),
+    )
+    with progress_bar(first="loading") as bar:
+        cosmorama.load(model).generate_file(
+            request, path, on_progress=lambda progress: bar(progress.stage, progress.step, progress.total)
+        )
+
+
+async def _on_server(body: dict[str, Any], path: Path, server: str, api_key: str | None, model: str | None) -> None:
+    from cosmorama.batch import with_files
+    from cosmorama.client import AsyncClient
+
+    async with AsyncClient(server, api_key=api_key) as client:
+        named = {} if model is None else {"model": model}
+        job = await client.submit_body(with_files(body, Path()) | named)
+        await job.wait(progress_bar=True)
+        await job.download(path)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with needs_serve():
+        from cosmorama.media.write import read_metadata
+    if not file.is_file():
+        raise FileNotFoundError(2, "No such file", str(file))
+    found = read_metadata(file)
+    if not found:
+        raise _unknown(file)
+    return found
+
+
+def _body(file: Path, text: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        raise InvalidRequestError(Problem("file", str(file), "one whose request was short enough to be kept")) from None
+    if not isinstance(body, dict):
+        raise _unknown(file)
+    return body
+
+
+def _unknown(file: Path) -> InvalidRequestError:
+    return InvalidRequestError(Problem("file", str(file), "a clip that Cosmorama made, with its request in it"))

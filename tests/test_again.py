@@ -1,0 +1,62 @@
+"""What a clip was made with is in the file, and makes it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cosmorama.cli import app
+
+SMALL = ["--steps", "2", "--frames", "9", "--size", "960x704", "--seed", "3"]
+
+
+def cosmorama(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".zip", ".jpg"])
+def test_the_request_is_in_the_file_and_gives_the_same_bytes(
+    tiny_checkpoint: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / f"clip{suffix}"
+    knobs = ["--guidance-interval", "0.1", "0.9", "--guidance-rescale", "0.37", "--solver", "unipc", "--upsample"]
+    small = SMALL if suffix != ".jpg" else [*SMALL, "--frames", "1"]
+    made = cosmorama("generate", "a red ball", "--model", tiny_checkpoint, "-o", file, *small, *knobs)
+    assert made.exit_code == 0, made.output
+    shown = json.loads(cosmorama("show", file, "--json").stdout)
+    assert shown["model"] == "tiny"
+    assert shown["software"].startswith("cosmorama 0.")
+    assert shown["request"]["seed"] == 3
+    assert shown["request"]["guidance_rescale"] == 0.37
+    assert "a red ball" in cosmorama("show", file).output.lower()
+    again = cosmorama("again", file, "--model", tiny_checkpoint)
+    assert again.exit_code == 0, again.output
+    assert "the same bytes" in again.output
+    assert (tmp_path / f"clip-again{suffix}").read_bytes() == file.read_bytes()
+
+
+def test_what_started_from_a_picture_needs_it_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    start, file = tmp_path / "start.png", tmp_path / "clip.gif"
+    Image.new("RGB", (96, 70), "orange").save(start)
+    model = ["--model", tiny_checkpoint]
+    assert cosmorama("generate", "a ball", "--image", start, *model, "-o", file, *SMALL).exit_code == 0
+    refused = cosmorama("again", file, *model, "-o", tmp_path / "again.gif")
+    assert refused.exit_code == 2
+    assert "--image" in refused.output
+    made = cosmorama("again", file, "--image", start, *model, "-o", tmp_path / "again.gif")
+    assert "the same bytes" in made.output, made.output
+
+
+def test_files_of_others_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine.jpg")
+    (tmp_path / "text.mp4").write_text("no clip")
+    for name in ("mine.jpg", "text.mp4", "none.mp4"):
+        for command in ("show", "again"):
+            result = cosmorama(command, tmp_path / name)
+            assert result.exit_code == 2, (name, result.output)
+            assert result.output.startswith("cosmorama: ")
