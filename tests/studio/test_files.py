@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -25,7 +26,9 @@ def ask(*paths: str, method: str = "GET") -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return [await client.request(method, path) for path in paths]
 
-    return asyncio.run(answers())
+    # In a thread: the browser of other tests has an event loop in this one.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, answers()).result()
 
 
 def test_the_page_and_its_files_need_no_key_and_come_under_a_strict_policy() -> None:

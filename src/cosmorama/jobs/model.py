@@ -22,7 +22,7 @@ from cosmorama.errors import JobConflictError as JobConflictError
 from cosmorama.errors import JobNotFoundError as JobNotFoundError
 from cosmorama.errors import StoreUnavailableError as StoreUnavailableError
 from cosmorama.progress import Progress, Stage
-from cosmorama.request import MediaSource, ResolvedRequest
+from cosmorama.request import GenerationRequest, MediaSource, ResolvedRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -228,7 +228,7 @@ def _knobs(job: Job) -> dict[str, Any]:
             return f"/v1/jobs/{job.id}/inputs/{where}"
         return None if source is None else str(source)
 
-    known = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name not in _INWARD}
+    known = {field.name: getattr(asked, field.name) for field in fields(GenerationRequest) if field.name not in _INWARD}
     return known | {
         "width": asked.result.width,
         "height": asked.result.height,

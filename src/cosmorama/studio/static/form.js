@@ -416,10 +416,10 @@ export class Form extends EventTarget {
 
   #controls() {
     const rows = this.can.controls.map((kind) => {
-      const on = h("input", { type: "checkbox", id: `control-${kind}`, onchange: update });
-      const weight = h("input.number", { type: "number", min: 0, max: 1, step: 0.05, value: 1, "aria-label": `Weight of ${kind}`, oninput: update });
+      const on = h("input", { type: "checkbox", id: `control-${kind}` });
+      const weight = h("input.number", { type: "number", min: 0, max: 1, step: 0.05, value: 1, "aria-label": `Weight of ${kind}` });
       const strength = ["very_low", "low", "medium", "high", "very_high"].map((name) => [name, label(name)]);
-      const preset = select(`preset-${kind}`, strength, update);
+      const preset = select(`preset-${kind}`, strength, () => {});
       preset.value = "medium";
       preset.setAttribute("aria-label", `Preset of ${kind}`);
       const own = mediaField({
