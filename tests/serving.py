@@ -51,6 +51,8 @@ def running_server(model: Path | str, folder: Path, **settings: str) -> Iterator
         "COSMORAMA_STATE_DIR": str(folder / "state"),
         "COSMORAMA_THREADS": "1",
     }
+    if "COSMORAMA_MODELS" in settings:
+        del ours["COSMORAMA_MODEL"]
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("COSMORAMA_", "NIM_", "OTEL_"))}
     with log.open("wb") as sink:
         process = subprocess.Popen(COMMAND, env=clean | ours | settings, stdout=sink, stderr=sink)

@@ -86,13 +86,20 @@ def ask_with_keys(path: str, *authorizations: str | None) -> list[httpx.Response
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("path", ["/v1/version", "/v1/infer", "/docs", "/nowhere"])
+@pytest.mark.parametrize("path", ["/v1/version", "/v1/infer", "/v1/jobs", "/nowhere"])
 def test_without_a_key_nothing_is_told(path: str) -> None:
     wrong = (None, "", "Bearer", "Bearer wrong", "Bearer first-key2", "Basic first-key", "first-key", "Bearer ключ")
     for answer in ask_with_keys(path, *wrong):
         assert answer.status_code == 401
         assert answer.json()["error"]["code"] == 401
         assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/"])
+def test_pages_that_ask_for_the_key_open_without_one(path: str) -> None:
+    (answer,) = ask_with_keys(path, None)
+    assert answer.status_code == 200
+    assert "first-key" not in answer.text
 
 
 def test_any_of_the_keys_lets_in() -> None:

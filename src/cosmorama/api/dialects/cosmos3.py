@@ -72,20 +72,20 @@ _REFERENCE = {
 MAX_STATE_CHARACTERS = 100_000
 
 
-class ControlParams(WireModel):
+class Cosmos3ControlParams(WireModel):
     """A control whose clip the client has."""
 
     video: str | None = Field(None, description="URL, data URL or base64 of the control clip.")
     control_weight: float = Field(1.0, ge=0, description="Weights of more than 1 in sum are scaled to 1.")
 
 
-class EdgeParams(ControlParams):
+class Cosmos3EdgeParams(Cosmos3ControlParams):
     """Edges: a clip of them, or how strong one must be to count in those of `input_reference`."""
 
     preset_edge_threshold: Literal["very_low", "low", "medium", "high", "very_high"] | None = None
 
 
-class BlurParams(ControlParams):
+class BlurParams(Cosmos3ControlParams):
     """A blurred picture: a clip of it, or how blurred that of `input_reference` is."""
 
     preset_blur_strength: Literal["none", "very_low", "low", "medium", "high", "very_high"] | None = None
@@ -94,11 +94,11 @@ class BlurParams(ControlParams):
 class Transfer(WireModel):
     """What the result follows in structure, at least one control, and how it is made in chunks."""
 
-    edge: EdgeParams | None = Field(None, description="An object, or true for edges of input_reference.")
+    edge: Cosmos3EdgeParams | None = Field(None, description="An object, or true for edges of input_reference.")
     blur: BlurParams | None = Field(None, description="An object, or true for a blurred input_reference.")
-    depth: ControlParams | None = None
-    seg: ControlParams | None = None
-    wsm: ControlParams | None = None
+    depth: Cosmos3ControlParams | None = None
+    seg: Cosmos3ControlParams | None = None
+    wsm: Cosmos3ControlParams | None = None
     control_guidance: float | None = Field(None, ge=0, le=10)
     num_video_frames_per_chunk: int | None = Field(None, ge=1)
     num_conditional_frames: int | None = Field(None, ge=0)
@@ -110,7 +110,7 @@ class Transfer(WireModel):
         return {} if value is True else None if value is False else value
 
     @property
-    def given(self) -> dict[str, ControlParams]:
+    def given(self) -> dict[str, Cosmos3ControlParams]:
         """The controls by their names here."""
         return {name: params for name in CONTROLS if (params := getattr(self, name)) is not None}
 
@@ -376,8 +376,8 @@ def _action(params: ActionParams) -> Action:
     )
 
 
-def _preset(params: ControlParams) -> Preset:
-    if isinstance(params, EdgeParams):
+def _preset(params: Cosmos3ControlParams) -> Preset:
+    if isinstance(params, Cosmos3EdgeParams):
         return params.preset_edge_threshold or "medium"
     return (params.preset_blur_strength or "medium") if isinstance(params, BlurParams) else "medium"
 

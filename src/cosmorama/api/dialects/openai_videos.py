@@ -92,7 +92,7 @@ class Reference(WireModel):
     file_id: str | None = Field(None, description="Not supported: null. There is no file storage here.")
 
 
-class VideoParams(WireModel):
+class NestedVideoParams(WireModel):
     """Size and timing, as some servers have them in an object of their own."""
 
     width: int | None = None
@@ -132,7 +132,7 @@ class VideoBody(DialectBody):
     quality: int | None = Field(None, ge=1, le=9)
     n: int = Field(1, ge=1, le=1, description="One video is made per request.")
     lora: dict[str, Any] | None = Field(None, description="Name and scale of an adapter that the server has loaded.")
-    video_params: VideoParams | None = Field(None, description="Width, height, num_frames and fps in one object.")
+    video_params: NestedVideoParams | None = Field(None, description="Width, height, num_frames and fps in one object.")
     extra_params: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
     extra_body: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
 
@@ -233,7 +233,7 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 warnings.append(f"{carrier}.{str(name)[:64]} was not used")
     params = given.pop("video_params", None) if isinstance(given.get("video_params"), Mapping) else None
     for name, value in (params or {}).items():
-        if name in VideoParams.model_fields:
+        if name in NestedVideoParams.model_fields:
             if value is not None:
                 given.setdefault(name, value)
         else:

@@ -74,9 +74,15 @@ def tier_of(key: str) -> str:
     return key.partition("_")[0]
 
 
-def text(meaning: str) -> Any:
-    """A text of a body that is left out or as long as any text may be."""
-    return Field(None, max_length=PROMPT_MAX_CHARACTERS, description=meaning)
+def documented(default: float, meaning: str) -> Any:
+    """A number whose documented default stands in the schema; left out, it is the model's own, where that differs."""
+    return Field(None, description=meaning, json_schema_extra={"default": default})
+
+
+def text(meaning: str, default: str | None = None) -> Any:
+    """A text of a body that is left out or as long as any text may be; `default` is the documented one."""
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    return Field(None, max_length=PROMPT_MAX_CHARACTERS, description=meaning, json_schema_extra=extra)
 
 
 class VideoParams(WireModel):
@@ -88,10 +94,10 @@ class VideoParams(WireModel):
         "fps": "frames_per_sec",
     }
 
-    height: int | None = Field(None, description="Pixels; with the width one of the model's sizes.")
-    width: int | None = Field(None, description="Pixels; with the height one of the model's sizes.")
-    frames_count: int | None = Field(None, description="From 1 to the most that the model makes.")
-    frames_per_sec: float | None = Field(None, description="12 to 40.")
+    height: int | None = documented(704, "Pixels; with the width one of the model's sizes.")
+    width: int | None = documented(1280, "Pixels; with the height one of the model's sizes.")
+    frames_count: int | None = documented(121, "From 1 to the most that the model makes.")
+    frames_per_sec: float | None = documented(24, "12 to 40.")
 
 
 class OutputParams(WireModel):
@@ -109,14 +115,14 @@ class InferBody(DialectBody):
     aliases: ClassVar[Mapping[str, str]] = {"num_inference_steps": "steps", "num_steps": "steps"}
 
     prompt: str | None = text("Up to 250 words; required unless an image or a video is given.")
-    negative_prompt: str | None = text("Up to 250 words.")
+    negative_prompt: str | None = text("Up to 250 words.", DEFAULT_NEGATIVE_PROMPT)
     prompt_upsampling: bool | None = Field(None, description="Default: true for text, false with an image or a video.")
     image: str | None = Field(None, description="URL, data URL or base64 of a picture to start from.")
     video: str | None = Field(None, description="URL, data URL or base64 of a clip to continue.")
     seed: int | None = Field(None, description="0 to 4294967295; null draws one.")
-    guidance_scale: float | None = Field(None, description="1 to 10.")
-    steps: int | None = Field(None, description="1 to 50.")
-    video_params: VideoParams = VideoParams()
+    guidance_scale: float | None = documented(7.0, "1 to 10.")
+    steps: int | None = documented(35, "1 to 50.")
+    video_params: VideoParams = Field(default_factory=VideoParams)
     solver: str | None = None
     # Not strict: arrays in JSON are lists, the numbers in it are checked as strictly as all.
     guidance_interval: tuple[float, float] = Field((0.0, 1.0), strict=False)
