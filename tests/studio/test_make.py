@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import av
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -155,10 +157,10 @@ def test_a_running_clip_shows_its_frames_and_can_be_cancelled(studio: Studio) ->
 
 def test_a_reload_in_the_middle_goes_on_watching(studio: Studio) -> None:
     page = studio.page
-    describe(page, "a blue cube", steps=50, frames=65)
+    describe(page, "a blue cube", steps=50, frames=241)
     generate(page)
     name = job_id(page)
-    expect(page.locator(".says")).to_contain_text("Denoising", timeout=FINISHED_MS)
+    expect(page.locator(".says")).to_contain_text(re.compile("Denoising|Decoding"), timeout=FINISHED_MS)
     page.reload()
     assert job_id(page) == name
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a blue cube")
@@ -278,4 +280,10 @@ def test_the_request_as_code_makes_the_same_bytes(way: str, studio: Studio, tmp_
 
         subprocess.run([sys.executable, "-c", text], cwd=tmp_path, check=True, timeout=120)
     clip = httpx.get(f"{studio.url}/v1/jobs/{made['id']}/content").content
-    assert (tmp_path / "clip.mp4").read_bytes() == clip
+    if way == "OpenAI SDK":  # the same frames; the file says that another dialect asked for them
+        with av.open(str(tmp_path / "clip.mp4")) as ours, av.open(io.BytesIO(clip)) as theirs:
+            pairs = list(zip(ours.decode(video=0), theirs.decode(video=0), strict=True))
+        assert pairs
+        assert all((one.to_ndarray() == other.to_ndarray()).all() for one, other in pairs)
+    else:
+        assert (tmp_path / "clip.mp4").read_bytes() == clip

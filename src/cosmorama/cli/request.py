@@ -166,7 +166,7 @@ def _shell_sentence(problem: Problem) -> str:
     if problem.value is None:
         return f"{said} is missing; expected {accepted}"
     shown = str(problem.value)
-    return f"{said}: {shown if len(shown) <= 80 else shown[:60] + '...'} is not accepted; expected {accepted}"
+    return f"{said}: {shown if len(shown) <= 400 else shown[:300] + '...'} is not accepted; expected {accepted}"
 
 
 def _size(text: str) -> tuple[int, int]:
