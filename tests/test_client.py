@@ -477,6 +477,8 @@ GIVES_UP = """
 import os, signal, threading, httpx
 from tests.test_client import JOB, against, queued_for_ever
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background ignores it
+
 def handler(request):
     if request.url.path.endswith("/cancel"):
         print("cancelled", flush=True)

@@ -65,11 +65,12 @@ def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
         yield server
 
 
-@pytest.fixture(scope="session")
+# Playwright's loop runs in this thread until it is stopped; tests of other files have loops of their own.
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
     """Headless Chromium with a profile of its own."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium: apt install chromium, or name one in COSMORAMA_CHROMIUM")
+        pytest.skip("no Chromium (apt-get install chromium), or name one in COSMORAMA_CHROMIUM")
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"),
