@@ -72,11 +72,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory, server: Running, tiny_checkpo
     command.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
-        f"if sys.argv[1] in ('generate', 'batch', 'again') and not {{'--model', '--server'}} & set(sys.argv):\n"
+        f"if sys.argv[1] in ('generate', 'batch', 'again', 'grid') and not {{'--model', '--server'}} & set(sys.argv):\n"
         f"    sys.argv += ['--model', {str(tiny_checkpoint)!r}]\n"
-        "if sys.argv[1] == 'generate' or sys.argv[1:3] == ['jobs', 'submit']:\n"
+        "if sys.argv[1] in ('generate', 'grid') or sys.argv[1:3] == ['jobs', 'submit']:\n"
         "    for option, value in (('--frames', '9'), ('--steps', '2')):\n"
-        "        sys.argv += [] if option in sys.argv else [option, value]\n"
+        "        given = option in sys.argv or any(word.startswith(f'{option[2:]}=') for word in sys.argv)\n"
+        "        sys.argv += [] if given else [option, value]\n"
         "from cosmorama.cli import main\n"
         "main()\n"
     )
