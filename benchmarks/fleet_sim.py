@@ -52,7 +52,6 @@ class Fleet:
         read: Rows of the queue that a server reads at a time; None: all that are not over.
         skip_locked: The database hands out the first clip that nobody else is about to take, so that no claim is lost.
         tick_s: Between two heartbeats, and two looks at a queue in which nothing was told to have changed.
-        notified: A server hears of a new clip at once, instead of at its next look.
         cores: Of the database.
         lease_s: After so long without a heartbeat a server counts as dead.
         put_s: Seconds to put a clip into the artifact store.
@@ -66,7 +65,6 @@ class Fleet:
     read: int | None = None
     skip_locked: bool = False
     tick_s: float = 1.0
-    notified: bool = False
     cores: int = 8
     lease_s: float = 15
     put_s: float = 0.3
@@ -129,7 +127,6 @@ class Simulation:
         self.database = simpy.Resource(self.env, capacity=fleet.cores)
         self.queue: deque[Clip] = deque()
         self.running = 0
-        self.bell = self.env.event()
         self.chance = random.Random(fleet.seed)
 
     def run(self) -> dict[str, Any]:
@@ -181,9 +178,6 @@ class Simulation:
         yield from self._statement(self.costs.accept_ms)
         self.tally.accepted += 1
         self.queue.append(clip)
-        if self.fleet.notified:
-            self.bell.succeed()
-            self.bell = self.env.event()
 
     def _server(self) -> Generator[simpy.Event, Any, None]:
         fleet, held = self.fleet, _Held(self.env)
@@ -207,9 +201,7 @@ class Simulation:
                 if not (yield from self._take(clip, held)):
                     break  # what it saw is old: it reads anew
             else:
-                room = len(held.clips) < fleet.held
-                waits = [self.env.timeout(fleet.tick_s), held.changed]
-                yield self.env.any_of([*waits, self.bell] if fleet.notified and room else waits)
+                yield self.env.any_of([self.env.timeout(fleet.tick_s), held.changed])
 
     def _take(self, clip: Clip | None, held: _Held) -> Generator[simpy.Event, Any, bool]:
         """Claim a clip; whether it is ours. With `skip_locked` it is ours before the statement runs."""
