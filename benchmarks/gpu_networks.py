@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import (
     AutoencoderKLCosmos,
     AutoencoderKLWan,
@@ -51,20 +52,22 @@ class Bench:
         return (64, 64, 5) if self.tiny else (1280, 704, 93)
 
     def network(self, make: Callable[[], torch.nn.Module], dtype: torch.dtype = torch.bfloat16) -> Any:
-        """A network with small random weights, filled where it is to be: no copy on the CPU."""
-        with torch.device("meta"):
-            network = make().to(dtype).eval().requires_grad_(False)
-        network = network.to_empty(device=self.device)
+        """A network with small random weights, filled where it is to be: no copy on the CPU.
+
+        Buffers are what the network itself makes of them: wavelets, frequencies, whatever is not learned.
+        """
+        with init_empty_weights(include_buffers=False):
+            network: Any = make().eval().requires_grad_(False)
         generator = torch.Generator(self.device).manual_seed(0)
-        for name, parameter in network.named_parameters():
+        for name, parameter in list(network.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            filled = torch.empty(parameter.shape, dtype=dtype, device=self.device)
             if "norm" in name and parameter.ndim == 1:
-                parameter.data.fill_(1.0)
+                filled.fill_(1.0)
             else:
-                parameter.data.normal_(0, 0.02, generator=generator)
-        for name, buffer in network.named_buffers():
-            if name.endswith("inv_freq"):  # of Cosmos3's text, base 5e6; `to_empty` leaves it as it finds it
-                buffer.copy_(5e6 ** -(torch.arange(len(buffer), device=self.device).float() / len(buffer)))
-        return network
+                filled.normal_(0, 0.02, generator=generator)
+            setattr(network.get_submodule(owner), leaf, torch.nn.Parameter(filled, requires_grad=False))
+        return network.to(self.device)
 
     def transformer(self, size: str, family: str) -> Any:
         """A Cosmos transformer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +14,15 @@ from benchmarks import gpu
 from benchmarks.gpu_networks import Bench
 
 TINY = Bench(torch.device("cpu"), tiny=True)
+
+
+@pytest.fixture(autouse=True)
+def memory_that_nobody_filled_is_nan() -> Iterator[None]:
+    """So that a weight or a buffer that is never set shows at once, and not when the memory happens to hold a NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.parametrize("name", gpu.SECTIONS)
