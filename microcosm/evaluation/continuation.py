@@ -40,7 +40,7 @@ def compare(frames: Tensor, other: Tensor) -> dict[str, float]:
 def reconstruct(vae: VideoAutoencoder, frames: Tensor) -> Tensor:
     """Clips [B, 3, 8k + 1, h, w] encoded and decoded at one eighth of the output size."""
     with torch.inference_mode():
-        decoded = [vae.decode_small(vae.encode(one[None]), *frames.shape[3:]) for one in frames]
+        decoded = [vae.decode_small(vae.encode_small(one[None]), *frames.shape[3:]) for one in frames]
     return torch.cat(decoded)[:, :, 7:].clamp(-1, 1)
 
 

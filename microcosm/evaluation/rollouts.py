@@ -53,7 +53,8 @@ def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
         prepared = Preparer()(resolved, world.capabilities)
     else:
         # Frames of a request with an image or video; its prompt is taken as it is.
-        prepared = PreparedRequest(resolved, job.prompt, job.given)
+        large = job.given.repeat(OUTPUT_SCALE, axis=1).repeat(OUTPUT_SCALE, axis=2)
+        prepared = PreparedRequest(resolved, job.prompt, large)
     rollout = Rollout(world, prepared)
     while not rollout.done:
         rollout.advance()

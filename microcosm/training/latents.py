@@ -75,7 +75,7 @@ class Group:
 def _encode(vae: VideoAutoencoder, frames: np.ndarray) -> Tensor:
     """uint8 [N, T, h, w, 3] to float16 latents, a few clips at a time."""
     parts = np.array_split(frames, min(len(frames), -(-frames.shape[0] * frames.shape[1] // 33)))
-    return torch.cat([vae.encode(to_float(np.ascontiguousarray(part))).half() for part in parts])
+    return torch.cat([vae.encode_small(to_float(np.ascontiguousarray(part))).half() for part in parts])
 
 
 def _windows(frames: np.ndarray, labels: list[Label]) -> np.ndarray:

@@ -100,7 +100,7 @@ def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
 
 def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: Windows, shift: float) -> Tensor:
     """The velocity-weighted error of the predicted x_0 over the frames that are not given."""
-    clean = vae.encode(batch.frames)
+    clean = vae.encode_small(batch.frames)
     count, _, frames = clean.shape[:3]
     device = clean.device
     t = draw_t(count, shift).to(device)

@@ -36,7 +36,7 @@ def test_blocks_there_and_back() -> None:
 @pytest.mark.parametrize(("height", "width"), [(704, 1280), (960, 960), (960, 704), (704, 960), (1280, 704)])
 def test_latents_have_the_announced_shape(height: int, width: int) -> None:
     model = _autoencoder()
-    latents = model.encode(_clip(9, height // 8, width // 8))
+    latents = model.encode_small(_clip(9, height // 8, width // 8))
     assert tuple(latents.shape) == model.latents_shape(9, height, width)
     assert latents.shape[3] % 2 == latents.shape[4] % 2 == 0
 
@@ -44,23 +44,23 @@ def test_latents_have_the_announced_shape(height: int, width: int) -> None:
 def test_a_clip_at_output_size_is_averaged_down() -> None:
     model, small = _autoencoder(), _clip(1, 88, 120)
     large = F.interpolate(small[:, :, 0], scale_factor=8, mode="nearest")[:, :, None]
-    torch.testing.assert_close(model.encode(large), model.encode(small), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.encode(large), model.encode_small(small), rtol=1e-4, atol=1e-4)
 
 
 def test_latents_do_not_depend_on_the_future() -> None:
     model, clip = _autoencoder(), _clip(17)
-    torch.testing.assert_close(model.encode(clip)[:, :, :2], model.encode(clip[:, :, :9]))
+    torch.testing.assert_close(model.encode_small(clip)[:, :, :2], model.encode_small(clip[:, :, :9]))
 
 
 def test_other_frame_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="8k"):
-        _autoencoder().encode(_clip(8))
+        _autoencoder().encode_small(_clip(8))
 
 
 @pytest.mark.parametrize("widths", [(0, 0), (4, 4)], ids=["linear", "learned"])
 def test_a_stream_is_the_whole_in_pieces(widths: tuple[int, int]) -> None:
     model = _autoencoder(*widths)
-    latents = model.encode(_clip(17))
+    latents = model.encode_small(_clip(17))
     pieces = list(model.decode_stream(latents, 352, 448))
     assert [len(piece) for piece in pieces] == [1, 8, 8]
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def test_a_held_frame_is_the_last_one_standing_still() -> None:
     with torch.no_grad():
         model.basis.copy_(torch.zeros(16, 1536))
         model.basis[torch.arange(16), torch.randperm(1536, generator=torch.Generator().manual_seed(2))[:16]] = 1
-    latents = model.encode(clip)
+    latents = model.encode_small(clip)
     held = model.hold(latents)
     assert held.shape == latents[:, :, :1].shape
     last = model.decode_linear(latents, 48, 64)[:, :, -1:]
@@ -107,6 +107,6 @@ def test_fine_cells_are_fitted_to_what_clips_of_both_worlds_show(tmp_path: Path)
     fine(tmp_path, tmp_path, channels=6, clips=8)
     vae = VideoAutoencoder.from_pretrained(tmp_path / "vae")
     frames = to_float(np.stack(clips))
-    again = vae.decode_small(vae.encode(frames), 16, 24)[:, :, 8:]
+    again = vae.decode_small(vae.encode_small(frames), 16, 24)[:, :, 8:]
     assert float((again - frames[:, :, 1:]).abs().max()) < 0.05
-    assert vae.encode(frames).shape == (4, 6, 5, 8, 12)
+    assert vae.encode_small(frames).shape == (4, 6, 5, 8, 12)

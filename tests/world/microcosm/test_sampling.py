@@ -249,3 +249,17 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_what_is_missing(tiny_check
         load_world(str(incomplete))
     assert load_world(str(tiny_checkpoint)).capabilities.model == "tiny"
     assert [model.name for model in known_models()] == ["microcosm"]
+
+
+@pytest.mark.parametrize("size", [(320, 192), (192, 128), (64, 64), (100, 60), (16, 16)], ids=str)
+@pytest.mark.parametrize("given", [0, 1, 9])
+def test_sizes_smaller_than_a_cell_are_made_in_every_mode(
+    tiny_world: CosmosFlowWorld, size: tuple[int, int], given: int
+) -> None:
+    """Whether frames are at the output size is what the caller says, and not guessed from how small they are."""
+    width, height = size
+    frames = picture(frames=given)[:, :height, :width] if given else None
+    sampling = begin(tiny_world, frames, width=width, height=height)
+    latents = sampling.denoise(sampling.initial(), 0)
+    shown = [tuple(chunk.shape) for chunk in sampling.decode(latents)]
+    assert shown == [(1, height, width, 3), (8, height, width, 3), (8, height, width, 3)]

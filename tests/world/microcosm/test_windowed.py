@@ -190,3 +190,16 @@ def test_a_checkpoint_folder_with_a_unet_is_such_a_world(world: WindowedWorld, t
     again = load_component(VideoUNet, tmp_path / "unet")
     for name, tensor in world.net.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("size", [(160, 88), (100, 60), (16, 16)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("given", [0, 1, 9])
+def test_small_sizes_are_made_in_every_mode(world: WindowedWorld, size: tuple[int, int], given: int) -> None:
+    width, height = size
+    request = replace(PLAIN, width=width, height=height, frames=17, steps=1)
+    frames = picture(given)[:, :height, :width] if given else None
+    sampling = world.begin(Inputs(request=request, prompt="a red ball", frames=frames), world.encode_text)
+    latents = sampling.initial()
+    for chunk in range(len(sampling.shares)):
+        latents = sampling.denoise(latents if chunk == 0 else sampling.next_chunk(latents), 0)
+    assert np.concatenate([each.numpy() for each in sampling.decode(latents)]).shape == (17, height, width, 3)

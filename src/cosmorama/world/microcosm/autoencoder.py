@@ -20,7 +20,6 @@ from torch.nn import functional as F
 CELL = 8
 FRAMES_PER_LATENT = 8
 OUTPUT_SCALE = 8
-_LARGEST_SMALL_SIDE = 200  # a clip with a longer side is at output size and is averaged down before encoding
 
 
 class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -53,21 +52,32 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode a clip.
+        """Encode a clip at output size, [B, 3, 1 + 8k, height, width] in [-1, 1]: averaged down, then `encode_small`.
+
+        Sides that are no multiples of 8 are filled up with their last pixels.
+        """
+        batch, _, count, height, width = frames.shape
+        pad = (0, -width % OUTPUT_SCALE, 0, -height % OUTPUT_SCALE)
+        large = F.pad(frames.to(self.basis.dtype).transpose(1, 2).flatten(0, 1), pad, mode="replicate")
+        small = F.avg_pool2d(large, OUTPUT_SCALE)
+        return self.encode_small(small.unflatten(0, (batch, count)).transpose(1, 2))
+
+    @torch.no_grad()
+    def encode_small(self, frames: Tensor) -> Tensor:
+        """Encode a clip at one eighth of the output size.
 
         Args:
-            frames: [B, 3, 1 + 8k, height, width] in [-1, 1], at output size or at one eighth of it.
+            frames: [B, 3, 1 + 8k, h, w] in [-1, 1].
 
         Returns:
             Latents [B, C, 1 + k, H, W], H and W rounded up to even numbers of cells.
+
+        Raises:
+            ValueError: for other numbers of frames.
         """
-        batch, _, count = frames.shape[:3]
-        if count % FRAMES_PER_LATENT != 1:
-            raise ValueError(f"a clip has 8k + 1 frames, not {count}")
+        if frames.shape[2] % FRAMES_PER_LATENT != 1:
+            raise ValueError(f"a clip has 8k + 1 frames, not {frames.shape[2]}")
         frames = frames.to(self.basis.dtype)
-        if max(frames.shape[-2:]) > _LARGEST_SMALL_SIDE:
-            small = F.avg_pool2d(frames.transpose(1, 2).flatten(0, 1), OUTPUT_SCALE)
-            frames = small.unflatten(0, (batch, count)).transpose(1, 2)
         frames = torch.cat([frames[:, :, :1].expand(-1, -1, FRAMES_PER_LATENT, -1, -1), frames[:, :, 1:]], dim=2)
         height, width = (2 * self.cell * -(-side // (2 * self.cell)) for side in frames.shape[-2:])
         pad = (0, width - frames.shape[-1], 0, height - frames.shape[-2], 0, 0)
@@ -105,18 +115,19 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             latents: [1, C, T, H, W].
-            height: Output height in pixels, a multiple of 8.
-            width: Output width in pixels, a multiple of 8.
+            height: Output height in pixels.
+            width: Output width in pixels.
 
         Yields:
             uint8 [t, height, width, 3] in order: one frame for the first latent frame, eight for each further one. A
             latent frame is decoded on its own, so the pieces are what decoding the clip in one go would give.
         """
+        rows, columns = (-(-side // OUTPUT_SCALE) for side in (height, width))
         for index in range(latents.shape[2]):
             latent = latents[:, :, index : index + 1].to(self.basis.dtype)
-            small = self.decode_small(latent, height // OUTPUT_SCALE, width // OUTPUT_SCALE)[0].transpose(0, 1)
+            small = self.decode_small(latent, rows, columns)[0].transpose(0, 1)
             frames = small[-1:] if index == 0 else small
-            yield self.enlarge(frames)
+            yield self.enlarge(frames)[:, :height, :width]
 
     def enlarge(self, frames: Tensor) -> Tensor:
         """Small frames [t, 3, h, w] in [-1, 1] to uint8 [t, 8 h, 8 w, 3]."""
