@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class FakeSupervisor(Supervisor):
         self.die: bool | None = None
         """Not None: the next generation's worker dies, and the generation is (not) suspect."""
         self.fail: Exception | None = None
+        self.on_step: Callable[[], None] = lambda: None
 
     async def generate(self, request: ResolvedRequest, *, output: Path, **options: Any) -> Outcome:
         name: str = options["name"]
@@ -47,6 +49,7 @@ class FakeSupervisor(Supervisor):
                 on_progress(Progress("denoise", step, request.steps, remaining_s=(request.steps - step) * STEP_S))
                 if self.watched.get(name):
                     on_preview(b"jpeg %d" % step)
+                self.on_step()
                 await asyncio.sleep(STEP_S)
                 await self.gate.wait()
                 if self.die is not None:

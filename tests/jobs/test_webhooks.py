@@ -84,7 +84,7 @@ def with_jobs(
         jobs = Jobs(settings, supervisor)
         await jobs.start()
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await test(jobs, supervisor)
         finally:
             await jobs.stop()

@@ -331,7 +331,8 @@ class Jobs:
         error = JobError.of(CancelledError("cancelled"))
         if await self._call(self._store.cancel, job_id, error) == "queued":
             self._runner.ended(replace(job, state="cancelled", error=error))
-        task = self._runner.interrupt(job_id, "cancel")
+        async with self._dispatcher.claiming:
+            task = self._runner.interrupt(job_id, "cancel")
         if task is not None:
             await asyncio.wait((task,))
         self._feeds.touch(job_id)

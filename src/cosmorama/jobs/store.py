@@ -1037,6 +1037,13 @@ class Upkeep:
         with self._database.write() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(webhook_due=due))
 
+    def give_back_webhooks(self, ids: Sequence[str]) -> None:
+        """Have deliveries that were taken and cut off made by whoever comes next."""
+        with self._database.write() as connection:
+            for some in _batches(ids):
+                mine = update(jobs).where(jobs.c.id.in_(some), jobs.c.webhook_due.is_not(None))
+                connection.execute(mine.values(webhook_due=self._database.now()))
+
     def _end(self, condition: ColumnElement[bool], finish: Finish) -> list[Job]:
         with self._database.write() as connection:
             ended = connection.execute(

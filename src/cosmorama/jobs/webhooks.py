@@ -32,6 +32,8 @@ RETRIES_S = (2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 43200.0)
 """Waits after the first, second, ... failure; after the last the delivery is given up."""
 TIMEOUT_S = 10.0
 LOOK_EVERY_S = 2.0
+GIVE_BACK_S = 2.0
+"""For how long a stop waits for the store to take back the deliveries that it cuts off."""
 AT_ONCE, PER_HOST, PER_OWNER = 64, 2, 8
 """Deliveries under way at a time: of this server, to one receiver, and for one owner of jobs."""
 _GONE = 410
@@ -101,9 +103,14 @@ class Webhooks:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._woken.wait()
         finally:
+            cut_off = list(self._under_way)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            # Whoever comes next need not wait until they would have timed out here.
+            with suppress(StoreUnavailableError, TimeoutError):
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._call(self._upkeep.give_back_webhooks, cut_off)
 
     async def _begin(self, due: Due) -> None:
         """Begin a delivery, unless its receiver, its owner or this server has enough of them at a time."""
@@ -113,11 +120,17 @@ class Webhooks:
             return
         if self._hosts[host] >= PER_HOST or self._owners[due.owner] >= most:
             return
-        if not await self._call(self._upkeep.take_webhook, due, 3 * TIMEOUT_S):
+        self._under_way.add(due.job_id)
+        try:
+            taken = await self._call(self._upkeep.take_webhook, due, 3 * TIMEOUT_S)
+        except Exception:
+            self._under_way.discard(due.job_id)
+            raise
+        if not taken:
+            self._under_way.discard(due.job_id)
             return
         self._hosts[host] += 1
         self._owners[due.owner] += 1
-        self._under_way.add(due.job_id)
         task = asyncio.create_task(self._deliver(due))
         self._tasks.add(task)
 

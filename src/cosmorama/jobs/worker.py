@@ -68,6 +68,8 @@ class Running:
     Attributes:
         hold: The claim.
         job: As it was claimed, with the progress since.
+        begun: Whether its task has taken its first step. One that is cancelled before never runs at all, and nobody
+            would write down how the job ended.
         generating: Whether it takes a place in the worker; false while its result is stored.
         stuck: Whether its clip waits for a store that cannot be written.
         task: What runs it.
@@ -77,6 +79,7 @@ class Running:
 
     hold: Hold
     job: Job
+    begun: bool = False
     generating: bool = True
     stuck: bool = False
     task: asyncio.Task[None] | None = None
@@ -151,7 +154,8 @@ class Runner:
             return None
         if running.reason is None and (running.generating or running.stuck):
             running.reason, running.error = reason, error
-            running.task.cancel()
+            if running.begun:
+                running.task.cancel()
         return running.task
 
     async def stop(self) -> None:
@@ -204,7 +208,10 @@ class Runner:
         finish: Finish | None = None
         died, weight = "", 0
         with self._feeds.using(job.id) as feed:
+            running.begun = True
             try:
+                if running.reason is not None:
+                    raise asyncio.CancelledError
                 clip = self._scratch.place(suffix(job.request.output))
                 finish = await self._make(running, clip)
             except asyncio.CancelledError:
@@ -421,8 +428,9 @@ class Dispatcher:
         self._unknown_files: set[str] = set()
         self._look_at = self._probe_at = 0.0
         self._beat_now = asyncio.Event()
-        # A claim that is in the store and not yet in `runner.running` looks to the heartbeat like one that was lost.
-        self._claiming = asyncio.Lock()
+        # A claim that is in the store and not yet in `runner.running` looks to the heartbeat like one that was lost,
+        # and to who cancels the job like one of another server.
+        self.claiming = asyncio.Lock()
 
     def wake(self) -> None:
         """Read the queue now: something changed, or a place is free."""
@@ -477,7 +485,7 @@ class Dispatcher:
             self.away = self.vanished = str(error)
             raise
         try:
-            async with self._claiming:
+            async with self.claiming:
                 await self._beat(runner)
         except StoreUnavailableError as error:
             self.away = str(error)
@@ -553,7 +561,7 @@ class Dispatcher:
             if chosen is None:
                 return
             self._stale = True  # unless it is ours now, the board does not know what became of it
-            async with self._claiming:
+            async with self.claiming:
                 claimed = await self._call(self._store.claim, chosen.name, self._server)
                 if claimed is not None:
                     self._stale = False
