@@ -43,9 +43,10 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Fake]:
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         services: Services = app.state.services
-        assert isinstance(services.supervisor, FakeSupervisor)
+        (supervisor,) = services.supervisor.workers
+        assert isinstance(supervisor, FakeSupervisor)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield Fake(client, services.supervisor, services.jobs)
+            yield Fake(client, supervisor, services.jobs)
     finally:
         server.should_exit = True
         await task

@@ -15,7 +15,7 @@ from cosmorama.errors import NotReadyError
 from cosmorama.jobs.service import Jobs
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import Settings
-from tests.jobs.fake import REQUEST, FakeSupervisor
+from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 from tests.serving import Running, running_server
 
 SHORT = GenerationRequest(prompt="a red ball", width=960, height=704, frames=25, steps=20, seed=1)
@@ -69,7 +69,7 @@ def test_the_wait_for_what_runs_has_a_limit(tmp_path: Path) -> None:
         settings = Settings(state_dir=tmp_path, max_active=1)
         supervisor = FakeSupervisor(settings)
         supervisor.gate.clear()
-        jobs = Jobs(settings, supervisor)
+        jobs = Jobs(settings, pool_of(supervisor))
         await jobs.start()
         try:
             first, second = [await jobs.submit(REQUEST, dialect="predict1") for _ in range(2)]

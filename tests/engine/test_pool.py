@@ -45,7 +45,6 @@ class Stub(Supervisor):
 def with_pool(
     folder: Path, monkeypatch: pytest.MonkeyPatch, test: Callable[[ModelPool], Awaitable[None]], **settings: Any
 ) -> None:
-    monkeypatch.setattr(pools, "Supervisor", Stub)
     monkeypatch.setattr(pools, "SETTLE_S", 0.0)
     monkeypatch.setattr(pools, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(pools, "FIRST_LOAD_WAIT_S", 5.0)
@@ -55,7 +54,7 @@ def with_pool(
 
     async def main() -> None:
         Stub.loaded, Stub.gate = [], asyncio.Event()
-        pool = ModelPool(Settings(models={name: str(folder / name) for name in ("a", "b", "c")}, **settings))
+        pool = ModelPool(Settings(models={name: str(folder / name) for name in ("a", "b", "c")}, **settings), Stub)
         await pool.start()
         try:
             await pool.capabilities_of("a")
@@ -74,7 +73,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def generate(pool: ModelPool, model: str) -> asyncio.Task[Outcome]:
-    return asyncio.create_task(pool.generate(ResolvedRequest(prompt="a", model=model), output=Path("none")))
+    async def made() -> Outcome:
+        with pool.worker(model) as worker:
+            return await worker.generate(ResolvedRequest(prompt="a"), output=Path("none"))
+
+    return asyncio.create_task(made())
 
 
 def test_the_least_recently_used_idle_model_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

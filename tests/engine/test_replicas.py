@@ -12,9 +12,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cosmorama.api.app import workers_of
+from cosmorama.api.app import pool_of
 from cosmorama.engine.build import build_engine
-from cosmorama.engine.replicas import Replicas
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.pool import ModelPool
 from cosmorama.errors import ModelNotFoundError, WorkerDiedError
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import Settings
@@ -31,39 +32,42 @@ async def until(condition: object, timeout_s: float = 240) -> None:
 
 def test_generations_are_shared_out_and_a_dead_worker_loses_its_own_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = Settings(model=str(tiny_checkpoint), replicas=2, threads=1, log_level="critical")
-    replicas = workers_of(settings)
-    assert isinstance(replicas, Replicas)
+    pool = pool_of(settings)
+
+    async def generate(request: GenerationRequest, name: str) -> Outcome:
+        with pool.worker(None) as worker:
+            return await worker.generate(request, output=tmp_path / name, name=name)
 
     async def life() -> None:
-        await replicas.start()
+        await pool.start()
         try:
-            await until(lambda: all(supervisor.ready for supervisor in replicas._supervisors))
-            first, second = replicas.worker_pids
+            await until(lambda: all(worker.ready for worker in pool.workers))
+            first, second = (worker.worker_pid for worker in pool.workers)
             assert first is not None
             assert len({first, second, None}) == 3
-            lost = asyncio.create_task(replicas.generate(LONG, output=tmp_path / "lost", name="lost"))
-            await until(lambda: replicas.active == 1)
-            kept = asyncio.create_task(replicas.generate(replace(LONG, steps=3), output=tmp_path / "kept", name="kept"))
-            await until(lambda: replicas.active == 2)
-            assert [supervisor.held for supervisor in replicas._supervisors] == [1, 1]
+            lost = asyncio.create_task(generate(LONG, "lost"))
+            await until(lambda: pool.active == 1)
+            kept = asyncio.create_task(generate(replace(LONG, steps=3), "kept"))
+            await until(lambda: pool.active == 2)
+            assert [worker.held for worker in pool.workers] == [1, 1]
             os.kill(first, signal.SIGKILL)
             with pytest.raises(WorkerDiedError):
                 await lost
-            assert replicas.ready  # the other is
-            made = await replicas.generate(SMALL, output=tmp_path / "small", name="small")
+            assert pool.ready  # the other is
+            made = await generate(SMALL, "small")
             assert made.path.stat().st_size > 0
             assert (await kept).path.stat().st_size > 0
-            await until(lambda: replicas.restarts == 1)
+            await until(lambda: pool.restarts == 1)
         finally:
-            await replicas.stop()
+            await pool.stop()
 
     asyncio.run(life())
 
 
 def test_each_has_the_next_gpus() -> None:
     def devices(**settings: object) -> list[str]:
-        made = Replicas(Settings(**settings))  # type: ignore[arg-type]
-        return [supervisor._settings.device for supervisor in made._supervisors]
+        made = ModelPool(Settings(**settings))  # type: ignore[arg-type]
+        return [worker._settings.device for worker in made.workers]
 
     async def look() -> None:
         assert devices(replicas=3) == ["auto:0", "auto:1", "auto:2"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import PreviewCallback, Supervisor
 from cosmorama.errors import WorkerDiedError
 from cosmorama.progress import Progress, ProgressCallback
@@ -18,11 +19,17 @@ STEP_S = 0.01
 REQUEST = ResolvedRequest(prompt="a red ball", seed=3, steps=3, frames=9)
 
 
+def pool_of(supervisor: FakeSupervisor) -> ModelPool:
+    """A pool whose one worker this is."""
+    return ModelPool(supervisor.settings, lambda _: supervisor)
+
+
 class FakeSupervisor(Supervisor):
     """Attributes: `started` and `cancelled` name generations; `seen` holds the requests as the worker gets them."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self.settings = settings
         self.ready = True
         self.capabilities = Capabilities(model="fake")
         self.started: list[str] = []
@@ -77,7 +84,7 @@ class FakeSupervisor(Supervisor):
         self.watched[name] = watched
 
     async def start(self) -> None:
-        pass
+        self.on_ready()
 
     async def stop(self) -> None:
         pass

@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from cosmorama.errors import ModelNotFoundError, NotReadyError
-from cosmorama.jobs.fleet import Member, Register, RemoteWorkers
+from cosmorama.jobs.fleet import Member, Register, RemotePool
 from cosmorama.jobs.store import Store
 from cosmorama.request import Capabilities
+from cosmorama.settings import Settings
 from tests.jobs.conftest import Postgres, pass_lease
 from tests.serving import Running, running_server
 from tests.tiny import save_tiny
@@ -148,12 +149,12 @@ def test_work_is_taken_over_and_accepted_while_nobody_generates(roles: Roles, tm
 
 def member(**changes: Any) -> Member:
     known: dict[str, Any] = {"id": "a", "role": "worker", "models": {"tiny": Capabilities(model="tiny")}, "ready": True}
-    known |= {"places": 2, "active": 0, "started_at": 0.0, "alive": True}
+    known |= {"places": 2, "alive": True}
     return Member(**known | changes)
 
 
-def test_remote_workers_before_during_and_after() -> None:
-    workers = RemoteWorkers()
+def test_a_pool_of_other_servers_before_during_and_after() -> None:
+    workers = RemotePool(Settings(role="api", model_aliases={"sora-2": "street"}))
     assert not workers.ready
     with pytest.raises(NotReadyError, match="cosmorama worker"):
         workers.find(None)
@@ -162,6 +163,7 @@ def test_remote_workers_before_during_and_after() -> None:
     workers.see([member(), member(id="b", models={"street": Capabilities(model="street")}, places=3)])
     assert (workers.ready, workers.names, workers.places, told) == (True, ("tiny", "street"), 5, [True])
     assert workers.find(None) == "tiny"
+    assert workers.find("sora-2") == "street"
     assert not workers.takes("tiny")
     with pytest.raises(ModelNotFoundError, match="tiny, street"):
         workers.find("other")
@@ -171,7 +173,7 @@ def test_remote_workers_before_during_and_after() -> None:
 
 
 def test_servers_come_and_go(store: Store) -> None:
-    register, workers = Register(store), RemoteWorkers()
+    register, workers = Register(store), RemotePool(Settings(role="api"))
     register.create()
     register.create()  # another server that starts
     register.announce("a", "worker", workers, {"tiny": Capabilities(model="tiny")}, 2)

@@ -34,7 +34,7 @@ from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
 from tests.jobs.conftest import Postgres
-from tests.jobs.fake import REQUEST, FakeSupervisor
+from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 
 SLOW = replace(REQUEST, steps=50)
 
@@ -46,7 +46,7 @@ def settings_in(folder: Path, **changes: object) -> Settings:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[tuple[Jobs, FakeSupervisor]]:
     supervisor = FakeSupervisor(settings)
-    jobs = Jobs(settings, supervisor)
+    jobs = Jobs(settings, pool_of(supervisor))
     await jobs.start()
     try:
         yield jobs, supervisor
@@ -451,7 +451,7 @@ def test_jobs_of_a_dead_server_are_taken_over(tmp_path: Path) -> None:
 
     async def life() -> None:
         async with running(settings) as (two, second):
-            dead = Jobs(settings, supervisor := FakeSupervisor(settings))
+            dead = Jobs(settings, pool_of(supervisor := FakeSupervisor(settings)))
             supervisor.gate.clear()
             second.ready = False
             await dead.start()
@@ -604,7 +604,7 @@ def test_a_stop_ends_while_the_database_takes_nothing(tmp_path: Path, monkeypatc
 
     async def life() -> None:
         supervisor = FakeSupervisor(settings := settings_in(tmp_path))
-        jobs = Jobs(settings, supervisor)
+        jobs = Jobs(settings, pool_of(supervisor))
         await jobs.start()
         supervisor.gate.clear()
         made = await jobs.submit(REQUEST, dialect="p")
@@ -665,7 +665,7 @@ def test_every_end_is_told_once(tmp_path: Path) -> None:
     async def life() -> None:
         ends = Ends()
         supervisor = FakeSupervisor(settings := settings_in(tmp_path, max_active=1))
-        jobs = Jobs(settings, supervisor, observer=ends)
+        jobs = Jobs(settings, pool_of(supervisor), observer=ends)
         await jobs.start()
         try:
             made = (await jobs.submit(REQUEST, dialect="p")).id
@@ -826,7 +826,7 @@ def test_jobs_whose_inputs_come_slowly_take_no_place_of_others(tmp_path: Path) -
     async def life() -> None:
         settings = settings_in(tmp_path, max_active=1)
         supervisor = WaitingForInputs(settings)
-        jobs = Jobs(settings, supervisor)
+        jobs = Jobs(settings, pool_of(supervisor))
         await jobs.start()
         try:
             slow = [await jobs.submit(link, dialect="predict1", owner="alice") for _ in range(10)]

@@ -22,7 +22,7 @@ from cosmorama.jobs import webhooks
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
-from tests.jobs.fake import REQUEST, FakeSupervisor
+from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -81,7 +81,7 @@ def with_jobs(
             state_dir=folder, lease_s=1, webhook_secret=SecretStr(SECRET), allow_private_urls=allow_private
         )
         supervisor = FakeSupervisor(settings)
-        jobs = Jobs(settings, supervisor)
+        jobs = Jobs(settings, pool_of(supervisor))
         await jobs.start()
         try:
             async with asyncio.timeout(120):

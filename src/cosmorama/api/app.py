@@ -20,10 +20,8 @@ from cosmorama.api.middleware import QUIET_PATHS, CountInference, LimitBodies, L
 from cosmorama.api.openapi import complete
 from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
-from cosmorama.engine.replicas import Replicas
 from cosmorama.engine.supervisor import Supervisor
-from cosmorama.engine.workers import Workers
-from cosmorama.jobs.fleet import RemoteWorkers
+from cosmorama.jobs.fleet import RemotePool
 from cosmorama.jobs.model import Observers
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
@@ -44,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     keys = named_keys(settings.api_keys)
-    supervisor = workers_of(settings)
+    supervisor = pool_of(settings)
     metrics = Metrics(supervisor)
     tracing = Tracing(tracer_provider()) if settings.otel else None
 
@@ -118,16 +116,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def workers_of(settings: Settings) -> Workers:
+def pool_of(settings: Settings) -> ModelPool:
     """Who generates: a worker of this server's for each of its models, or other servers."""
     if settings.role == "api":
-        return RemoteWorkers()
-    if settings.models:
-        return ModelPool(settings)
-    return Supervisor(settings) if settings.replicas == 1 else Replicas(settings)
+        return RemotePool(settings)
+    return ModelPool(settings, Supervisor)
 
 
-def _announced(supervisor: Workers, settings: Settings) -> Callable[[], None]:
+def _announced(supervisor: ModelPool, settings: Settings) -> Callable[[], None]:
     """What is to be called when a model is loaded: what was to be called until now, and a line for people."""
     call = supervisor.on_ready
     host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.workers import Workers
+from cosmorama.engine.pool import ModelPool
 from cosmorama.errors import FramesRefusedError, PromptRefusedError
 from cosmorama.jobs.model import STATES, Job, JobError, Observer, State
 
@@ -43,7 +43,7 @@ class Metrics(Observer):
         queued: How many jobs wait, set by who knows it.
     """
 
-    def __init__(self, supervisor: Workers) -> None:
+    def __init__(self, supervisor: ModelPool) -> None:
         self.queued: Callable[[], int] = lambda: 0
         self._registry = registry = CollectorRegistry()
         GCCollector(registry)
@@ -149,7 +149,7 @@ class Metrics(Observer):
 
 
 class _StateCollector(Collector):
-    def __init__(self, supervisor: Workers, queued: Callable[[], int]) -> None:
+    def __init__(self, supervisor: ModelPool, queued: Callable[[], int]) -> None:
         self._supervisor = supervisor
         self._queued = queued
 

@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from cosmorama.api.metrics import Metrics
+from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.scheduler import PRIORITIES, Priority
-from cosmorama.engine.workers import Workers
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.jobs.service import Jobs
 from cosmorama.jobs.submit import DEADLINES, is_deadline
@@ -21,7 +21,7 @@ class Services:
     """The parts of a running server."""
 
     settings: Settings
-    supervisor: Workers
+    supervisor: ModelPool
     metrics: Metrics
     jobs: Jobs
 

@@ -1,6 +1,7 @@
-"""Several models behind one server, each in a worker of its own: loaded when asked for, unloaded when idle.
+"""The models of a server and the workers that have them: one model or several, each in one worker or more.
 
-A `ModelPool` is used as a `Supervisor` is: that one is the pool of a server with a single model.
+Of several models each is loaded when asked for and unloaded when idle. Of one model there may be replicas: on a host
+with N GPUs one on each, behind the same queue.
 """
 
 from __future__ import annotations
@@ -9,18 +10,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.scheduler import Priority
 from cosmorama.engine.supervisor import Supervisor
-from cosmorama.engine.workers import PreviewCallback, named
 from cosmorama.errors import ModelNotFoundError, NotReadyError
-from cosmorama.progress import ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
 from cosmorama.world.registry import stored_bytes
 
@@ -34,48 +32,62 @@ FIRST_LOAD_WAIT_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class _Member:
-    """One model. `bytes` is what it takes in memory, as far as that is known."""
+class ServedModel:
+    """One model of a pool.
+
+    Attributes:
+        bytes: What it takes in memory, as far as that is known.
+        workers: Those that have it or load it; none while it is put away.
+        last: What it took when it was loaded last.
+    """
 
     name: str
     source: str
-    bytes: int
-    supervisor: Supervisor | None = None
-    capabilities: Capabilities | None = None
+    bytes: int = 0
+    workers: list[Supervisor] = field(default_factory=list)
+    last: Capabilities | None = None
     running: int = 0
     used_at: float = 0.0
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def capabilities(self) -> Capabilities | None:
+        """What it takes, once it was loaded."""
+        return next((w.capabilities for w in self.workers if w.capabilities is not None), self.last)
+
+    @property
     def ready(self) -> bool:
-        """Whether it can generate now."""
-        return self.supervisor is not None and self.supervisor.ready
+        """Whether one of its workers can generate now."""
+        return any(worker.ready for worker in self.workers)
 
     @property
     def spare(self) -> bool:
         """Whether it may be unloaded: not while it loads or works, nor when it was only just loaded for work."""
-        if self.supervisor is None or self.running:
+        if not self.workers or self.running:
             return False
-        if not self.supervisor.ready:
-            return self.supervisor.restarts > 0  # it cannot be loaded, or dies
+        if not self.ready:
+            return any(worker.restarts > 0 for worker in self.workers)  # it cannot be loaded, or dies
         return time.monotonic() - self.used_at > SETTLE_S
 
 
 class ModelPool:
-    """The models of `settings.models`. All methods are for one event loop.
+    """The models of `settings.models`, or `settings.replicas` workers with `settings.model`.
+
+    All methods are for one event loop.
 
     Attributes:
         on_ready: Called when a worker has loaded its model.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker: Callable[[Settings], Supervisor] = Supervisor) -> None:
         self.on_ready: Callable[[], None] = lambda: None
-        self._settings = settings
-        self._members = {
-            name: _Member(name, source, stored_bytes(source, settings.variant, settings.cache_path))
-            for name, source in settings.models.items()
-        }
-        self._default = next(iter(self._members.values()))
+        self._settings, self._make = settings, worker
+        self._models = {name: ServedModel(name, source) for name, source in self._sources().items()}
+        if settings.model_memory is not None:
+            for member in self._models.values():
+                member.bytes = stored_bytes(member.source, settings.variant, settings.cache_path)
+        if self._default is not None:
+            self._default.workers = self._workers_of(self._default)
         self._wanted: set[str] = set()
         self._woken = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -84,88 +96,102 @@ class ModelPool:
     @property
     def names(self) -> tuple[str, ...]:
         """The models by name, the default one first."""
-        return tuple(self._members)
+        return tuple(self._models)
+
+    @property
+    def workers(self) -> tuple[Supervisor, ...]:
+        """Those that there are now, of all models."""
+        return tuple(worker for member in self._models.values() for worker in member.workers)
+
+    @property
+    def places(self) -> int:
+        """Generations that are worked on at a time, by all workers together."""
+        return self._settings.places
 
     @property
     def ready(self) -> bool:
         """Whether generations are accepted: the default model is loaded, or was and is only put away."""
         member = self._default
-        return member.ready if member.supervisor is not None else member.capabilities is not None
+        return member is not None and (member.ready if member.workers else member.last is not None)
 
     @property
     def reason(self) -> str:
         """In words, why not."""
-        return "the model is loading" if self._default.supervisor is None else self._default.supervisor.reason
-
-    @property
-    def capabilities(self) -> Capabilities | None:
-        """What the default model takes, once it was loaded."""
-        return self._default.capabilities
+        workers = [] if self._default is None else self._default.workers
+        return workers[0].reason if workers else "the model is loading"
 
     @property
     def active(self) -> int:
-        """Generations being worked on, by all of them."""
-        return sum(supervisor.active for supervisor in self._supervisors)
+        """Generations being worked on."""
+        return sum(worker.active for worker in self.workers)
 
     @property
     def restarts(self) -> int:
         """How often a worker had to be started again."""
-        return self._past_restarts + sum(supervisor.restarts for supervisor in self._supervisors)
+        return self._past_restarts + sum(worker.restarts for worker in self.workers)
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the default model's worker, if there is one now."""
-        return None if self._default.supervisor is None else self._default.supervisor.worker_pid
-
-    @property
-    def _supervisors(self) -> list[Supervisor]:
-        return [member.supervisor for member in self._members.values() if member.supervisor is not None]
+        """Process id of the default model's first worker, if there is one now."""
+        return self._default.workers[0].worker_pid if self._default is not None and self._default.workers else None
 
     def find(self, model: str | None) -> str:
         """The name of the model that a request means; None: the default one.
 
         Raises:
             ModelNotFoundError: there is none; lists those that there are.
+            NotReadyError: that is not known yet.
         """
+        if self._default is None:
+            raise NotReadyError(self.reason)
         if model is None:
             return self._default.name
-        known = {member.source: member.name for member in self._members.values()}
-        known |= {member.name: member.name for member in self._members.values()}
+        known = {member.source: member.name for member in self._models.values()}
+        known |= {member.name: member.name for member in self._models.values()}
         if (found := named(model, known, self._settings.model_aliases)) is not None:
             return found
-        raise ModelNotFoundError(f"there is no model {model!r} here; there are: {', '.join(self._members)}")
+        if self._names_itself and self._default.capabilities is None:
+            raise NotReadyError(self.reason)
+        are = "there is" if len(known) == 1 else "there are"
+        raise ModelNotFoundError(f"there is no model {model!r} here; {are}: {', '.join(self._models)}")
 
     async def capabilities_of(self, name: str) -> Capabilities:
-        """What a model takes. One that was never loaded is loaded for the answer.
+        """What a model takes, also while it is put away or a worker that died is replaced.
+
+        One that was never loaded is loaded for the answer.
 
         Raises:
             NotReadyError: it is not loaded within half a minute; or cannot be, and why.
         """
-        member = self._members[name]
-        if member.capabilities is None:
+        member = self._models[name]
+        if member is not self._default and member.capabilities is None:
             self.takes(name)
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOAD_WAIT_S):
                     await member.loaded.wait()
         if member.capabilities is None:
-            reason = "it waits for memory" if member.supervisor is None else member.supervisor.reason
+            if member is self._default:
+                raise NotReadyError(self.reason)
+            reason = member.workers[0].reason if member.workers else "it waits for memory"
             raise NotReadyError(f"the model {name} is not loaded: {reason}")
         return member.capabilities
 
     def takes(self, name: str) -> bool:
         """Whether the model can be given a generation now; if not, it will be loaded as soon as there is room."""
-        member = self._members[name]
+        member = self._models[name]
         if member.ready:
             return True
-        if member.supervisor is None:
+        if not member.workers:
             self._wanted.add(name)
             self._woken.set()
         return False
 
     async def start(self) -> None:
-        """Begin to load the default model."""
-        self._keeper = asyncio.create_task(self._keep())
-        self.takes(self._default.name)
+        """Begin to load the default model; returns before that is done."""
+        if self._default is not None:
+            await self._begin(self._default)
+        if self._settings.models:
+            self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
         """Stop every worker."""
@@ -173,53 +199,61 @@ class ModelPool:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
-        await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        output: Path,
-        name: str | None = None,
-        priority: Priority = "normal",
-        age_s: float = 0.0,
-        owner: str = "",
-        on_progress: ProgressCallback | None = None,
-        on_preview: PreviewCallback | None = None,
-    ) -> Outcome:
-        """Generate a clip with the model that the request names; see `Supervisor.generate`.
+    @contextmanager
+    def worker(self, model: str | None) -> Iterator[Supervisor]:
+        """Whoever is to make a clip with a model, which stays loaded meanwhile: the ready one with the least to do.
 
         Raises:
             NotReadyError: that model is not loaded now.
-            CosmoramaError: as there.
         """
-        member = self._members[self.find(request.model)]
-        if member.supervisor is None:
+        member = self._models[self.find(model)]
+        worker = min((w for w in member.workers if w.ready), key=lambda w: w.held, default=None)
+        if worker is None:
             raise NotReadyError(f"the model {member.name} is not loaded now")
         member.running += 1
         try:
-            return await member.supervisor.generate(
-                request,
-                output=output,
-                name=name,
-                priority=priority,
-                age_s=age_s,
-                owner=owner,
-                on_progress=on_progress,
-                on_preview=on_preview,
-            )
+            yield worker
         finally:
             member.running -= 1
             member.used_at = time.monotonic()
 
     async def released(self, name: str) -> None:
-        """Return once no worker has the generation any more."""
-        await asyncio.gather(*(supervisor.released(name) for supervisor in self._supervisors))
+        """Return once no worker has the generation any more: it was finished, given up on request, or its worker died.
+
+        Only then may anybody else touch the files that it writes.
+        """
+        await asyncio.gather(*(worker.released(name) for worker in self.workers))
 
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
-        for supervisor in self._supervisors:
-            supervisor.watch(name, watched)
+        for worker in self.workers:
+            worker.watch(name, watched)
+
+    @property
+    def _default(self) -> ServedModel | None:
+        return next(iter(self._models.values()), None)
+
+    @property
+    def _names_itself(self) -> bool:
+        """Whether a model's own name, known when it is loaded, is what clients call it."""
+        return not self._settings.models and self._settings.name is None
+
+    def _sources(self) -> Mapping[str, str]:
+        """The models by name, and where each is from."""
+        settings = self._settings
+        return settings.models or {settings.name or settings.model: settings.model}
+
+    def _workers_of(self, member: ServedModel) -> list[Supervisor]:
+        """One worker for each replica, with the GPUs after those of the one before."""
+        settings = self._settings.model_copy(update={"model": member.source, "models": {}, "replicas": 1})
+        if (replicas := self._settings.replicas) == 1:
+            return [self._make(settings)]
+        each = settings.parallel_processes if settings.parallel != "none" else 1
+        kind, _, first = settings.device.partition(":")
+        devices = ["cpu" if kind == "cpu" else f"{kind}:{int(first or 0) + n * each}" for n in range(replicas)]
+        return [self._make(settings.model_copy(update={"device": device})) for device in devices]
 
     async def _keep(self) -> None:
         """Load what is wanted as room comes, and unload what nobody uses."""
@@ -227,9 +261,10 @@ class ModelPool:
             self._woken.clear()
             try:
                 for name in list(self._wanted):
-                    if await self._make_room(self._members[name]):
+                    if await self._make_room(self._models[name]):
                         self._wanted.discard(name)
-                        await self._load(self._members[name])
+                        self._models[name].workers = self._workers_of(self._models[name])
+                        await self._begin(self._models[name])
                 await self._unload_idle()
             except Exception:
                 log.exception("the models cannot be looked after")
@@ -237,25 +272,29 @@ class ModelPool:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._woken.wait()
 
-    async def _load(self, member: _Member) -> None:
+    async def _begin(self, member: ServedModel) -> None:
         log.info("loading the model %s", member.name)
-        supervisor = Supervisor(self._settings.model_copy(update={"model": member.source, "name": None}))
-        supervisor.on_ready = lambda: self._on_ready(member, supervisor)
-        member.supervisor, member.used_at = supervisor, time.monotonic()
-        await supervisor.start()
+        member.used_at = time.monotonic()
+        for worker in member.workers:
+            worker.on_ready = partial(self._on_ready, member, worker)
+            await worker.start()
 
-    def _on_ready(self, member: _Member, supervisor: Supervisor) -> None:
-        member.capabilities = supervisor.capabilities
-        member.bytes = max(member.bytes, _resident_bytes(supervisor.worker_pid))
+    def _on_ready(self, member: ServedModel, worker: Supervisor) -> None:
+        member.last = worker.capabilities
+        if self._names_itself and member.last is not None:
+            self._models = {member.last.model: member}
+            member.name = member.last.model
+        if self._settings.model_memory is not None:
+            member.bytes = max(member.bytes, _resident_bytes(worker.worker_pid))
         member.used_at = time.monotonic()
         member.loaded.set()
         self.on_ready()
 
-    async def _make_room(self, member: _Member) -> bool:
+    async def _make_room(self, member: ServedModel) -> bool:
         """Unload what is in the way, the least recently used first; False if that is all in use."""
         budget = self._settings.model_memory
         while budget is not None:
-            others = [other for other in self._members.values() if other.supervisor is not None]
+            others = [other for other in self._models.values() if other.workers]
             if not others or sum(other.bytes for other in others) + member.bytes <= budget:
                 break
             idle = [other for other in others if other.spare]
@@ -266,20 +305,38 @@ class ModelPool:
 
     async def _unload_idle(self) -> None:
         limit_s = self._settings.model_idle_s
-        for member in self._members.values():
+        for member in self._models.values():
             idle = member.ready and not member.running
             if limit_s is not None and idle and time.monotonic() - member.used_at > limit_s:
                 await self._unload(member)
 
-    async def _unload(self, member: _Member) -> None:
-        supervisor = member.supervisor
-        if supervisor is None:
-            return
+    async def _unload(self, member: ServedModel) -> None:
         log.info("unloading the model %s", member.name)
-        # Nothing can be given to it from here on, whatever happens while it ends.
-        member.supervisor = None
-        self._past_restarts += supervisor.restarts
-        await supervisor.stop()
+        # Nothing can be given to them from here on, whatever happens while they end.
+        workers, member.workers = member.workers, []
+        self._past_restarts += sum(worker.restarts for worker in workers)
+        await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+def named(asked: str, known: Mapping[str, str], aliases: Mapping[str, str]) -> str | None:
+    """The model that a client means: by a name, an alias, or the last part of an id as on the Hugging Face hub.
+
+    Args:
+        asked: What the client says.
+        known: Names and sources of models, to their names.
+        aliases: Other names to names; `*` stands for every name that is none.
+    """
+    for name in (asked, aliases.get(asked, asked)):
+        if name in known:
+            return known[name]
+    parts = {_last_part(each): name for each, name in known.items()}
+    if (found := parts.get(_last_part(asked))) is not None:
+        return found
+    return known.get(aliases.get("*", ""))
+
+
+def _last_part(name: str) -> str:
+    return name.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
 
 
 def _resident_bytes(pid: int | None) -> int:

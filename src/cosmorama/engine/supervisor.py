@@ -27,14 +27,15 @@ from cosmorama.engine.worker import (
     Submit,
     Watch,
 )
-from cosmorama.engine.workers import PreviewCallback, named
-from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotReadyError, WorkerDiedError
+from cosmorama.errors import CosmoramaError, NotReadyError, WorkerDiedError
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
+
+PreviewCallback = Callable[[bytes], None]
 
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Waits before the first, second, ... restart in a row; the last one repeats."""
@@ -95,40 +96,6 @@ class Supervisor:
     def worker_pid(self) -> int | None:
         """Process id of the worker, if there is one now."""
         return self._worker.pid if self._worker else None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The one model by its name."""
-        own = self._settings.model if self.capabilities is None else self.capabilities.model
-        return (self._settings.name or own,)
-
-    def find(self, model: str | None) -> str:
-        """The name of the model that a request means; None: the only one.
-
-        Raises:
-            ModelNotFoundError: it is another one.
-            NotReadyError: that is not known yet.
-        """
-        known = {self._settings.model: self.names[0], self.names[0]: self.names[0]}
-        if model is None or named(model, known, self._settings.model_aliases) is not None:
-            return self.names[0]
-        if self.capabilities is None:
-            raise NotReadyError(self.reason)
-        raise ModelNotFoundError(f"there is no model {model!r} here; there is: {self.names[0]}")
-
-    async def capabilities_of(self, name: str) -> Capabilities:
-        """What the model takes, also while a worker that died is replaced: jobs are accepted by what it took.
-
-        Raises:
-            NotReadyError: it was not loaded yet.
-        """
-        if self.capabilities is None:
-            raise NotReadyError(self.reason)
-        return self.capabilities
-
-    def takes(self, name: str) -> bool:
-        """Whether the model can be given a generation now."""
-        return self.ready
 
     async def start(self) -> None:
         """Start the worker; returns before the model is loaded."""

@@ -1,7 +1,7 @@
 """Servers that share a job store: who is there, with which models, and what one has to tell the others.
 
 A server announces itself in a table. One without a model of its own (`--role api`) knows from there what the others'
-models take (`RemoteWorkers`). News of jobs comes by Postgres's NOTIFY: triggers send it, so that no change of a row can
+models take (`RemotePool`). News of jobs comes by Postgres's NOTIFY: triggers send it, so that no change of a row can
 be forgotten. With SQLite, whose servers share one machine, there is no such thing, and everybody looks once a second.
 
 Progress is written down once a second, and previews not at all, unless somebody watches the job on another server:
@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import TypeAdapter
@@ -37,14 +36,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.scheduler import Priority
-from cosmorama.engine.workers import PreviewCallback, Workers
+from cosmorama.engine.pool import ModelPool, ServedModel
 from cosmorama.errors import ModelNotFoundError, NotReadyError
 from cosmorama.jobs.model import Feeds, JobEvent, StoreUnavailableError
 from cosmorama.jobs.store import Hold, Store, metadata
-from cosmorama.progress import Progress, ProgressCallback
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.progress import Progress
+from cosmorama.request import Capabilities
+from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +131,6 @@ class Member:
     models: dict[str, Capabilities]
     ready: bool
     places: int
-    active: int
-    started_at: float
     alive: bool
 
 
@@ -157,7 +153,7 @@ class Register:
                 connection.exec_driver_sql(_TRIGGERS)
 
     def announce(
-        self, server: str, role: Role, supervisor: Workers, models: dict[str, Capabilities], places: int
+        self, server: str, role: Role, supervisor: ModelPool, models: dict[str, Capabilities], places: int
     ) -> None:
         """Say that a server is there, and with what."""
         now = self._database.now()
@@ -192,8 +188,6 @@ class Register:
                 _models(row.models),
                 bool(row.ready and row.alive),
                 row.places,
-                row.active,
-                row.started_at,
                 bool(row.alive),
             )
             for row in rows
@@ -244,121 +238,48 @@ def _models(text: str) -> dict[str, Capabilities]:
     return found
 
 
-class RemoteWorkers:
-    """The models of other servers, as a server without one sees them. It accepts for them, and generates nothing.
+class RemotePool(ModelPool):
+    """The models of other servers, as a server without one sees them. It accepts for them, and generates nothing."""
 
-    Attributes:
-        on_ready: Called when the first of them is there.
-    """
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._servers: list[Member] = []
 
-    restarts = 0
-    worker_pid = None
-
-    def __init__(self) -> None:
-        self.on_ready: Callable[[], None] = lambda: None
-        self._members: tuple[Member, ...] = ()
-
-    def see(self, members: Sequence[Member]) -> None:
-        """Who is there now."""
+    def see(self, servers: Sequence[Member]) -> None:
+        """Who is there now. Calls `on_ready` when the first of them is."""
         was_ready = self.ready
         # A server that has gone is asked last: another one may serve the same name anew by now.
-        self._members = tuple(sorted((m for m in members if m.role != "api"), key=lambda m: not m.alive))
+        self._servers = sorted((s for s in servers if s.role != "api"), key=lambda s: not s.alive)
+        self._models = {}
+        for server in self._servers:
+            for name, capabilities in server.models.items():
+                self._models.setdefault(name, ServedModel(name, name, last=capabilities))
         if self.ready and not was_ready:
             self.on_ready()
 
     @property
     def places(self) -> int:
         """Jobs that all of them together work on at a time."""
-        return sum(member.places for member in self._members if member.alive)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models by name, the default one of the server that has been there longest first."""
-        return tuple(dict.fromkeys(name for member in self._members for name in member.models))
+        return sum(server.places for server in self._servers if server.alive)
 
     @property
     def ready(self) -> bool:
         """Whether anybody generates."""
-        return any(member.ready for member in self._members)
+        return any(server.ready for server in self._servers)
 
     @property
     def reason(self) -> str:
         """In words, why not."""
-        if any(member.alive for member in self._members):
+        if any(server.alive for server in self._servers):
             return "the workers load their models"
         return "no worker is there; start one with 'cosmorama worker' and the same database"
-
-    @property
-    def capabilities(self) -> Capabilities | None:
-        """What the default model takes."""
-        return next((c for member in self._members for c in member.models.values()), None)
-
-    @property
-    def active(self) -> int:
-        """Generations being worked on here: none."""
-        return 0
-
-    def find(self, model: str | None) -> str:
-        """The name of the model that a request means; None: the default one.
-
-        Raises:
-            ModelNotFoundError: none of the servers has it; lists those that there are.
-            NotReadyError: no server with a model was ever there.
-        """
-        names = self.names
-        if not names:
-            raise NotReadyError(self.reason)
-        if model is None:
-            return names[0]
-        if model in names:
-            return model
-        raise ModelNotFoundError(f"there is no model {model!r} here; there are: {', '.join(names)}")
-
-    async def capabilities_of(self, name: str) -> Capabilities:
-        """What a model takes; known from the last server that had it, also while none is there.
-
-        Raises:
-            NotReadyError: none of them has loaded it yet.
-        """
-        found = next((member.models[name] for member in self._members if name in member.models), None)
-        if found is None:
-            raise NotReadyError(self.reason)
-        return found
 
     def takes(self, name: str) -> bool:
         """Never: others generate."""
         return False
 
-    async def start(self) -> None:
-        """Nothing is to be loaded."""
-
-    async def stop(self) -> None:
-        """Nothing is to be ended."""
-
-    async def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        output: Path,
-        name: str | None = None,
-        priority: Priority = "normal",
-        age_s: float = 0.0,
-        owner: str = "",
-        on_progress: ProgressCallback | None = None,
-        on_preview: PreviewCallback | None = None,
-    ) -> Outcome:
-        """Not here.
-
-        Raises:
-            NotReadyError: always.
-        """
-        raise NotReadyError("this server generates nothing")
-
-    async def released(self, name: str) -> None:
-        """At once: no generation was ever here."""
-
-    def watch(self, name: str, watched: bool) -> None:
-        """Nothing to watch."""
+    def _sources(self) -> dict[str, str]:
+        return {}
 
 
 class Local(Protocol):
@@ -388,7 +309,7 @@ class Fleet:
         store, call: The store, and how to call its blocking methods.
         server: The name of this one.
         role: What it does.
-        supervisor: Its models; `RemoteWorkers` are told of the others'.
+        supervisor: Its models; a `RemotePool` is told of the others'.
         places: Jobs that it works on at a time.
         feeds: Who watches jobs here.
         local: This server's own jobs.
@@ -401,7 +322,7 @@ class Fleet:
         *,
         server: str,
         role: Role,
-        supervisor: Workers,
+        supervisor: ModelPool,
         places: int,
         feeds: Feeds,
         local: Local,
@@ -462,7 +383,7 @@ class Fleet:
                     if name not in self._models and supervisor.ready:
                         self._models[name] = await supervisor.capabilities_of(name)
         await self._call(self.register.announce, self._server, self._role, supervisor, dict(self._models), self._places)
-        if isinstance(supervisor, RemoteWorkers):
+        if isinstance(supervisor, RemotePool):
             supervisor.see(await self._call(self.register.members))
 
     async def _listen(self) -> None:

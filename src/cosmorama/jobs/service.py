@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.scheduler import Priority
-from cosmorama.engine.workers import Workers
 from cosmorama.errors import CancelledError, InvalidRequestError, NotReadyError, Problem
 from cosmorama.jobs.files import Artifacts, Content, Scratch, media_of, restore_media
 from cosmorama.jobs.fleet import Fleet
@@ -75,7 +75,7 @@ class Jobs:
         OSError: the state folder cannot be written.
     """
 
-    def __init__(self, settings: Settings, supervisor: Workers, *, observer: Observer | None = None) -> None:
+    def __init__(self, settings: Settings, supervisor: ModelPool, *, observer: Observer | None = None) -> None:
         self._settings = settings
         self._supervisor = supervisor
         folder = settings.state_dir

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Any
 
+from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.scheduler import PRIORITIES, Priority
-from cosmorama.engine.workers import Workers
 from cosmorama.errors import InvalidRequestError, NotReadyError, Problem, QueueFullError
 from cosmorama.jobs.files import Artifacts, place_media, take_media
-from cosmorama.jobs.fleet import RemoteWorkers
 from cosmorama.jobs.model import Job, StoreUnavailableError
 from cosmorama.jobs.queue import Board
 from cosmorama.jobs.store import Limits, NewJob, Store, fingerprint
@@ -92,7 +91,7 @@ class Intake:
         store: Store,
         call: Callable[..., Awaitable[Any]],
         artifacts: Artifacts,
-        supervisor: Workers,
+        supervisor: ModelPool,
         board: Board,
         server: str,
     ) -> None:
@@ -109,9 +108,7 @@ class Intake:
     @property
     def _limits(self) -> Limits:
         """How many jobs may be unfinished; those that run are the workers' of the whole fleet."""
-        settings, supervisor = self._settings, self._supervisor
-        places = supervisor.places if isinstance(supervisor, RemoteWorkers) else settings.places
-        return Limits(settings.max_queue, places, settings.max_jobs_per_key)
+        return Limits(self._settings.max_queue, self._supervisor.places, self._settings.max_jobs_per_key)
 
     async def accept(self, request: GenerationRequest, terms: Terms) -> Job | str:
         """Make a job of a request; the id of an earlier job, where the idempotency key was used for it.

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.scheduler import PREPARING, PREPARING_PER_OWNER, Candidate, admit, prepares_slowly
-from cosmorama.engine.workers import Workers
 from cosmorama.errors import (
     CancelledError,
     CosmoramaError,
@@ -110,7 +110,7 @@ class Runner:
         call: Callable[..., Awaitable[Any]],
         artifacts: Artifacts,
         scratch: Scratch,
-        supervisor: Workers,
+        supervisor: ModelPool,
         feeds: Feeds,
         *,
         on_change: Callable[[bool], None],
@@ -283,16 +283,17 @@ class Runner:
         left_s = None if hold.left_s is None else max(hold.left_s - (time.monotonic() - begun_at), 0)
         try:
             async with asyncio.timeout(left_s):
-                outcome = await self._supervisor.generate(
-                    request,
-                    output=clip,
-                    name=running.name,
-                    priority=job.priority,
-                    age_s=time.time() - job.created_at,
-                    owner=job.owner,
-                    on_progress=lambda progress: self._advanced(running, progress),
-                    on_preview=lambda jpeg: self._previewed(job.id, jpeg),
-                )
+                with self._supervisor.worker(request.model) as worker:
+                    outcome = await worker.generate(
+                        request,
+                        output=clip,
+                        name=running.name,
+                        priority=job.priority,
+                        age_s=time.time() - job.created_at,
+                        owner=job.owner,
+                        on_progress=lambda progress: self._advanced(running, progress),
+                        on_preview=lambda jpeg: self._previewed(job.id, jpeg),
+                    )
         except TimeoutError:
             raise DeadlineExceededError("the job was not finished by its deadline") from None
         running.generating = False
@@ -403,7 +404,7 @@ class Dispatcher:
         store: Store,
         call: Callable[..., Awaitable[Any]],
         artifacts: Artifacts,
-        supervisor: Workers,
+        supervisor: ModelPool,
         feeds: Feeds,
         lookout: Lookout,
         server: str,
@@ -598,7 +599,7 @@ class Dispatcher:
             seen.add(model)
             if self._supervisor.takes(model):
                 held = [board.running(r.job) for r in here[model] if not self._waits_for_inputs(r)]
-                chosen = admit(held, [candidate], self._settings.places)
+                chosen = admit(held, [candidate], self._supervisor.places)
                 if chosen is not None:
                     return chosen
             if len(seen) == len(self._supervisor.names):

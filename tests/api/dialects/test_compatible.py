@@ -16,7 +16,7 @@ from PIL import Image
 
 from cosmorama.api.dialects.openai_videos import parse
 from cosmorama.api.info import variant_of
-from cosmorama.engine.workers import named
+from cosmorama.engine.pool import named
 from cosmorama.settings import Settings
 from tests.api.dialects.conftest import running
 from tests.api.dialects.reading import MICROCOSM, resolve
