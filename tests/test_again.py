@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from cosmorama import load
 from cosmorama.cli import app
 
 SMALL = ["--steps", "2", "--frames", "9", "--size", "960x704", "--seed", "3"]
@@ -38,6 +39,17 @@ def test_the_request_is_in_the_file_and_gives_the_same_bytes(
     assert again.exit_code == 0, again.output
     assert "the same bytes" in again.output
     assert (tmp_path / f"clip-again{suffix}").read_bytes() == file.read_bytes()
+
+
+def test_a_clip_that_python_saved_is_made_again_and_in_its_own_container(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "clip.webm"
+    loaded = load(str(tiny_checkpoint))
+    loaded.generate("a red ball", seed=1, steps=1, width=960, height=704, frames=5).save(file, quality=3)
+    refused = cosmorama("again", file, "--model", tiny_checkpoint, "-o", tmp_path / "clip.mp4")
+    assert refused.exit_code == 2
+    assert "webm" in refused.output
+    again = cosmorama("again", file, "--model", tiny_checkpoint, "-o", tmp_path / "again.webm")
+    assert "the same bytes" in again.output, again.output
 
 
 def test_what_started_from_a_picture_needs_it_again(tiny_checkpoint: Path, tmp_path: Path) -> None:

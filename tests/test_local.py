@@ -46,6 +46,9 @@ def test_an_unknown_suffix_and_a_bad_quality_are_refused(model, tmp_path: Path) 
     clip = model.generate("a ball", seed=1, **{**SMALL, "frames": 1})
     with pytest.raises(cosmorama.InvalidRequestError, match=r"\.mp4, \.webm, \.gif, \.zip"):
         clip.save(tmp_path / "clip.mov")
+    assert clip.save(tmp_path / "still.jpg").stat().st_size > 1000
+    with pytest.raises(cosmorama.InvalidRequestError, match=r"clip\.jpg.*9 frames"):
+        model.generate("a ball", seed=1, **SMALL).save(tmp_path / "clip.jpg")
     with pytest.raises(cosmorama.InvalidRequestError, match="quality"):
         clip.save(tmp_path / "clip.mp4", quality=0)
 
@@ -83,3 +86,14 @@ def test_decoding_in_turns_leaves_the_callers_torch_as_it_was(model) -> None:
     for _ in zip(first, second, strict=True):
         assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
+
+
+def test_a_fitted_clip_is_as_it_was_asked_for(model, tmp_path: Path) -> None:
+    clip = model.generate("a ball", seed=1, steps=1, width=320, height=320, frames=5, fps=6, fit=True)
+    assert any("320x320 was made at 960x704 and resampled" in warning for warning in clip.warnings)
+    frames = list(clip.frames)
+    assert [frame.shape for frame in frames] == [(320, 320, 3)] * 5
+    with av.open(str(clip.save(tmp_path / "clip.mp4"))) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (320, 320, 6)
+        assert sum(1 for _ in container.decode(stream)) == 5

@@ -9,6 +9,7 @@ Importing the package is cheap: torch is imported when the first model is loaded
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,10 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+
+# At import they warn of their own optional parts, which says nothing to who wants a clip.
+_TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers")
 
 
 def load(
@@ -87,6 +92,9 @@ def load(
     ]
     if problems:
         raise InvalidRequestError(*problems)
+    for library in _TALKATIVE:
+        if (logger := logging.getLogger(library)).level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
     from cosmorama.local import load_model
 
     return load_model(

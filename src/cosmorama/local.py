@@ -13,7 +13,9 @@ from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, Preparer
 from cosmorama.engine.rollout import Rollout
+from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.fetch import FetchPolicy
+from cosmorama.media.read import resampled
 from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.media.write import VideoWriter, mime_type
 from cosmorama.progress import Progress, ProgressCallback
@@ -127,23 +129,34 @@ class Generation:
     @property
     def frames(self) -> Iterator[Frames]:
         """The frames in order, each uint8 `[H, W, 3]` RGB."""
-        for chunk in self._rollout.decode():
+        for chunk in self._chunks():
             yield from chunk
 
     def save(self, path: str | Path, *, quality: int = 7) -> Path:
-        """Write the clip; the suffix chooses the format: .mp4 (H.264), .webm (VP9), .gif, or .zip (PNG frames)."""
-        request, output = self.request, output_for(Path(path), quality)
+        """Write the clip; the suffix chooses the format: .mp4 (H.264), .webm (VP9), .gif, .zip (PNG frames), or .jpg.
+
+        Raises:
+            InvalidRequestError: an unknown suffix, a quality outside 1 to 9, or .jpg for more than one frame.
+        """
+        result, output = self.request.result, output_for(Path(path), quality)
+        if output.container == "jpeg" and result.frames > 1:
+            raise InvalidRequestError(Problem("path", str(path), f"a name for a clip: this one has {result.frames} frames"))
         with VideoWriter(
             Path(path),
-            width=request.width,
-            height=request.height,
-            fps=request.fps,
+            width=result.width,
+            height=result.height,
+            fps=result.fps,
             output=output,
-            metadata=self._rollout.parameters,
+            metadata=self._rollout.parameters(output),
         ) as writer:
-            for chunk in self._rollout.decode():
+            for chunk in self._chunks():
                 writer.write(chunk)
         return Path(path)
+
+    def _chunks(self) -> Iterator[Frames]:
+        """The frames as they were asked for, a few at a time: for `fit`, resampled from those of the model."""
+        frames, target = self._rollout.decode(), self.request.target
+        return frames if target is None else resampled(frames, self.request.fps, target)
 
     def _repr_html_(self) -> str:
         """The clip as a player, for notebooks."""

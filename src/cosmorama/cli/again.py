@@ -54,6 +54,8 @@ def again(
 ) -> None:
     """Make the clip of a file again: the same bytes, with the same model and version."""
     with errors_for_people(), needs_serve():
+        from cosmorama.media.source import output_for
+
         found = _metadata(file)
         if "request" not in found:
             raise _unknown(file)
@@ -63,6 +65,9 @@ def again(
             raise InvalidRequestError(Problem(f"--{needed}", None, f"the {needed} that {file} was made from"))
         usual = file.with_stem(f"{file.stem}-again").name
         path = file_to_write(output, force=force, default=usual)
+        container = (body.get("output") or {}).get("container", "mp4")
+        if output_for(path, quality=7).container != container:
+            raise InvalidRequestError(Problem("--output", str(path), f"a name for {container}, which {file} is"))
         if server is not None:
             media = {"image": image, "video": video}
             asyncio.run(_on_server(body | {k: v for k, v in media.items() if v}, path, server, api_key, model))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -96,15 +95,9 @@ def generate(
             typer.echo(f"warning: {warning}", err=True)
 
 
-# At import they warn of their own optional parts, which says nothing to who wants a clip.
-_TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers")
-
-
 def _here(model: str, loading: dict[str, Any], request: GenerationRequest, path: Path, *, quiet: bool) -> Outcome:
     with progress_bar(first="loading", disable=quiet) as show:
         started = time.perf_counter()
-        for library in _TALKATIVE:
-            logging.getLogger(library).setLevel(logging.ERROR)
         import cosmorama
 
         loaded = cosmorama.load(model, **loading)

@@ -352,7 +352,7 @@ class Engine:
                     height=result.height,
                     fps=result.fps,
                     output=request.output,
-                    metadata=rollout.parameters,
+                    metadata=rollout.parameters(),
                 )
             )
         with timed(job, "decode") as decoding:

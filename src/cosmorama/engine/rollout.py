@@ -22,7 +22,7 @@ from cosmorama.diffusion.reuse import Memory, estimate
 from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
-from cosmorama.request import Capabilities, ResolvedRequest, repeatable
+from cosmorama.request import Capabilities, Output, ResolvedRequest, repeatable
 from cosmorama.world.base import (
     Acting,
     Adaptable,
@@ -51,10 +51,13 @@ class Rollout:
         self._planned = window_frames(request.frames, world.capabilities)
         self._windows: list[Window] = []
 
-    @property
-    def parameters(self) -> dict[str, str]:
-        """What the clip is made with, as text, for its file: what it takes to ask for it again, but no media."""
-        request = self.prepared.request
+    def parameters(self, output: Output | None = None) -> dict[str, str]:
+        """What the clip is made with, as text, for its file: what it takes to ask for it again, but no media.
+
+        Args:
+            output: How the file is written; None: as the request says.
+        """
+        request = self.prepared.request if output is None else replace(self.prepared.request, output=output)
         given = {
             "software": f"cosmorama {__version__}",
             "request": json.dumps(repeatable(request, self.prepared.prompt), ensure_ascii=False, sort_keys=True),
