@@ -140,7 +140,8 @@ class Generation:
         """
         result, output = self.request.result, output_for(Path(path), quality)
         if output.container == "jpeg" and result.frames > 1:
-            raise InvalidRequestError(Problem("path", str(path), f"a name for a clip: this one has {result.frames} frames"))
+            accepted = f"a name for a clip: this one has {result.frames} frames"
+            raise InvalidRequestError(Problem("path", str(path), accepted))
         with VideoWriter(
             Path(path),
             width=result.width,
