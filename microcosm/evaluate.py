@@ -16,10 +16,10 @@ from rich.console import Console
 
 from microcosm.evaluation import adherence, continuation, crispness, driving, fidelity, strangers
 from microcosm.evaluation.corridor_probe import FILE as CORRIDOR_FILE
-from microcosm.evaluation.corridor_probe import load_corridor_probe
+from microcosm.evaluation.corridor_probe import CorridorProbe
 from microcosm.evaluation.figures import Figure, table
 from microcosm.evaluation.heldout import HeldOut, held_out, held_out_drives
-from microcosm.evaluation.probe import FILE, load_probe
+from microcosm.evaluation.probe import FILE, Probe, load_probe
 from microcosm.evaluation.sheets import grid, save, strip, titled
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import RUNS
@@ -61,14 +61,14 @@ def main(
     facts: dict[str, Any] = {"training": json.loads((weights / "world.json").read_text())["training"]}
     figures: list[Figure] = []
     if "adherence" in parts:
-        probe, facts["probe"] = load_probe(runs / FILE)
+        probe, facts["probe"] = load_probe(Probe(), runs / FILE)
         held = adherence.still_prompts(stills), adherence.clip_prompts(clips)
         some, pictures, drawn = adherence.measure(weights, probe, *held, processes)
         figures += some
         save(_stills(pictures, held[0]), out / "text2world_stills.png")
         save(_strips(drawn, held[1]), out / "text2world_33_frames.png")
     if "strangers" in parts:
-        probe, facts["probe"] = load_probe(runs / FILE)
+        probe, facts["probe"] = load_probe(Probe(), runs / FILE)
         wanted = strangers.strangers()
         some, frames = strangers.measure(weights, probe, wanted, processes)
         figures += some
@@ -94,7 +94,7 @@ def main(
         figures += some
         save(_strips([drawn for _, drawn in pairs], shots), out / "text2world_121_frames.png")
     if "corridor" in parts:
-        corridor_probe, facts["corridor_probe"] = load_corridor_probe(runs / CORRIDOR_FILE)
+        corridor_probe, facts["corridor_probe"] = load_probe(CorridorProbe(), runs / CORRIDOR_FILE)
         drives = held_out_drives(clips)
         some, drawn = driving.measure(weights, corridor_probe, drives, processes)
         figures += some

@@ -6,11 +6,10 @@ pictures is kept back to measure it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,10 +19,9 @@ from torch.nn import functional as F
 
 from cosmorama.text.corridor_language import LIGHTS, Corridor
 from cosmorama.text.scene_language import COLORS, FLOORS
-from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from microcosm.evaluation.probe import as_decoded, to_input, train, trunk
-from microcosm.scenes.dataset import DATA, read_shards
-from microcosm.scenes.simulate import SIZES, Frames
+from microcosm.evaluation.probe import teach, to_input, trunk
+from microcosm.scenes.dataset import DATA
+from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import RUNS
 
 FILE = "corridor_probe.pt"
@@ -71,42 +69,25 @@ def _likeliest(logits: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Rendered frames uint8 [N, 88, 160, 3] and the right answers [N, questions]."""
+class Labelled:
+    """Frames and the right answers [N, questions]; see `probe.Pictures`."""
 
     frames: Frames
     answers: Tensor
 
-    def loss(self, logits: Sequence[Tensor], rows: Tensor) -> Tensor:
-        """How wrong a probe's answers to some of the frames are."""
+    @classmethod
+    def label(cls, frames: Frames, scenes: Sequence[Corridor]) -> Labelled:
+        """Frames of drives."""
+        return cls(frames, torch.tensor([classes(scene) for scene in scenes]))
+
+    def loss(self, answers: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """See `probe.Pictures`."""
         right = self.answers[rows].unbind(1)
-        return torch.stack([F.cross_entropy(*pair) for pair in zip(logits, right, strict=True)]).sum()
+        return torch.stack([F.cross_entropy(*pair) for pair in zip(answers, right, strict=True)]).sum()
 
-
-@torch.inference_mode()
-def accuracy(probe: CorridorProbe, frames: Tensor, answers: Tensor) -> dict[str, float]:
-    """Share of right answers to each question."""
-    found = torch.cat([_likeliest(probe(part)) for part in frames.split(_BATCH)])
-    shares = (found == answers).float().mean(0).tolist()
-    return {name: round(share, 4) for name, share in zip(ANSWERS, shares, strict=True)}
-
-
-def load_corridor_probe(path: Path) -> tuple[CorridorProbe, dict[str, Any]]:
-    """The trained probe and how well it did on pictures it was not trained on."""
-    state = torch.load(path, weights_only=True)
-    probe = CorridorProbe()
-    probe.load_state_dict(state["probe"])
-    return probe.eval(), state["accuracy"]
-
-
-def read_pictures(folder: Path) -> list[Pictures]:
-    """The 16:9 pictures of each shard."""
-    name = f"{SIZES[0][0]}x{SIZES[0][1]}"
-    shards = []
-    for arrays, labels in read_shards("corridor-images", folder):
-        scenes = [label.scene for label in labels if label.array == name and isinstance(label.scene, Corridor)]
-        shards.append(Pictures(arrays[name][:, 0], torch.tensor([classes(scene) for scene in scenes])))
-    return shards
+    def right(self, answers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """See `probe.Pictures`."""
+        return dict(zip(ANSWERS, (_likeliest(answers) == self.answers).unbind(1), strict=True))
 
 
 def main(
@@ -117,19 +98,7 @@ def main(
 ) -> None:
     """Train the probe and measure it on pictures it has not seen, rendered and decoded."""
     torch.manual_seed(seed)
-    torch.set_num_threads(1)
-    vae = VideoAutoencoder.from_pretrained(runs / "vae")
-    *shards, unseen = read_pictures(data)
-    together = Pictures(np.concatenate([some.frames for some in shards]), torch.cat([some.answers for some in shards]))
-    probe = CorridorProbe()
-    train(probe, together.frames, together.loss, vae, steps)
-    frames = to_input(unseen.frames)
-    figures = {
-        "rendered": accuracy(probe, frames, unseen.answers),
-        "decoded": accuracy(probe, as_decoded(vae, frames), unseen.answers),
-    }
-    torch.save({"probe": probe.state_dict(), "accuracy": figures}, runs / FILE)
-    print(json.dumps(figures))
+    teach(CorridorProbe(), Labelled.label, "corridor-images", data, runs / FILE, steps)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, Color, Floor, Scene, Shape
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
-from microcosm.scenes.dataset import DATA, read_shards
+from microcosm.scenes.dataset import DATA, read_shard, shard_paths
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames
 from microcosm.training.autoencoder import RUNS
 
@@ -37,6 +37,7 @@ FILE = "probe.pt"
 _NOISE = 0.06
 _BATCH = 32
 _RATE = 3e-3
+P = TypeVar("P", bound=nn.Module)
 
 
 def color_classes(frames: Frames) -> NDArray[np.int64]:
@@ -140,16 +141,33 @@ def as_decoded(vae: VideoAutoencoder, frames: Tensor, noise: Tensor | float = 0.
     return cast(Tensor, (shown + mean.repeat(1, rows, columns)).clamp(-1, 1))
 
 
+class Pictures(Protocol):
+    """Rendered frames uint8 [N, 88, 160, 3] and what they show."""
+
+    @property
+    def frames(self) -> Frames:
+        """The frames."""
+        ...
+
+    def loss(self, answers: Any, rows: Tensor) -> Tensor:
+        """How wrong a probe's answers to some of the frames are."""
+        ...
+
+    def right(self, answers: Any) -> dict[str, Tensor]:
+        """Which answers to all frames are right, question by question."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Rendered frames uint8 [N, 88, 160, 3] and what they show: object classes [N, 6] (0 absent), floors [N]."""
+class Labelled:
+    """Frames with object classes [N, 6] (0 absent) and floors [N]; see `Pictures`."""
 
     frames: Frames
     objects: Tensor
     floors: Tensor
 
     @classmethod
-    def label(cls, frames: Frames, scenes: Sequence[Scene]) -> Pictures:
+    def label(cls, frames: Frames, scenes: Sequence[Scene]) -> Labelled:
         """Scenes say which shapes there are; an object counts where enough of its color is in the picture."""
         objects = torch.zeros(len(frames), len(COLORS), dtype=torch.long)
         for row, (shares, scene) in enumerate(zip(color_shares(frames), scenes, strict=True)):
@@ -159,97 +177,93 @@ class Pictures:
         return cls(frames, objects, torch.tensor([FLOORS.index(scene.floor) for scene in scenes]))
 
     def loss(self, answers: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-        """How wrong a probe's answers to some of the frames are."""
+        """See `Pictures`."""
         objects, floors = answers
         loss = F.cross_entropy(objects.flatten(0, 1), self.objects[rows].flatten())
         return loss + 0.2 * F.cross_entropy(floors, self.floors[rows])
 
+    def right(self, answers: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Color of the main object there, shapes of objects that are there, count, floor."""
+        objects, floors = answers
+        there = self.objects > 0
+        shown = there.any(1)
+        return {
+            "color": there[shown].gather(1, objects[shown][..., 1:].amax(2).argmax(1)[:, None]),
+            "shape": objects[..., 1:].argmax(2)[there] + 1 == self.objects[there],
+            "count": (objects.argmax(2) > 0).sum(1) == there.sum(1),
+            "floor": floors.argmax(1) == self.floors,
+        }
 
-def train(
-    probe: nn.Module,
-    frames: Frames,
-    loss_of: Callable[[Any, Tensor], Tensor],
-    vae: VideoAutoencoder,
-    steps: int,
-    batch: int = _BATCH,
-) -> None:
-    """Adam with a falling rate; every second batch as the autoencoder shows it, every second picture mirrored.
 
-    `loss_of` takes what the probe answers to frames [N, h, w, 3] of certain numbers, and the numbers [batch].
-    """
+def train(probe: nn.Module, pictures: Pictures, vae: VideoAutoencoder, steps: int, batch: int = _BATCH) -> None:
+    """Adam with a falling rate; every second batch as the autoencoder shows it, every second picture mirrored."""
     optimizer = torch.optim.Adam(probe.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     probe.train()
     for step in track(range(steps), "probe"):
-        rows = torch.randint(len(frames), (batch,))
-        shown = to_input(frames[rows.numpy()])
+        rows = torch.randint(len(pictures.frames), (batch,))
+        shown = to_input(pictures.frames[rows.numpy()])
         if step % 2:
             shown = as_decoded(vae, shown, _NOISE * torch.rand(batch, 1, 1, 1))
         shown = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, shown, shown.flip(3))
         optimizer.zero_grad()
-        loss_of(probe(shown), rows).backward()
+        pictures.loss(probe(shown), rows).backward()
         optimizer.step()
         schedule.step()
     probe.eval()
 
 
 @torch.inference_mode()
-def accuracy(probe: Probe, frames: Tensor, pictures: Pictures) -> dict[str, float]:
-    """Shares of right answers: color of the main object there, shapes of objects that are there, count, floor."""
-    objects, floors = (torch.cat(part) for part in zip(*(probe(some) for some in frames.split(_BATCH)), strict=True))
-    there = pictures.objects > 0
-    shown = there.any(1)
-    right = {
-        "color": there[shown].gather(1, objects[shown][..., 1:].amax(2).argmax(1)[:, None]),
-        "shape": objects[..., 1:].argmax(2)[there] + 1 == pictures.objects[there],
-        "count": (objects.argmax(2) > 0).sum(1) == there.sum(1),
-        "floor": floors.argmax(1) == pictures.floors,
-    }
-    return {name: round(float(hits.float().mean()), 4) for name, hits in right.items()}
+def accuracy(probe: nn.Module, frames: Tensor, pictures: Pictures) -> dict[str, float]:
+    """Shares of right answers to `frames`, which show what `pictures` do."""
+    answers = [torch.cat(part) for part in zip(*(probe(some) for some in frames.split(_BATCH)), strict=True)]
+    return {name: round(float(hits.float().mean()), 4) for name, hits in pictures.right(answers).items()}
 
 
-def load_probe(path: Path) -> tuple[Probe, dict[str, Any]]:
+def load_probe(probe: P, path: Path) -> tuple[P, dict[str, Any]]:
     """The trained probe and how well it did on pictures it was not trained on."""
     state = torch.load(path, weights_only=True)
-    probe = Probe()
     probe.load_state_dict(state["probe"])
     return probe.eval(), state["accuracy"]
 
 
-def _read(folder: Path, shards: slice) -> Pictures:
+def read_wide(kind: str, folder: Path, shards: slice) -> tuple[Frames, list[Any]]:
+    """The 16:9 pictures of some shards [N, h, w, 3], and their scenes."""
     name = f"{SIZES[0][0]}x{SIZES[0][1]}"
     frames, scenes = [], []
-    total = len(list(folder.glob("images-*.npz")))
-    chosen = set(range(total)[shards])
-    for number, (arrays, labels) in enumerate(read_shards("images", folder)):
-        if number in chosen:
-            frames.append(arrays[name][:, 0])
-            scenes += [label.scene for label in labels if label.array == name and isinstance(label.scene, Scene)]
-    return Pictures.label(np.concatenate(frames), scenes)
+    for path in shard_paths(kind, folder)[shards]:
+        arrays, labels = read_shard(path)
+        frames.append(arrays[name][:, 0])
+        scenes += [label.scene for label in labels if label.array == name]
+    return np.concatenate(frames), scenes
+
+
+def teach(
+    probe: nn.Module, label: Callable[[Frames, list[Any]], Pictures], kind: str, data: Path, file: Path, steps: int
+) -> None:
+    """Train a probe on twenty shards of a split, measure it on the last, rendered and decoded, and write it."""
+    torch.set_num_threads(1)
+    vae = VideoAutoencoder.from_pretrained(file.parent / "vae")
+    train(probe, label(*read_wide(kind, data, slice(-21, -1))), vae, steps)
+    unseen = label(*read_wide(kind, data, slice(-1, None)))
+    frames = to_input(unseen.frames)
+    figures = {
+        "rendered": accuracy(probe, frames, unseen),
+        "decoded": accuracy(probe, as_decoded(vae, frames), unseen),
+    }
+    torch.save({"probe": probe.state_dict(), "accuracy": figures}, file)
+    print(json.dumps(figures))
 
 
 def main(
     data: Annotated[Path, typer.Option()] = DATA,
     runs: Annotated[Path, typer.Option()] = RUNS,
     steps: int = 1200,
-    shards: Annotated[int, typer.Option(help="Shards of pictures to train on; the last one is for measuring.")] = 20,
     seed: int = 0,
 ) -> None:
     """Train the probe and measure it on pictures it has not seen, rendered and decoded."""
     torch.manual_seed(seed)
-    torch.set_num_threads(1)
-    vae = VideoAutoencoder.from_pretrained(runs / "vae")
-    probe = Probe()
-    pictures = _read(data, slice(0, shards))
-    train(probe, pictures.frames, pictures.loss, vae, steps)
-    unseen = _read(data, slice(-1, None))
-    frames = to_input(unseen.frames)
-    figures = {
-        "rendered": accuracy(probe, frames, unseen),
-        "decoded": accuracy(probe, as_decoded(vae, frames), unseen),
-    }
-    torch.save({"probe": probe.state_dict(), "accuracy": figures}, runs / FILE)
-    print(json.dumps(figures))
+    teach(Probe(), Labelled.label, "images", data, runs / FILE, steps)
 
 
 if __name__ == "__main__":

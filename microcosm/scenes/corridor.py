@@ -1,8 +1,7 @@
 """The second world: a camera drives forward through a corridor of shelves and boxes, sometimes towards an object.
 
 A `Drive` is a pure function of its seed. Lengths are metres, times seconds; the corridor runs along +y. What is far
-fades into haze: at one eighth of the output size it would be noise. `python -m microcosm.scenes.corridor OUT.png` draws
-a sheet of examples.
+fades into haze: at one eighth of the output size it would be noise.
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
-from PIL import Image
 
-from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor, Light, Speed, corridor_caption
+from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor, Light, Speed
 from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, SceneObject
 from microcosm.scenes.simulate import (
     FLOOR_RGB,
@@ -29,8 +25,8 @@ from microcosm.scenes.simulate import (
     RGB,
     SIZE_WEIGHTS,
     SIZES,
+    Film,
     Frames,
-    box_average,
     geometry,
     numbers,
     pick,
@@ -126,29 +122,17 @@ def _bays(length_m: float) -> int:
 
 def render_drive(drive: Drive, times_s: Sequence[float], supersample: int = 2, scale: int = 1) -> Frames:
     """Frames of a drive; arguments and result as those of `simulate.render`."""
-    import mujoco
+    width, height = (side * scale * supersample for side in drive.size_px)
+    azimuth, elevation = 90 + drive.yaw_deg, drive.pitch_deg
+    film = Film(_corridor_xml(drive, width, height), (azimuth, elevation, 1.0))
+    turn, tilt = math.radians(azimuth), math.radians(elevation)
+    ahead = (math.cos(tilt) * math.cos(turn), math.cos(tilt) * math.sin(turn), math.sin(tilt))
 
-    width, height = (side * scale for side in drive.size_px)
-    model: Any = mujoco.MjModel.from_xml_string(_corridor_xml(drive, width * supersample, height * supersample))
-    data: Any = mujoco.MjData(model)
-    mujoco.mj_forward(model, data)
-    camera: Any = mujoco.MjvCamera()
-    camera.azimuth, camera.elevation, camera.distance = 90 + drive.yaw_deg, drive.pitch_deg, 1.0
-    azimuth, elevation = math.radians(camera.azimuth), math.radians(camera.elevation)
-    ahead = (
-        math.cos(elevation) * math.cos(azimuth),
-        math.cos(elevation) * math.sin(azimuth),
-        math.sin(elevation),
-    )
-    renderer = _renderer(drive.scene.light, width * supersample, height * supersample)
-    option = mujoco.MjvOption()
-    frames = np.empty((len(times_s), height, width, 3), np.uint8)
-    for index, time_s in enumerate(times_s):
+    def drive_on(time_s: float) -> None:
         eye = (drive.eye_m[0], drive.camera_y_m(time_s), drive.eye_m[1])
-        camera.lookat[:] = [at + way for at, way in zip(eye, ahead, strict=True)]
-        mujoco.mjv_updateScene(model, data, option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, renderer.scene)
-        frames[index] = box_average(renderer.render(), supersample)
-    return frames
+        film.camera.lookat[:] = [at + way for at, way in zip(eye, ahead, strict=True)]
+
+    return film.shoot(_renderer(drive.scene.light, width, height), times_s, supersample, drive_on)
 
 
 @cache
@@ -225,18 +209,3 @@ def _ahead_xml(drive: Drive) -> str:
 
 def _slab(center_m: Sequence[float], half_m: Sequence[float], color: RGB) -> str:
     return f'<geom type="box" size="{numbers(half_m)}" pos="{numbers(center_m)}" rgba="{numbers(color)} 1"/>'
-
-
-def main(out: Path, rows: int = 8, seed: int = 1) -> None:
-    """Draw a sheet of 16:9 example drives."""
-    drives = [drive for drive in map(draw_drive, range(seed, seed + 40 * rows)) if drive.size_px == SIZES[0]][:rows]
-    for drive in drives:
-        print(corridor_caption(drive.scene))
-    strips = [
-        np.concatenate(list(render_drive(drive, [0, 0.33, 0.67, 1.0, 2.0, 3.0, 5.0])), axis=1) for drive in drives
-    ]
-    Image.fromarray(np.concatenate(strips)).save(out)
-
-
-if __name__ == "__main__":
-    typer.run(main)

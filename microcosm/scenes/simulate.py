@@ -2,7 +2,7 @@
 
 A `Shot` is a pure function of its seed; `render` turns a shot into frames. Lengths are metres, times seconds. Objects
 are about a metre across and the camera stands seven metres away, so that real gravity looks calm: a fall from the top
-of the picture takes about 0.7 s. `python -m microcosm.scenes.simulate OUT.png` draws a sheet of examples.
+of the picture takes about 0.7 s.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from __future__ import annotations
 import atexit
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
-from PIL import Image
 
 from cosmorama.text.scene_language import (
     COLORS,
@@ -34,7 +31,6 @@ from cosmorama.text.scene_language import (
     SceneObject,
     Shape,
     Sky,
-    canonical_caption,
 )
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
@@ -164,28 +160,53 @@ def render(shot: Shot, times_s: Sequence[float], supersample: int = 2, scale: in
     Returns:
         uint8 [len(times_s), height, width, 3].
     """
-    import mujoco
-
-    width, height = (side * scale for side in shot.size_px)
-    model: Any = mujoco.MjModel.from_xml_string(_scene_xml(shot, width * supersample, height * supersample))
-    data: Any = mujoco.MjData(model)
+    width, height = (side * scale * supersample for side in shot.size_px)
+    film = Film(_scene_xml(shot, width, height), (shot.azimuth_deg, shot.elevation_deg, shot.distance_m))
     for index, body in enumerate(shot.bodies):
-        data.qvel[6 * index] = body.velocity_m_s
+        film.data.qvel[6 * index] = body.velocity_m_s
         if body.kind.shape == "ball":
-            data.qvel[6 * index + 4] = body.velocity_m_s / body.half_size_m
-    camera: Any = mujoco.MjvCamera()
-    camera.azimuth, camera.elevation, camera.distance = shot.azimuth_deg, shot.elevation_deg, shot.distance_m
-    camera.lookat[:] = 0, 0, 1.25
-    renderer = _renderer(shot.scene.sky, width * supersample, height * supersample)
-    option = mujoco.MjvOption()
-    frames = np.empty((len(times_s), height, width, 3), np.uint8)
-    mujoco.mj_forward(model, data)
-    for index, time_s in enumerate(times_s):
-        while data.time < time_s - TIMESTEP_S / 2:
-            mujoco.mj_step(model, data)
-        mujoco.mjv_updateScene(model, data, option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, renderer.scene)
-        frames[index] = box_average(renderer.render(), supersample)
-    return frames
+            film.data.qvel[6 * index + 4] = body.velocity_m_s / body.half_size_m
+    film.camera.lookat[:] = 0, 0, 1.25
+    return film.shoot(_renderer(shot.scene.sky, width, height), times_s, supersample, film.until)
+
+
+class Film:
+    """A scene in the simulator, and its camera (azimuth and elevation in degrees, distance in m).
+
+    Attributes:
+        data: The simulator's state.
+        camera: The camera, which looks at `camera.lookat`.
+    """
+
+    def __init__(self, xml: str, view: tuple[float, float, float]) -> None:
+        import mujoco
+
+        self._model: Any = mujoco.MjModel.from_xml_string(xml)
+        self.data: Any = mujoco.MjData(self._model)
+        self.camera: Any = mujoco.MjvCamera()
+        self.camera.azimuth, self.camera.elevation, self.camera.distance = view
+
+    def until(self, time_s: float) -> None:
+        """Let time pass."""
+        import mujoco
+
+        while self.data.time < time_s - TIMESTEP_S / 2:
+            mujoco.mj_step(self._model, self.data)
+
+    def shoot(
+        self, renderer: Any, times_s: Sequence[float], supersample: int, prepare: Callable[[float], None]
+    ) -> Frames:
+        """Frames [len(times_s), h, w, 3] at increasing times, for each of which `prepare` is called first."""
+        import mujoco
+
+        option, kinds = mujoco.MjvOption(), mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mj_forward(self._model, self.data)
+        frames = []
+        for time_s in times_s:
+            prepare(time_s)
+            mujoco.mjv_updateScene(self._model, self.data, option, None, self.camera, kinds, renderer.scene)
+            frames.append(box_average(renderer.render(), supersample))
+        return np.stack(frames)
 
 
 @cache
@@ -270,21 +291,3 @@ def numbers(values: Sequence[float]) -> str:
 def pick(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
     """One of the options."""
     return options[int(rng.choice(len(options), p=weights))]
-
-
-def sheet(shots: Sequence[Shot], times_s: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
-    """One row of frames per shot, for looking at."""
-    for shot in shots:
-        yield np.concatenate(list(render(shot, times_s)), axis=1)
-
-
-def main(out: Path, rows: int = 8, seed: int = 1) -> None:
-    """Draw a sheet of 16:9 example shots."""
-    shots = [shot for shot in map(draw_shot, range(seed, seed + 40 * rows)) if shot.size_px == SIZES[0]][:rows]
-    for shot in shots:
-        print(canonical_caption(shot.scene))
-    Image.fromarray(np.concatenate(list(sheet(shots, [0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0])))).save(out)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -36,6 +36,7 @@ from microcosm.scenes.closeups import Closeup, read_closeups
 from microcosm.scenes.dataset import DATA, read_shards
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import RUNS, to_float
+from microcosm.training.loop import save
 
 TRAINED = "vae_decoder"
 STILL_SHARE = 0.25
@@ -181,14 +182,10 @@ def train(
         optimizer.step()
         recent = loss.item() if math.isnan(recent) else 0.98 * recent + 0.02 * loss.item()
         if time.monotonic() > saved + 30 or index == end - 1:
-            _save(plan.checkpoint, net=net.state_dict(), optimizer=optimizer.state_dict(), step=index + 1)
+            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": index + 1}
+            save(plan.checkpoint, state)
             saved = time.monotonic()
             print(f"{plan.checkpoint.stem} step {index + 1}: {-10 * math.log10(recent / 4):.2f} dB", flush=True)
-
-
-def _save(path: Path, **state: Any) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
 
 
 def load_clips(folder: Path, shards: int) -> list[Frames]:

@@ -21,7 +21,8 @@ from microcosm.scenes.simulate import SIZES
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.decoder import TRAINED
 from microcosm.training.gain import fold
-from microcosm.training.world import TIMESTEP_SCALE, public
+from microcosm.training.loop import public
+from microcosm.training.world import TIMESTEP_SCALE
 
 WEIGHTS = Path(__file__).parents[2] / "src/cosmorama/world/microcosm/weights"
 VERSION = "0.6.0"

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -27,8 +26,6 @@ class Muon:
         momentum: float = 0.95,
         weight_decay: float = 0.01,
         dtype: torch.dtype = torch.float32,
-        *,
-        alone: bool = False,
     ) -> None:
         groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for matrix in matrices:
@@ -36,7 +33,6 @@ class Muon:
         self.groups = list(groups.values())
         self.buffers = [group[0].new_zeros(len(group), *group[0].flatten(1).shape) for group in self.groups]
         self.momentum, self.weight_decay, self.dtype = momentum, weight_decay, dtype
-        self.alone = alone  # whether the gradients are this worker's own
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -44,8 +40,7 @@ class Muon:
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             gradient = torch.stack([_gradient(matrix).flatten(1) for matrix in group])
             buffer.lerp_(gradient, 1 - self.momentum)
-            nesterov = gradient.lerp_(buffer, self.momentum).to(self.dtype)
-            update = (orthogonalise(nesterov) if self.alone else _shared(nesterov)).float()
+            update = orthogonalise(gradient.lerp_(buffer, self.momentum).to(self.dtype)).float()
             scale = 0.2 * max(update.shape[-2:]) ** 0.5
             for matrix, part in zip(group, update, strict=True):
                 matrix.mul_(1 - learning_rate * self.weight_decay)
@@ -59,18 +54,6 @@ class Muon:
         """Restore the momentum buffers."""
         for buffer, saved in zip(self.buffers, state, strict=True):
             buffer.copy_(saved)
-
-
-def _shared(batch: Tensor) -> Tensor:
-    """`orthogonalise` with the matrices divided among the data-parallel workers."""
-    if not dist.is_initialized():
-        return orthogonalise(batch)
-    mine = torch.arange(len(batch)) % dist.get_world_size() == dist.get_rank()
-    update = torch.zeros_like(batch)
-    if mine.any():
-        update[mine] = orthogonalise(batch[mine])
-    dist.all_reduce(update)
-    return update
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -100,15 +83,13 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 class Optimizer:
     """Muon and AdamW together over some modules, with gradient clipping and moving averages."""
 
-    def __init__(
-        self, modules: Iterable[nn.Module], muon: bool, ema_decay: float, bf16: bool = False, *, alone: bool = False
-    ) -> None:
+    def __init__(self, modules: Iterable[nn.Module], muon: bool, ema_decay: float, bf16: bool = False) -> None:
         named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
         matrices = [parameter for name, parameter in named if muon and is_matrix(name, parameter)]
         taken = {id(matrix) for matrix in matrices}
         rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
-        self.muon = Muon(matrices, dtype=torch.bfloat16 if bf16 else torch.float32, alone=alone)
+        self.muon = Muon(matrices, dtype=torch.bfloat16 if bf16 else torch.float32)
         self.adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.ema_decay, self.steps = ema_decay, 0

@@ -1,4 +1,4 @@
-"""Data-parallel training on one machine: one single-threaded process per core, gradients averaged after every batch.
+"""Data-parallel training on one machine: one single-threaded process per core, weights averaged now and then.
 
 On small models two such processes do nearly twice the work of one process with two threads, which spends its time
 waiting at the end of every short operation.
@@ -39,19 +39,6 @@ def workers(module: str, count: int) -> Iterator[int]:
         yield rank
     finally:
         dist.destroy_process_group()
-
-
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the workers."""
-    if not dist.is_initialized():
-        return
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for parameter, part in zip(wanted, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        parameter.grad = part.view_as(parameter)
 
 
 @torch.no_grad()

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,13 +31,11 @@ from cosmorama.world.microcosm.text_encoder import TextEncoder, words
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import draw_corridor
 from microcosm.scenes.simulate import draw_scene
-from microcosm.training.autoencoder import RUNS
 from microcosm.training.auxiliary import Auxiliary
 from microcosm.training.batches import STAGES, Batch, Batches
 from microcosm.training.gain import gain_of, unfold
 from microcosm.training.latents import KINDS, load_groups
-from microcosm.training.optimizer import Optimizer
-from microcosm.training.parallel import agreed, average_gradients, workers
+from microcosm.training.loop import RunOptions, Trainer, command, draw_t
 from microcosm.training.widen import taught, widened
 
 TIMESTEP_SCALE = 1000.0
@@ -92,11 +88,6 @@ def vocabulary(samples: int = 20_000) -> list[str]:
         caption = random_caption(scene, rng)
         found.update(words(caption), words(mirror_caption(caption)))
     return sorted(found)
-
-
-def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
-    """Noise levels [count]: logit-normal, moved towards noise by `shift`."""
-    return torch.sigmoid(torch.randn(count) * spread + math.log(shift))
 
 
 def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
@@ -153,109 +144,52 @@ def loss_of(
     return error.sum() / (~is_given).sum() / clean[0, 0, 0].numel() / MAIN_COMPONENTS, extra
 
 
-def learning_rate(peak: float, step: int, left_s: float, decay_s: float) -> float:
-    """Warm-up over 100 steps, constant, and a linear fall over the last `decay_s` seconds."""
-    return peak * min(1.0, (step + 1) / 100, max(0.02, left_s / decay_s))
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """One run."""
 
-
-def public(config: dict[str, Any]) -> dict[str, Any]:
-    """A diffusers config without its private notes."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """One run. `minutes` long, the last `decay_minutes` of it with a falling learning rate; see `main`."""
-
-    stage: str
-    minutes: float
-    decay_minutes: float
-    runs: Path
-    name: str
-    start: str
-    peak: float
-    muon: bool
-    shift: float
-    clip_shift: float
-    ema: float
-    seed: int
-    processes: int
-    heads: int = 2
-    bf16: bool = False
-
-
-def main(
-    stage: Annotated[str, typer.Option(help="images, clips, full, onward or both.")] = "images",
-    minutes: Annotated[float, typer.Option(help="Length of this run.")] = 30.0,
-    decay_minutes: Annotated[float, typer.Option(help="Of these, at the end, with a falling learning rate.")] = 3.0,
-    runs: Annotated[Path, typer.Option()] = RUNS,
-    name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world",
-    start: Annotated[
-        str,
-        typer.Option(help="Begin from another run (its name), or from a folder of exported weights."),
-    ] = "",
-    peak: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    muon: bool = True,
-    shift: Annotated[float, typer.Option(help="Moves training noise levels of stills towards noise.")] = 4.0,
-    clip_shift: Annotated[float, typer.Option(help="And of clips: where things go is decided early.")] = 8.0,
-    ema: float = 0.995,
-    seed: int = 0,
-    processes: Annotated[
-        int, typer.Option(help="Data-parallel workers, each with one thread and its own batches.")
-    ] = 2,
+    stage: Annotated[str, typer.Option(help=f"{', '.join(STAGES)}.")] = "images"
+    name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world"
     heads: Annotated[
         int,
         typer.Option(
             help="Attention heads of a new run, 80 wide each. Twice those of the weights in START: it begins widened."
         ),
-    ] = 2,
-    bf16: Annotated[bool, typer.Option(help="Products in bfloat16, for processors with AVX512-BF16.")] = False,
-) -> None:
-    """Train one stage."""
-    options = Options(**locals())
-    with workers("microcosm.training.world", processes) as rank:
-        Training(options, rank).run()
+    ] = 2
+    bf16: Annotated[bool, typer.Option(help="Products in bfloat16, for processors with AVX512-BF16.")] = False
 
 
-class Training:
-    """What one worker does; the first one (rank 0) reports and saves."""
+class Training(Trainer[Batch, Options]):
+    """Trains the transformer on latents."""
 
-    def __init__(self, options: Options, rank: int) -> None:
-        torch.manual_seed(options.seed)  # the weights begin alike everywhere
-        torch.set_num_threads(1)
-        self.options, self.rank, self.stage = options, rank, STAGES[options.stage]
+    unit = "tokens"
+    gain: Tensor
+
+    def build(self, config: dict[str, Any] | None) -> None:
+        """See `Trainer`; a new run may begin from exported weights."""
+        options, self.stage = self.options, STAGES[self.options.stage]
+        self.bf16 = options.bf16
         groups = [g for kind in KINDS for g in load_groups(kind, options.runs / "latents")]
         # The first latent frames of a clip are a shorter clip.
         groups += [replace(group, latents=group.latents.first(5)) for group in groups if group.latents.shape[2] > 5]
-        everything = groups
-        groups = [group for group in groups if self.stage.share(group)]
-        self.batches = Batches(groups, self.stage)
-        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
-        self.progress = {"steps": 0.0, "tokens": 0.0, "seconds": 0.0}
+        self.groups = [group for group in groups if self.stage.share(group)]
         self.text_encoder = TextEncoder(vocabulary=vocabulary())
         text_width = self.text_encoder.config.width
-        self.checkpoint = options.runs / f"{options.name}.pt"
-        source = self.checkpoint if self.checkpoint.exists() else options.runs / f"{options.start}.pt"
-        state = torch.load(source, weights_only=False) if source.exists() else None
-        heads = options.heads if state is None else state["net_config"]["num_attention_heads"]
-        self.net = Shape(heads).build(groups[0].latents.shape[1], text_width)
-        if state is None:
-            self.gain = gain_of(everything, self.vae)  # of clips, also where only stills are trained on
+        heads = options.heads if config is None else config["num_attention_heads"]
+        self.net = Shape(heads).build(self.vae.config.channels, text_width)
+        if config is None:
+            self.gain = gain_of(groups, self.vae)  # of clips, also where only stills are trained on
             if Path(options.start, "world.json").exists():
                 self._begin_from(Path(options.start))
-        self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema, options.bf16)
-        self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
+        self.heads = self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
-        self.head_optimizer = torch.optim.Adam(self.auxiliary.parameters(), 3e-3)
-        if state is not None:
-            self._resume(state)
-        done = int(self.progress["steps"])
-        torch.manual_seed(options.seed + done + 1_000_003 * rank)
-        self.batches.seed(options.seed + done, rank)
-        size = sum(parameter.numel() for parameter in self.optimizer.parameters) / 1e6
-        if rank == 0:
-            rows = sum(len(group.scenes) for group in groups)
-            print(f"{size:.1f} M weights, {rows} rows, {self.progress}", flush=True)
+
+    def draws(self, seed: int) -> Iterator[Batch]:
+        """See `Trainer`."""
+        batches = Batches(self.groups, self.stage)
+        batches.seed(seed, self.rank)
+        while True:
+            yield batches.draw()
 
     def _begin_from(self, weights: Path) -> None:
         """Take exported weights; the optimizer, the averages and the auxiliary heads begin anew."""
@@ -270,90 +204,27 @@ class Training:
         tokens, seconds = 1e6 * done["million_tokens"], 3600 * done["hours"]
         self.progress = {"steps": float(done["steps"]), "tokens": tokens, "seconds": seconds}
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's contents."""
-        self.net.load_state_dict(state["net"])
-        self.text_encoder.load_state_dict(state["text_encoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.auxiliary.load_state_dict(state["auxiliary"])
-        self.gain, self.progress = state["gain"], state["progress"]
-
-    def run(self) -> None:
-        """Train for the time given, with a line every half minute and a checkpoint every two."""
-        options, report = self.options, Report()
-        begun = saved = time.monotonic()
-        while (left_s := agreed(begun + 60 * options.minutes - time.monotonic())) > 0:
-            now = time.monotonic()
-            batch = self.batches.draw()
-            rate = learning_rate(options.peak, self.optimizer.steps, left_s, 60 * options.decay_minutes)
-            report.add(batch, *self._step(batch, rate))
-            self.progress["seconds"] += time.monotonic() - now
-            if self.rank == 0:
-                report.print_sometimes(self.progress)
-                if now > saved + 120:
-                    self._save()
-                    saved = now
-        if self.rank == 0:
-            self._save()
-
-    def _step(self, batch: Batch, rate: float) -> tuple[float, float]:
-        shift = self.options.clip_shift if batch.clean.shape[2] > 1 else self.options.shift
+    def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
+        """See `Trainer`."""
+        options, shape = self.options, batch.clean.shape
+        shift = options.clip_shift if shape[2] > 1 else options.shift
         loss, extra = loss_of(
-            self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, shift, self.options.bf16
+            self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, shift, options.bf16
         )
-        (loss + AUXILIARY_SHARE * extra).backward()
-        average_gradients([*self.optimizer.parameters, *self.auxiliary.parameters()])
-        self.head_optimizer.step()
-        self.head_optimizer.zero_grad()
-        self.optimizer.step(rate)
-        tokens = math.prod(batch.clean.shape) / batch.clean.shape[1] / math.prod(self.net.config.patch_size)
-        self.progress["steps"] += 1
-        self.progress["tokens"] += tokens * self.options.processes
-        return loss.item(), extra.item()
+        values = {f"{batch.world} {shape[2]}": loss.item(), "auxiliary": extra.item()}
+        tokens = math.prod(shape) / shape[1] / math.prod(self.net.config.patch_size)
+        return loss + AUXILIARY_SHARE * extra, values, tokens
 
-    def _save(self) -> None:
-        """Write the checkpoint in one move."""
-        state = {
-            "net": self.net.state_dict(),
-            "text_encoder": self.text_encoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "auxiliary": self.auxiliary.state_dict(),
-            "gain": self.gain,
-            "progress": self.progress,
-            "net_config": public(self.net.config),
-            "text_config": public(self.text_encoder.config),
-        }
-        torch.save(state, self.checkpoint.with_suffix(".tmp"))
-        self.checkpoint.with_suffix(".tmp").rename(self.checkpoint)
+    def more(self) -> dict[str, Any]:
+        """See `Trainer`."""
+        return {"auxiliary": self.auxiliary.state_dict(), "gain": self.gain}
 
-
-class Report:
-    """Mean losses by world and latent length since the last line."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.monotonic()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._extras: list[float] = []
-        self._losses: dict[str, list[float]] = defaultdict(list)
-
-    def add(self, batch: Batch, loss: float, extra: float) -> None:
-        """Take one step's losses."""
-        self._losses[f"{batch.world} {batch.clean.shape[2]}"].append(loss)
-        self._extras.append(extra)
-
-    def print_sometimes(self, progress: dict[str, float]) -> None:
-        """A line if the last one is half a minute old."""
-        now = time.monotonic()
-        if now < self._last + 30:
-            return
-        means = "  ".join(f"{kind}: {np.mean(some):.4f} ({len(some)})" for kind, some in sorted(self._losses.items()))
-        done = f"{now - self._begun:6.0f} s  step {progress['steps']:.0f}  {progress['tokens'] / 1e6:.2f} M"
-        print(f"{done}  loss {means}  auxiliary {np.mean(self._extras):.3f}", flush=True)
-        self._last = now
-        self._clear()
+    def resume(self, state: dict[str, Any]) -> None:
+        """See `Trainer`."""
+        super().resume(state)
+        self.auxiliary.load_state_dict(state["auxiliary"])
+        self.gain = state["gain"]
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command(Options, "microcosm.training.world", Training)

@@ -11,7 +11,7 @@ from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.evaluation.probe import (
     HUES,
     VIVID,
-    Pictures,
+    Labelled,
     Probe,
     accuracy,
     as_decoded,
@@ -69,7 +69,7 @@ def test_shares_of_colors() -> None:
 def test_objects_out_of_sight_are_not_labelled() -> None:
     frames = _pictures()
     frames[1] = 200
-    labels = Pictures.label(frames, SCENES)
+    labels = Labelled.label(frames, SCENES)
     assert labels.objects[0].tolist() == [1, 0, 0, 0, 0, 0]
     assert labels.objects[1].tolist() == [0] * 6
 
@@ -83,8 +83,8 @@ def test_stills_decode_as_the_autoencoder_decodes_them(cell: int) -> None:
 
 def test_a_few_steps_teach_it_two_pictures() -> None:
     torch.manual_seed(0)
-    pictures, probe = Pictures.label(_pictures(), SCENES), Probe()
-    train(probe, pictures.frames, pictures.loss, _autoencoder(), 40, batch=4)
+    pictures, probe = Labelled.label(_pictures(), SCENES), Probe()
+    train(probe, pictures, _autoencoder(), 40, batch=4)
     found = accuracy(probe, to_input(pictures.frames), pictures)
     assert (found["color"], found["shape"], found["floor"]) == (1, 1, 1)
     first, second = probe.look(pictures.frames)
@@ -95,6 +95,6 @@ def test_a_few_steps_teach_it_two_pictures() -> None:
 def test_a_saved_probe_is_the_same(tmp_path: object) -> None:
     path, probe = f"{tmp_path}/probe.pt", Probe().eval()
     torch.save({"probe": probe.state_dict(), "accuracy": {"rendered": {"color": 0.5}}}, path)
-    loaded, figures = load_probe(path)  # type: ignore[arg-type]
+    loaded, figures = load_probe(Probe(), path)  # type: ignore[arg-type]
     assert loaded.look(_pictures()) == probe.look(_pictures())
     assert figures["rendered"]["color"] == 0.5

@@ -12,11 +12,11 @@ from cosmorama.text.corridor_language import Corridor
 from cosmorama.text.corridor_parser import parse_corridor
 from cosmorama.text.scene_language import COLORS, SceneObject, mirror_caption
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from microcosm.evaluation.corridor_probe import CorridorProbe, Pictures, accuracy, classes
+from microcosm.evaluation.corridor_probe import CorridorProbe, Labelled, classes
 from microcosm.evaluation.driving import says_speed, seen_figures, speed_figures
 from microcosm.evaluation.egomotion import speed_m_s
 from microcosm.evaluation.heldout import held_out_drives
-from microcosm.evaluation.probe import color_shares, to_input, train
+from microcosm.evaluation.probe import accuracy, color_shares, to_input, train
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import Drive, draw_corridor, draw_drive, render_drive
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames
@@ -107,13 +107,13 @@ def test_the_probe_learns_what_a_drive_shows() -> None:
     for frame, scene in zip(frames, scenes, strict=True):
         frame[:, :60] = [255 * part for part in OBJECT_RGB[scene.shelves]]
         frame[:, 100:] = [255 * part for part in OBJECT_RGB[scene.boxes]]
-    pictures = Pictures(frames, torch.tensor([classes(scene) for scene in scenes]))
+    pictures = Labelled.label(frames, scenes)
     torch.manual_seed(0)
     probe, vae = CorridorProbe(), VideoAutoencoder(8)
     torch.nn.init.orthogonal_(vae.basis.data)
-    train(probe, frames, pictures.loss, vae, 30, batch=4)
+    train(probe, pictures, vae, 30, batch=4)
     assert torch.equal(probe.look(frames), pictures.answers)
-    assert set(accuracy(probe, to_input(frames), pictures.answers).values()) == {1.0}
+    assert set(accuracy(probe, to_input(frames), pictures).values()) == {1.0}
 
 
 def test_figures_of_drives_stand_beside_their_bounds() -> None:
