@@ -8,7 +8,6 @@ import sys
 STAGES = (
     "scenes.dataset",
     "training.autoencoder basis",
-    "training.latents",
     "training.world --stage images --minutes 40",
     "training.world --stage clips --minutes 40",
     "training.world --stage full --minutes 80",

@@ -1,106 +1,222 @@
-"""What the denoiser trains on: which latents, captions and given frames make a batch."""
+"""What is trained on: stills and windows of clips, drawn from the rendered shards as they lie on the disk.
+
+Nothing is encoded beforehand: the tokenizer is linear, and a window may begin at any frame of a clip, as every stretch
+of a long clip does.
+"""
 
 from __future__ import annotations
 
+import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cosmorama.text.scene_language import mirror_caption
+from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT
 from microcosm.scenes.captions import empty_prompt, random_caption
-from microcosm.scenes.shots import World, world_of
+from microcosm.scenes.dataset import SPLITS, Label, read_labels, shard_paths, still_time
+from microcosm.scenes.shots import World
+from microcosm.scenes.simulate import Frames
+from microcosm.training.autoencoder import to_float
 from microcosm.training.auxiliary import UNKNOWN, scene_classes
-from microcosm.training.latents import Group
 
 EMPTY_SHARE = 0.12
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What a stage trains on: the share of each latent length in the batches, world by world, and how many make a
-    batch.
-    """
+class Shots:
+    """Rendered shots of equal size, all stills or all clips of one length."""
 
-    shares: dict[World, dict[int, float]]
-    batch: dict[int, int] = field(default_factory=lambda: {1: 24, 5: 6, 16: 2})
-
-    def share(self, group: Group) -> float:
-        """The share of the clips that are of a group's world and length."""
-        world, length = _kind(group)
-        return self.shares.get(world, {}).get(length, 0)
-
-
-def _kind(group: Group) -> tuple[World, int]:
-    return world_of(group.scenes[0]), group.latents.shape[2]
-
-
-STAGES = {
-    "images": Stage({"objects": {1: 1.0}}),
-    "clips": Stage({"objects": {1: 0.25, 5: 0.75}}),
-    "full": Stage({"objects": {1: 0.4, 5: 0.35, 16: 0.25}}),
-    "onward": Stage({"objects": {1: 0.15, 5: 0.7, 16: 0.15}}),
-    # Of objects the network knows by then how stills look.
-    "both": Stage({"objects": {1: 0.07, 5: 0.35, 16: 0.08}, "corridor": {1: 0.2, 5: 0.22, 16: 0.08}}),
-}
+    world: World
+    frames: Frames
+    labels: list[Label]
 
 
 @dataclass(slots=True)
 class Batch:
-    """Inputs of one training step: clean latents [B, C, T, H, W], prompts, the clips' rate, given frames k [B],
-    and what the prompts mean [B, 12] (see `auxiliary.scene_classes`).
+    """Inputs of one training step.
+
+    Attributes:
+        frames: [B, 3, 1 + 8 (T - 1), h, w] in [-1, 1].
+        prompts: What they show.
+        seconds: When each latent frame ends, [B, T]; of a still, how long after the start of the action it is.
+        given: How many latent frames are given, [B].
+        world: Which world all show.
+        fps: The rate of all.
+        targets: What the prompts mean, [B, attributes]; see `auxiliary.scene_classes`.
     """
 
-    clean: Tensor
+    frames: Tensor
     prompts: list[str]
-    fps: int
+    seconds: Tensor
     given: Tensor
+    world: World
+    fps: int
     targets: Tensor
-    world: World = "objects"
 
-
-class Batches:
-    """Draws batches of one latent shape and rate at a time."""
-
-    def __init__(self, groups: list[Group], stage: Stage) -> None:
-        self.groups, self.stage = groups, stage
-        self.seed(0, 0)
-        rows: dict[tuple[World, int], int] = defaultdict(int)
-        for group in groups:
-            rows[_kind(group)] += len(group.scenes)
-        # Batches are drawn per sequence position, so that a share is one of the computing time.
-        weights = np.array(
-            [
-                stage.share(group)
-                / (group.latents.shape[2] * stage.batch[group.latents.shape[2]])
-                * len(group.scenes)
-                / rows[_kind(group)]
-                for group in groups
-            ]
+    def to(self, device: str) -> Batch:
+        """The same on a device."""
+        return replace(
+            self, frames=self.frames.to(device), seconds=self.seconds.to(device), given=self.given.to(device)
         )
-        self.weights = weights / weights.sum()
 
-    def seed(self, seed: int, rank: int) -> None:
-        """Begin anew. Workers with one seed draw batches of the same shape, so that none waits long for another."""
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How a stage spends its time.
+
+    Attributes:
+        shares: Of the time, by world and number of latent frames, of which 1 are stills.
+        batch: How many of such a length make a batch.
+        given: How often 0, 1, 2, ... latent frames of a window are given. More than two are where a long clip ends.
+        latest_s: Stills of objects are no later than this, as those are that a clip begins with.
+        shortened: How many batches of windows are cut, as the last of a clip is that is no longer.
+    """
+
+    shares: dict[World, dict[int, float]]
+    batch: dict[int, int] = field(default_factory=lambda: {1: 24, 5: 6, 16: 2})
+    given: tuple[float, ...] = (0.0, 0.55, 0.45)
+    latest_s: float = 0.35
+    shortened: float = 0.0
+
+    def enlarged(self, times: int) -> Mixture:
+        """The same shares in larger batches."""
+        return replace(self, batch={length: times * count for length, count in self.batch.items()})
+
+
+STAGES = {
+    "images": Mixture({"objects": {1: 1.0}}),
+    "clips": Mixture({"objects": {1: 0.25, 5: 0.75}}),
+    "full": Mixture({"objects": {1: 0.4, 5: 0.35, 16: 0.25}}),
+    "onward": Mixture({"objects": {1: 0.15, 5: 0.7, 16: 0.15}}),
+    # Of objects the network knows by then how stills look.
+    "both": Mixture({"objects": {1: 0.07, 5: 0.35, 16: 0.08}, "corridor": {1: 0.2, 5: 0.22, 16: 0.08}}),
+}
+"""Of the transformer."""
+_FINE = Mixture({"objects": {1: 0.6}, "corridor": {1: 0.4}}, {1: 16, 5: 3}, (0.0, 0.45, 0.38, 0.1, 0.07), 9.0, 0.1)
+FINE_STAGES = {
+    "stills": _FINE,
+    "windows": replace(_FINE, shares={"objects": {1: 0.28, 5: 0.36}, "corridor": {1: 0.14, 5: 0.22}}),
+}
+"""Of the U-Net."""
+
+
+def mapped(path: Path) -> dict[str, Frames]:
+    """The arrays of an uncompressed npz, mapped from the file: processes share one copy of what they read."""
+    arrays: dict[str, Frames] = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset + 26)
+            name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            file.seek(info.header_offset + 30 + name_length + extra_length)
+            np.lib.format.read_magic(file)
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            arrays[info.filename.removesuffix(".npy")] = np.memmap(path, kind, "r", file.tell(), shape)
+    return arrays
+
+
+def read_shots(folder: Path) -> list[Shots]:
+    """All rendered shots, shard by shard and size by size."""
+    found = []
+    for kind, split in SPLITS.items():
+        for path in shard_paths(kind, folder) if kind != "heldout" else []:
+            by_size: dict[str, list[Label]] = defaultdict(list)
+            for label in read_labels(path):
+                by_size[label.array].append(label)
+            found += [Shots(split.world, frames, by_size[name]) for name, frames in mapped(path).items()]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Where batches of one world, length, size and rate are drawn from: shots, and which of their labels."""
+
+    world: World
+    length: int
+    rows: list[tuple[Shots, Label]]
+
+
+class Sampler(IterableDataset[Batch]):
+    """Draws batches of equal shape and rate."""
+
+    def __init__(self, shots: list[Shots], mixture: Mixture, seed: int, rank: int) -> None:
+        self.mixture, self._seed = mixture, seed
+        groups: dict[tuple[object, ...], _Group] = {}
+        totals: dict[tuple[World, int], int] = defaultdict(int)
+        for some in shots:
+            for length in mixture.shares.get(some.world, {}):
+                if (some.frames.shape[1] == 1) != (length == 1) or some.frames.shape[1] < _frames(length):
+                    continue
+                for label in some.labels:
+                    if length == 1 and some.world == "objects" and still_time(label.seed) > mixture.latest_s:
+                        continue
+                    key = (some.world, length, some.frames.shape[2:], label.fps if length > 1 else 24)
+                    groups.setdefault(key, _Group(some.world, length, [])).rows.append((some, label))
+                    totals[some.world, length] += 1
+        self.groups = list(groups.values())
+        # Shares are of the time, which goes by latent frames.
+        weights = [
+            mixture.shares[one.world][one.length]
+            / (one.length * mixture.batch[one.length])
+            * (len(one.rows) / totals[one.world, one.length])
+            for one in self.groups
+        ]
+        self._weights: NDArray[np.float64] = np.array(weights) / sum(weights)
+        # Workers with one seed draw batches of the same shape, so that none waits long for another.
         self.rng, self._shapes = np.random.default_rng([seed, rank]), np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches without end; loading processes draw other ones each."""
+        if (loader := get_worker_info()) is not None:
+            self.rng = np.random.default_rng([self._seed, loader.id, 1])
+            self._shapes = np.random.default_rng([self._seed, loader.id, 2])
+        while True:
+            yield self.draw()
+
+    def stream(self, loaders: int) -> Iterator[Batch]:
+        """Batches without end, drawn ahead by `loaders` processes of their own, or here."""
+        if not loaders:
+            return iter(self)
+        return iter(DataLoader(self, batch_size=None, num_workers=loaders, prefetch_factor=4))
 
     def draw(self) -> Batch:
         """The next batch."""
-        group = self.groups[int(self._shapes.choice(len(self.groups), p=self.weights))]
-        length = group.latents.shape[2]
-        rows = self.rng.integers(len(group.scenes), size=self.stage.batch[length])
-        targets = torch.tensor([scene_classes(group.scenes[row], group.mirrored[row]) for row in rows])
-        targets[torch.from_numpy(self.rng.random(len(rows)) < EMPTY_SHARE)] = UNKNOWN
-        is_empty = (targets == UNKNOWN).all(1).tolist()
-        prompts = [
-            empty_prompt(self.rng) if empty else self._prompt(group, int(row))
-            for row, empty in zip(rows, is_empty, strict=True)
-        ]
-        given = self.rng.choice((1, 2), size=len(rows), p=(0.55, 0.45)) if length > 2 else np.zeros(len(rows), int)
-        return Batch(group.latents[rows].float(), prompts, group.fps, torch.from_numpy(given), targets, _kind(group)[0])
+        group = self.groups[int(self._shapes.choice(len(self.groups), p=self._weights))]
+        rng, length, count = self.rng, group.length, self.mixture.batch[group.length]
+        if length > 1 and self._shapes.random() < self.mixture.shortened:
+            length = int(self._shapes.integers(2, length))
+        frames, prompts, seconds, targets = [], [], [], []
+        for row in rng.integers(len(group.rows), size=count):
+            shots, label = group.rows[int(row)]
+            clip = shots.frames[label.row]
+            start = int(rng.integers(len(clip) - _frames(length) + 1))
+            part, mirrored = clip[start : start + _frames(length)], bool(rng.random() < 0.5)
+            frames.append(part[:, :, ::-1] if mirrored else part)
+            ends = np.arange(length) * FRAMES_PER_LATENT / label.fps
+            seconds.append(ends if length > 1 else [still_time(label.seed)])
+            caption, meant = random_caption(label.scene, rng), scene_classes(label.scene, mirrored)
+            if rng.random() < EMPTY_SHARE:
+                caption, meant = empty_prompt(rng), [UNKNOWN] * len(meant)
+            prompts.append(mirror_caption(caption) if mirrored else caption)
+            targets.append(meant)
+        given = rng.choice(len(self.mixture.given), size=count, p=self.mixture.given)
+        return Batch(
+            to_float(np.ascontiguousarray(np.stack(frames))),
+            prompts,
+            torch.tensor(np.array(seconds), dtype=torch.float32),
+            torch.from_numpy(given.clip(max=length - 1)),
+            group.world,
+            group.rows[0][1].fps if length > 1 else 24,
+            torch.tensor(targets),
+        )
 
-    def _prompt(self, group: Group, row: int) -> str:
-        caption = random_caption(group.scenes[row], self.rng)
-        return mirror_caption(caption) if group.mirrored[row] else caption
+
+def _frames(length: int) -> int:
+    return 1 + FRAMES_PER_LATENT * (length - 1)

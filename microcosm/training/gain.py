@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from microcosm.training.latents import Group
+from microcosm.training.autoencoder import to_float
+from microcosm.training.batches import Shots
 
 MOVING = 1.0  # a cell moves where its latents' squared distance from the last ones' standing still exceeds this
 
 
-def gain_of(groups: list[Group], vae: VideoAutoencoder) -> Tensor:
+def gain_of(shots: list[Shots], vae: VideoAutoencoder) -> Tensor:
     """What makes the channels of moving cells equally strong, [C, 1, 1, 1]: one over their standard deviation.
 
     Where something moves, the strongest channel is 40 times as strong as the weakest: a network that reads them as they
     are hardly sees how things move.
     """
-    clips = next(group for group in groups if group.latents.shape[2] > 1).latents
-    latents = clips[np.arange(min(64, clips.shape[0]))].float()
+    clips = next(some.frames for some in shots if some.frames.shape[1] > 1)
+    latents = vae.encode_small(to_float(np.array(clips[:64])))
     later = latents[:, :, 1:]
     held = torch.cat([vae.hold(frame) for frame in latents[:, :, :-1].split(1, dim=2)], dim=2)
     moving = (later - held).square().sum(1) > MOVING

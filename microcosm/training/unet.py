@@ -23,9 +23,9 @@ from cosmorama.world.microcosm.sampling import beside, blended
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.evaluation.probe import VIVID
 from microcosm.scenes.dataset import DATA
+from microcosm.training.batches import FINE_STAGES, Batch, Sampler, read_shots
 from microcosm.training.export import WEIGHTS
 from microcosm.training.loop import RunOptions, Trainer, command, draw_t
-from microcosm.training.windows import MIXTURES, Sampler, Windows, read_shots
 
 SMALLEST_T = 0.2  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
 OBJECT_WEIGHT = 1.0  # extra weight of the error in cells that show an object
@@ -36,7 +36,7 @@ DISTURBANCE = 0.04
 class Options(RunOptions):
     """One run."""
 
-    stage: Annotated[str, typer.Option(help=f"{', '.join(MIXTURES)}.")] = "stills"
+    stage: Annotated[str, typer.Option(help=f"{', '.join(FINE_STAGES)}.")] = "stills"
     data: Annotated[Path, typer.Option()] = DATA
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "unet"
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
@@ -48,7 +48,7 @@ class Options(RunOptions):
     loaders: Annotated[int, typer.Option(help="Processes that draw batches ahead; 0 draws them between steps.")] = 0
 
 
-def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: Windows, shift: float) -> Tensor:
+def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: Batch, shift: float) -> Tensor:
     """The velocity-weighted error of the predicted x_0 over the frames that are not given."""
     clean = vae.encode_small(batch.frames)
     count, _, frames = clean.shape[:3]
@@ -97,7 +97,7 @@ def objects(vae: VideoAutoencoder, clean: Tensor) -> Tensor:
     return shown
 
 
-class Training(Trainer[Windows, Options]):
+class Training(Trainer[Batch, Options]):
     """Trains the U-Net on rendered frames."""
 
     unit = "latent_frames"
@@ -119,12 +119,12 @@ class Training(Trainer[Windows, Options]):
         text_encoder = load_component(TextEncoder, WEIGHTS / "text_encoder")
         self.text_encoder = text_encoder.train().requires_grad_(True).to(self.device)
 
-    def draws(self, seed: int) -> Iterator[Windows]:
+    def draws(self, seed: int) -> Iterator[Batch]:
         """See `Trainer`."""
-        mixture = MIXTURES[self.options.stage].enlarged(self.options.batch)
+        mixture = FINE_STAGES[self.options.stage].enlarged(self.options.batch)
         return Sampler(read_shots(self.options.data), mixture, seed, self.rank).stream(self.options.loaders)
 
-    def loss_of(self, batch: Windows) -> tuple[Tensor, dict[str, float], float]:
+    def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
         batch, options = batch.to(self.device), self.options
         length = batch.seconds.shape[1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,17 +24,17 @@ from torch import Tensor
 
 from cosmorama.text.scene_language import mirror_caption
 from cosmorama.world.cosmos.forward import cosmos_forward
-from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.sampling import beside, blended
 from cosmorama.world.microcosm.text_encoder import TextEncoder, words
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import draw_corridor
+from microcosm.scenes.dataset import DATA
 from microcosm.scenes.simulate import draw_scene
 from microcosm.training.auxiliary import Auxiliary
-from microcosm.training.batches import STAGES, Batch, Batches
+from microcosm.training.batches import STAGES, Batch, Sampler, read_shots
 from microcosm.training.gain import gain_of, unfold
-from microcosm.training.latents import KINDS, load_groups
 from microcosm.training.loop import RunOptions, Trainer, command, draw_t
 from microcosm.training.widen import taught, widened
 
@@ -90,22 +90,24 @@ def vocabulary(samples: int = 20_000) -> list[str]:
     return sorted(found)
 
 
-def held(vae: VideoAutoencoder, batch: Batch) -> Tensor:
-    """What the network's prediction blends with: the last given frame standing still, [B, C, 1, H, W]; 0 without."""
-    return _by_given(batch, torch.zeros_like(batch.clean[:, :, :1]), lambda clean, given: vae.hold(given))
+def held(vae: VideoAutoencoder, clean: Tensor, given: Tensor) -> Tensor:
+    """What the prediction for latents [B, C, T, H, W] blends with: the last of `given` [B] frames standing still, [B,
+    C, 1, H, W]; 0 without.
+    """
+    return _by_given(clean, given, torch.zeros_like(clean[:, :, :1]), lambda some, known: vae.hold(known))
 
 
-def given_beside(batch: Batch) -> Tensor:
+def given_beside(clean: Tensor, given: Tensor) -> Tensor:
     """What the network reads beside the noisy latents, [B, C, T, H, W]; see `sampling.beside`."""
-    return _by_given(batch, torch.zeros_like(batch.clean), beside)
+    return _by_given(clean, given, torch.zeros_like(clean), beside)
 
 
-def _by_given(batch: Batch, without: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _by_given(clean: Tensor, given: Tensor, without: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """`without`, filled with what `of` makes of the clips and their given frames, clips with equally many at a time."""
-    for given in batch.given.unique().tolist():
-        rows = batch.given == given
-        if given:
-            without[rows] = of(batch.clean[rows], batch.clean[rows, :, :given])
+    for number in given.unique().tolist():
+        rows = given == number
+        if number:
+            without[rows] = of(clean[rows], clean[rows, :, :number])
     return without
 
 
@@ -123,7 +125,7 @@ def loss_of(
 
     With `bf16` the transformer's products are in bfloat16: twice as fast on processors with instructions for that.
     """
-    clean = batch.clean
+    clean = vae.encode_small(batch.frames)
     count, _, frames = clean.shape[:3]
     t = draw_t(count, shift).view(-1, 1, 1, 1, 1)
     is_given = (torch.arange(frames) < batch.given[:, None]).view(count, 1, frames, 1, 1)
@@ -131,12 +133,12 @@ def loss_of(
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
-    read = torch.cat([noisy, given_beside(batch) * gain], dim=1)
+    read = torch.cat([noisy, given_beside(clean, batch.given) * gain], dim=1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         output = cosmos_forward(
             net, read, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
         )
-    predicted = blended(output.float(), held(vae, batch))
+    predicted = blended(output.float(), held(vae, clean, batch.given))
     classes = auxiliary.cell_classes(clean)
     weights = 1 + OBJECT_WEIGHT * (classes > 0)[:, None]
     error = weights * ((predicted - clean) / t.clamp_min(SMALLEST_T)).square() * ~is_given
@@ -149,6 +151,7 @@ class Options(RunOptions):
     """One run."""
 
     stage: Annotated[str, typer.Option(help=f"{', '.join(STAGES)}.")] = "images"
+    data: Annotated[Path, typer.Option()] = DATA
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world"
     heads: Annotated[
         int,
@@ -167,18 +170,15 @@ class Training(Trainer[Batch, Options]):
 
     def build(self, config: dict[str, Any] | None) -> None:
         """See `Trainer`; a new run may begin from exported weights."""
-        options, self.stage = self.options, STAGES[self.options.stage]
+        options = self.options
         self.bf16 = options.bf16
-        groups = [g for kind in KINDS for g in load_groups(kind, options.runs / "latents")]
-        # The first latent frames of a clip are a shorter clip.
-        groups += [replace(group, latents=group.latents.first(5)) for group in groups if group.latents.shape[2] > 5]
-        self.groups = [group for group in groups if self.stage.share(group)]
+        self.shots = read_shots(options.data)
         self.text_encoder = TextEncoder(vocabulary=vocabulary())
         text_width = self.text_encoder.config.width
         heads = options.heads if config is None else config["num_attention_heads"]
         self.net = Shape(heads).build(self.vae.config.channels, text_width)
         if config is None:
-            self.gain = gain_of(groups, self.vae)  # of clips, also where only stills are trained on
+            self.gain = gain_of(self.shots, self.vae)  # of clips, also where only stills are trained on
             if Path(options.start, "world.json").exists():
                 self._begin_from(Path(options.start))
         self.heads = self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
@@ -186,10 +186,7 @@ class Training(Trainer[Batch, Options]):
 
     def draws(self, seed: int) -> Iterator[Batch]:
         """See `Trainer`."""
-        batches = Batches(self.groups, self.stage)
-        batches.seed(seed, self.rank)
-        while True:
-            yield batches.draw()
+        return Sampler(self.shots, STAGES[self.options.stage], seed, self.rank).stream(0)
 
     def _begin_from(self, weights: Path) -> None:
         """Take exported weights; the optimizer, the averages and the auxiliary heads begin anew."""
@@ -206,13 +203,14 @@ class Training(Trainer[Batch, Options]):
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
-        options, shape = self.options, batch.clean.shape
-        shift = options.clip_shift if shape[2] > 1 else options.shift
+        options, length = self.options, batch.seconds.shape[1]
+        shift = options.clip_shift if length > 1 else options.shift
         loss, extra = loss_of(
             self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, shift, options.bf16
         )
-        values = {f"{batch.world} {shape[2]}": loss.item(), "auxiliary": extra.item()}
-        tokens = math.prod(shape) / shape[1] / math.prod(self.net.config.patch_size)
+        values = {f"{batch.world} {length}": loss.item(), "auxiliary": extra.item()}
+        cells = self.vae.latents_shape(1, *(OUTPUT_SCALE * side for side in batch.frames.shape[3:]))
+        tokens = batch.seconds.numel() * math.prod(cells[2:]) / math.prod(self.net.config.patch_size)
         return loss + AUXILIARY_SHARE * extra, values, tokens
 
     def more(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from microcosm.scenes.simulate import draw_shot
 
 
 def write_shards(folder: Path) -> None:
-    """One of stills, one of short clips, one of long ones, three shots of 24x16 pixels each."""
+    """One of stills, one of short clips, one of long ones, three shots of 24x16 pixels each; the last still is an early one."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng, shots = np.random.default_rng(0), [draw_shot(seed) for seed in range(3)]
+    rng, shots = np.random.default_rng(0), [draw_shot(seed) for seed in range(1, 4)]
     for kind, frames in (("images", 1), ("shorts", 33), ("clips", 121)):
         arrays = {"24x16": rng.integers(0, 256, (3, frames, 16, 24, 3), dtype=np.uint8)}
         np.savez(folder / f"{kind}-0000.npz", **arrays)  # type: ignore[arg-type]

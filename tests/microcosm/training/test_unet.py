@@ -16,7 +16,6 @@ from microcosm.evaluation.rollouts import Job, draw
 from microcosm.training.export import main as export
 from microcosm.training.optimizer import Muon
 from microcosm.training.unet import Options, Training, loss_of
-from microcosm.training.windows import Mixture, Sampler, mapped, read_shots
 from tests.microcosm.shards import write_shards
 
 CHANNELS = 6
@@ -51,34 +50,6 @@ def options(data: Path, runs: Path) -> Options:
         depths="1,1,1,1",
         compiled=False,
     )
-
-
-def test_mapped_arrays_are_those_of_the_file(data: Path) -> None:
-    with np.load(data / "shorts-0000.npz") as stored:
-        assert np.array_equal(mapped(data / "shorts-0000.npz")["24x16"], stored["24x16"])
-
-
-def test_batches_are_stills_and_windows_with_what_they_show(data: Path) -> None:
-    mixture = Mixture({"objects": 0.4}, {"objects": 0.6}, still_batch=4, window_batch=3)
-    sampler, lengths = Sampler(read_shots(data), mixture, 0, 0), set()
-    for _ in range(60):
-        batch = sampler.draw()
-        count, latents = batch.seconds.shape
-        lengths.add(latents)
-        assert batch.frames.shape == (count, 3, 1 + 8 * (latents - 1), 16, 24)
-        assert len(batch.prompts) == count == (4 if latents == 1 else 3)
-        assert bool((batch.given < latents).all())
-        assert bool((batch.given == 0).all()) == (latents == 1)
-    assert {1, 5} < lengths <= {1, 2, 3, 4, 5}
-
-
-def test_workers_draw_other_batches_of_the_same_shapes(data: Path) -> None:
-    mixture = Mixture({"objects": 0.5}, {"objects": 0.5})
-    one, other = (Sampler(read_shots(data), mixture, 3, rank) for rank in (0, 1))
-    for _ in range(20):
-        ours, theirs = one.draw(), other.draw()
-        assert ours.frames.shape == theirs.frames.shape
-        assert ours.prompts != theirs.prompts
 
 
 def test_training_lowers_the_loss_resumes_and_exports_what_answers(data: Path, runs: Path, tmp_path: Path) -> None:
