@@ -14,7 +14,7 @@ from microcosm.scenes.simulate import draw_shot
 
 
 def write_shards(folder: Path) -> None:
-    """One of stills, one of short clips, one of long ones, three shots of 24x16 pixels each; the last still is an early one."""
+    """One of stills, of which the last is an early one, one of short clips, one of long ones, three shots each."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, shots = np.random.default_rng(0), [draw_shot(seed) for seed in range(1, 4)]
     for kind, frames in (("images", 1), ("shorts", 33), ("clips", 121)):
