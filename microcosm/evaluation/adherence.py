@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def count_right(sight: Sight, scene: Scene) -> bool:
     return len(sight.shapes) == len(scene.objects)
 
 
-_MEASURES: dict[str, Callable[[Sight, Scene], bool]] = {
+MEASURES: dict[str, Callable[[Sight, Any], bool]] = {
     "main color": color_right,
     "main shape": shape_right,
     "floor": floor_right,
@@ -103,7 +103,7 @@ def measure(
     true = np.stack([one.frame(MIDDLE) for one in stills] + [clip[MIDDLE] for clip in real])
     held = [*stills, *clips]
     seen = Pictures(probe.look(shown), probe.look(true), [one.scene for one in held])
-    figures = [_figure(name, seen, [one.canonical for one in held]) for name in _MEASURES]
+    figures = [_figure(name, seen, [one.canonical for one in held]) for name in MEASURES]
     moving = [index for index, one in enumerate(clips) if one.scene.direction is not None]
     if moving:
         ours, theirs = ([some[index] for index in moving] for some in (drawn, real))
@@ -112,7 +112,7 @@ def measure(
 
 
 def _figure(name: str, seen: Pictures, canonical: Sequence[bool]) -> Figure:
-    right = _MEASURES[name]
+    right = MEASURES[name]
     hits = np.array([right(sight, scene) for sight, scene in zip(seen.drawn, seen.scenes, strict=True)])
     plain = np.array(canonical)
     bounds = {

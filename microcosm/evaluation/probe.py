@@ -40,18 +40,22 @@ _RATE = 3e-3
 P = TypeVar("P", bound=nn.Module)
 
 
+def classes_of(rgb: Tensor, least_value: float) -> Tensor:
+    """Which object color each of [..., 3] in [0, 1] is: its number in `COLORS`, -1 for none, pale or dark ones."""
+    largest, which = rgb.max(-1)
+    chroma = largest - rgb.amin(-1)
+    red, green, blue = rgb.unbind(-1)
+    spans = torch.stack([green - blue, blue - red + 2 * chroma, red - green + 4 * chroma], -1)
+    hue = spans.gather(-1, which[..., None]) / (6 * chroma.clamp_min(1e-6)[..., None]) % 1
+    distance = (hue - torch.tensor(HUES, dtype=hue.dtype, device=hue.device)).abs()
+    nearest = torch.minimum(distance, 1 - distance).argmin(-1)
+    return torch.where((largest > least_value) & (chroma > VIVID * largest), nearest, -1)
+
+
 def color_classes(frames: Frames) -> NDArray[np.int64]:
     """Which object color each pixel of frames uint8 [..., 3] has: its number in `COLORS`, -1 for none."""
-    rgb = frames.astype(np.float32) / 255
-    largest = rgb.max(-1)
-    chroma = largest - rgb.min(-1)
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    around = 6 * np.maximum(chroma, 1e-6)  # hues in units of chroma go around the circle once in this
-    spans = np.stack([(green - blue) % around, blue - red + 2 * chroma, red - green + 4 * chroma])
-    sixths = np.take_along_axis(spans, rgb.argmax(-1)[None], axis=0)[0]
-    distance = np.abs((sixths / around)[..., None] - HUES.astype(np.float32))
-    nearest: NDArray[np.int64] = np.minimum(distance, 1 - distance).argmin(-1)
-    return np.where((largest > _LEAST_VALUE) & (chroma > VIVID * largest), nearest, -1)
+    classes: NDArray[np.int64] = classes_of(torch.from_numpy(frames.astype(np.float32) / 255), _LEAST_VALUE).numpy()
+    return classes
 
 
 def color_shares(frames: Frames) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ prompt says them. It was written before anything was drawn from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from cosmorama.text.scene_language import Color, Direction, Floor, SceneObject, Shape
-from microcosm.evaluation.adherence import CLIP_FRAMES, MIDDLE
+from microcosm.evaluation.adherence import CLIP_FRAMES, MEASURES, MIDDLE
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.probe import Probe, Sight
 from microcosm.evaluation.rollouts import Job, draw_all
@@ -47,16 +47,6 @@ def _read(line: str) -> Stranger:
     return Stranger(prompt, objects, cast("Floor | None", said.get("floor")), cast("Direction | None", said.get(">")))
 
 
-_RIGHT: dict[str, Callable[[Sight, Stranger], bool]] = {
-    "main color": lambda sight, wanted: wanted.objects[0].color in {*sight.shapes, sight.main[0]},
-    "main shape": lambda sight, wanted: (
-        sight.shapes.get(wanted.objects[0].color, sight.main[1]) == wanted.objects[0].shape
-    ),
-    "floor": lambda sight, wanted: sight.floor == wanted.floor,
-    "count of objects": lambda sight, wanted: len(sight.shapes) == len(wanted.objects),
-}
-
-
 def measure(
     weights: Path, probe: Probe, wanted: Sequence[Stranger], processes: int
 ) -> tuple[list[Figure], list[Frames]]:
@@ -70,7 +60,7 @@ def measure(
 def seen_figures(sights: Sequence[Sight], wanted: Sequence[Stranger]) -> list[Figure]:
     """How often what the probe sees is what was asked for."""
     figures = []
-    for name, right in _RIGHT.items():
+    for name, right in MEASURES.items():
         asked = [pair for pair in zip(sights, wanted, strict=True) if name != "floor" or pair[1].floor is not None]
         if asked:
             share = 100 * float(np.mean([right(*pair) for pair in asked]))

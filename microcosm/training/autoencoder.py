@@ -25,11 +25,6 @@ MOVES = 0.15  # of a range of 2, by which some pixel of a block changes
 app = typer.Typer(help=__doc__)
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep sub-commands."""
-
-
 def to_float(frames: np.ndarray) -> Tensor:
     """uint8 [N, T, h, w, 3] to float [N, 3, T, h, w] in [-1, 1]."""
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
@@ -102,22 +97,14 @@ def basis(
     runs: Annotated[Path, typer.Option()] = RUNS,
     channels: int = 64,
     moving_channels: Annotated[int, typer.Option(help="More components, for what moves.")] = 96,
-    extend: Annotated[Path | None, typer.Option(help="Keep this autoencoder's components and add to them.")] = None,
 ) -> None:
     """Fit the linear transform and its scale."""
     model = VideoAutoencoder(channels=channels + moving_channels)
     with torch.no_grad():
-        if extend is None:
-            blocks = sample_blocks(data)
-            model.mean.copy_(blocks.mean(0))
-            model.basis[:channels] = principal(blocks - model.mean, channels)
-            scaled = (blocks[::50] - model.mean) @ model.basis[:channels].T
-            model.scaling_factor.copy_(1 / scaled.std())
-        else:
-            known = VideoAutoencoder.from_pretrained(extend)
-            model.mean.copy_(known.mean)
-            model.basis[:channels] = known.basis
-            model.scaling_factor.copy_(known.scaling_factor)
+        blocks = sample_blocks(data)
+        model.mean.copy_(blocks.mean(0))
+        model.basis[:channels] = principal(blocks - model.mean, channels)
+        model.scaling_factor.copy_(1 / ((blocks[::50] - model.mean) @ model.basis[:channels].T).std())
         main, moving = model.basis[:channels], moving_blocks(data) - model.mean
         model.basis[channels:] = principal(moving - (moving @ main.T) @ main, moving_channels)
         for count in (channels, channels + moving_channels):

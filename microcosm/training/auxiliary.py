@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor
 from cosmorama.text.scene_language import COLORS, DIRECTIONS, FLOORS, MOTIONS, SHAPES, SKIES, SceneObject
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from microcosm.evaluation.probe import HUES, VIVID
+from microcosm.evaluation.probe import classes_of
 from microcosm.scenes.shots import AnyScene
 
 _THING = (len(COLORS), len(SHAPES))
@@ -50,23 +50,23 @@ def _thing(thing: SceneObject | None) -> list[int]:
     return [UNKNOWN, UNKNOWN] if thing is None else [COLORS.index(thing.color), SHAPES.index(thing.shape)]
 
 
+def cell_classes(vae: VideoAutoencoder, clean: Tensor) -> Tensor:
+    """Which color of object each cell of latents [B, C, T, H, W] mostly shows: [B, T, H, W], 0 for none."""
+    colors = vae.basis.unflatten(1, (3, -1)).mean(2) / vae.scaling_factor
+    offset = vae.mean.unflatten(0, (3, -1)).mean(1)
+    return 1 + classes_of((torch.einsum("bcthw,cd->bthwd", clean, colors) + offset) / 2 + 0.5, 0.15)
+
+
 class Auxiliary(nn.Module):
     """The two heads.
 
     Args:
-        vae: Gives the linear map from a latent cell to its mean color.
         width: Hidden width of the denoiser.
         text_width: Width of the text encoder.
     """
 
-    color_map: Tensor
-    color_offset: Tensor
-
-    def __init__(self, vae: VideoAutoencoder, width: int, text_width: int) -> None:
+    def __init__(self, width: int, text_width: int) -> None:
         super().__init__()
-        means = vae.basis.detach().unflatten(1, (3, -1)).mean(2) / vae.scaling_factor.detach()
-        self.register_buffer("color_map", means, persistent=False)
-        self.register_buffer("color_offset", vae.mean.detach().unflatten(0, (3, -1)).mean(1), persistent=False)
         self.text_head = nn.Linear(text_width, sum(_CLASSES))
         self.token_head = nn.Linear(width, 1 + len(COLORS))
         self.tokens: Tensor | None = None
@@ -78,18 +78,6 @@ class Auxiliary(nn.Module):
             self.tokens = arguments[0]
 
         net.transformer_blocks[layer].norm1.norm.register_forward_pre_hook(keep)
-
-    def cell_classes(self, clean: Tensor) -> Tensor:
-        """Which color of object each cell of latents [B, C, T, H, W] mostly shows: [B, T, H, W], 0 for none."""
-        rgb = (torch.einsum("bcthw,cd->bthwd", clean, self.color_map) + self.color_offset) / 2 + 0.5
-        largest, which = rgb.max(-1)
-        chroma = largest - rgb.amin(-1)
-        red, green, blue = rgb.unbind(-1)
-        spans = torch.stack([(green - blue), (blue - red) + 2 * chroma, (red - green) + 4 * chroma], -1)
-        hue = spans.gather(-1, which[..., None])[..., 0] / (6 * chroma.clamp_min(1e-4)) % 1
-        distance = (hue[..., None] - torch.tensor(HUES, dtype=hue.dtype)).abs()
-        nearest = torch.minimum(distance, 1 - distance).argmin(-1) + 1
-        return torch.where((chroma > VIVID * largest) & (largest > 0.15), nearest, 0)
 
     def loss(self, clean_classes: Tensor, is_given: Tensor, text: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropies of both heads.

@@ -17,6 +17,7 @@ import typer
 from torch import Tensor, nn
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.sampling import beside
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.optimizer import Optimizer
@@ -67,6 +68,19 @@ def command(options: type[Run], module: str, training: Callable[[Run, int], Trai
 def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
     """Noise levels [count]: logit-normal, moved towards noise by `shift`."""
     return torch.sigmoid(torch.randn(count) * spread + math.log(shift)).clamp(0.005, 0.999)
+
+
+def given_parts(vae: VideoAutoencoder, clean: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Of latents [B, C, T, H, W] of which the first `given` [B] are given: what the network reads beside the noise (see
+    `sampling.beside`), and what its answer blends with, the last given one standing still, [B, C, 1, H, W]; 0 without.
+    """
+    known, held = torch.zeros_like(clean), torch.zeros_like(clean[:, :, :1])
+    for number in given.unique().tolist():
+        rows = given == number
+        if number:
+            known[rows] = beside(clean[rows], clean[rows, :, :number])
+            held[rows] = vae.hold(clean[rows, :, :number])
+    return known, held
 
 
 def learning_rate(peak: float, step: int, left_s: float, decay_s: float) -> float:

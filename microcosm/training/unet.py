@@ -19,13 +19,13 @@ from torch import Tensor
 from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
-from cosmorama.world.microcosm.sampling import beside, blended
+from cosmorama.world.microcosm.sampling import blended
 from cosmorama.world.microcosm.text_encoder import TextEncoder
-from microcosm.evaluation.probe import VIVID
 from microcosm.scenes.dataset import DATA
+from microcosm.training.auxiliary import cell_classes
 from microcosm.training.batches import FINE_STAGES, Batch, Sampler, read_shots
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import RunOptions, Trainer, command, draw_t
+from microcosm.training.loop import RunOptions, Trainer, command, draw_t, given_parts
 
 SMALLEST_T = 0.2  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
 OBJECT_WEIGHT = 1.0  # extra weight of the error in cells that show an object
@@ -63,12 +63,7 @@ def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: B
         strength = DISTURBANCE * chance[0] * (chance[1] < 0.5)
         disturbed = torch.addcmul(clean, strength, torch.randn_like(clean))
     noisy = torch.where(wide, disturbed, torch.lerp(clean, torch.randn_like(clean), level))
-    known, held = torch.zeros_like(clean), torch.zeros_like(clean[:, :, :1])
-    for number in batch.given.unique().tolist():
-        rows = batch.given == number
-        if number:
-            known[rows] = beside(clean[rows], disturbed[rows, :, :number])
-            held[rows] = vae.hold(disturbed[rows, :, :number])
+    known, held = given_parts(vae, disturbed, batch.given)
     text, mask = text_encoder(batch.prompts)
     with torch.autocast(device.type, torch.bfloat16):
         output = net(
@@ -81,20 +76,9 @@ def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: B
             seconds=batch.seconds,
         )
     predicted = blended(output.float(), held)
-    weights = ~wide * (1 + OBJECT_WEIGHT * objects(vae, clean) if batch.world == "objects" else 1.0)
+    weights = ~wide * (1 + OBJECT_WEIGHT * (cell_classes(vae, clean) > 0)[:, None] if batch.world == "objects" else 1.0)
     error = weights * ((predicted - clean) / level.clamp_min(SMALLEST_T)).square()
     return error.sum() / (~wide).sum() / clean[0, 0, 0].numel()
-
-
-def objects(vae: VideoAutoencoder, clean: Tensor) -> Tensor:
-    """Which cells of latents [B, C, T, H, W] show an object, as objects are vivid: [B, 1, T, H, W]."""
-    colors = vae.basis.unflatten(1, (3, -1)).mean(2) / vae.scaling_factor
-    offset = vae.mean.unflatten(0, (3, -1)).mean(1)
-    rgb = (torch.einsum("bcthw,cd->bthwd", clean, colors) + offset) / 2 + 0.5
-    largest = rgb.amax(-1)
-    vivid = (largest - rgb.amin(-1) > VIVID * largest) & (largest > 0.15)
-    shown: Tensor = vivid[:, None].float()
-    return shown
 
 
 class Training(Trainer[Batch, Options]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,17 +26,16 @@ from cosmorama.text.scene_language import mirror_caption
 from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
-from cosmorama.world.microcosm.sampling import beside, blended
-from cosmorama.world.microcosm.text_encoder import TextEncoder, words
+from cosmorama.world.microcosm.sampling import blended
+from cosmorama.world.microcosm.text_encoder import RESERVED, TextEncoder, words
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import draw_corridor
 from microcosm.scenes.dataset import DATA
 from microcosm.scenes.simulate import draw_scene
-from microcosm.training.auxiliary import Auxiliary
+from microcosm.training.auxiliary import Auxiliary, cell_classes
 from microcosm.training.batches import STAGES, Batch, Sampler, read_shots
 from microcosm.training.gain import gain_of, unfold
-from microcosm.training.loop import RunOptions, Trainer, command, draw_t
-from microcosm.training.widen import taught, widened
+from microcosm.training.loop import RunOptions, Trainer, command, draw_t, given_parts
 
 TIMESTEP_SCALE = 1000.0
 SMALLEST_T = 0.25  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
@@ -50,7 +49,7 @@ WATCHED_LAYER = 4
 class Shape:
     """The transformer's size."""
 
-    heads: int = 2
+    heads: int = 4
     head_width: int = 80
     layers: int = 6
 
@@ -90,27 +89,6 @@ def vocabulary(samples: int = 20_000) -> list[str]:
     return sorted(found)
 
 
-def held(vae: VideoAutoencoder, clean: Tensor, given: Tensor) -> Tensor:
-    """What the prediction for latents [B, C, T, H, W] blends with: the last of `given` [B] frames standing still, [B,
-    C, 1, H, W]; 0 without.
-    """
-    return _by_given(clean, given, torch.zeros_like(clean[:, :, :1]), lambda some, known: vae.hold(known))
-
-
-def given_beside(clean: Tensor, given: Tensor) -> Tensor:
-    """What the network reads beside the noisy latents, [B, C, T, H, W]; see `sampling.beside`."""
-    return _by_given(clean, given, torch.zeros_like(clean), beside)
-
-
-def _by_given(clean: Tensor, given: Tensor, without: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`without`, filled with what `of` makes of the clips and their given frames, clips with equally many at a time."""
-    for number in given.unique().tolist():
-        rows = given == number
-        if number:
-            without[rows] = of(clean[rows], clean[rows, :, :number])
-    return without
-
-
 def loss_of(
     net: Any,
     text_encoder: TextEncoder,
@@ -133,13 +111,14 @@ def loss_of(
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
-    read = torch.cat([noisy, given_beside(clean, batch.given) * gain], dim=1)
+    known, held = given_parts(vae, clean, batch.given)
+    read = torch.cat([noisy, known * gain], dim=1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         output = cosmos_forward(
             net, read, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
         )
-    predicted = blended(output.float(), held(vae, clean, batch.given))
-    classes = auxiliary.cell_classes(clean)
+    predicted = blended(output.float(), held)
+    classes = cell_classes(vae, clean)
     weights = 1 + OBJECT_WEIGHT * (classes > 0)[:, None]
     error = weights * ((predicted - clean) / t.clamp_min(SMALLEST_T)).square() * ~is_given
     extra = auxiliary.loss(classes, is_given[:, 0, :, 0, 0], text, batch.targets)
@@ -153,13 +132,20 @@ class Options(RunOptions):
     stage: Annotated[str, typer.Option(help=f"{', '.join(STAGES)}.")] = "images"
     data: Annotated[Path, typer.Option()] = DATA
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world"
-    heads: Annotated[
-        int,
-        typer.Option(
-            help="Attention heads of a new run, 80 wide each. Twice those of the weights in START: it begins widened."
-        ),
-    ] = 2
+    heads: Annotated[int, typer.Option(help="Attention heads of a new run, 80 wide each.")] = 4
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16, for processors with AVX512-BF16.")] = False
+
+
+@torch.no_grad()
+def taught(known: TextEncoder, new: TextEncoder) -> TextEncoder:
+    """`new` with the weights of `known`, also of every word that both know; its other words stay as they are."""
+    embedding = new.embedding.weight.clone()
+    both = [word for word in new.config.vocabulary if word in known.config.vocabulary]
+    rows, known_rows = ([encoder.tokenize(word)[1] for word in both] for encoder in (new, known))
+    embedding[rows] = known.embedding.weight[known_rows]
+    embedding[:RESERVED] = known.embedding.weight[:RESERVED]
+    new.load_state_dict({**known.state_dict(), "embedding.weight": embedding})
+    return new
 
 
 class Training(Trainer[Batch, Options]):
@@ -181,7 +167,7 @@ class Training(Trainer[Batch, Options]):
             self.gain = gain_of(self.shots, self.vae)  # of clips, also where only stills are trained on
             if Path(options.start, "world.json").exists():
                 self._begin_from(Path(options.start))
-        self.heads = self.auxiliary = Auxiliary(self.vae, self.net.proj_out.in_features, text_width)
+        self.heads = self.auxiliary = Auxiliary(self.net.proj_out.in_features, text_width)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
 
     def draws(self, seed: int) -> Iterator[Batch]:
@@ -190,10 +176,7 @@ class Training(Trainer[Batch, Options]):
 
     def _begin_from(self, weights: Path) -> None:
         """Take exported weights; the optimizer, the averages and the auxiliary heads begin anew."""
-        learned = load_component(CosmosTransformer3DModel, weights / "transformer")
-        if 2 * learned.config.num_attention_heads == self.options.heads:
-            learned = widened(learned)
-        self.net.load_state_dict(learned.state_dict())
+        self.net.load_state_dict(load_component(CosmosTransformer3DModel, weights / "transformer").state_dict())
         text_encoder = load_component(TextEncoder, weights / "text_encoder")
         self.text_encoder.load_state_dict(taught(text_encoder, self.text_encoder).state_dict())
         unfold(self.net.patch_embed.proj.weight, self.gain)

@@ -10,12 +10,14 @@ import torch
 
 from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.training.autoencoder import to_float
 from microcosm.training.batches import Shots
 from microcosm.training.export import load_averaged
 from microcosm.training.export import main as export
 from microcosm.training.gain import gain_of
-from microcosm.training.world import Options, Training, given_beside
+from microcosm.training.loop import given_parts
+from microcosm.training.world import Options, Training, taught
 from tests.microcosm.shards import write_shards
 
 CHANNELS = 6
@@ -33,9 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(
-    runs: Path, stage: str, minutes: float, name: str = "world", start: str = "", heads: int = 2, bf16: bool = False
-) -> Training:
+def train(runs: Path, stage: str, minutes: float, name: str = "world", start: str = "", bf16: bool = False) -> Training:
     training = Training(
         Options(
             stage=stage,
@@ -47,7 +47,7 @@ def train(
             start=start,
             ema=0.5,
             processes=1,
-            heads=heads,
+            heads=1,
             bf16=bf16,
         ),
         rank=0,
@@ -57,12 +57,15 @@ def train(
 
 
 def test_beside_the_noise_stands_what_is_given_of_each_clip() -> None:
-    clean = torch.randn(3, CHANNELS, 5, 4, 6)
-    nothing, one, two = given_beside(clean, torch.tensor([0, 1, 2]))
+    clean, vae = torch.randn(3, CHANNELS, 5, 4, 6), VideoAutoencoder(CHANNELS)
+    torch.nn.init.orthogonal_(vae.basis.data)
+    (nothing, one, two), held = given_parts(vae, clean, torch.tensor([0, 1, 2]))
     assert not nothing.any()
     assert torch.equal(one, clean[1, :, :1].expand_as(one))
     assert torch.equal(two[:, :2], clean[2, :, :2])
     assert torch.equal(two[:, 2:], clean[2, :, 1:2].expand(-1, 3, -1, -1))
+    assert not held[0].any()
+    torch.testing.assert_close(held[2:], vae.hold(clean[2:, :, :2]))
 
 
 def test_channels_of_moving_cells_are_made_equally_strong() -> None:
@@ -80,7 +83,7 @@ def test_channels_of_moving_cells_are_made_equally_strong() -> None:
 
 def test_training_resumes_and_what_is_exported_reads_the_given_frames_as_they_are(runs: Path) -> None:
     first = train(runs, "images", 0.05)
-    second = train(runs, "full", 0.02)
+    second = train(runs, "full", 0.02, bf16=True)
     assert 0 < first.progress["steps"] < second.progress["steps"]
     assert second.optimizer.steps == second.progress["steps"]
 
@@ -90,7 +93,7 @@ def test_training_resumes_and_what_is_exported_reads_the_given_frames_as_they_ar
         for parameter, average in zip(second.net.parameters(), second.optimizer.averages, strict=False):
             parameter.copy_(average)
         clean, text = torch.randn(1, CHANNELS, 5, 4, 6), torch.randn(1, 3, 192)
-        given, mask = given_beside(clean, torch.tensor([1])), torch.zeros(1, 1, 5, 4, 6)
+        given, mask = given_parts(second.vae, clean, torch.tensor([1]))[0], torch.zeros(1, 1, 5, 4, 6)
         noisy = torch.randn_like(clean)
         trained, shipped = (
             cosmos_forward(net, torch.cat([noisy, read], 1), torch.ones(1, 5), text, condition_mask=mask, fps=24.0)
@@ -109,12 +112,13 @@ def test_training_begins_from_exported_weights_where_they_ended(runs: Path, tmp_
         torch.testing.assert_close(weight, average, rtol=2e-3, atol=1e-4)  # exported in half precision
 
 
-def test_training_begins_twice_as_wide_from_exported_weights(runs: Path, tmp_path: Path) -> None:
-    narrow = train(runs, "full", 0.02, name="narrow")
-    export(runs, "narrow", tmp_path / "weights")
-    wide = train(runs, "full", 0.02, name="wide", start=str(tmp_path / "weights"), heads=4, bf16=True)
-    assert wide.net.proj_out.in_features == 2 * narrow.net.proj_out.in_features
-    assert wide.progress["steps"] > narrow.progress["steps"]
-    exported, _, _ = load_averaged(runs / "wide.pt")
-    assert exported.config.num_attention_heads == 4
-    assert all(bool(weight.isfinite().all()) for weight in exported.parameters())
+def test_a_text_encoder_that_learns_words_reads_those_it_knew_as_before() -> None:
+    torch.manual_seed(0)
+    known: TextEncoder = TextEncoder(["ball", "red"], width=32, heads=2).eval()
+    new = taught(known, TextEncoder(["aisle", "ball", "red", "robot"], width=32, heads=2)).eval()
+    prompts = ["a red ball", "", "red robot"]
+    with torch.inference_mode():
+        (before, _), (after, mask) = known(prompts), new(prompts)
+    torch.testing.assert_close(after[:2], before[:2])
+    assert mask.sum(1).tolist() == [3, 1, 3]
+    assert not torch.allclose(after[2, :2], before[2, :2])
