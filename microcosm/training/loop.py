@@ -60,8 +60,10 @@ def command(options: type[Run], module: str, training: Callable[[Run, int], Trai
         with workers(module, chosen.processes) as rank:
             training(chosen, rank).run()
 
-    main.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
-    main.__annotations__ = get_type_hints(options, include_extras=True)
+    hints = get_type_hints(options, include_extras=True)
+    fields = [field.replace(annotation=hints[name]) for name, field in inspect.signature(options).parameters.items()]
+    main.__signature__ = inspect.Signature(fields)  # type: ignore[attr-defined]
+    main.__annotations__ = hints
     typer.run(main)
 
 
