@@ -287,11 +287,11 @@ def test_what_runs_out_of_memory_once_is_done_again_and_gives_the_same_bytes(
         if stage == "decode":
             decode = sampling.decode
 
-            def in_pieces(latents: torch.Tensor) -> Iterator[torch.Tensor]:
-                for number, chunk in enumerate(decode(latents)):
+            def in_pieces(latents: torch.Tensor, chunk: int = 0) -> Iterator[torch.Tensor]:
+                for number, frames in enumerate(decode(latents, chunk)):
                     if number == 1 and next(failures, False):
                         raise torch.OutOfMemoryError("CUDA out of memory")
-                    yield chunk
+                    yield frames
 
             monkeypatch.setattr(sampling, "decode", in_pieces)
         return sampling

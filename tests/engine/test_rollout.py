@@ -15,7 +15,7 @@ import pytest
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import PreparedRequest
-from cosmorama.engine.rollout import Rollout, window_frames
+from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import CancelledError, InvalidRequestError
 from cosmorama.media.read import read_video
 from cosmorama.progress import Progress
@@ -24,6 +24,7 @@ from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM
+from cosmorama.world.windows import window_frames
 
 PROMPT = "a red ball rolls to the right on a green floor"
 REQUEST = ResolvedRequest(prompt=PROMPT, prompt_upsampling=False, seed=5, steps=3, width=256, height=128)
@@ -69,7 +70,7 @@ def test_windows_overlap_by_what_they_continue_from(frames: int, windows: tuple[
 def test_a_long_clip_begins_with_the_frames_of_the_short_one(short_world: CosmosFlowWorld) -> None:
     short = frames_of(run(short_world, replace(REQUEST, frames=17)))
     rollout = run(short_world, replace(REQUEST, frames=30))
-    assert (rollout.windows, rollout.index) == (3, 9)
+    assert (rollout.clean, rollout.index) == (3, 9)
     long = frames_of(rollout)
     assert long.shape == (30, 128, 256, 3)
     assert (long[:17] == short).all()

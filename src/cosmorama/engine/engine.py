@@ -46,7 +46,6 @@ from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, Capabilities, GenerationR
 from cosmorama.resolve import resolve
 from cosmorama.world.base import BrokenModelError, World
 from cosmorama.world.faults import breaks_the_process, explained, free_memory
-from cosmorama.world.ranks.process import device_of
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return device_of(self._world)
+        return self._world.device
 
     @property
     def pending(self) -> int:
@@ -342,7 +341,7 @@ class Engine:
         if job.frames is None:
             job.frames = rollout.decode(job.shown)
             if request.target is not None:
-                job.frames = resampled(job.frames, request.fps, request.target)
+                job.frames = resampled(job.frames, request.fps, request.target, rollout.frames_before(job.shown))
             job.frames = _without(job.frames, job.written - job.written_before)
         if job.writer is None:
             job.writer = job.resources.enter_context(
@@ -368,7 +367,7 @@ class Engine:
                 job.writer.write(chunk)
             job.written += len(chunk)
             self._estimator.decoded(job.request, len(chunk), decoding() + check_s + writing())
-            # While windows are still to be sampled, denoising is what there is to wait for.
+            # While chunks are still to be sampled, denoising is what there is to wait for.
             self._report(job, Progress("decode", job.written, result.frames) if rollout.done else rollout.progress)
             return None
         job.shown, job.frames, job.written_before = rollout.clean, None, job.written

@@ -40,10 +40,10 @@ class EngineJob:
     frames: Iterator[Frames] | None = None
     writer: VideoWriter | None = None
     shown: int = 0
-    """Windows of the rollout that are written."""
+    """Chunks of the rollout that are written."""
     written: int = 0
     written_before: int = 0
-    """Frames that were written when the windows being decoded now began."""
+    """Frames that were written when the chunk being decoded now began."""
     retried: bool = False
     """Whether this unit of work is being done for a second time, since memory ran out the first time."""
     checks: list[Decision] = field(default_factory=list)

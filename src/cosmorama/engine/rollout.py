@@ -1,13 +1,8 @@
-"""One request being sampled: its noise, its conditions, its place in the schedule. Nothing in it is shared.
-
-A clip longer than the model makes at once is sampled in windows: each further one continues from the last frames of the
-one before, as a request with that clip would, with noise from a seed of its own that follows from the request's.
-"""
+"""One request being sampled: its noise, its conditions, its place in the schedule. Nothing in it is shared."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -22,34 +17,38 @@ from cosmorama.diffusion.reuse import Memory, estimate
 from cosmorama.diffusion.solvers import SOLVER_STEPS, History
 from cosmorama.engine.prepare import Frames, PreparedRequest
 from cosmorama.progress import Progress
-from cosmorama.request import Capabilities, Output, ResolvedRequest, repeatable
-from cosmorama.world.base import (
-    Acting,
-    Adaptable,
-    Chunked,
-    Inputs,
-    Previewing,
-    ReadText,
-    Renoising,
-    Sampling,
-    Stepper,
-    World,
-)
+from cosmorama.request import Output, repeatable
+from cosmorama.world.base import ReadText, Sampling, World
 from cosmorama.world.faults import all_finite, not_finite
+from cosmorama.world.windows import Windows
 
 
 class Rollout:
-    """Advances one prepared request through the sampling equation, one denoising step at a time."""
+    """Advances one prepared request through the sampling equation, one denoising step at a time.
+
+    Attributes:
+        index: Denoising steps taken, in all chunks.
+        evaluations: How often the network was asked so far; a model that steps itself is not counted.
+    """
 
     def __init__(self, world: World, prepared: PreparedRequest, read: ReadText | None = None) -> None:
         request = prepared.request
         if request.seed is None or request.solver is None:
             raise ValueError("a rollout needs a resolved request: see cosmorama.request.resolve")
         self.prepared = prepared
+        self.index = 0
+        self.evaluations = 0
         self._world = world
         self._read = read or world.encode_text
-        self._planned = window_frames(request.frames, world.capabilities)
-        self._windows: list[Window] = []
+        self._solver = SOLVER_STEPS[request.solver]
+        self._sampling: Sampling | None = None
+        self._before: list[Tensor] = []  # clean latents of the chunks before this one
+        self._frames: dict[int, int] = {}  # of each chunk that was decoded
+        self._latents = torch.empty(0)  # of this chunk
+        self._step = 0
+        self._history, self._memory = History(), Memory()
+        self._denoised: Tensor | None = None
+        self._finite: list[tuple[int, Tensor]] = []
 
     def parameters(self, output: Output | None = None) -> dict[str, str]:
         """What the clip is made with, as text, for its file: what it takes to ask for it again, but no media.
@@ -87,263 +86,131 @@ class Rollout:
 
     @property
     def done(self) -> bool:
-        """Whether the latents of all windows are clean."""
-        return self.clean == len(self._planned)
+        """Whether the latents of all chunks are clean."""
+        return self._sampling is not None and self.clean == len(self._sampling.shares)
 
     @property
     def clean(self) -> int:
-        """How many windows are sampled to the end and can be decoded."""
-        return sum(window.done for window in self._windows)
-
-    @property
-    def windows(self) -> int:
-        """How many windows the clip is sampled in."""
-        return len(self._planned)
-
-    @property
-    def index(self) -> int:
-        """Denoising steps taken, in all windows."""
-        return sum(window.index for window in self._windows)
-
-    @property
-    def evaluations(self) -> int:
-        """How often the network was asked so far; a model that steps itself is not counted."""
-        return sum(window.evaluations for window in self._windows)
+        """How many chunks are sampled to the end and can be decoded."""
+        return len(self._before) + (self._sampling is not None and self._step == self._sampling.schedule.steps)
 
     @property
     def progress(self) -> Progress:
-        """Where the rollout is; the total is that of all windows from the first step on."""
-        if not self._windows:
+        """Where the rollout is; the total is that of all chunks from the first step on."""
+        if self._sampling is None:
             return Progress("encode")
-        # Only the first window may be made in several goes: the others continue from frames.
-        to_come = len(self._planned) - len(self._windows)
-        total = sum(window.steps for window in self._windows) + to_come * self._windows[0].levels
-        share = sum(window.share for window in self._windows) / len(self._planned)
-        return Progress("denoise", self.index, total, share)
+        return Progress("denoise", self.index, self._steps(self._sampling), self._share(self._sampling))
 
     @property
     def latents(self) -> Tensor:
-        """The latents of the newest window as they are now, in the family's own shape."""
-        if not self._windows:
+        """The latents of the newest chunk as they are now, in the family's own shape."""
+        if self._sampling is None:
             raise RuntimeError("the rollout has not started")
-        return self._windows[-1].latents
+        return self._latents
 
     @torch.inference_mode()
     def advance(self) -> Progress:
-        """Do the next unit of work: begin a window (read the conditions, draw the noise), or take a denoising step."""
-        if isinstance(self._world, Adaptable):
-            self._world.select(self.prepared.request.adapters)
-        if not self.done:
-            if len(self._windows) == self.clean:
-                self._windows.append(self._next_window())
-            else:
-                self._windows[-1].step()
+        """Do the next unit of work: begin (read the conditions, draw the noise), or take a denoising step."""
+        self._world.select(self.prepared.request.adapters)
+        if self._sampling is None:
+            self._sampling, self._latents = self._begun()
+        elif not self.done:
+            self._advance(self._sampling)
         return self.progress
 
     def decode(self, start: int = 0) -> Iterator[Frames]:
-        """The frames of the windows sampled so far, from window `start` on: uint8 `[t, H, W, 3]` in chunks.
+        """The frames of the chunks sampled so far, from chunk `start` on: uint8 `[t, H, W, 3]`, piece by piece."""
+        left = self.prepared.request.frames - self.frames_before(start)
+        for chunk, latents in list(enumerate([*self._before, self._latents][: self.clean]))[start:]:
+            assert self._sampling is not None
+            self._frames[chunk] = left
+            for frames in self._sampling.decode(latents, chunk):
+                yield np.ascontiguousarray(frames[:left].numpy())
+                left -= len(frames)
+                if left <= 0:
+                    return
+            self._frames[chunk] -= left
 
-        Every frame comes once: the frames that a window continues from are shown by the window before.
-        """
-        for window in self._windows[start:]:
-            yield from window.frames()
-
-    @property
-    def actions(self) -> tuple[tuple[float, ...], ...] | None:
-        """The actions `[steps][numbers]` that were predicted, where the request asks for them."""
-        return self._windows[-1].actions if self._windows else None
-
-    def preview(self) -> Frames | None:
-        """One frame of the clean clip as it is estimated now, uint8 `[H, W, 3]`; None before the first step."""
-        return self._windows[-1].preview() if self._windows else None
-
-    def _next_window(self) -> Window:
-        request, number = self.prepared.request, len(self._windows)
-        frames = self._planned[number]
-        kept = _overlap(self._world.capabilities) if number + 1 < len(self._planned) else 0
-        if number == 0:
-            inputs = replace(self.prepared.inputs, request=replace(request, frames=frames))
-            return Window(self._world.begin(inputs, self._read), inputs.request, kept=kept)
-        given = self._windows[-1].ending
-        following = replace(
-            request,
-            frames=frames,
-            seed=_seed_of(request, number),
-            image=None,
-            video=None,
-            task="video2world",
-            conditioning_frames=len(given),
-        )
-        inputs = Inputs(request=following, prompt=self.prepared.prompt, frames=torch.from_numpy(given))
-        return Window(self._world.begin(inputs, self._read), following, repeated=len(given), kept=kept)
-
-
-class Window:
-    """One clip that the model makes at once.
-
-    Attributes:
-        latents: As they are now.
-        index: Denoising steps taken.
-        evaluations: How often the network was asked.
-    """
-
-    def __init__(self, sampling: Sampling, request: ResolvedRequest, *, repeated: int = 0, kept: int = 0) -> None:
-        """Begin.
-
-        Args:
-            sampling: What is sampled.
-            request: Of this window alone.
-            repeated: First frames that are those it continues from, and are not shown again.
-            kept: Last frames that another window continues from.
-        """
-        assert request.solver is not None
-        self.latents = sampling.initial()
-        self.index = 0
-        self.evaluations = 0
-        self._sampling = sampling
-        self._request = request
-        self._repeated, self._kept = repeated, kept
-        self._solver = SOLVER_STEPS[request.solver]
-        self._history = History()
-        self._memory = Memory()
-        self._denoised: Tensor | None = None
-        self._ending: Frames | None = None
-        self._chunk = 0
-        self._finite: list[tuple[int, Tensor]] = []
-
-    @property
-    def levels(self) -> int:
-        """Denoising steps from noise to a clean clip."""
-        return self._sampling.schedule.steps
-
-    @property
-    def steps(self) -> int:
-        """Denoising steps in all."""
-        return self.levels * len(self._shares)
-
-    @property
-    def share(self) -> float:
-        """The part of the work that is done, 0 to 1."""
-        chunk, step = divmod(self.index, self.levels)
-        return 1.0 if self.done else sum(self._shares[:chunk]) + self._shares[chunk] * step / self.levels
-
-    @property
-    def _shares(self) -> tuple[float, ...]:
-        return self._sampling.shares if isinstance(self._sampling, Chunked) else (1.0,)
-
-    @property
-    def done(self) -> bool:
-        """Whether the latents are clean."""
-        return self.index == self.steps
-
-    def step(self) -> None:
-        """Take a denoising step."""
-        if isinstance(self._sampling, Stepper):
-            self.latents = self._sampling.step(self.latents, self.index)
-        else:
-            self._denoise(self._sampling)
-        self.index += 1
-        self._check_finite()
-
-    def _check_finite(self) -> None:
-        """Look whether latents went wrong: those of the step before, so that a GPU has its next step while it is asked.
-
-        Raises:
-            NotFiniteError: they are NaN or infinite.
-        """
-        self._finite.append((self.index, all_finite(self.latents)))
-        while self._finite and (self.done or self._finite[0][0] < self.index):
-            step, finite = self._finite.pop(0)
-            if not finite:
-                what = f"the latents after step {step} of {self.steps}"
-                if step == 1:
-                    what += " (the first: the prompt, the given frames or the weights are to blame)"
-                raise not_finite(what, self._request)
-
-    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def frames(self) -> Iterator[Frames]:
-        """Its frames without those that it continues from, in chunks, trimmed to exactly the number asked for."""
-        position = 0
-        ending: list[Frames] = []
-        for chunk in self._sampling.decode(self.latents):
-            frames = np.ascontiguousarray(chunk[: self._request.frames - position].numpy())
-            new = frames[max(self._repeated - position, 0) :]
-            position += len(frames)
-            if self._request.frames - position < self._kept:
-                ending.append(frames)
-            if len(new):
-                yield new
-            if position == self._request.frames:
-                break
-        if self._kept:
-            self._ending = np.concatenate(ending)[-self._kept :]
-
-    @property
-    def ending(self) -> Frames:
-        """The frames that the next window continues from; decoded now unless that was done before."""
-        if self._ending is None:
-            for _ in self.frames():
-                pass
-        assert self._ending is not None
-        return self._ending
+    def frames_before(self, chunk: int) -> int:
+        """How many frames the chunks before `chunk` have, which are decoded."""
+        return sum(self._frames[number] for number in range(chunk))
 
     @property
     def actions(self) -> tuple[tuple[float, ...], ...] | None:
         """The actions `[steps][numbers]` that were predicted, where the request asks for them."""
-        predicted = self._sampling.actions(self.latents) if isinstance(self._sampling, Acting) else None
+        predicted = None if self._sampling is None else self._sampling.actions(self._latents)
         return None if predicted is None else tuple(map(tuple, predicted.tolist()))
 
     def preview(self) -> Frames | None:
         """One frame of the clean clip as it is estimated now, uint8 `[H, W, 3]`; None before the first step.
 
-        Only the beginning of the clip is decoded: the frame is the last of the second chunk, so that it shows more than
-        the picture that a clip may start from.
+        Only the beginning of the chunk is decoded: the frame is the last of the second piece, so that it shows more
+        than the picture that a clip may start from.
         """
-        if self._denoised is None:
+        if self._sampling is None or self._denoised is None:
             return None
-        sampling = self._sampling
         with torch.inference_mode():
-            shown = sampling.preview if isinstance(sampling, Previewing) else sampling.decode
-            *_, chunk = islice(shown(self._denoised), 2)
-            return np.ascontiguousarray(chunk[-1].numpy())
+            *_, piece = islice(self._sampling.preview(self._denoised), 2)
+            return np.ascontiguousarray(piece[-1].numpy())
 
-    def _denoise(self, sampling: Sampling) -> None:
-        index = self.index % self.levels
-        if self.index // self.levels > self._chunk and isinstance(sampling, Chunked):
-            self.latents, self._history, self._memory = sampling.next_chunk(self.latents), History(), Memory()
-            self._chunk += 1  # not again, should the evaluation fail and be repeated
-        schedule = sampling.schedule  # which may be another one for another chunk
+    def _begun(self) -> tuple[Sampling, Tensor]:
+        inputs, capabilities = self.prepared.inputs, self._world.capabilities
+        if inputs.request.frames > capabilities.frames.maximum:
+            sampling: Sampling = Windows(self._world, inputs, self._read)
+        else:
+            sampling = self._world.begin(inputs, self._read)
+        return sampling, sampling.initial()
+
+    def _advance(self, sampling: Sampling) -> None:
+        if self.clean > len(self._before):
+            following = sampling.next_chunk(self._latents)
+            self._before.append(self._latents)
+            self._latents, self._step = following, 0  # not again, should the evaluation fail and be repeated
+            self._history, self._memory, self._denoised = History(), Memory(), None
+        stepped = sampling.step(self._latents, self._step)
+        self._latents = self._denoise(sampling) if stepped is None else stepped
+        self._step += 1
+        self.index += 1
+        self._check_finite(sampling)
+
+    def _denoise(self, sampling: Sampling) -> Tensor:
+        request, schedule = self.prepared.request, sampling.schedule
 
         def evaluate(negative: bool) -> Tensor:
             self.evaluations += 1
-            return sampling.denoise(self.latents, index, negative=negative)
+            return sampling.denoise(self._latents, self._step, negative=negative)
 
-        guidance = Guidance.of(sampling.guidance_weight, self._request)
+        guidance = Guidance.of(sampling.guidance_weight, request)
         self._denoised, self._memory = estimate(
-            evaluate, guidance, schedule, index, self._request.reuse or 0.0, self._memory
+            evaluate, guidance, schedule, self._step, request.reuse or 0.0, self._memory
         )
-        if isinstance(sampling, Renoising):
-            self.latents = sampling.renoise(self._denoised, index)
-            return
-        self.latents, self._history = self._solver(self.latents, self._denoised, schedule, index, self._history)
+        renoised = sampling.renoise(self._denoised, self._step)
+        if renoised is not None:
+            return renoised
+        latents, self._history = self._solver(self._latents, self._denoised, schedule, self._step, self._history)
+        return latents
 
+    def _check_finite(self, sampling: Sampling) -> None:
+        """Look whether latents went wrong: those of the step before, so that a GPU has its next step while it is asked.
 
-def window_frames(frames: int, capabilities: Capabilities) -> tuple[int, ...]:
-    """Frames of each window of a clip of `frames`; all but the first begin with those they continue from."""
-    most = capabilities.frames.maximum
-    if frames <= most:
-        return (frames,)
-    rest, overlap = frames - most, _overlap(capabilities)
-    further = math.ceil(rest / (most - overlap))
-    return (most, *(min(most, rest - i * (most - overlap) + overlap) for i in range(further)))
+        Raises:
+            NotFiniteError: they are NaN or infinite.
+        """
+        self._finite.append((self.index, all_finite(self._latents)))
+        while self._finite and (self.clean > len(self._before) or self._finite[0][0] < self.index):
+            step, finite = self._finite.pop(0)
+            if not finite:
+                what = f"the latents after step {step} of {self._steps(sampling)}"
+                if step == 1:
+                    what += " (the first: the prompt, the given frames or the weights are to blame)"
+                raise not_finite(what, self.prepared.request)
 
+    def _steps(self, sampling: Sampling) -> int:
+        return self.index - self._step + sampling.schedule.steps * (len(sampling.shares) - len(self._before))
 
-def _overlap(capabilities: Capabilities) -> int:
-    """Frames that a window continues from: the most that the model takes."""
-    return max(capabilities.conditioning_frames)
-
-
-def _seed_of(request: ResolvedRequest, window: int) -> int:
-    """The seed of a window after the first, well mixed, so that neighbouring seeds do not share windows."""
-    assert request.seed is not None
-    return int(np.random.SeedSequence((request.seed, window)).generate_state(1)[0])
+    def _share(self, sampling: Sampling) -> float:
+        """The part of the work that is done, 0 to 1."""
+        if self.done:
+            return 1.0
+        shares, chunk = sampling.shares, len(self._before)
+        return sum(shares[:chunk]) + shares[chunk] * self._step / sampling.schedule.steps

@@ -191,18 +191,23 @@ def _nearest(times_s: Sequence[float], time: float) -> int:
     return before if time - times_s[before] < times_s[after] - time else after
 
 
-def resampled(chunks: Iterable[NDArray[np.uint8]], fps: float, target: Target) -> Iterator[NDArray[np.uint8]]:
+def resampled(
+    chunks: Iterable[NDArray[np.uint8]], fps: float, target: Target, before: int = 0
+) -> Iterator[NDArray[np.uint8]]:
     """The frames of `target` from a clip's frames: uint8 RGB `[n, height, width, 3]`, n >= 1, as they come.
 
     Each is the source frame nearest in time, scaled to cover the size and cropped around its centre.
 
     Args:
-        chunks: All frames of the clip in order, uint8 RGB `[t, h, w, 3]`.
+        chunks: All frames of the clip in order, uint8 RGB `[t, h, w, 3]`, but for the first ones.
         fps: How many of them make a second.
         target: What is wanted.
+        before: How many were given in a call before this one.
     """
     ratio = fps / target.fps
-    read = written = 0
+    read, written = before, 0
+    while before and written < target.frames and int(written * ratio + 0.5) < before:
+        written += 1
     for chunk in chunks:
         found: list[NDArray[np.uint8]] = []
         for frame in chunk:

@@ -1,16 +1,17 @@
 """The contract between the engine and a world model.
 
-A `World` is a loaded model. It keeps no state between calls: whatever belongs to one request (conditioning latents,
-cached keys and values, the random stream) lives in the `Sampling` that `begin` returns, which its rollout owns.
+A `World` is a loaded model (its pipeline). It keeps no state between calls: whatever belongs to one request
+(conditioning latents, cached keys and values, the random stream) lives in the `Sampling` that `begin` returns, which
+its rollout owns. Both are base classes with defaults: a family writes what is its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from cosmorama.diffusion.schedule import Schedule
 from cosmorama.errors import CosmoramaError
@@ -75,109 +76,92 @@ class Inputs:
     controls: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Sampling(Protocol):
-    """One request on one model. Latents are float32; their shape is the family's own, usually `[1, C, T, H, W]`.
+class Sampling:
+    """One request on one model. Latents are float32; their shape is the family's own, usually `[1, C, T, h, w]`.
 
     The denoiser's contract is data prediction: whatever a network was trained to output, `denoise` returns its estimate
-    of the clean latents, conditioning frames included, as its family samples them.
+    of the clean latents (x0), conditioning frames included, as its family samples them.
+
+    A clip may be made in several chunks, one after another, each from the end of the one before: a still and then the
+    clip, windows of a long clip, pieces that follow a control clip.
+
+    Attributes:
+        schedule: The noise levels (sigmas) that the chunk is sampled at, as many in every chunk.
+        guidance_weight: The weight `w` in `uncond + w * (cond - uncond)` (CFG) that the request's guidance scale means
+            to this family, in this chunk; 1: the negative prompt is not read.
+        shares: Which part of the whole work each chunk is, in order; known chunks only, so it may grow.
     """
 
-    @property
-    def schedule(self) -> Schedule:
-        """The noise levels this request is sampled at."""
-        ...
-
-    @property
-    def guidance_weight(self) -> float:
-        """The weight `w` in `uncond + w * (cond - uncond)` that the request's guidance scale means to this family."""
-        ...
+    schedule: Schedule
+    guidance_weight: float = 1.0
+    shares: tuple[float, ...] = (1.0,)
 
     def initial(self) -> Tensor:
         """The latents at the first level, drawn from the request's seed. Called once, before `denoise`."""
-        ...
+        raise NotImplementedError
 
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
         """Estimate the clean latents at level `index`; `negative` reads the negative prompt instead of the prompt.
 
         Per level it is called for the prompt first; the negative evaluation may be left out.
         """
-        ...
+        raise NotImplementedError
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
-        ...
+    def step(self, latents: Tensor, index: int) -> Tensor | None:
+        """The latents at level `index + 1`, of what has a solver of its own; None: it is asked for its estimate."""
+        return None
 
-
-@runtime_checkable
-class Stepper(Protocol):
-    """A sampling with a solver of its own: it is told to go on instead of asked for its estimate."""
-
-    def step(self, latents: Tensor, index: int) -> Tensor:
-        """The latents at level `index + 1`."""
-        ...
-
-
-@runtime_checkable
-class Renoising(Protocol):
-    """A sampling whose steps begin with fresh noise (stochastic, SDE): distilled models go so, whatever the solver."""
-
-    def renoise(self, denoised: Tensor, index: int) -> Tensor:
-        """The latents at level `index + 1` from the clean ones estimated at `index`; repeated, the same ones."""
-        ...
-
-
-@runtime_checkable
-class Chunked(Protocol):
-    """A sampling of several clips, one after another on the same levels, each from the end of the one before."""
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Which part of the whole work each of them is, in order."""
-        ...
+    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
+        """The latents at level `index + 1` from the clean ones estimated at `index`, where steps begin with fresh noise
+        (stochastic, SDE) whatever the solver: distilled models go so. Repeated, the same ones. None: the solver does.
+        """
+        return None
 
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """The next one's latents at the first level, when the one before is clean."""
-        ...
+        """The next chunk's latents at the first level, when those of the one before are clean.
 
+        Where it fails, for want of memory perhaps, it may be called again.
+        """
+        raise NotImplementedError
 
-@runtime_checkable
-class Previewing(Protocol):
-    """A sampling of which the beginning is shown otherwise than by `decode`, which would do too much for that."""
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """Clean latents to the frames that a chunk adds to the clip, in order and piece by piece: uint8 `[t, H, W, 3]`.
+
+        The last chunk may have more than were asked for. Nothing may come of the others; all is in the last one then.
+        """
+        raise NotImplementedError
 
     def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The first chunks of frames of what is being sampled now, uint8 `[t, height, width, 3]`."""
-        ...
-
-
-@runtime_checkable
-class Acting(Protocol):
-    """A sampling that may answer with actions."""
+        """The first frames of what is being sampled now, from an estimate of it; as `decode`, perhaps for less."""
+        return self.decode(latents)
 
     def actions(self, latents: Tensor) -> Tensor | None:
         """The actions `[steps, numbers]` in clean latents; None where the request asks for none."""
-        ...
+        return None
 
 
-@runtime_checkable
-class Adaptable(Protocol):
-    """A world model with adapters, which act on whatever it does until others are selected."""
+class World:
+    """A world model. Samplings of different requests may be advanced in any order.
 
-    def select(self, adapters: tuple[Adapter, ...]) -> None:
-        """Let these adapters act from now on, and no others."""
-        ...
+    Attributes:
+        capabilities: What requests it takes.
+        device: Where its networks run.
+    """
 
-
-class World(Protocol):
-    """A world model. Samplings of different requests may be advanced in any order."""
+    capabilities: Capabilities
+    device: torch.device = torch.device("cpu")
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What requests this model takes."""
-        ...
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Those that evaluate a clip's tokens, which several processes can share out; the denoiser is the first."""
+        return ()
+
+    def select(self, adapters: tuple[Adapter, ...]) -> None:
+        """Let these adapters (LoRA) act from now on, and no others, on whatever it does."""
 
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Read a prompt; the empty string is the unconditional one."""
-        ...
+        raise NotImplementedError
 
     def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
         """Read the conditions of a request.
@@ -186,4 +170,4 @@ class World(Protocol):
             inputs: The request.
             read: `encode_text`, perhaps behind a cache.
         """
-        ...
+        raise NotImplementedError

@@ -294,6 +294,6 @@ def test_a_preview_of_predict1_decodes_its_beginning_alone(
     monkeypatch.setattr(vae, "decode", lambda z: (decoded.append(z.shape[2]), decode(z))[1])
     frame = made.preview()
     assert decoded == [2]
-    whole = np.concatenate([chunk.numpy() for chunk in made._windows[0]._sampling.decode(made._windows[0]._denoised)])
+    whole = np.concatenate([chunk.numpy() for chunk in made._sampling.decode(made._denoised)])
     assert frame is not None
     assert np.abs(frame.astype(int) - whole[8].astype(int)).max() <= 1

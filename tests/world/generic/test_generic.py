@@ -114,7 +114,7 @@ def test_a_dropped_request_unwinds_wherever_it_is_dropped(wan: GenericWorld) -> 
     going = rollout(wan)
     for _ in range(3):
         going.advance()
-    call = going._windows[0]._sampling._run._call  # type: ignore[attr-defined]
+    call = going._sampling._run._call  # type: ignore[attr-defined]
     # The collector drops it at any allocation, so also with such a lock held, which every ending thread takes.
     with threading._active_limbo_lock:  # type: ignore[attr-defined]
         del going

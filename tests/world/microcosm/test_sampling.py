@@ -19,7 +19,7 @@ from cosmorama.local import Model
 from cosmorama.progress import Progress
 from cosmorama.request import Knobs, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.base import Chunked, Inputs
+from cosmorama.world.base import Inputs
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld, Holding
 from cosmorama.world.registry import known_models, load_world
@@ -137,9 +137,8 @@ def test_beside_the_noise_a_blend_reads_what_is_given_and_then_its_last_frame(
 def test_a_clip_from_text_may_begin_with_its_still(tiny_checkpoint: Path, tmp_path: Path) -> None:
     world = blending(tiny_checkpoint, tmp_path / "still", still_first=True)
     still, clip, from_image = begin(world, frames=1), begin(world), begin(world, picture())
-    assert not isinstance(still, Chunked)
-    assert not isinstance(from_image, Chunked)
-    assert isinstance(clip, Chunked)
+    assert len(still.shares) == 1
+    assert len(from_image.shares) == 1
     assert clip.shares == (1 / 4, 3 / 4)
     whole = from_image.initial()
     assert torch.equal(clip.initial(), still.initial())
@@ -176,7 +175,6 @@ def test_what_goes_on_from_given_frames_is_guided_by_a_map_of_its_own(tiny_check
         for given, frames in ((None, {"frames": 1}), (None, {}), (picture(), {}))
     )
     assert (still.guidance_weight, clip.guidance_weight, from_image.guidance_weight) == (3, 3, 2)
-    assert isinstance(clip, Chunked)
     clip.next_chunk(world.encode_frames(picture()))
     assert clip.guidance_weight == 2
     # At a weight of 1 nothing is asked of the negative prompt: the still costs two evaluations a step, the rest one.
@@ -199,7 +197,6 @@ def test_what_goes_on_from_given_frames_may_begin_with_less_noise(tiny_checkpoin
         # The first second is determined by what is given; from there on the noise grows to its full strength.
         assert ratios == pytest.approx([0.5] * 4 + [0.625, 0.75, 0.875] + [1.0] * (9 - first))
     clip = begin(calmer, frames=121)
-    assert isinstance(clip, Chunked)
     known = usual.encode_frames(picture())
     assert torch.equal(clip.next_chunk(known), begin(calmer, picture(), frames=121).initial())
 
@@ -209,7 +206,6 @@ def test_what_goes_on_from_given_frames_may_have_levels_of_its_own(tiny_checkpoi
     clip, from_image = begin(world), begin(world, picture())
     usual, onward = flow_schedule(4, shift=3), flow_schedule(4, shift=12)
     assert (clip.schedule, from_image.schedule) == (usual, onward)
-    assert isinstance(clip, Chunked)
     clip.next_chunk(world.encode_frames(picture()))
     assert clip.schedule == onward
     assert begin(world, picture(), flow_shift=2.0).schedule == flow_schedule(4, shift=2)  # the request's wins

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosmorama.diffusion.schedule import Schedule
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
-from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
 from cosmorama.world.savings import ALL_SAVINGS, Savings
@@ -52,17 +51,17 @@ class CosmosParts:
         return weight.dtype
 
 
-class CosmosWorld:
+class CosmosWorld(World):
     """A world model of one of these families, ready to sample from."""
 
     def __init__(self, parts: CosmosParts, family: type[CosmosSampling]) -> None:
-        self.parts = parts
-        self._family = family
+        self.parts, self._family = parts, family
+        self.capabilities, self.device = parts.capabilities, parts.device
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What requests this model takes."""
-        return self.parts.capabilities
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The transformer."""
+        return (self.parts.transformer,)
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
@@ -84,7 +83,7 @@ class CosmosWorld:
         return self._family(self.parts, inputs, read)
 
 
-class CosmosSampling:
+class CosmosSampling(Sampling):
     """One request on a Cosmos model.
 
     Attributes:
@@ -94,8 +93,6 @@ class CosmosSampling:
             scale of 1 or less there is no guidance, and the weight is 1.
         known: Latents `[1, C, K, h, w]` of the conditioning frames, or None.
     """
-
-    schedule: Schedule
 
     def __init__(self, parts: CosmosParts, inputs: Inputs, read: ReadText) -> None:
         request = inputs.request
@@ -115,16 +112,8 @@ class CosmosSampling:
         self._positions: Positions | None = None
         self.known = None if inputs.frames is None else self._encode(inputs.frames)
 
-    def initial(self) -> Tensor:
-        """The latents at the first level."""
-        raise NotImplementedError
-
-    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
-        """Estimate the clean latents at level `index`."""
-        raise NotImplementedError
-
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
         yield from self.autoencoder.decode_stream(self.unscaled(latents), self.request.height, self.request.width)
 

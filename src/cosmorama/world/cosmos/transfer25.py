@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
 from cosmorama.request import CONTROL_KINDS, Capabilities, ControlKind, Defaults, FrameRule, Range, Size
-from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.control import (
     ControlTokens,
     control_residuals,
@@ -102,7 +102,7 @@ def _capabilities(name: str, controls: tuple[ControlKind, ...]) -> Capabilities:
     )
 
 
-class Transfer25World:
+class Transfer25World(World):
     """A Transfer2.5 model, ready to sample from.
 
     Attributes:
@@ -114,26 +114,22 @@ class Transfer25World:
 
     def __init__(self, parts: CosmosParts, autoencoder: WanAutoencoder, controlnets: Mapping[str, nn.Module]) -> None:
         self.parts, self.autoencoder = parts, autoencoder
+        self.capabilities, self.device = parts.capabilities, parts.device
         self.controlnets: dict[str, nn.Module] = dict(controlnets)
         self.chunk_frames = CHUNK_FRAMES
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What requests this model takes."""
-        return self.parts.capabilities
-
-    @property
-    def readers(self) -> tuple[nn.Module, ...]:
+    def networks(self) -> tuple[nn.Module, ...]:
         """The networks that read prompts: the transformer, then every ControlNet once."""
         return self.parts.transformer, *dict.fromkeys(self.controlnets.values())
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
-        """Read one prompt: states as each of the `readers` projects them, side by side."""
+        """Read one prompt: states as each of the `networks` projects them, side by side."""
         text = self.parts.read_text(prompt)
         states = text.states.to(self.parts.device, self.parts.dtype)
         # The encoder's states are 100352 wide: projected, a prompt is far less to remember.
-        return replace(text, states=torch.cat([projected(reader, states) for reader in self.readers], dim=-1))
+        return replace(text, states=torch.cat([projected(reader, states) for reader in self.networks], dim=-1))
 
     @torch.inference_mode()
     def begin(self, inputs: Inputs, read: ReadText) -> TransferSampling:
@@ -162,7 +158,7 @@ class _Chunk:
     controls: dict[str, ControlTokens]
 
 
-class TransferSampling:
+class TransferSampling(Sampling):
     """One request on a Transfer2.5 model: clips of latents `[1, C, T, h, w]`, one after another.
 
     Attributes:
@@ -192,7 +188,7 @@ class TransferSampling:
             self._texts[True] = read(request.negative_prompt)
         self._contexts: dict[bool, list[TextContext]] = {}
         self._positions: Positions | None = None
-        self._finished: list[Tensor] = []  # uint8 frames of the chunks before this one
+        self._ending: Tensor | None = None  # pixels of the last frames of this chunk, once they are decoded
         self._index = 0
         self._chunk: _Chunk | None = None
 
@@ -202,20 +198,19 @@ class TransferSampling:
 
     @torch.inference_mode()
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """Decode a finished chunk and start the next from its end: its noise `[1, C, T, h, w]`."""
-        pixels, finished = None, []
-        for pixels in self._decode_new(latents):
-            finished.append(to_frames(pixels))
-        assert pixels is not None
+        """Start the next chunk from the end of a finished one: its noise `[1, C, T, h, w]`."""
+        if self._ending is None:
+            for _ in self.decode(latents, self._index):
+                pass
         state = self._generator.get_state()
         self._index += 1
         try:
-            first = self._start(pixels[:, :, -_OVERLAP:])
+            first = self._start(self._ending)
         except BaseException:  # as if it had not been begun: where memory ran out it is tried again
             self._generator.set_state(state)
             self._index -= 1
             raise
-        self._finished += finished
+        self._ending = None
         return first
 
     @torch.inference_mode()
@@ -241,24 +236,28 @@ class TransferSampling:
         return latents - sigma * torch.cat([chunk.velocity, velocity[:, :, given:]], dim=2)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames of the chunks so far, uint8 `[t, height, width, 3]`."""
-        yield from self._finished
-        for pixels in self._decode_new(latents):
-            yield to_frames(pixels)
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """The frames of a chunk that the one before has not shown, uint8 `[t, height, width, 3]`."""
+        left = self._request.frames - (chunk * self._stride + _OVERLAP if chunk else 0)
+        for pixels in self._pixels(latents, chunk):
+            if left > 0:
+                yield to_frames(pixels[:, :, :left])
+            left -= pixels.shape[2]
+        if chunk == self._index:
+            self._ending = pixels[:, :, -_OVERLAP:]
 
     @torch.inference_mode()
     def preview(self, latents: Tensor) -> Iterator[Tensor]:
         """The beginning of the chunk that is being sampled."""
-        for pixels in self._decode_new(latents):
+        for pixels in self._pixels(latents, self._index):
             yield to_frames(pixels)
 
-    def _decode_new(self, latents: Tensor) -> Iterator[Tensor]:
+    def _pixels(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
         """Pixels of a chunk without those that the chunk before has shown: its first latent frame stands for one."""
-        pixels = self._autoencoder.decode_pixels(latents)
-        if self._index:
-            next(pixels)
-        yield from pixels
+        pieces = self._autoencoder.decode_pixels(latents)
+        if chunk:
+            next(pieces)
+        yield from pieces
 
     def _start(self, last: Tensor | None) -> Tensor:
         """Noise for a chunk, and its conditions; everything is drawn in diffusers' order, needed or not."""
@@ -291,7 +290,7 @@ class TransferSampling:
     def _residuals(self, x: Tensor, timesteps: Tensor, contexts: list[TextContext]) -> dict[int, Tensor]:
         chunk, world = self._chunk, self._world
         assert chunk is not None
-        by_reader = dict(zip(world.readers[1:], contexts, strict=True))
+        by_reader = dict(zip(world.networks[1:], contexts, strict=True))
         transformer: Any = self._parts.transformer
         blocks = range(0, len(transformer.transformer_blocks), transformer.config.controlnet_block_every_n)
         total: dict[int, Tensor] = {}
@@ -316,7 +315,7 @@ class TransferSampling:
         if negative in self._contexts:
             return self._contexts[negative]
         states = self._texts[negative].states.to(self._parts.device, self._parts.dtype)
-        readers: Any = self._world.readers
+        readers: Any = self._world.networks
         widths = [text_width(reader) for reader in readers]
         contexts = [
             read_text_context(reader, part) for reader, part in zip(readers, states.split(widths, -1), strict=True)

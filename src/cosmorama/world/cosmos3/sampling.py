@@ -10,10 +10,9 @@ import torch
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
 from torch import Tensor
 
-from cosmorama.diffusion.schedule import Schedule
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
-from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.levels import Levels, distilled_levels, unipc_levels
 from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_actions
 from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_embedding, text_memory, understand
@@ -46,30 +45,26 @@ class Cosmos3Config:
     distilled: tuple[float, ...] | None = None
 
 
-class Cosmos3World:
+class Cosmos3World(World):
     """A Cosmos3 model, ready to sample from."""
 
     def __init__(
         self,
-        transformer: torch.nn.Module,
+        transformer: Any,
         autoencoder: TilingAutoencoder,
         tokenizer: Any,
         config: Cosmos3Config,
         capabilities: Capabilities,
         text_half: TextHalf,
     ) -> None:
-        self.transformer: Any = transformer
+        self.transformer = transformer
         self.autoencoder = autoencoder
         self.tokenizer = tokenizer
         self.config = config
         self.text_half = text_half
-        self._capabilities = capabilities
+        self.capabilities = capabilities
+        self.device = self.transformer.device
         self._ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|vision_start|>")]
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What requests this model takes."""
-        return self._capabilities
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
@@ -112,7 +107,7 @@ class _Branch:
     layout: Layout
 
 
-class Cosmos3Sampling:
+class Cosmos3Sampling(Sampling):
     """One request.
 
     Latents are `[1, C, T, h, w]`; with actions one row `[1, n]`, the numbers of the clip, then those of the actions.
@@ -133,6 +128,7 @@ class Cosmos3Sampling:
         self._given = self._encode_given(inputs.frames)
         self._kept = self._kept_frames()
         self._levels = self._place_levels()
+        self.schedule = self._levels.schedule
         self.guidance_weight = request.guidance_scale
         action, prompt = self._action, inputs.prompt
         text = described(prompt, self._clip) if action is None else described_action(prompt, self._clip, action.view)
@@ -142,17 +138,12 @@ class Cosmos3Sampling:
             text = described_negative(negative, self._clip) if self._action is None else negative
             self._branches[True] = self._branch(text, read)
 
-    @property
-    def schedule(self) -> Schedule:
-        """The checkpoint's levels, or flow times with the request's shift."""
-        return self._levels.schedule
-
     def initial(self) -> Tensor:
         """The given latents and actions, and noise in place of the others."""
         request, action = self._request, self._action
         assert request.seed is not None
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        device = self._world.transformer.device
+        device = self._world.device
         clip = self._keep_given(torch.randn(self._shape, generator=generator).to(device))
         if action is None or self._domain is None:
             return clip
@@ -183,7 +174,7 @@ class Cosmos3Sampling:
         return torch.cat([clip.reshape(1, -1), actions.reshape(1, -1)], dim=1)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         clip, _ = self._unpack(latents)
         yield from self._autoencoder.decode_stream(clip, self._request.height, self._request.width)
@@ -212,7 +203,7 @@ class Cosmos3Sampling:
         if not self._world.config.savings.encode_only_given_frames:
             frames = torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
         # The encoder is causal: the first latents do not depend on later frames.
-        return self._autoencoder.encode(to_pixels(frames, self._world.transformer.device))[:, :, :latents]
+        return self._autoencoder.encode(to_pixels(frames, self._world.device))[:, :, :latents]
 
     def _place_levels(self) -> Levels:
         config, request = self._world.config, self._request
@@ -257,7 +248,7 @@ class Cosmos3Sampling:
             free = self._request.mode != "forward_dynamics"
             noisy = torch.cat([noisy, torch.full((self._action.steps, 1), free)])
         domain = None if self._domain is None else self._domain.id
-        device = self._world.transformer.device
+        device = self._world.device
         rotary = rotary_embedding(self._world.transformer, positions.to(device))
         return Layout(height, width, rotary, noisy.to(device), domain)
 
@@ -299,7 +290,7 @@ class DistilledSampling(Cosmos3Sampling):
         self._noises.clear()
         self._generator.manual_seed(self._request.seed)
         noise = torch.randn(self._shape, generator=self._generator)
-        return self._keep_given(noise.to(self._world.transformer.device))
+        return self._keep_given(noise.to(self._world.device))
 
     def renoise(self, denoised: Tensor, index: int) -> Tensor:
         """The clean latents with fresh noise up to the next level; those given stay."""

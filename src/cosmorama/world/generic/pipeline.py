@@ -27,10 +27,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cosmorama.diffusion.schedule import Schedule, flow_schedule
+from cosmorama.diffusion.schedule import flow_schedule
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, ResolvedRequest, Size, Solver
-from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.base import Inputs, ReadText, Sampling, World
 from cosmorama.world.faults import not_finite
 from cosmorama.world.generic.paused import PausedPipeline
 from cosmorama.world.kernels.attention import choose_attention
@@ -72,7 +72,7 @@ def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWor
         pipeline.enable_model_cpu_offload(device=options.device)
     else:
         pipeline.enable_group_offload(torch.device(options.device), offload_type="leaf_level", use_stream=True)
-    return GenericWorld(pipeline, folder.resolve().name)
+    return GenericWorld(pipeline, folder.resolve().name, options.device)
 
 
 def _built(folder: Path, options: LoadOptions) -> Any:
@@ -157,25 +157,16 @@ def check_dependencies(name: str) -> None:
             raise ModelNotFoundError(f"{name} needs {package}: pip install {_DISTRIBUTIONS.get(package, package)}")
 
 
-class GenericWorld:
+class GenericWorld(World):
     """A video pipeline of diffusers, ready to sample from.
 
     Attributes:
         pipeline: A `DiffusionPipeline`; never called itself, only its copies are.
     """
 
-    def __init__(self, pipeline: Any, name: str) -> None:
-        self.pipeline = pipeline
-        self._capabilities = _capabilities(pipeline, name)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What requests this model takes, as far as its pipeline tells."""
-        return self._capabilities
-
-    def encode_text(self, prompt: str) -> TextEmbedding:
-        """Never called: the pipeline reads the prompt itself."""
-        raise NotImplementedError(f"{type(self.pipeline).__name__} reads its prompts itself")
+    def __init__(self, pipeline: Any, name: str, device: torch.device | str = "cpu") -> None:
+        self.pipeline, self.device = pipeline, torch.device(device)
+        self.capabilities = _capabilities(pipeline, name)
 
     def begin(self, inputs: Inputs, read: ReadText) -> GenericSampling:
         """Run the pipeline up to its first step.
@@ -186,11 +177,11 @@ class GenericWorld:
         return GenericSampling(self, inputs)
 
 
-class GenericSampling:
-    """One request on such a pipeline. It is a `Stepper`: the latents, the levels and the solver are the pipeline's."""
+class GenericSampling(Sampling):
+    """One request on such a pipeline, which steps itself: the latents, the levels, guidance and solver are its own.
 
-    guidance_weight = 1.0
-    """Guidance happens inside of the pipeline."""
+    The levels between its steps are not known: evenly spaced ones stand in the schedule.
+    """
 
     def __init__(self, world: GenericWorld, inputs: Inputs) -> None:
         request = inputs.request
@@ -204,16 +195,11 @@ class GenericSampling:
             arguments["callback_on_step_end"] = self._seen
         self._run = PausedPipeline(world.pipeline, arguments)
         try:
-            self._schedule = flow_schedule(self._run.begin())
+            self.schedule = flow_schedule(self._run.begin())
         except ValueError as error:  # before its first step a pipeline looks at its arguments
             value, name = f"{request.width}x{request.height}, {frames} frames", _name(world.pipeline)
             raise InvalidRequestError(Problem("request", value, f"what {name} takes: {error}")) from None
         self._frames: Tensor | None = None
-
-    @property
-    def schedule(self) -> Schedule:
-        """As many steps as the pipeline takes. The levels between them are not known: evenly spaced ones stand here."""
-        return self._schedule
 
     def initial(self) -> Tensor:
         """Nothing yet: the latents begin inside of the pipeline."""
@@ -224,11 +210,7 @@ class GenericSampling:
         self._run.step()
         return self._seen.latents
 
-    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
-        """Never called: see `step`."""
-        raise NotImplementedError("a pipeline is stepped, not asked for its estimate")
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Let the pipeline finish, then give its clip: uint8 `[T, height, width, 3]`."""
         if self._frames is None:
             clip = self._run.finish()[0][0]  # [T, H, W, 3] in 0..1

@@ -18,13 +18,13 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.request import Adapter, Capabilities
+from cosmorama.request import Adapter
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.load.checkpoint import first_line
 from cosmorama.world.load.spellings import Addition, Convert, read_adapter
 
 
-class AdaptedWorld:
+class AdaptedWorld(World):
     """A world model with adapters on it."""
 
     def __init__(self, world: World, adapters: Mapping[str, Path]) -> None:
@@ -37,7 +37,7 @@ class AdaptedWorld:
         Raises:
             ModelNotFoundError: the model takes no adapters, or one of these does not fit it.
         """
-        self.world = world
+        self.world, self.device = world, world.device
         model = _denoiser(world)
         if _is_group_offload_enabled(model):
             raise ModelNotFoundError("adapters cannot be loaded with this offload: their layers would not be offloaded")
@@ -54,13 +54,14 @@ class AdaptedWorld:
         }
         self._layers = _layers(model)
         self._selected: tuple[Adapter, ...] | None = None
-        self._capabilities = replace(world.capabilities, adapters=tuple(adapters), adapter_layers=touched)
+        # With the names of the adapters.
+        self.capabilities = replace(world.capabilities, adapters=tuple(adapters), adapter_layers=touched)
         self.select(())
 
     @property
-    def capabilities(self) -> Capabilities:
-        """The model's, with the names of the adapters."""
-        return self._capabilities
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The model's."""
+        return self.world.networks
 
     def select(self, adapters: tuple[Adapter, ...]) -> None:
         """Let these adapters act from now on, each at its scale, and no others."""

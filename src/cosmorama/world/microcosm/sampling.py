@@ -15,12 +15,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
 from cosmorama.diffusion.solvers import initial_noise
 from cosmorama.request import Capabilities, GenerationRequest
-from cosmorama.world.base import Inputs, ReadText, TextEmbedding
+from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
 from cosmorama.world.vae.tiles import Autoencoder
@@ -85,7 +85,7 @@ class FlowConfig:
     still_first: bool = False
 
 
-class FlowWorld:
+class FlowWorld(World):
     """What the worlds of this family have in common, whatever their network."""
 
     def __init__(
@@ -98,12 +98,7 @@ class FlowWorld:
         self.autoencoder = autoencoder
         self.config = config
         self._text_encoder = text_encoder
-        self._capabilities = capabilities
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What requests this model takes."""
-        return self._capabilities
+        self.capabilities = capabilities
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
@@ -162,6 +157,11 @@ class CosmosFlowWorld(FlowWorld):
         super().__init__(autoencoder, text_encoder, config, capabilities)
         self.transformer = transformer
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The transformer."""
+        return (self.transformer,)
+
     def begin(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
         """Read the prompts and encode the conditioning frames of a request."""
         if self.config.still_first and inputs.frames is None and inputs.request.frames > 1:
@@ -169,28 +169,16 @@ class CosmosFlowWorld(FlowWorld):
         return CosmosFlowSampling(self, inputs, read)
 
 
-class CosmosFlowSampling:
+class CosmosFlowSampling(Sampling):
     """One request on a model of this family."""
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
         self._texts = world.read(inputs, read)
-        self._known: Tensor | None = None
         self._held: Tensor | None = None
         self._positions: Positions | None = None
-        if inputs.frames is not None:
-            self._condition(world.encode_frames(inputs.frames))
+        self._condition(None if inputs.frames is None else world.encode_frames(inputs.frames))
         self._contexts: dict[bool, TextContext] = {}
-
-    @property
-    def schedule(self) -> Schedule:
-        """Noise levels, here and now."""
-        return self._world.schedule(self._request, onward=self._known is not None)
-
-    @property
-    def guidance_weight(self) -> float:
-        """What the request's scale means to this checkpoint, here and now."""
-        return self._world.guidance_weight(self._request.guidance_scale, onward=self._known is not None)
 
     def initial(self) -> Tensor:
         """Noise `[1, C, T, h, w]`."""
@@ -213,10 +201,13 @@ class CosmosFlowSampling:
         return world.autoencoder.latents_shape(world.capabilities.frames.next(frames), request.height, request.width)
 
     @torch.inference_mode()
-    def _condition(self, known: Tensor) -> None:
-        """Go on from clean latents `[1, C, K, h, w]`."""
+    def _condition(self, known: Tensor | None) -> None:
+        """Go on from clean latents `[1, C, K, h, w]`, or from text alone."""
+        world, onward = self._world, known is not None
+        self.schedule = world.schedule(self._request, onward=onward)
+        self.guidance_weight = world.guidance_weight(self._request.guidance_scale, onward=onward)
         self._known, self._positions = known, None
-        if self._world.config.prediction == "blend":
+        if known is not None and world.config.prediction == "blend":
             autoencoder = self._world.autoencoder
             assert isinstance(autoencoder, Holding)
             self._held = autoencoder.hold(known)
@@ -262,7 +253,7 @@ class CosmosFlowSampling:
         return self._contexts[negative]
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
 
@@ -270,11 +261,10 @@ class CosmosFlowSampling:
 class StillFirstSampling(CosmosFlowSampling):
     """Text to a clip: the first frame as a still, which takes a fraction of the time, then the clip from that."""
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """The still has one latent frame of all."""
+    def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
+        super().__init__(world, inputs, read)
         frames = self._shape(self._request.frames)[2]
-        return 1 / (1 + frames), frames / (1 + frames)
+        self.shares = 1 / (1 + frames), frames / (1 + frames)  # the still has one latent frame of all
 
     def initial(self) -> Tensor:
         """Noise for the first frame, `[1, C, 1, h, w]`: that of a still with this seed."""
@@ -284,6 +274,14 @@ class StillFirstSampling(CosmosFlowSampling):
         """Noise for the whole clip, which goes on from the still as it would from a given image."""
         self._condition(latents)
         return self._noise(self._request.frames)
+
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """Frames of the clip, which the still is the first of."""
+        return super().decode(latents) if chunk else iter(())
+
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """The still, or the beginning of the clip."""
+        return super().decode(latents)
 
 
 def beside(latents: Tensor, known: Tensor | None) -> Tensor:

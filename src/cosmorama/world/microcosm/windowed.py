@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cosmorama.diffusion.schedule import Schedule
 from cosmorama.diffusion.solvers import initial_noise
 from cosmorama.request import Capabilities
-from cosmorama.world.base import Inputs, ReadText
+from cosmorama.world.base import Inputs, ReadText, Sampling
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
 from cosmorama.world.microcosm.sampling import FlowConfig, FlowWorld, beside, blended
 from cosmorama.world.microcosm.text_encoder import TextEncoder
@@ -80,34 +79,20 @@ class WindowedWorld(FlowWorld):
         return WindowedSampling(self, inputs, read)
 
 
-class WindowedSampling:
+class WindowedSampling(Sampling):
     """One request on such a model. Latents are those of the whole clip, of which every go samples a part."""
 
     def __init__(self, world: WindowedWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
         self._texts = world.read(inputs, read)
         self._given = None if inputs.frames is None else world.encode_frames(inputs.frames)
-        self._clean = self._given
         frames = world.capabilities.frames.next(inputs.request.frames)
         self._shape = world.autoencoder.latents_shape(frames, inputs.request.height, inputs.request.width)
         self._goes = plan(0 if self._given is None else self._given.shape[2], self._shape[2])
         self._number = 0
-
-    @property
-    def schedule(self) -> Schedule:
-        """Noise levels, here and now."""
-        return self._world.schedule(self._request, onward=self._clean is not None)
-
-    @property
-    def guidance_weight(self) -> float:
-        """What the request's scale means to this checkpoint, here and now."""
-        return self._world.guidance_weight(self._request.guidance_scale, onward=self._clean is not None)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Every latent frame that the network sees takes as long."""
-        total = sum(go.cost for go in self._goes)
-        return tuple(go.cost / total for go in self._goes)
+        total = sum(go.cost for go in self._goes)  # every latent frame that the network sees takes as long
+        self.shares = tuple(go.cost / total for go in self._goes)
+        self._go_on_from(self._given)
 
     def initial(self) -> Tensor:
         """Noise `[1, C, T, h, w]`; of a clip from text that of its first frame."""
@@ -115,9 +100,16 @@ class WindowedSampling:
 
     def next_chunk(self, latents: Tensor) -> Tensor:
         """Noise for the whole clip, whose first frames are made."""
-        self._clean = latents[:, :, : self._goes[self._number].stop]
+        self._go_on_from(latents[:, :, : self._goes[self._number].stop])
         self._number += 1
         return self._noise()
+
+    def _go_on_from(self, clean: Tensor | None) -> None:
+        """Levels and guidance differ with whether there is something to go on from."""
+        onward = clean is not None
+        self._clean = clean
+        self.schedule = self._world.schedule(self._request, onward=onward)
+        self.guidance_weight = self._world.guidance_weight(self._request.guidance_scale, onward=onward)
 
     def _noise(self) -> Tensor:
         assert self._request.seed is not None
@@ -156,6 +148,12 @@ class WindowedSampling:
         return torch.cat([self._clean[:, :, : go.made], made, rest], dim=2)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames in chunks, uint8 `[t, height, width, 3]`."""
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """Frames of the whole clip once the last part is made, uint8 `[t, height, width, 3]`."""
+        if chunk + 1 == len(self._goes):
+            yield from self.preview(latents)
+
+    @torch.inference_mode()
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """Frames of what is made so far."""
         yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)

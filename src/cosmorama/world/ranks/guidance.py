@@ -15,40 +15,22 @@ from itertools import count
 from torch import Tensor
 
 from cosmorama.diffusion.guidance import Guidance
-from cosmorama.diffusion.schedule import Schedule
-from cosmorama.request import Adapter, Capabilities
-from cosmorama.world.base import (
-    Acting,
-    Adaptable,
-    Chunked,
-    Inputs,
-    Previewing,
-    ReadText,
-    Sampling,
-    Stepper,
-    TextEmbedding,
-    World,
-)
+from cosmorama.request import Adapter
+from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.ranks.process import Begin, Command, Denoise, Follower, NextChunk
 
 
-class Parallel:
+class Parallel(World):
     """A world model that begins every request in other processes as well. It has every adapter that the model has."""
 
     def __init__(self, world: World, followers: Sequence[Follower]) -> None:
-        self.world = world
+        self.world, self.capabilities, self.device = world, world.capabilities, world.device
         self._followers = tuple(followers)
         self._numbers = count()
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """The model's."""
-        return self.world.capabilities
-
     def select(self, adapters: tuple[Adapter, ...]) -> None:
         """Select them here; a follower selects those of the request it is asked about."""
-        if isinstance(self.world, Adaptable):
-            self.world.select(adapters)
+        self.world.select(adapters)
 
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Read a prompt."""
@@ -74,62 +56,46 @@ class Parallel:
         raise NotImplementedError
 
 
-class Shared:
+class Shared(Sampling):
     """A request that several processes work on."""
 
     def __init__(self, sampling: Sampling, inputs: Inputs, followers: Sequence[Follower], number: int) -> None:
         self._sampling, self._followers, self._number = sampling, followers, number
         self._request = inputs.request
+        self._follow()
         weakref.finalize(self, forget, followers, number).atexit = False
 
-    @property
-    def schedule(self) -> Schedule:
-        """The request's levels."""
-        return self._sampling.schedule
-
-    @property
-    def guidance_weight(self) -> float:
-        """The request's."""
-        return self._sampling.guidance_weight
+    def _follow(self) -> None:
+        inner = self._sampling
+        self.schedule, self.guidance_weight, self.shares = inner.schedule, inner.guidance_weight, inner.shares
 
     def initial(self) -> Tensor:
         """The latents at the first level."""
         return self._sampling.initial()
 
-    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
-        """Estimate the clean latents."""
-        raise NotImplementedError
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames in chunks."""
-        return self._sampling.decode(latents)
-
-    def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The first chunks of frames."""
-        sampling = self._sampling
-        return sampling.preview(latents) if isinstance(sampling, Previewing) else sampling.decode(latents)
-
-    def actions(self, latents: Tensor) -> Tensor | None:
-        """The actions in clean latents, where there are some."""
-        return self._sampling.actions(latents) if isinstance(self._sampling, Acting) else None
-
-
-class SharedChunks(Shared):
-    """A request of several clips that several processes work on."""
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Which part of the whole work each of them is."""
-        assert isinstance(self._sampling, Chunked)
-        return self._sampling.shares
+    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
+        """The latents at the next level, where steps begin with fresh noise."""
+        return self._sampling.renoise(denoised, index)
 
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """The next one's latents at the first level."""
-        assert isinstance(self._sampling, Chunked)
+        """The next chunk's latents at the first level."""
         tell(self._followers, NextChunk(self._number, latents.cpu()))
         first = self._sampling.next_chunk(latents)
         hear(self._followers)
+        self._follow()
         return first
+
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """Frames in pieces."""
+        return self._sampling.decode(latents, chunk)
+
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """The first frames."""
+        return self._sampling.preview(latents)
+
+    def actions(self, latents: Tensor) -> Tensor | None:
+        """The actions in clean latents, where there are some."""
+        return self._sampling.actions(latents)
 
 
 class GuidanceParallel(Parallel):
@@ -139,12 +105,11 @@ class GuidanceParallel(Parallel):
         super().__init__(world, (follower,))
 
     def _shared(self, sampling: Sampling, inputs: Inputs, number: int) -> Sampling:
-        """What samples by itself, and what has no guidance, is made in this process alone."""
-        if isinstance(sampling, Stepper) or sampling.guidance_weight == 1:
+        """What has no guidance, or does it by itself, is made in this process alone."""
+        if sampling.guidance_weight == 1 and len(sampling.shares) == 1:
             forget(self._followers, number)
             return sampling
-        shared = _GuidedChunks if isinstance(sampling, Chunked) else _Guided
-        return shared(sampling, inputs, self._followers, number)
+        return _Guided(sampling, inputs, self._followers, number)
 
 
 class _Guided(Shared):
@@ -162,10 +127,6 @@ class _Guided(Shared):
             tell(self._followers, Denoise(self._number, latents.cpu(), index))
             self._asked = index
         return self._sampling.denoise(latents, index)
-
-
-class _GuidedChunks(_Guided, SharedChunks):
-    pass
 
 
 def tell(followers: Sequence[Follower], command: Command) -> None:

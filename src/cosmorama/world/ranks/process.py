@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cosmorama.errors import CosmoramaError, ModelNotFoundError, WorkerError
-from cosmorama.world.base import Adaptable, BrokenModelError, Chunked, Inputs, Sampling, World
+from cosmorama.world.base import BrokenModelError, Inputs, Sampling, World
 from cosmorama.world.faults import breaks_the_process, explained
 
 log = logging.getLogger(__name__)
@@ -192,14 +192,6 @@ class Follower:
         return answer
 
 
-def device_of(world: Any) -> torch.device:
-    """Where a model's networks run."""
-    inner = getattr(world, "world", world)
-    parts = getattr(inner, "parts", inner)
-    device = getattr(parts, "device", None) or getattr(getattr(parts, "transformer", None), "device", None)
-    return torch.device("cpu") if device is None else torch.device(device)
-
-
 def _send(connection: Connection, message: object) -> None:
     # Not `connection.send`: torch teaches that one to pass tensors as shared memory, which only relatives can open.
     connection.send_bytes(pickle.dumps(message))
@@ -244,17 +236,15 @@ def _obey(world: World, requests: dict[int, tuple[Inputs, Sampling]], command: C
         command.function(world)
         return None
     inputs = command.inputs if isinstance(command, Begin) else requests[command.number][0]
-    if isinstance(world, Adaptable):
-        world.select(inputs.request.adapters)
+    world.select(inputs.request.adapters)
     if isinstance(command, Begin):
         sampling = world.begin(inputs, world.encode_text)
         sampling.initial()  # some draw the rest of what they need after it
         requests[command.number] = (inputs, sampling)
         return None
     sampling = requests[command.number][1]
-    latents = command.latents.to(device_of(world))
+    latents = command.latents.to(world.device)
     if isinstance(command, NextChunk):
-        assert isinstance(sampling, Chunked)
         sampling.next_chunk(latents)
         return None
     if isinstance(command, Assist):

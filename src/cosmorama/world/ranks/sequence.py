@@ -16,18 +16,16 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotEnoughMemoryError
-from cosmorama.world.base import BrokenModelError, Chunked, Inputs, Sampling, World
+from cosmorama.world.base import BrokenModelError, Inputs, Sampling, World
 from cosmorama.world.faults import breaks_the_process, explained
-from cosmorama.world.ranks.guidance import Parallel, Shared, SharedChunks, hear, tell
-from cosmorama.world.ranks.process import Apply, Assist, Follower, device_of
+from cosmorama.world.ranks.guidance import Parallel, Shared, hear, tell
+from cosmorama.world.ranks.process import Apply, Assist, Follower
 from cosmorama.world.ranks.shares import share_tokens
 
 EXCHANGE_TIMEOUT = timedelta(minutes=5)
@@ -63,14 +61,13 @@ class SequenceParallel(Parallel):
         """End the followers; the model is evaluated by this process alone again."""
         for follower in self._followers:
             follower.close()
-        for network in networks_of(self.world):
+        for network in self.world.networks:
             share_tokens(network, None)
         dist.destroy_process_group()
         self._meeting.cleanup()
 
     def _shared(self, sampling: Sampling, inputs: Inputs, number: int) -> Sampling:
-        shared = _SplitChunks if isinstance(sampling, Chunked) else _Split
-        return shared(sampling, inputs, self._followers, number)
+        return _Split(sampling, inputs, self._followers, number)
 
 
 class _Split(Shared):
@@ -109,20 +106,16 @@ class _Split(Shared):
         return BrokenModelError(f"an evaluation that processes share failed: {type(error).__name__}: {error}", told)
 
 
-class _SplitChunks(_Split, SharedChunks):
-    pass
-
-
 def join(world: World, *, rank: int, ranks: int, meeting: Path) -> None:
     """Become process `rank` of `ranks` that evaluate a model's networks together; returns when all are there.
 
     Args:
-        world: The model, of a family that can (`networks_of`).
+        world: The model, of a family that can (`World.networks`).
         rank: From 0, which is the one that is asked for estimates.
         ranks: How many there are.
         meeting: A file that does not exist, the same for all.
     """
-    device = device_of(world)
+    device = world.device
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
@@ -138,26 +131,17 @@ def join(world: World, *, rank: int, ranks: int, meeting: Path) -> None:
         timeout=EXCHANGE_TIMEOUT,
         device_id=device if on_gpu else None,
     )
-    for network in networks_of(world):
+    for network in world.networks:
         share_tokens(network, (rank, ranks))
 
 
-def networks_of(world: Any) -> tuple[nn.Module, ...]:
-    """The networks of a model that evaluate a clip's tokens; none if its family's tokens cannot be shared."""
-    inner = getattr(world, "world", world)  # beneath adapters
-    transformer = getattr(getattr(inner, "parts", inner), "transformer", None)
-    if not isinstance(transformer, CosmosTransformer3DModel):
-        return ()
-    return getattr(inner, "readers", (transformer,))  # with the ControlNets, where there are some
-
-
 def _check(world: World, ranks: int) -> None:
-    if not networks_of(world):
+    if not world.networks:
         raise ModelNotFoundError(
             f"COSMORAMA_PARALLEL=sequence: {world.capabilities.model} is of the family {world.capabilities.family}, "
             "whose tokens cannot be shared by processes; predict1, predict2, predict2.5, transfer2.5 and Microcosm can"
         )
-    device = device_of(world)
+    device = world.device
     if device.type == "cuda" and torch.cuda.device_count() < ranks:
         raise ModelNotFoundError(
             f"COSMORAMA_PARALLEL=sequence needs a GPU for every process: COSMORAMA_PARALLEL_PROCESSES is {ranks}, "
