@@ -127,6 +127,11 @@ class Generation:
         return self.request.seed
 
     @property
+    def actions(self) -> tuple[tuple[float, ...], ...] | None:
+        """The actions `[steps][numbers]` that inverse dynamics or a policy predicted; None of other modes."""
+        return self._rollout.actions
+
+    @property
     def frames(self) -> Iterator[Frames]:
         """The frames in order, each uint8 `[H, W, 3]` RGB."""
         for chunk in self._chunks():

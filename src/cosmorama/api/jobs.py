@@ -15,9 +15,9 @@ from fastapi.sse import EventSourceResponse
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import DIALECTS
-from cosmorama.api.dialects.base import choose, worded
+from cosmorama.api.dialects.base import action_answer, choose, worded
 from cosmorama.api.services import ServicesOf, deadline_of, owner_of, page_limit, priority_of, submission_of
-from cosmorama.errors import InvalidRequestError, MediaError, Problem
+from cosmorama.errors import InvalidRequestError, JobConflictError, MediaError, Problem
 from cosmorama.jobs.model import STATES, JobEvent, number
 from cosmorama.jobs.service import Jobs
 
@@ -185,6 +185,17 @@ async def answer(job_id: str, request: Request, services: ServicesOf) -> Respons
     path = await services.jobs.checkout(job)
     assert job.result is not None
     return spoken.answer(request, job.request, replace(job.result.outcome, path=path))
+
+
+@router.get("/{job_id}/actions", summary="The actions that a job predicted", responses={200: {"description": "Rows."}})
+async def actions(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """Of inverse dynamics and policy: `{"data": [[...], ...], "shape", "domain_id", ...}`, a row per step."""
+    job = await services.jobs.get(job_id, owner=owner_of(request))
+    predicted = None if job.result is None else action_answer(job.request, job.result.outcome)
+    if predicted is None:
+        why = f"{job.request.mode} predicts none" if job.state == "succeeded" else f"it is {job.state}"
+        raise JobConflictError(f"job {job.id} has no actions: {why}")
+    return JSONResponse(predicted)
 
 
 async def _stream(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[bytes]:

@@ -64,6 +64,7 @@ class JobResult(_Answer):
     seed: int
     upsampled_prompt: str | None = Field(description="The text that was used.")
     timings_s: dict[str, float] = Field(description="Seconds of work per stage.")
+    actions_url: str | None = Field(description="Where the actions are that were predicted; null without any.")
 
 
 class Job(_Answer):

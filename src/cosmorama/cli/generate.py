@@ -91,6 +91,11 @@ def generate(
         spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result["timings"].items())
         typer.echo(f"{path}  seed {result['seed']}  ({spent})")
         typer.echo(f"prompt: {result['prompt']}")
+        if result["action"] is not None:
+            beside = path.with_suffix(".actions.json")
+            domain = {} if request.action is None else {"domain": request.action.domain}
+            beside.write_text(json.dumps(domain | {"values": result["action"]}) + "\n")
+            typer.echo(f"actions: {beside}")
         for warning in result["warnings"]:
             typer.echo(f"warning: {warning}", err=True)
 
@@ -138,6 +143,7 @@ def _on_server(
             "seed": result.seed,
             "prompt": result.upsampled_prompt,
             "timings": result.timings_s,
+            "action": job.actions() if result.actions_url else None,
             "warnings": list(job.status.warnings),
             "job": job.id,
         }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,10 +14,22 @@ import typer
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.source import media_source, output_for
-from cosmorama.request import SOLVERS, Adapter, Control, ControlKind, GenerationRequest, Solver
+from cosmorama.request import (
+    SOLVERS,
+    Action,
+    Adapter,
+    Control,
+    ControlKind,
+    GenerationRequest,
+    Mode,
+    Preset,
+    Solver,
+)
 from cosmorama.resolve import check
 
 _OWN = "the model's own"
+_PRESETS = ", ".join(typing.get_args(Preset))
+_TASKS = ", ".join(typing.get_args(Mode))
 
 
 def clip_request(
@@ -50,6 +64,18 @@ def clip_request(
         list[str] | None,
         typer.Option(help="KIND[=FILE][:WEIGHT], such as edge or depth=d.mp4:0.5; may be repeated.", metavar="KIND..."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Of --control clips that are computed: {_PRESETS}.", show_default="medium"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help=f"{_TASKS}.", show_default="from the inputs")] = None,
+    actions: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: a robot's `domain`, with `values` (rows of numbers) or `steps` to predict."),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Make a size or rate that the model lacks at its nearest one, and resample.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="NAME[:SCALE] of a LoRA adapter that is loaded; may be repeated.", metavar="NAME..."),
@@ -77,6 +103,8 @@ def clip_request(
         format_ = output_for(output, quality)
         if codec is not None:
             format_ = type(format_)(format_.container, cast("Any", codec), quality)
+        if preset is not None and not control:
+            raise InvalidRequestError(Problem("preset", preset, "no value without --control"))
         request = GenerationRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -96,7 +124,10 @@ def clip_request(
             guidance_rescale=guidance_rescale,
             conditioning_frames=conditioning_frames,
             keep=cast("Any", _one_of("keep", keep, "first", "last")),
-            controls=tuple(map(_control, control or ())),
+            task=None if task is None else cast("Any", _one_of("task", task, *typing.get_args(Mode))),
+            action=None if actions is None else _action(actions),
+            fit=fit,
+            controls=tuple(_control(text, preset) for text in control or ()),
             adapters=tuple(map(_adapter, adapter or ())),
             flow_shift=flow_shift,
             reuse=reuse,
@@ -182,13 +213,37 @@ def _one_of(field: str, value: str, *accepted: str) -> str:
     return value
 
 
-def _control(text: str) -> Control:
+def _control(text: str, preset: str | None) -> Control:
     kinds = typing.get_args(ControlKind)
     named, _, weight = text.rpartition(":") if _is_number(text.rpartition(":")[2]) else (text, "", "")
     kind, _, file = named.partition("=")
     if kind not in kinds:
         raise InvalidRequestError(Problem("controls", text, f"KIND[=FILE][:WEIGHT], a kind of {', '.join(kinds)}"))
-    return Control(cast("ControlKind", kind), float(weight or 1), media_source(file) if file else None)
+    strength = cast("Preset", _one_of("preset", preset or "medium", *typing.get_args(Preset)))
+    return Control(cast("ControlKind", kind), float(weight or 1), media_source(file) if file else None, strength)
+
+
+def _action(path: Path) -> Action:
+    """A robot's actions from a file: an object with the fields of `Action`. Rows say how many steps there are."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        given = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        accepted = 'a JSON file with an object such as {"domain": 8, "steps": 16}'
+        raise InvalidRequestError(Problem("actions", f"{path} ({error})", accepted)) from None
+    if isinstance(given, dict) and isinstance(given.get("values"), list):
+        given = {"steps": len(given["values"]), **given}
+    known = [field.name for field in fields(Action)]
+    if not isinstance(given, dict) or not given.keys() <= set(known):
+        shown = f"{path}: {str(given)[:100]}"
+        raise InvalidRequestError(Problem("actions", shown, f"an object with {', '.join(known)}"))
+    try:
+        return TypeAdapter(Action).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidRequestError(Problem("actions", f"{path}: {where}".rstrip(": "), first["msg"])) from None
 
 
 def _adapter(text: str) -> Adapter:

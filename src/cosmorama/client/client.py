@@ -27,6 +27,7 @@ from cosmorama.client.protocol import (
     JobStatus,
     Patience,
     State,
+    actions_of,
     capabilities_of,
     check_name,
     checked,
@@ -282,6 +283,14 @@ class AsyncJobHandle:
         """
         content = (await self._client.send("GET", f"{self._url}/content")).content
         return clip_of(self.status if self.status.result else await self.refresh(), content)
+
+    async def actions(self) -> tuple[tuple[float, ...], ...]:
+        """The actions `[steps][numbers]` that inverse dynamics or a policy predicted.
+
+        Raises:
+            JobConflictError: the job has not succeeded, or predicts none.
+        """
+        return actions_of(await self._client.send("GET", f"{self._url}/actions"))
 
     async def download(self, path: str | Path, *, progress_bar: bool = False) -> Path:
         """The finished clip, into a file. A download that was cut off, even by the end of this process, goes on where
@@ -566,6 +575,14 @@ class JobHandle(_Front):
             ContentGoneError: the server keeps the clip no longer.
         """
         return self._run(self._job.clip)
+
+    def actions(self) -> tuple[tuple[float, ...], ...]:
+        """The actions `[steps][numbers]` that inverse dynamics or a policy predicted.
+
+        Raises:
+            JobConflictError: the job has not succeeded, or predicts none.
+        """
+        return self._run(self._job.actions)
 
     def download(self, path: str | Path, *, progress_bar: bool = False) -> Path:
         """The finished clip, into a file. A download that was cut off, even by the end of this process, goes on where

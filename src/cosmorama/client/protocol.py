@@ -135,6 +135,7 @@ class ResultBody(BaseModel):
     seed: int
     upsampled_prompt: str
     timings_s: dict[str, float] = {}
+    actions_url: str | None = None
 
 
 class JobStatus(BaseModel):
@@ -477,6 +478,16 @@ def clip_of(status: JobStatus, content: bytes) -> Clip:
     if result is None:
         raise JobConflictError(f"job {status.id} has no clip: it is {status.state}")
     return Clip(content, result.seed, result.upsampled_prompt, result.media_type, status)
+
+
+def actions_of(response: httpx.Response) -> tuple[tuple[float, ...], ...]:
+    """Predicted actions, from the answer that shows them."""
+    actions: _Actions = _parsed(_Actions, response)
+    return actions.data
+
+
+class _Actions(BaseModel):
+    data: tuple[tuple[float, ...], ...]
 
 
 def part_of(path: Path, job_id: str) -> Path:

@@ -212,6 +212,7 @@ class Job:
                 "seed": result.outcome.seed,
                 "upsampled_prompt": result.outcome.prompt,
                 "timings_s": {stage: round(seconds, 3) for stage, seconds in result.outcome.timings.items()},
+                "actions_url": None if result.outcome.action is None else f"/v1/jobs/{self.id}/actions",
             },
         }
 

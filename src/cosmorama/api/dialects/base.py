@@ -125,3 +125,19 @@ def told_answer(request: Request, generation: GenerationRequest, outcome: Outcom
 def file_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
     """The file itself."""
     return ClipFile(outcome, mime_type(generation.output))
+
+
+def action_answer(generation: GenerationRequest, outcome: Outcome) -> dict[str, Any] | None:
+    """The predicted actions as clients read them; None where the model predicted none."""
+    if generation.action is None or outcome.action is None:
+        return None
+    rows = [list(row) for row in outcome.action]
+    width = len(rows[0]) if rows else 0
+    return {
+        "data": rows,
+        "shape": [len(rows), width],
+        "dtype": "float32",
+        "raw_action_dim": width,
+        "action_mode": generation.mode,
+        "domain_id": generation.action.domain,
+    }

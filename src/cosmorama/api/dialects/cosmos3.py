@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from fastapi import Request, Response
 from pydantic import Field, field_validator
 
-from cosmorama.api.dialects.base import Dialect, clip_answer
+from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer
 from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
 from cosmorama.api.dialects.transfer import scaled
 from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
@@ -388,22 +388,6 @@ def answer(request: Request, generation: GenerationRequest, outcome: Outcome) ->
         return clip_answer(request, generation, outcome, {"seed": outcome.seed}, name="b64_image")
     fields = {"action": action_answer(generation, outcome), "seed": outcome.seed}
     return clip_answer(request, generation, outcome, fields, name="b64_video")
-
-
-def action_answer(generation: GenerationRequest, outcome: Outcome) -> dict[str, Any] | None:
-    """The predicted actions as clients read them; None where the model predicted none."""
-    if generation.action is None or outcome.action is None:
-        return None
-    rows = [list(row) for row in outcome.action]
-    width = len(rows[0]) if rows else 0
-    return {
-        "data": rows,
-        "shape": [len(rows), width],
-        "dtype": "float32",
-        "raw_action_dim": width,
-        "action_mode": generation.mode,
-        "domain_id": generation.action.domain,
-    }
 
 
 def _json(value: object) -> str:
