@@ -57,6 +57,7 @@ def test_controls_are_read_from_the_beginning_and_the_shortest_decides() -> None
     controls = (Control("depth", source=ramp(12)), Control("edge", source=ramp(9)))
     made = prepared(replace(REQUEST, controls=controls))
     assert {kind: len(frames) for kind, frames in made.controls.items()} == {"depth": 9, "edge": 9}
+    assert made.warnings == ("the control depth has 12 frames at 24 fps; cut to the 9 of the shortest",)
     assert brightness(made.controls["depth"]) == list(range(9))
     assert made.request.frames == 9
     assert made.frames is None
@@ -103,8 +104,22 @@ def test_inverse_dynamics_sees_the_whole_clip_and_a_policy_its_first_frame() -> 
     action = Action(6, None, 16)
     whole = prepared(replace(REQUEST, task="inverse_dynamics", video=ramp(), frames=17, action=action))
     assert brightness(whole.frames) == [*range(12), *[11] * 5]
+    assert whole.warnings == ("video has 12 of 17 frames at 24 fps; its last one stands still for the rest",)
     first = prepared(replace(REQUEST, task="policy", video=ramp(), frames=17, action=action))
     assert brightness(first.frames) == [0]
+    assert first.warnings == ("of video only the first frame was used: policy starts from one",)
+
+
+def test_a_short_clip_is_continued_from_what_the_model_can_take_of_it_with_a_word() -> None:
+    made = prepared(replace(REQUEST, video=ramp(3), frames=29))
+    assert brightness(made.frames) == [2]
+    assert made.warnings == ("video has 3 of 5 frames at 24 fps; continued from 1 of them",)
+    assert not prepared(replace(REQUEST, video=ramp(), frames=29)).warnings
+    between = replace(CAPABILITIES, conditioning_indexes=True)
+    asked = resolve(replace(REQUEST, video=ramp(3), frames=29, conditioning_indexes=(0, 2)), between)
+    assert Preparer()(asked, between).warnings == (
+        "video has 3 of 9 frames at 24 fps; its last one stands still for the rest",
+    )
 
 
 @pytest.mark.parametrize("rate", [10, 16, 24, 30])

@@ -126,6 +126,11 @@ class Preparer:
             given = read.get(f"controls.{control.kind}.source")
             controls[control.kind] = computed(control, clip) if given is None else given
         length = min((len(frames) for frames in controls.values()), default=request.frames)
+        warnings += [
+            f"the control {kind} has {len(frames)} frames at {request.fps:g} fps; cut to the {length} of the shortest"
+            for kind, frames in controls.items()
+            if len(frames) > length
+        ]
         if length < request.frames:
             target = request.target and replace(
                 request.target, frames=max(1, round(length * request.target.fps / request.fps))
@@ -186,16 +191,14 @@ class Preparer:
         if request.video is None:
             return None
         if request.mode in ("policy", "forward_dynamics"):
+            warnings.append(f"of video only the first frame was used: {request.mode} starts from one")
             return self._video(request, 1, "first", warnings)
         if request.mode == "inverse_dynamics":
-            frames = self._video(request, request.frames, "first", warnings)
-            # A clip that ends before the actions do stands still.
-            return np.concatenate([frames, np.repeat(frames[-1:], request.frames - len(frames), axis=0)])
+            return _held(self._video(request, request.frames, "first", warnings), request.frames, request.fps, warnings)
         if request.conditioning_indexes is not None:
-            # All up to the last one that is given; where the clip ends before, it stands still.
+            # All up to the last one that is given.
             wanted = 1 + LATENT_FRAMES * max(request.conditioning_indexes)
-            frames = self._video(request, wanted, request.keep, warnings)
-            return np.concatenate([frames, np.repeat(frames[-1:], wanted - len(frames), axis=0)])
+            return _held(self._video(request, wanted, request.keep, warnings), wanted, request.fps, warnings)
         wanted = request.conditioning_frames or 1
         frames = self._video(request, wanted, request.keep, warnings)
         if len(frames) == wanted:
@@ -205,4 +208,17 @@ class Preparer:
         if not counts:
             accepted = f"a clip of at least {min(capabilities.conditioning_frames)} frames at {request.fps:g} fps"
             raise InvalidRequestError(Problem("video", f"{len(frames)} frames", accepted))
+        warnings.append(
+            f"video has {len(frames)} of {wanted} frames at {request.fps:g} fps; continued from {max(counts)} of them"
+        )
         return frames[: max(counts)] if request.keep == "first" else frames[-max(counts) :]
+
+
+def _held(frames: Frames, wanted: int, fps: float, warnings: list[str]) -> Frames:
+    """The clip, whose last frame stands still where it ends before it should."""
+    missing = wanted - len(frames)
+    if missing > 0:
+        warnings.append(
+            f"video has {len(frames)} of {wanted} frames at {fps:g} fps; its last one stands still for the rest"
+        )
+    return np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
