@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cosmorama.text.scene_language import Direction, Scene
+from cosmorama.text.language import Direction, Scene
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.heldout import HeldOut, deranged, held_out, real_clips
 from microcosm.evaluation.probe import Probe, Sight

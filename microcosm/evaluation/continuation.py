@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosmorama.text.scene_language import Scene
+from cosmorama.text.language import Scene
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
 from microcosm.evaluation.figures import Figure

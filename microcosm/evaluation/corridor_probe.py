@@ -17,8 +17,7 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmorama.text.corridor_language import LIGHTS, Corridor
-from cosmorama.text.scene_language import COLORS, FLOORS
+from cosmorama.text.language import COLORS, FLOORS, LIGHTS, Corridor
 from microcosm.evaluation.probe import teach, to_input, trunk
 from microcosm.scenes.dataset import DATA
 from microcosm.scenes.simulate import Frames

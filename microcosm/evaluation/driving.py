@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosmorama.text.corridor_language import SPEED_WORDS, SPEEDS, Corridor
+from cosmorama.text.language import SPEED_WORDS, SPEEDS, Corridor
 from microcosm.evaluation.adherence import CLIP_FRAMES, MIDDLE
 from microcosm.evaluation.corridor_probe import ANSWERS, CorridorProbe, classes
 from microcosm.evaluation.egomotion import speed_m_s

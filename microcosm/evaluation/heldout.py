@@ -12,8 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from rich.progress import track
 
-from cosmorama.text.corridor_language import Corridor
-from cosmorama.text.scene_language import Scene
+from cosmorama.text.language import Corridor, Scene
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.closeups import wide_shots
 from microcosm.scenes.corridor import draw_drive

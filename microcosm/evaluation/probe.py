@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, Color, Floor, Scene, Shape
+from cosmorama.text.language import COLORS, FLOORS, SHAPES, Color, Floor, Scene, Shape
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
 from microcosm.scenes.dataset import DATA, read_shard, shard_paths
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from cosmorama.text.scene_language import Color, Direction, Floor, SceneObject, Shape
+from cosmorama.text.language import Color, Direction, Floor, SceneObject, Shape
 from microcosm.evaluation.adherence import CLIP_FRAMES, MEASURES, MIDDLE
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.probe import Probe, Sight

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmorama.text.scene_language import COLORS, Color, Direction
+from cosmorama.text.language import COLORS, Color, Direction
 from microcosm.evaluation.probe import LEAST_SHARE, color_classes
 from microcosm.scenes.simulate import Frames
 

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT
-from cosmorama.text.corridor_language import (
+from cosmorama.text.language import (
     BOX_WORDS,
+    COLOR_WORDS,
     CORRIDOR_WORDS,
     DRIVE_WORDS,
     DRIVER_WORDS,
-    LIGHT_WORDS,
-    SHELF_WORDS,
-    SPEED_WORDS,
-    Corridor,
-)
-from cosmorama.text.scene_language import (
-    COLOR_WORDS,
     FLOOR_WORDS,
+    LIGHT_WORDS,
     SHAPE_WORDS,
+    SHELF_WORDS,
     SKY_WORDS,
+    SPEED_WORDS,
     Color,
+    Corridor,
     Scene,
     SceneObject,
     article,

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor, Light, Speed
-from cosmorama.text.scene_language import COLORS, FLOORS, SHAPES, SceneObject
+from cosmorama.text.language import COLORS, FLOORS, LIGHTS, SHAPES, SPEEDS, Corridor, Light, SceneObject, Speed
 from microcosm.scenes.simulate import (
     FLOOR_RGB,
     FRAME_RATES,

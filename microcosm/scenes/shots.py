@@ -14,8 +14,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from cosmorama.text.corridor_language import Corridor, corridor_caption
-from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption
+from cosmorama.text.language import Corridor, Scene, SceneObject, canonical_caption, corridor_caption
 from microcosm.scenes.corridor import Drive, draw_drive, render_drive
 from microcosm.scenes.simulate import SIZES, Frames, Shot, draw_shot, render
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmorama.text.scene_language import (
+from cosmorama.text.language import (
     COLORS,
     DIRECTIONS,
     FLOORS,

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmorama.text.corridor_language import LIGHTS, SPEEDS, Corridor
-from cosmorama.text.scene_language import COLORS, DIRECTIONS, FLOORS, MOTIONS, SHAPES, SKIES, SceneObject
+from cosmorama.text.language import (
+    COLORS,
+    DIRECTIONS,
+    FLOORS,
+    LIGHTS,
+    MOTIONS,
+    SHAPES,
+    SKIES,
+    SPEEDS,
+    Corridor,
+    SceneObject,
+)
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.evaluation.probe import classes_of
 from microcosm.scenes.shots import AnyScene

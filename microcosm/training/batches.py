@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cosmorama.text.scene_language import mirror_caption
+from cosmorama.text.language import mirror_caption
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT
 from microcosm.scenes.captions import empty_prompt, random_caption
 from microcosm.scenes.dataset import SPLITS, Label, read_labels, shard_paths, still_time

@@ -22,7 +22,7 @@ import typer
 from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
-from cosmorama.text.scene_language import mirror_caption
+from cosmorama.text.language import mirror_caption
 from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component

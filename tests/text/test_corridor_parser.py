@@ -4,15 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmorama.text import corridor_language as corridor
-from cosmorama.text import scene_language as language
-from cosmorama.text.corridor_language import Corridor, corridor_caption
-from cosmorama.text.corridor_parser import PromptCorridor, parse_corridor
-from cosmorama.text.scene_language import SceneObject
-from cosmorama.text.scene_parser import NamedObject, parse_scene
-from cosmorama.text.upsampling import SceneUpsampler
+from cosmorama.text import language as corridor
+from cosmorama.text import language as language
+from cosmorama.text.language import Corridor, SceneObject, corridor_caption
+from cosmorama.text.reader import NamedObject, PromptCorridor, parse_corridor, parse_scene, written_out
 
-upsample = SceneUpsampler()
+upsample = written_out
 
 
 @st.composite

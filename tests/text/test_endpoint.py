@@ -1,8 +1,7 @@
 import pytest
 
 from cosmorama.errors import CosmoramaError
-from cosmorama.text.endpoint import ChatEndpoint, ChatError, chat
-from cosmorama.text.words import within_words
+from cosmorama.text.chat import ChatEndpoint, ChatError, chat, within_words
 
 
 def test_the_text_of_the_answer_comes_back_without_a_reasoning_models_thoughts(chat_server):

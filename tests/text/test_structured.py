@@ -13,9 +13,8 @@ from cosmorama.engine.prepare import Preparer
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
-from cosmorama.text.endpoint import ChatEndpoint
-from cosmorama.text.structured import Facts, caption_of
-from cosmorama.text.upsampling import ChatUpsampler
+from cosmorama.text.chat import ChatEndpoint
+from cosmorama.text.upsampling import ChatUpsampler, Facts, caption_of
 
 CLIP = Facts(1280, 720, 189, 24)
 STILL = Facts(960, 960, 1, 24)

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmorama.text import scene_language as language
-from cosmorama.text.endpoint import ChatEndpoint
-from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption
-from cosmorama.text.scene_parser import NamedObject, PromptScene, parse_scene
-from cosmorama.text.upsampling import ChatUpsampler, SceneUpsampler
+from cosmorama.text import language as language
+from cosmorama.text.chat import ChatEndpoint
+from cosmorama.text.language import Scene, SceneObject, canonical_caption
+from cosmorama.text.reader import NamedObject, PromptScene, parse_scene, written_out
+from cosmorama.text.upsampling import ChatUpsampler
 
-upsample = SceneUpsampler()
+upsample = written_out
 objects = st.builds(SceneObject, st.sampled_from(language.COLORS), st.sampled_from(language.SHAPES))
 
 
@@ -168,7 +168,7 @@ def test_what_a_wording_means(prompt, parts):
 
 
 def test_what_is_left_open_depends_on_the_words_alone_and_varies_with_them():
-    assert upsample("a red ball") == SceneUpsampler()("  A red  BALL ".strip())
+    assert upsample("a red ball") == written_out("  A red  BALL ".strip())
     assert len({upsample(f"a {color} {shape}") for color in language.COLORS for shape in ("ball", "orb", "cube")}) == 18
     assert len({upsample(f"a {word}").split(" on ")[1] for word in ("ball", "orb", "cube", "box", "drum", "can")}) > 2
 
@@ -208,5 +208,5 @@ def test_any_failure_leaves_the_prompt_and_warns_without_the_key(chat_server, ca
 @pytest.mark.parametrize("prompt", ["x" * 20_000, "a." * 10_000, "red " * 5_000, "\u7403" * 20_000, "{" * 20_000])
 def test_a_long_prompt_costs_next_to_nothing(prompt):
     started = time.process_time()
-    assert SceneUpsampler()(prompt) == prompt
+    assert written_out(prompt) == prompt
     assert time.process_time() - started < 0.1

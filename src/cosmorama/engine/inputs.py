@@ -11,7 +11,7 @@ from cosmorama.engine.prepare import Preparer
 from cosmorama.media.fetch import FetchPolicy
 from cosmorama.settings import Settings
 from cosmorama.text.captioning import Captioner, ChatCaptioner, PixelCaptioner
-from cosmorama.text.endpoint import ChatEndpoint
+from cosmorama.text.chat import ChatEndpoint
 from cosmorama.text.upsampling import ChatUpsampler, Upsampler, unchanged
 
 STRUCTURED_S = 120.0

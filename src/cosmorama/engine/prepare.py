@@ -19,9 +19,8 @@ from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.media.read import MediaLimits, rate_of, read_image, read_video
 from cosmorama.request import Capabilities, MediaSource, ResolvedRequest
 from cosmorama.resolve import LATENT_FRAMES
-from cosmorama.text.captioning import Captioner, PixelCaptioner
-from cosmorama.text.structured import Facts
-from cosmorama.text.upsampling import ChatUpsampler, Upsampler, built_in_upsampler, expanded
+from cosmorama.text.captioning import Captioner, PixelCaptioner, described
+from cosmorama.text.upsampling import ChatUpsampler, Facts, Upsampler, built_in_upsampler, expanded
 
 if TYPE_CHECKING:
     from cosmorama.world.base import Inputs
@@ -96,7 +95,8 @@ class Preparer:
             frames = seen = self._conditioning_frames(request, capabilities, warnings)
         prompt = (request.prompt or "").strip()
         if not prompt and seen is not None:
-            prompt = self.captioner(seen, request.fps)
+            prompt, said = described(self.captioner, seen, request.fps)
+            warnings += said
         elif request.prompt_upsampling:
             upsampler = self.upsampler or built_in_upsampler(capabilities.family)
             facts = Facts(request.width, request.height, request.frames, request.fps)

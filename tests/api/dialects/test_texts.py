@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cosmorama.cli import app
-from cosmorama.text.scene_parser import parse_scene
+from cosmorama.text.reader import parse_scene
 
 
 def test_a_prompt_is_written_out(painter: httpx.Client) -> None:

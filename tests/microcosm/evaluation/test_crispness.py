@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cosmorama.text.scene_language import SceneObject
+from cosmorama.text.language import SceneObject
 from microcosm.evaluation.crispness import _softened, guess_figure, outline_energy, sharpness_figure
 from microcosm.evaluation.probe import Sight
 from microcosm.evaluation.strangers import Stranger, seen_figures, strangers

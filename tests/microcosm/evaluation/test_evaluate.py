@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cosmorama.request import Defaults
-from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption
+from cosmorama.text.language import Scene, SceneObject, canonical_caption
 from cosmorama.world.microcosm.loader import load_microcosm
 from microcosm.evaluation.adherence import (
     clip_prompts,

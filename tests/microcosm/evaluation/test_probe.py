@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmorama.text.scene_language import COLORS, Scene, SceneObject
+from cosmorama.text.language import COLORS, Scene, SceneObject
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.evaluation.probe import (
     HUES,

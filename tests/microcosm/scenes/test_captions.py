@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cosmorama.text.scene_language import Scene, SceneObject, canonical_caption, mirror_caption
+from cosmorama.text.language import Scene, SceneObject, canonical_caption, mirror_caption
 from cosmorama.world.microcosm.text_encoder import words
 from microcosm.scenes.captions import empty_prompt, random_caption
 from microcosm.scenes.simulate import draw_scene

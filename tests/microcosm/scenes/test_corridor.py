@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from cosmorama.text.captioning import PixelCaptioner
-from cosmorama.text.corridor_language import Corridor
-from cosmorama.text.corridor_parser import parse_corridor
-from cosmorama.text.scene_language import COLORS, SceneObject, mirror_caption
+from cosmorama.text.language import COLORS, Corridor, SceneObject, mirror_caption
+from cosmorama.text.reader import parse_corridor
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from microcosm.evaluation.corridor_probe import CorridorProbe, Labelled, classes
 from microcosm.evaluation.driving import says_speed, seen_figures, speed_figures
@@ -70,7 +69,7 @@ def test_a_drive_without_a_prompt_is_seen_to_go_forward(seed: int, pace: str) ->
         drive for drive in map(_wide, range(seed, 100)) if (drive.scene.speed == "fast") == (pace == "quickly")
     )
     text = PixelCaptioner()(_render(drive, [frame / 24 for frame in range(9)]), 24)
-    assert f"The camera moves {pace} forward." in text, text
+    assert f"The camera drives {pace} forward" in text, text
 
 
 def test_captions_say_what_is_there_and_nothing_else() -> None:

@@ -1,7 +1,8 @@
-"""The scene language: what Microcosm, the embedded world model, can picture, and the words for it.
+"""What Microcosm, the embedded world model, can picture, and the words for it.
 
-Shared by the simulator that makes Microcosm's training clips and by the prompt upsampler that rewrites free text into
-`canonical_caption`. Pure Python: importing it must stay cheap.
+Its first world is of one or two objects on a floor (`Scene`), its second a camera that drives forward through a
+corridor of shelves and boxes (`Corridor`). Shared by the simulators that make its training clips, by what writes
+prompts out, and by the captioner. Pure Python: importing it must stay cheap.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ Motion = Literal["fall", "roll", "collide", "still"]
 Direction = Literal["left", "right"]
 Floor = Literal["grey", "green", "blue", "wooden"]
 Sky = Literal["day", "night", "studio"]
+Light = Literal["bright", "dim"]
+Speed = Literal["slow", "fast"]
 
 COLORS: tuple[Color, ...] = get_args(Color)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -22,6 +25,8 @@ MOTIONS: tuple[Motion, ...] = get_args(Motion)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 FLOORS: tuple[Floor, ...] = get_args(Floor)
 SKIES: tuple[Sky, ...] = get_args(Sky)
+LIGHTS: tuple[Light, ...] = get_args(Light)
+SPEEDS: tuple[Speed, ...] = get_args(Speed)
 
 # Every word below occurs in training captions; the first of each tuple is the canonical one.
 COLOR_WORDS: dict[Color, tuple[str, ...]] = {
@@ -54,8 +59,18 @@ SKY_WORDS: dict[Sky, tuple[str, ...]] = {
     "night": ("dark night sky", "dark night", "night", "darkness"),
     "studio": ("white studio", "studio", "white background", "white room"),
 }
+CORRIDOR_WORDS: tuple[str, ...] = ("corridor", "aisle", "hallway", "warehouse", "warehouse aisle")
+SHELF_WORDS: tuple[str, ...] = ("shelves", "racks", "shelving")
+BOX_WORDS: tuple[str, ...] = ("boxes", "crates", "cartons", "packages")
+DRIVER_WORDS: tuple[str, ...] = ("camera", "robot", "vehicle", "forklift")
+LIGHT_WORDS: dict[Light, tuple[str, ...]] = {
+    "bright": ("bright light", "a bright room", "daylight"),
+    "dim": ("dim light", "a dark room", "darkness"),
+}
+SPEED_WORDS: dict[Speed, tuple[str, ...]] = {"slow": ("slowly", "gently"), "fast": ("quickly", "fast")}
+DRIVE_WORDS: tuple[str, ...] = ("drives", "moves", "travels", "rolls", "advances")
 
-_SKY_PHRASES: dict[Sky, str] = {
+SKY_PHRASES: dict[Sky, str] = {
     "day": "under a pale blue sky",
     "night": "under a dark night sky",
     "studio": "in a white studio",
@@ -136,8 +151,49 @@ def canonical_caption(scene: Scene) -> str:
     text = f"{article(str(first))} {actions[scene.motion]}"
     if scene.motion != "collide" and len(scene.objects) == 2:
         text += f" next to {article(str(scene.objects[1]))}"
-    text = f"{text} {_SKY_PHRASES[scene.sky]}. The camera is static."
+    text = f"{text} {SKY_PHRASES[scene.sky]}. The camera is static."
     return text[0].upper() + text[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Corridor:
+    """What a drive shows.
+
+    Attributes:
+        shelves: Color of the shelves on both sides.
+        boxes: Color of the boxes on them.
+        floor: Color or material of the floor.
+        light: Bright, or dim.
+        speed: Slow or fast.
+        ahead: What stands in the way, if anything: the camera drives towards it.
+    """
+
+    shelves: Color
+    boxes: Color
+    floor: Floor
+    light: Light
+    speed: Speed
+    ahead: SceneObject | None = None
+
+    def __post_init__(self) -> None:
+        if self.shelves == self.boxes or (self.ahead is not None and self.ahead.color in (self.shelves, self.boxes)):
+            raise ValueError("shelves, boxes and what is ahead differ in color")
+
+
+def corridor_caption(corridor: Corridor) -> str:
+    """The one detailed wording of a drive; the prompt upsampler writes it and most training captions are it.
+
+    Example:
+        >>> corridor_caption(Corridor("blue", "yellow", "grey", "bright", "slow", SceneObject("red", "ball")))
+        'The camera drives slowly forward through a corridor of blue shelves with yellow boxes on a grey floor in \
+bright light, towards a red ball.'
+    """
+    text = (
+        f"The {DRIVER_WORDS[0]} {DRIVE_WORDS[0]} {SPEED_WORDS[corridor.speed][0]} forward through a "
+        f"{CORRIDOR_WORDS[0]} of {corridor.shelves} {SHELF_WORDS[0]} with {corridor.boxes} {BOX_WORDS[0]} on "
+        f"{article(f'{corridor.floor} floor')} in {LIGHT_WORDS[corridor.light][0]}"
+    )
+    return f"{text}." if corridor.ahead is None else f"{text}, towards {article(str(corridor.ahead))}."
 
 
 _MIRRORED = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}

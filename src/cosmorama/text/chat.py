@@ -1,4 +1,4 @@
-"""One call to an OpenAI-compatible chat endpoint, which upsampling and captioning both use."""
+"""One call to an OpenAI-compatible chat endpoint, which upsampling and captioning both use, and its answer cut."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ MAX_RESPONSE_BYTES = 1 << 20
 
 _MAX_SIDE_PX = 768
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?=\s|$)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
@@ -145,3 +146,13 @@ def _text_of(answer: bytes, host: str) -> str:
     if not text:
         raise ChatError(f"{host} answered with an empty text")
     return text
+
+
+def within_words(text: str, limit: int) -> str:
+    """The text on one line, cut at the last sentence end that leaves at most `limit` words (else at the word)."""
+    words = text.split()
+    kept = " ".join(words[:limit])
+    if len(words) <= limit:
+        return kept
+    ends = [match.end() for match in _SENTENCE_END.finditer(kept)]
+    return kept[: ends[-1]] if ends else kept
