@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 import cosmorama
 from cosmorama.engine.build import build_engine
@@ -21,12 +25,12 @@ from tests.serving import Running, running_server
 def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("guardrails")
     words = folder / "blocked.txt"
-    words.write_text("hit and run\n")
+    words.write_text("hit and run\nall black\n")
     guardrails = {
         "COSMORAMA_BLOCKED_WORDS": str(words),
         "NIM_ENABLE_TEXT_GUARDRAILS": "1",
         "NIM_ENABLE_VIDEO_GUARDRAILS": "true",
-        "PYTHONPATH": str(write_stand_in(folder / "packages")),
+        "PYTHONPATH": os.pathsep.join((str(write_stand_in(folder / "packages")), os.environ.get("PYTHONPATH", ""))),
     }
     with running_server(tiny_checkpoint, folder, **guardrails) as running:
         yield running
@@ -62,6 +66,22 @@ def test_a_refused_prompt_is_422_with_the_reason(server: Running, prompt: str, w
         assert video["status"] in ("queued", "in_progress")
     assert video["error"] == {"code": "prompt_refused", "message": why}
     assert decisions(server)['check="prompt",decision="refused"'] == before['check="prompt",decision="refused"'] + 3
+
+
+def test_texts_that_are_only_written_have_to_pass_too(server: Running) -> None:
+    refused = httpx.post(f"{server.url}/v1/upsample", json={"prompt": "a hit and run"}, timeout=120)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "prompt_refused")
+    assert "'hit and run'" in refused.json()["error"]["message"]
+    refused = httpx.post(f"{server.url}/v1/upsample", json={"prompt": "a forbidden ball"}, timeout=120)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "prompt_refused")
+    passed = httpx.post(f"{server.url}/v1/upsample", json={"prompt": "a red ball"}, timeout=120)
+    assert passed.status_code == 200
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), (10, 10, 10)).save(picture, "PNG")
+    body = {"image": base64.b64encode(picture.getvalue()).decode()}
+    refused = httpx.post(f"{server.url}/v1/caption", json=body, timeout=120)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "prompt_refused")
+    assert "the description of the picture or clip contains 'all black'" in refused.json()["error"]["message"]
 
 
 def test_what_passes_is_counted(server: Running) -> None:

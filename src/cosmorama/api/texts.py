@@ -64,13 +64,24 @@ class Writers:
             self.children = Children(preparer_of(self.settings), setup=setup)
         name = f"text_{token_hex(8)}"
         self.writing += 1
+        given = (resolved.prompt or "").strip()
         try:
-            return await asyncio.to_thread(self.children.prepare, name, resolved, capabilities), model
+            await self._pass(given, "prompt", services, model)
+            prepared = await asyncio.to_thread(self.children.prepare, name, resolved, capabilities)
+            if prepared.prompt != given:
+                await self._pass(prepared.prompt, "expanded prompt" if given else "description", services, model)
+            return prepared, model
         except asyncio.CancelledError:
             self.children.stop(name)
             raise
         finally:
             self.writing -= 1
+
+    async def _pass(self, text: str, called: str, services: Services, model: str) -> None:
+        """Ask the guardrails, which are in the processes of the models."""
+        if text and (self.settings.text_guardrail or self.settings.blocked_words is not None):
+            with services.supervisor.worker(model) as worker:
+                await worker.check(text, called)
 
     def close(self) -> None:
         """End the processes."""

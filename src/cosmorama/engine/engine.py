@@ -240,9 +240,17 @@ class Engine:
                 self._check(job, prepared.prompt, "expanded prompt" if given else "description")
             return prepared
 
-    def _check(self, job: EngineJob, text: str, called: str) -> None:
+    def check(self, text: str, called: str) -> None:
+        """Let a text pass, called as in `Decision.on`.
+
+        Raises:
+            PromptRefusedError: a guardrail does not let it.
+        """
         words = "the description of the picture or clip" if called == "description" else f"the {called}"
         self._guardrails.check_prompt(text, words)
+
+    def _check(self, job: EngineJob, text: str, called: str) -> None:
+        self.check(text, called)
         if text:
             job.checks += [Decision(check, called, "passed") for check in self._guardrails.prompt_checks]
 

@@ -18,6 +18,8 @@ from cosmorama.engine.worker import (
     Advanced,
     Broken,
     Cancel,
+    Check,
+    Checked,
     Event,
     Finished,
     LoadFailed,
@@ -73,6 +75,7 @@ class Supervisor:
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
         self._generations: dict[str, _Generation] = {}
+        self._checks: dict[str, asyncio.Future[None]] = {}
         self._advanced_last: str | None = None
         self._worker: WorkerProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -162,6 +165,23 @@ class Supervisor:
                 self._worker.send(Cancel(name))
             raise
 
+    async def check(self, text: str, called: str) -> None:
+        """Let a text that no generation has pass the guardrails, called as in `Decision.on`.
+
+        Raises:
+            PromptRefusedError: one does not let it.
+            NotReadyError: there is no worker to ask, or it died.
+        """
+        if not self.ready or self._worker is None:
+            raise NotReadyError(self.reason)
+        name = uuid.uuid4().hex
+        answer = self._checks[name] = asyncio.get_running_loop().create_future()
+        self._worker.send(Check(name, text, called))
+        try:
+            await answer
+        finally:
+            self._checks.pop(name, None)
+
     async def released(self, name: str) -> None:
         """Return once the worker does not have the generation any more, or is gone."""
         if (generation := self._generations.get(name)) is not None:
@@ -225,6 +245,11 @@ class Supervisor:
             case Previewed(name, jpeg) if name in self._generations:
                 if not self._generations[name].result.done():
                     self._generations[name].on_preview(jpeg)
+            case Checked(name, refused) if name in self._checks and not self._checks[name].done():
+                if refused is None:
+                    self._checks[name].set_result(None)
+                else:
+                    self._checks[name].set_exception(refused)
             case Finished(name, result) if name in self._generations:
                 self._failures = 0
                 self._watchdog.ended(name)
@@ -265,6 +290,9 @@ class Supervisor:
             suspect = blame and name == self._advanced_last
             self._finish(generation, WorkerDiedError(f"{reason} while it made this clip", suspect=suspect))
         self._advanced_last = None
+        for answer in self._checks.values():
+            if not answer.done():
+                answer.set_exception(NotReadyError(reason))
 
 
 def _exit_in_words(code: int) -> str:

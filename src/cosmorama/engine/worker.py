@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cosmorama import logs
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
-from cosmorama.errors import CosmoramaError
+from cosmorama.errors import CosmoramaError, GuardrailUnavailableError
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -57,6 +57,15 @@ class Cancel:
     """Stop a job within one step."""
 
     job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Ask the guardrails about a text that no job has, called as in `Decision.on`."""
+
+    name: str
+    text: str
+    called: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +113,22 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What the guardrails say of a text; None: it passes."""
+
+    name: str
+    refused: CosmoramaError | None
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """The model cannot go on; the process exits, and what it holds has to be made by another."""
 
     reason: str
 
 
-Command = Submit | Watch | Cancel | Stop
-Event = Ready | LoadFailed | Advanced | Previewed | Finished | Broken
+Command = Submit | Watch | Cancel | Check | Stop
+Event = Ready | LoadFailed | Advanced | Previewed | Finished | Checked | Broken
 
 
 def main(connection: Connection, settings: Settings) -> None:
@@ -170,6 +187,8 @@ def serve_once(engine: Engine, connection: Connection) -> bool:
                 engine.cancel(job)
             case Watch(job, watched):
                 engine.watch(job, watched)
+            case Check(name, text, called):
+                connection.send(Checked(name, _refusal(engine, text, called)))
             case Submit():
                 _submit(engine, connection, command)
     advanced = engine.step()
@@ -193,6 +212,17 @@ def allocator_policy(environment: Mapping[str, str]) -> dict[str, str]:
         if (major, minor) >= (2, 13):  # others may not know it, and refuse to start
             policy += f",pinned_max_round_threshold_mb:{_PINNED_EXACTLY_FROM_MB}"
     return {"PYTORCH_CUDA_ALLOC_CONF": policy}
+
+
+def _refusal(engine: Engine, text: str, called: str) -> CosmoramaError | None:
+    try:
+        engine.check(text, called)
+    except CosmoramaError as error:
+        return error
+    except Exception as error:  # a guardrail that fails lets nothing pass
+        log.exception("a guardrail failed")
+        return GuardrailUnavailableError(f"a guardrail failed: {type(error).__name__}")
+    return None
 
 
 def _report(engine: Engine, connection: Connection) -> None:
