@@ -250,6 +250,11 @@ class Settings(BaseSettings):
     )
     """JSON object whose fields are sent to that server too."""
 
+    prompt_upsampling_checkpoint: Path | None = None
+    """Folder of a transformers checkpoint that expands prompts, instead of a server."""
+
+    captioning_checkpoint: Path | None = None
+    """Folder of a transformers checkpoint that sees pictures, instead of a server."""
     captioning_endpoint_url: HttpUrl | None = None
     """Base URL of an OpenAI-compatible server with a vision model; None: the pixels are measured."""
     captioning_model: str | None = None
@@ -410,7 +415,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _endpoints_name_a_model(self) -> Self:
         for name in ("prompt_upsampling", "captioning"):
-            if getattr(self, f"{name}_endpoint_url") is not None and not getattr(self, f"{name}_model"):
+            url, checkpoint = getattr(self, f"{name}_endpoint_url"), getattr(self, f"{name}_checkpoint")
+            if url is not None and checkpoint is not None:
+                raise ValueError(f"{name}_endpoint_url and {name}_checkpoint are both set; one of them writes")
+            if checkpoint is not None and not (checkpoint / "config.json").is_file():
+                raise ValueError(f"{name}_checkpoint is {checkpoint}; it must be a folder with a config.json")
+            if url is not None and not getattr(self, f"{name}_model"):
                 raise ValueError(f"{name}_endpoint_url needs {name}_model, the model's name at that endpoint")
         return self
 

@@ -19,6 +19,7 @@ from cosmorama.api.metrics import Metrics
 from cosmorama.api.middleware import QUIET_PATHS, CountInference, LimitBodies, LocalOnly, RequireKey, Trace, named_keys
 from cosmorama.api.openapi import complete
 from cosmorama.api.services import Services
+from cosmorama.engine.inputs import with_local_chats
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.jobs.fleet import RemotePool
@@ -39,8 +40,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     Args:
         settings: None reads them from the environment.
+
+    Raises:
+        ModelNotFoundError: a checkpoint that is to write texts cannot be started.
     """
-    settings = settings or Settings()
+    settings, chats = with_local_chats(settings or Settings())
     keys = named_keys(settings.api_keys)
     supervisor = pool_of(settings)
     metrics = Metrics(supervisor)
@@ -60,6 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         finally:
             writers.close()
+            for chat in chats:
+                chat.close()
             await jobs.stop()
             await supervisor.stop()
             jobs.close()

@@ -32,6 +32,8 @@ class ChatError(CosmoramaError):
 
     status = 502
     kind = "chat_endpoint_error"
+    answered = 0
+    """The endpoint's own HTTP status, where it is why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,9 @@ def _post(endpoint: ChatEndpoint, body: dict[str, Any]) -> bytes:
             client.stream("POST", url, json=body, headers=headers) as response,
         ):
             if response.status_code != 200:
-                raise ChatError(f"{endpoint.host} answered with HTTP {response.status_code}")
+                error = ChatError(f"{endpoint.host} answered with HTTP {response.status_code}")
+                error.answered = response.status_code
+                raise error
             for chunk in response.iter_raw():
                 received += chunk
                 if len(received) > MAX_RESPONSE_BYTES:
