@@ -204,10 +204,10 @@ def denoiser(bench: Bench) -> Figures:
     """One evaluation of Predict2.5 2B."""
     world = bench.world()
     sampling, latents = bench.begun(world)
-    network, states = world.parts.transformer, world.parts.read_text("a robot arm").states
+    network, states = world.transformer, world.read_text("a robot arm").states
     sigma = sampling.schedule.sigmas[0]
-    x = latents.to(world.parts.dtype)
-    mask = sampling.mask(0).to(world.parts.dtype)
+    x = latents.to(world.dtype)
+    mask = sampling.mask(0).to(world.dtype)
 
     def ours() -> Tensor:
         return torch.as_tensor(sampling.denoise(latents, 0))
@@ -241,7 +241,7 @@ def big(bench: Bench) -> Figures:
 
     exact = go()
     found = {"bfloat16": interleaved(bench, {"evaluation": go}, 1) | {"peak_gb": peak_gb(bench, go)}}
-    quantize_blocks(world.parts.transformer, lambda name: bench.device)
+    quantize_blocks(world.transformer, lambda name: bench.device)
     gc.collect()
     found["int8"] = interleaved(bench, {"evaluation": go}, 1) | {"peak_gb": peak_gb(bench, go)}
     found["int8"]["relative_error"] = relative_error(go(), exact, latents)
@@ -431,7 +431,7 @@ def offload(bench: Bench) -> Figures:
 
     exact = go()
     found: Figures = {"plain": interleaved(bench, {"evaluation": go}, 2)}
-    network = world.parts.transformer.to("cpu")
+    network = world.transformer.to("cpu")
     held = sum(p.nbytes for p in network.parameters())
     torch.cuda.empty_cache()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,7 +21,7 @@ from cosmorama.request import Capabilities, FrameRule, ResolvedRequest
 from cosmorama.world.base import Inputs, TextEmbedding
 from cosmorama.world.cosmos.predict1 import Predict1Sampling
 from cosmorama.world.cosmos.predict25 import Predict25Sampling
-from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
+from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
 from cosmorama.world.vae.cosmos import CosmosAutoencoder
 from cosmorama.world.vae.wan import WanAutoencoder
 
@@ -148,7 +148,7 @@ class Bench:
             return TextEmbedding(states, repeats=453 if family == "predict1" else 1)
 
         network = self.transformer(size, family)
-        return CosmosWorld(CosmosParts(network, tokenizer, read, dict(scheduler.config), capabilities), kind)
+        return CosmosWorld(network, tokenizer, read, dict(scheduler.config), capabilities, kind)
 
     def request(self, **changes: Any) -> ResolvedRequest:
         """A request at the size that is measured."""

@@ -127,7 +127,7 @@ def ours(case: Case, world: Any) -> Sample:
     )
     prepared = PreparedRequest(resolve(request, world.capabilities), PROMPT, picture(case)[None])
     sample = Sample()
-    with watched(world.parts.transformer, world.parts.autoencoder.vae, sample):
+    with watched(world.transformer, world.autoencoder.vae, sample):
         start = time.process_time()
         rollout = Rollout(world, prepared)
         rollout.advance()

@@ -13,10 +13,11 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, GenerationRequest, Output
+from cosmorama.world.load.options import DType, Offload, Quantize
 
 if TYPE_CHECKING:
     from cosmorama.client import AsyncClient, Client
@@ -47,8 +48,8 @@ def load(
     *,
     dtype: str | None = None,
     device: str | None = None,
-    offload: Literal["none", "model", "layer"] = "none",
-    quantize: Literal["none", "int8"] = "none",
+    offload: Offload = "none",
+    quantize: Quantize = "none",
     variant: str | None = None,
     controls: tuple[str, ...] = (),
     adapters: Mapping[str, str | Path] | None = None,
@@ -74,9 +75,9 @@ def load(
         NotEnoughMemoryError: its weights do not fit.
     """
     accepted: dict[str, tuple[str | None, tuple[str | None, ...]]] = {
-        "dtype": (dtype, (None, "float32", "bfloat16", "float16")),
-        "offload": (offload, ("none", "model", "layer")),
-        "quantize": (quantize, ("none", "int8")),
+        "dtype": (dtype, (None, *get_args(DType))),
+        "offload": (offload, get_args(Offload)),
+        "quantize": (quantize, get_args(Quantize)),
     }
     problems = [
         Problem(name, value, " or ".join(choice for choice in choices if choice))

@@ -39,11 +39,11 @@ from pydantic_settings import (
 
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import VAE_TILES
+from cosmorama.world.load.options import DType, Offload, Quantize
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 DialectName = Literal["auto", "predict1", "predict25", "generator1", "cosmos3", "transfer25"]
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Weights that are stored as FP8 are known by the checkpoint itself.
 _DTYPES_UPSTREAM = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "auto"}
@@ -129,11 +129,11 @@ class Settings(BaseSettings):
     """Whether a worker makes one small clip before it is ready."""
     device: str = Field("auto", pattern=r"^(cpu|(auto|cuda)(:\d+)?)$")
     """Where the model runs: cpu, cuda or cuda:N; auto: on a GPU where there is one. Microcosm runs on the CPU."""
-    dtype: DType = Field("auto", validation_alias=_names("DTYPE", "PRECISION"))
+    dtype: Literal["auto", DType] = Field("auto", validation_alias=_names("DTYPE", "PRECISION"))
     """Of the weights; auto: as they are stored."""
-    offload: Literal["none", "model", "layer"] = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))
+    offload: Offload = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))
     """What waits in the CPU's memory: nothing, the text encoder, or every layer of it and of the denoiser."""
-    quantize: Literal["none", "int8"] = "none"
+    quantize: Quantize = "none"
     """What the matrices of the denoiser's blocks are held as instead of the dtype: int8 changes frames a little."""
     variant: str | None = None
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import MODES, Capabilities, Control, GenerationRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.families import fullest, makers
+from cosmorama.world import registry
+from cosmorama.world.cosmos.families import FAMILIES
+from cosmorama.world.families import fullest, makers, table
 
 
 def test_every_family_that_is_named_has_it() -> None:
@@ -36,3 +39,16 @@ def test_a_refusal_names_the_families_that_take_it_and_no_other() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         resolve(asked, nobody)
     assert "family" not in str(caught.value)
+
+
+def test_the_table_in_the_docs_is_what_the_families_say() -> None:
+    begin, end = (
+        "<!-- table of cosmorama.world.families: begin -->\n",
+        "<!-- table of cosmorama.world.families: end -->",
+    )
+    written = Path("docs/models.md").read_text().partition(begin)[2].partition(end)[0]
+    assert written == table(), "python -m cosmorama.world.families prints the table"
+
+
+def test_the_registry_knows_every_pipeline_of_the_table() -> None:
+    assert {*FAMILIES} == {name for name, module in registry._PIPELINES.items() if module.endswith("cosmos.families")}

@@ -55,7 +55,7 @@ def generate(
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if any", rich_help_panel=HERE)
     ] = None,
     offload: Annotated[
-        str, typer.Option(help="What waits in the CPU's memory: none, model or layer.", rich_help_panel=HERE)
+        str, typer.Option(help="What waits in the CPU's memory: none, model, layer or release.", rich_help_panel=HERE)
     ] = "none",
     quantize: Annotated[
         str, typer.Option(help="What matrices are held as: none or int8.", rich_help_panel=HERE)

@@ -22,7 +22,6 @@ from cosmorama.world.load.files import (
 )
 from cosmorama.world.load.hub import cached_bytes, from_hub
 from cosmorama.world.load.sources import closest, source_of
-from cosmorama.world.savings import ALL_SAVINGS, Savings
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +72,6 @@ def load_world(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    savings: Savings = ALL_SAVINGS,
     offload: Offload = "none",
     vae_tiling: int = 0,
     quantize: Quantize = "none",
@@ -92,9 +90,9 @@ def load_world(
             out as diffusers saves pipelines, or like Microcosm's.
         dtype: Of the weights, for example `bfloat16`; None keeps them as they are stored. Microcosm's are float32.
         device: Where the model runs; None is CUDA where there is some, else the CPU. Microcosm runs on the CPU.
-        savings: What is computed once instead of again and again; see there.
         offload: What waits in the CPU's memory while it does not run: nothing, the text encoder (`model`), or every
-            layer of it and of the denoiser (`layer`). Only where the model runs on a GPU; not for Microcosm.
+            layer of it and of the denoiser (`layer`). Only where the model runs on a GPU; not for Microcosm. Of Cosmos3
+            also `release`: the half that reads prompts is dropped in between, and read from the checkpoint again.
         vae_tiling: For requests that do not say: one of `cosmorama.request.VAE_TILES`, or 0; not for Microcosm.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype. Only for families that
             are sampled here; needs torchao. Microcosm stays float32, as with any `dtype`.
@@ -129,7 +127,7 @@ def load_world(
     from cosmorama.world.load.quantize import check_quantize
 
     options = LoadOptions(
-        _device(device), _dtype(dtype), savings, offload, vae_tiling, quantize, variant, fps_modulation, attention
+        _device(device), _dtype(dtype), offload, vae_tiling, quantize, variant, fps_modulation, attention
     )
     if options.device == torch.device("cpu") and device is None:
         log.warning(_ON_A_CPU, folder.name, torch.__version__)
@@ -145,17 +143,17 @@ _ON_A_CPU = (
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 _DISTILLED = "Cosmos3DistilledModularPipeline"
 _PIPELINES = {
-    "CosmosTextToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_text_to_world"),
-    "CosmosVideoToWorldPipeline": ("cosmorama.world.cosmos.predict1", "load_video_to_world"),
-    "Cosmos2TextToImagePipeline": ("cosmorama.world.cosmos.predict2", "load_text_to_image"),
-    "Cosmos2VideoToWorldPipeline": ("cosmorama.world.cosmos.predict2", "load_video_to_world"),
-    "Cosmos2_5_PredictBasePipeline": ("cosmorama.world.cosmos.predict25", "load"),
-    "Cosmos2_5_TransferPipeline": ("cosmorama.world.cosmos.transfer25", "load"),
-    "Cosmos3OmniPipeline": ("cosmorama.world.cosmos3.family", "load"),
-    _DISTILLED: ("cosmorama.world.cosmos3.family", "load"),
+    "CosmosTextToWorldPipeline": "cosmorama.world.cosmos.families",
+    "CosmosVideoToWorldPipeline": "cosmorama.world.cosmos.families",
+    "Cosmos2TextToImagePipeline": "cosmorama.world.cosmos.families",
+    "Cosmos2VideoToWorldPipeline": "cosmorama.world.cosmos.families",
+    "Cosmos2_5_PredictBasePipeline": "cosmorama.world.cosmos.families",
+    "Cosmos2_5_TransferPipeline": "cosmorama.world.cosmos.families",
+    "Cosmos3OmniPipeline": "cosmorama.world.cosmos3.family",
+    _DISTILLED: "cosmorama.world.cosmos3.family",
 }
-"""Which function of which module loads a checkpoint of a diffusers pipeline, from its folder and `LoadOptions`."""
-_ANY_OTHER = ("cosmorama.world.generic.pipeline", "load_generic")
+"""Whose `load` loads a checkpoint of a diffusers pipeline, from its folder, `LoadOptions` and the pipeline's name."""
+_ANY_OTHER = "cosmorama.world.generic.pipeline"
 
 
 def _folder_of(
@@ -215,14 +213,13 @@ def _pipeline_of(folder: Path) -> str:
 def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions], World]:
     pipeline = _pipeline_of(folder)
     check_whole(folder, variant)  # before anything large is imported
-    module, function = _PIPELINES.get(pipeline, _ANY_OTHER)
     try:
         import accelerate  # noqa: F401 - diffusers loads with it
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install '.[cosmos]'") from error
-    load: Callable[[Path, LoadOptions], World] = getattr(importlib.import_module(module), function)
-    return load
+    load: Callable[[Path, LoadOptions, str], World] = importlib.import_module(_PIPELINES.get(pipeline, _ANY_OTHER)).load
+    return lambda folder, options: load(folder, options, pipeline)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

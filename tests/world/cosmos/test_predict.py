@@ -18,7 +18,7 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.registry import load_world
-from cosmorama.world.savings import Savings
+from cosmorama.world.vae.wan import WanAutoencoder
 from tests.world.checkpoints import PIPELINES, save_predict
 from tests.world.reference import Made, run_pipeline
 
@@ -54,14 +54,6 @@ CASES = [
     Case("predict2.5", 13, given=1),
     Case("predict2.5", 13, given=5),
 ]
-SAVINGS = (
-    "adaln_per_frame",
-    "fold_text_rows",
-    "cache_positions",
-    "cache_cross_attention",
-    "encode_only_given_frames",
-    "skip_idle_step",
-)
 
 
 @pytest.fixture(scope="session")
@@ -143,8 +135,8 @@ def pixels_of(world: Any, made: Rollout) -> Tensor:
     """What the engine's frames are rounded from."""
     latents = made.latents
     if "predict1" in world.capabilities.family:
-        return world.parts.autoencoder.decode_pixels(latents / 0.5)
-    return torch.cat(list(world.parts.autoencoder.decode_pixels(latents)), dim=2)
+        return world.autoencoder.decode_pixels(latents / 0.5)
+    return torch.cat(list(world.autoencoder.decode_pixels(latents)), dim=2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -163,44 +155,34 @@ def test_the_same_numbers_as_diffusers(case: Case, checkpoint: Callable[[str], t
     print(f"\n{case.id}: latents {error(ours.latents, theirs.latents):.1e}, pixels {error(pixels, theirs.pixels):.1e}")
 
 
-@pytest.mark.parametrize("saving", SAVINGS)
 @pytest.mark.parametrize("kind", ["predict1-video2world", "predict2-video2world", "predict2.5"])
-def test_a_saving_saves_work_and_changes_nothing(
-    kind: str, saving: str, checkpoint: Callable[[str], tuple[Path, Any]]
+def test_nothing_is_computed_twice_that_depends_on_the_request_alone(
+    kind: str, checkpoint: Callable[[str], tuple[Path, Any]]
 ) -> None:
-    if kind == "predict2.5" and saving in ("fold_text_rows", "skip_idle_step"):
-        pytest.skip("its padding rows differ, and its schedule ends at zero")
     case = Case(kind, 17, given=9) if kind.startswith("predict1") else Case(kind, 13, given=5)
-    folder, _ = checkpoint(kind)
-    made, work = [], []
-    for savings in (Savings(), Savings(**{saving: False})):
-        world = load_world(str(folder), fps_modulation=True, device="cpu", savings=savings)
-        counted = watch(world)
-        made.append(rollout(case, world).latents)
-        work.append(counted[saving])
-    assert error(made[0], made[1]) <= TOLERANCE
-    assert 0 < work[0] < work[1]
+    world: Any = load_world(str(checkpoint(kind)[0]), fps_modulation=True, device="cpu")
+    net, block = world.transformer, world.transformer.transformer_blocks[0]
+    seen: dict[str, list[torch.Size]] = {}
 
+    def watch(name: str, module: Any) -> None:
+        module.register_forward_pre_hook(lambda _, inputs: seen.setdefault(name, []).append(inputs[0].shape))
 
-def watch(world: Any) -> dict[str, int]:
-    """Count, per saving, how much of what it saves is done."""
-    net, vae = world.parts.transformer, world.parts.autoencoder.vae
-    done = dict.fromkeys(SAVINGS, 0)
-    block = net.transformer_blocks[0]
-
-    def count(module: Any, size: Callable[[Any], int], *savings: str) -> None:
-        def add(_module: Any, inputs: tuple[Any, ...]) -> None:
-            for saving in savings:
-                done[saving] += size(inputs[0])
-
-        module.register_forward_pre_hook(add)
-
-    count(block.norm1.linear_2, lambda x: x[..., 0].numel(), "adaln_per_frame")
-    count(block.attn2.to_k, lambda x: x[..., 0].numel(), "fold_text_rows", "cache_cross_attention")
-    count(net.rope, lambda x: 1, "cache_positions")
-    count(vae.encoder, lambda x: x.shape[2], "encode_only_given_frames")
-    count(net.proj_out, lambda x: 1, "skip_idle_step")
-    return done
+    watch("evaluations", net.proj_out)
+    watch("positions", net.rope)
+    watch("text", block.attn2.to_k)
+    watch("modulation", block.norm1.linear_2)
+    watch("encoded", world.autoencoder.vae.encoder)
+    made = rollout(case, world)
+    idle = 0 if kind == "predict2.5" else 1  # a step that would multiply its answer by zero is left out
+    assert made.index == STEPS - idle
+    assert len(seen["evaluations"]) == 2 * made.index
+    assert len(seen["positions"]) == 1
+    assert len(seen["text"]) == 2  # the prompt and the negative prompt
+    rows = {shape[1] for shape in seen["text"]}
+    assert rows == {512} if kind == "predict2.5" else max(rows) < 20  # T5's empty rows are folded into a few
+    frames = made.latents.shape[2]
+    assert all(shape[:-1].numel() <= frames for shape in seen["modulation"])
+    assert sum(shape[2] for shape in seen["encoded"]) == case.given
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
@@ -245,9 +227,8 @@ def test_wan_decodes_frame_by_frame_as_at_once(checkpoint: Callable[[str], tuple
         torch.tensor(values).view(1, 16, 1, 1, 1)
         for values in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
     )
-    for lean in (True, False):
-        world: Any = load_world(str(folder), fps_modulation=True, device="cpu", savings=Savings(lean_convolutions=lean))
-        autoencoder = world.parts.autoencoder
+    loaded: Any = load_world(str(folder), device="cpu")
+    for lean, autoencoder in ((True, loaded.autoencoder), (False, WanAutoencoder(pipeline.vae))):
         with torch.inference_mode():
             chunks = list(autoencoder.decode_pixels(latents))
             whole = (autoencoder if lean else pipeline).vae.decode(latents * deviation + mean).sample
@@ -262,7 +243,7 @@ def test_bfloat16_stays_close_to_float32(checkpoint: Callable[[str], tuple[Path,
         folder, _ = checkpoint(kind)
         case = Case(kind, 9, given=1)
         half = load_world(str(folder), fps_modulation=True, device="cpu", dtype="bfloat16")
-        assert half.parts.dtype == torch.bfloat16  # type: ignore[attr-defined]
+        assert half.dtype == torch.bfloat16  # type: ignore[attr-defined]
         exact = rollout(case, load_world(str(folder), fps_modulation=True, device="cpu"), guidance_scale=1.0).latents
         close = rollout(case, half, guidance_scale=1.0).latents
         assert close.dtype == torch.float32
@@ -289,7 +270,7 @@ def test_a_preview_of_predict1_decodes_its_beginning_alone(
 ) -> None:
     world: Any = load_world(str(checkpoint(kind)[0]), device="cpu")
     made = rollout(Case(kind, 33, given=1 if "video" in kind else 0), world)
-    vae, decoded = world.parts.autoencoder.vae, []
+    vae, decoded = world.autoencoder.vae, []
     decode = vae.decode
     monkeypatch.setattr(vae, "decode", lambda z: (decoded.append(z.shape[2]), decode(z))[1])
     frame = made.preview()

@@ -82,8 +82,6 @@ def test_one_step_leads_to_the_clean_estimate() -> None:
 
 def test_a_schedule_that_ends_with_the_same_level_twice_loses_a_step() -> None:
     assert predict2_schedule(5).steps == 4
-    assert predict2_schedule(5, skip_idle_step=False).steps == 5
     ends_small = {"sigma_min": 0.002, "sigma_max": 80.0, "final_sigmas_type": "sigma_min"}
     assert edm_levels(ends_small, 5).steps == 4
-    assert edm_levels(ends_small, 5, skip_idle_step=False).steps == 5
     assert edm_levels({**ends_small, "final_sigmas_type": "zero"}, 5).sigmas[-1] == 0

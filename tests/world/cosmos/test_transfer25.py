@@ -19,9 +19,8 @@ from cosmorama.errors import InvalidRequestError
 from cosmorama.progress import Progress
 from cosmorama.request import Control, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos.transfer25 import CHUNK_FRAMES, Transfer25World
+from cosmorama.world.cosmos.sampling import CHUNK_FRAMES, CosmosWorld
 from cosmorama.world.registry import load_world
-from cosmorama.world.savings import Savings
 from tests.world.cosmos.transfer_checkpoints import controls_without_torchvision, save_transfer
 
 WIDTH, HEIGHT, STEPS, SEED, CHUNK = 80, 48, 3, 5, 9
@@ -46,10 +45,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, save_transfer(folder)
 
 
-def world_of(folder: Path, savings: Savings | None = None) -> Transfer25World:
+def world_of(folder: Path) -> CosmosWorld:
     """The checkpoint with chunks short enough for a test."""
-    world = load_world(str(folder), device="cpu", savings=savings or Savings())
-    assert isinstance(world, Transfer25World)
+    world = load_world(str(folder), device="cpu")
+    assert isinstance(world, CosmosWorld)
     assert world.chunk_frames == CHUNK_FRAMES
     world.chunk_frames = CHUNK
     return world
@@ -130,23 +129,6 @@ def test_rollouts_may_be_advanced_in_turns(checkpoint: tuple[Path, Any]) -> None
         first.advance()
         second.advance()
     assert torch.equal(first.latents, alone)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adaln_per_frame",
-        "cache_positions",
-        "cache_cross_attention",
-        "encode_only_given_frames",
-        "lean_convolutions",
-        "onednn_products",
-    ],
-)
-def test_no_saving_changes_the_numbers(checkpoint: tuple[Path, Any], name: str) -> None:
-    without = world_of(checkpoint[0], Savings(**{name: False}))
-    clips = {"edge": clip(17)}
-    assert relative_error(sampled(without, clips).latents, sampled(world_of(checkpoint[0]), clips).latents) <= TOLERANCE
 
 
 def test_controls_of_several_networks_act_together(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from cosmorama.errors import CancelledError, InvalidRequestError, ModelNotFoundE
 from cosmorama.progress import Progress
 from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.generic.pipeline import GenericWorld, load_generic
+from cosmorama.world.generic.pipeline import GenericWorld, load
+from cosmorama.world.load.options import ON_CPU
 from tests.world.generic_checkpoints import save_ltx, save_wan
 
 REQUEST = ResolvedRequest(
@@ -42,12 +43,12 @@ REQUEST = ResolvedRequest(
 
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> GenericWorld:
-    return load_generic(save_wan(tmp_path_factory.mktemp("wan") / "tiny-wan"))
+    return load(save_wan(tmp_path_factory.mktemp("wan") / "tiny-wan"), ON_CPU, "WanPipeline")
 
 
 @pytest.fixture(scope="module")
 def ltx(tmp_path_factory: pytest.TempPathFactory) -> GenericWorld:
-    return load_generic(save_ltx(tmp_path_factory.mktemp("ltx") / "tiny-ltx"))
+    return load(save_ltx(tmp_path_factory.mktemp("ltx") / "tiny-ltx"), ON_CPU, "LTXPipeline")
 
 
 def rollout(world: GenericWorld, **changes: Any) -> Rollout:
@@ -234,7 +235,7 @@ def test_what_is_no_video_pipeline_is_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         with pytest.raises(ModelNotFoundError, match=why):
-            load_generic(tmp_path)
+            load(tmp_path, ON_CPU, str(name))
 
 
 def test_an_error_of_torch_inside_of_a_step_ends_no_process(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cosmorama.world.load.checkpoint import build
 from cosmorama.world.load.options import LoadOptions
-from cosmorama.world.savings import Savings
 from cosmorama.world.vae.wan import WanAutoencoder
 from tests.world.checkpoints import wan_vae
 from tests.world.cosmos3_checkpoints import wan_2_2_vae
@@ -32,8 +33,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]
     vae.save_pretrained(tmp_path)
 
     def load(*, lean: bool, dtype: torch.dtype = torch.float32) -> Any:
-        options = LoadOptions(dtype=dtype, savings=Savings(lean_convolutions=lean))
-        return WanAutoencoder.load(tmp_path, options).vae
+        options = LoadOptions(dtype=dtype)
+        return WanAutoencoder.load(tmp_path, options).vae if lean else build(AutoencoderKLWan, tmp_path, dtype)
 
     return load
 

@@ -13,7 +13,6 @@ from torch import nn
 from cosmorama.world.kernels.cpu_linear import use_onednn
 from cosmorama.world.load.quantize import quantize_layer
 from cosmorama.world.registry import load_world
-from cosmorama.world.savings import Savings
 from tests.world.checkpoints import save_predict
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -73,10 +72,9 @@ def test_a_wrong_input_is_refused_in_torchs_words() -> None:
         layer(torch.randn(3, 7).double())
 
 
-@pytest.mark.parametrize("used", [True, False])
-def test_models_on_the_cpu_use_it_unless_told_otherwise(tmp_path: Path, used: bool) -> None:
+def test_models_on_the_cpu_use_it(tmp_path: Path) -> None:
     save_predict("predict2.5", tmp_path)
-    world: Any = load_world(str(tmp_path), device="cpu", savings=Savings(onednn_products=used))
-    layers = [module for module in world.parts.transformer.modules() if type(module) is nn.Linear]
+    world: Any = load_world(str(tmp_path), device="cpu")
+    layers = [module for module in world.transformer.modules() if type(module) is nn.Linear]
     assert layers
-    assert all(("forward" in vars(layer)) is used for layer in layers)
+    assert all("forward" in vars(layer) for layer in layers)

@@ -285,7 +285,7 @@ def test_a_magnitude_acts_as_dora_says(key: str, saved: Saved, tmp_path: Path) -
     plain: Any = load_world(str(saved[1]), dtype="float32")
     with torch.no_grad():
         for layer, (a, b) in pairs.items():
-            weight = plain.parts.transformer.get_submodule(layer).weight
+            weight = plain.transformer.get_submodule(layer).weight
             summed = weight + 0.5 * b @ a
             weight.copy_(magnitudes[layer][:, None] * summed / summed.norm(dim=1, keepdim=True))
     expected = latents(plain)
@@ -409,7 +409,7 @@ def test_names_of_nvidias_code_are_known(kind: str, layer: str, original: str, t
     else:
         save_predict(kind, tmp_path / "model")
     world: Any = load_world(str(tmp_path / "model"), device="cpu")
-    net = getattr(world, "transformer", None) or world.parts.transformer
+    net = world.transformer
     rows, columns = net.get_submodule(layer).weight.shape
     down, up = torch.ones(1, columns), torch.ones(rows, 1)
     save_file({f"net.{original}.lora_A.weight": down, f"net.{original}.lora_B.weight": up}, tmp_path / "a.safetensors")

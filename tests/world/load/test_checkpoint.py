@@ -104,9 +104,11 @@ def test_weights_keep_their_type_unless_told_otherwise(tmp_path: Path) -> None:
     built = save_predict("predict2-text2image", tmp_path)
     built.transformer.to(torch.bfloat16).save_pretrained(tmp_path / "transformer")
     world: Any = load_world(str(tmp_path))
-    assert world.parts.dtype == torch.bfloat16
-    assert world.parts.autoencoder.vae.dtype == torch.float32
-    assert load_world(str(tmp_path), dtype="float32").parts.dtype == torch.float32  # type: ignore[attr-defined]
+    assert world.dtype == torch.bfloat16
+    assert world.autoencoder.vae.dtype == torch.float32
+    assert load_world(str(tmp_path), dtype="float32").dtype == torch.float32  # type: ignore[attr-defined]
+    with pytest.raises(ModelNotFoundError, match="offload is 'release', which is for Cosmos3"):
+        load_world(str(tmp_path), device="cpu", offload="release")
     with pytest.raises(ValueError, match="int8"):
         load_world(str(tmp_path), dtype="int8")
 

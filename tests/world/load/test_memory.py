@@ -105,7 +105,7 @@ def test_layers_that_wait_elsewhere_give_the_same_numbers(kind: str, part: str, 
     save_predict(kind, tmp_path / "model")
     expected = latents(load_world(str(tmp_path / "model"), dtype="float32"))
     world: Any = load_world(str(tmp_path / "model"), dtype="float32")
-    module = world.parts.transformer if part == "transformer" else layers_of(world.parts.read_text)
+    module = world.transformer if part == "transformer" else layers_of(world.read_text)
     offload_layers(module, CPU, called_whole=part == "text_encoder", disk=tmp_path / "layers")
     forget(module)
     assert torch.allclose(latents(world), expected, atol=ROUNDING)
@@ -138,7 +138,7 @@ def test_the_half_of_cosmos3_that_reads_is_counted_where_it_waits(
 
 def test_adapters_are_refused_where_layers_wait(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
     world: Any = load_world(str(checkpoint[0]), dtype="float32")
-    offload_layers(world.parts.transformer, CPU, disk=tmp_path)
+    offload_layers(world.transformer, CPU, disk=tmp_path)
     with pytest.raises(ModelNotFoundError, match="adapters cannot be loaded with this offload"):
         AdaptedWorld(world, {"style": tmp_path})
 

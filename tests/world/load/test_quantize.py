@@ -29,7 +29,6 @@ from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import held_bytes
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import load_world
-from cosmorama.world.savings import Savings
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos.test_transfer25 import clip, rollout_of
 from tests.world.cosmos.transfer_checkpoints import save_transfer
@@ -47,7 +46,7 @@ WIDE = {"num_attention_heads": 4, "attention_head_dim": 64, "mlp_ratio": 4.0}
 
 def networks(world: Any) -> tuple[nn.Module, ...]:
     """The networks of a model that are evaluated at every step."""
-    transformer: Any = getattr(world, "transformer", None) or world.parts.transformer
+    transformer: Any = world.transformer
     return getattr(world, "readers", (transformer,))
 
 
@@ -175,11 +174,11 @@ def test_hooks_that_fetch_layers_leave_int8_weights_as_they_are(predict25: tuple
     expected = latents(world)
 
     def held() -> dict[str, torch.Tensor]:
-        named = world.parts.transformer.named_parameters()
+        named = world.transformer.named_parameters()
         return {name: weight.dequantize() for name, weight in named if is_quantized(weight)}
 
     before = held()
-    offload_layers(world.parts.transformer, torch.device("cpu"))
+    offload_layers(world.transformer, torch.device("cpu"))
     # Norms of layers that are fetched are not computed in place: up to rounding the same.
     torch.testing.assert_close(latents(world), expected, rtol=1e-5, atol=1e-5)
     after = held()
@@ -191,7 +190,7 @@ def test_hooks_that_fetch_layers_leave_int8_weights_as_they_are(predict25: tuple
 def test_the_half_of_cosmos3_that_reads_comes_back_as_int8(tmp_path: Path) -> None:
     save_cosmos3(tmp_path)
     kept: Any = load_world(str(tmp_path), device="cpu", quantize="int8")
-    dropped: Any = load_world(str(tmp_path), device="cpu", quantize="int8", savings=Savings(release_text_half=True))
+    dropped: Any = load_world(str(tmp_path), device="cpu", quantize="int8", offload="release")
     full = dropped.text_half.nbytes
     assert torch.equal(latents(dropped), latents(kept))
     assert dropped.text_half.nbytes == 0

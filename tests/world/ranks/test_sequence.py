@@ -31,7 +31,6 @@ from cosmorama.world.base import BrokenModelError, World
 from cosmorama.world.ranks.process import Apply, Follower
 from cosmorama.world.ranks.sequence import SequenceParallel
 from cosmorama.world.registry import load_world
-from cosmorama.world.savings import Savings
 from tests.tiny import save_tiny
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos.test_transfer25 import clip, rollout_of
@@ -104,7 +103,7 @@ def predict25(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
 class TestPredict25:
     def test_clips_from_text_and_from_a_picture(self, predict25: Together) -> None:
         seen: set[int] = set()
-        handle = hook(predict25.inner.parts.transformer, lambda tokens: seen.add(tokens.shape[2]))
+        handle = hook(predict25.inner.transformer, lambda tokens: seen.add(tokens.shape[2]))
         for changes in (SIZE, {"guidance_scale": 1.0}, {"reuse": 0.3, "steps": 6}):
             size = {"width": 64, "height": 32} | changes
             for given in (None, picture(int(size["width"]), int(size["height"]))):
@@ -155,7 +154,7 @@ class TestPredict1:
     def test_at_last_a_follower_that_is_killed_ends_the_engine(self, predict1: Together, tmp_path: Path) -> None:
         data = BytesIO()
         Image.fromarray(picture()[0].numpy()).save(data, "png")
-        hook(predict1.inner.parts.transformer, lambda _: os.kill(predict1.followers[0].pid, signal.SIGKILL))
+        hook(predict1.inner.transformer, lambda _: os.kill(predict1.followers[0].pid, signal.SIGKILL))
         engine = Engine(predict1.world)
         engine.submit("job", replace(REQUEST, **SIZE, frames=9, image=data.getvalue()), output=tmp_path / "clip")
         with pytest.raises(BrokenModelError):
@@ -198,11 +197,11 @@ class TestMicrocosm:
         engine.close()
 
 
-def test_predict2_in_three_processes_with_adaln_per_token(tmp_path: Path) -> None:
+def test_predict2_in_three_processes(tmp_path: Path) -> None:
     save_predict("predict2-video2world", tmp_path)
-    with together(tmp_path, processes=3, savings=Savings(adaln_per_frame=False)) as three:
+    with together(tmp_path, processes=3) as three:
         seen: set[int] = set()
-        hook(three.inner.parts.transformer, lambda tokens: seen.add(tokens.shape[2]))
+        hook(three.inner.transformer, lambda tokens: seen.add(tokens.shape[2]))
         for size in (SIZE, {"width": 32, "height": 32}, {"width": 64, "height": 32}):
             three.check(picture(**size), **size)
         assert seen == {3, 2}  # of nine; of four, where the last process has none; and of eight

@@ -61,7 +61,7 @@ def wan_2_2(load: Load) -> WanAutoencoder:
 
 @pytest.fixture
 def cosmos(load: Load) -> CosmosAutoencoder:
-    autoencoder = load("predict1-video2world").parts.autoencoder
+    autoencoder = load("predict1-video2world").autoencoder
     assert isinstance(autoencoder, CosmosAutoencoder)
     return autoencoder
 

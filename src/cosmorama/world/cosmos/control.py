@@ -1,21 +1,19 @@
 """The ControlNet of Transfer2.5: what a control clip adds to the tokens of some of the transformer's blocks.
 
 The arithmetic of diffusers' `CosmosControlNetModel` on the same modules, with what depends on the request alone taken
-out of the steps: the control's own tokens, positions, and the keys and values of the text. The image context that the
-checkpoints have room for is always empty, so attention to it adds the same row to every token (`text_context`).
+out of the steps: the control's own tokens, positions, and the keys and values of the text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cosmorama.world.cosmos.forward import Positions, block_forward, positions_of
-from cosmorama.world.cosmos.text import TextContext, text_context
+from cosmorama.world.cosmos.text import TextContext
 from cosmorama.world.ranks.shares import share_of
 
 
@@ -25,29 +23,6 @@ class ControlTokens:
 
     tokens: Tensor
     positions: Positions
-
-
-def read_text_context(model: nn.Module, states: Tensor) -> TextContext:
-    """A prompt, already through `model`'s projection, for all blocks of a transformer or a ControlNet."""
-    net: Any = model
-    image = None
-    if net.config.img_context_dim_in:
-        image = states.new_zeros(1, 1, net.config.img_context_dim_in)
-    view = SimpleNamespace(
-        transformer_blocks=_blocks(net),
-        img_context_proj=getattr(net, "img_context_proj", None),
-        config=SimpleNamespace(use_crossattn_projection=False),
-    )
-    return text_context(view, states, image=image)  # type: ignore[arg-type]
-
-
-def text_width(model: nn.Module) -> int:
-    """How wide the text states are that the blocks of a transformer or a ControlNet read."""
-    return int(_blocks(model)[0].attn2.to_k.in_features)
-
-
-def _blocks(model: Any) -> Any:
-    return model.control_blocks if hasattr(model, "control_blocks") else model.transformer_blocks
 
 
 def control_tokens(model: nn.Module, control: Tensor, condition_mask: Tensor) -> ControlTokens:
@@ -74,8 +49,6 @@ def control_residuals(
     timesteps: Tensor,
     text: TextContext,
     condition_mask: Tensor,
-    *,
-    adaln_per_frame: bool = True,
 ) -> list[Tensor]:
     """Evaluate a `CosmosControlNetModel`.
 
@@ -84,9 +57,8 @@ def control_residuals(
         control: From `control_tokens`.
         latents: What is being sampled `[B, C, T, H, W]`.
         timesteps: `[B, T]`.
-        text: From `read_text_context`.
+        text: From `text_context`.
         condition_mask: `[B, 1, T, H, W]`.
-        adaln_per_frame: False evaluates adaLN once per token, as diffusers does.
 
     Returns:
         One tensor `[B, T, N, hidden]` per block, not weighted; where processes share the tokens, of this one's.
@@ -94,14 +66,12 @@ def control_residuals(
     net: Any = model
     batch, _, frames, height, width = latents.shape
     padding = latents.new_zeros(batch, 1, frames, height, width)
-    base = net.patch_embed_base(torch.cat([latents, condition_mask, padding], dim=1)).flatten(2, 3)
+    base = net.patch_embed_base(torch.cat([latents, condition_mask.to(latents.dtype), padding], dim=1)).flatten(2, 3)
     temb, embedded = (part.view(batch, frames, 1, -1) for part in net.time_embed(base, timesteps.flatten()))
     share = share_of(net, base.shape[2])
     tokens, positions = control.tokens + base, control.positions.taken(share, frames)
     if share is not None:
         tokens = share.take(tokens, 2)
-    if not adaln_per_frame:
-        temb, embedded = (part.expand(-1, -1, tokens.shape[2], -1).contiguous() for part in (temb, embedded))
     residuals = []
     for index, block in enumerate(net.control_blocks):
         tokens = block_forward(block, index, tokens, text, embedded, temb, positions, share)

@@ -57,7 +57,6 @@ def cosmos_forward(
     condition_mask: Tensor | None = None,
     fps: float | None = None,
     positions: Positions | None = None,
-    adaln_per_frame: bool = True,
     residuals: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Evaluate a `CosmosTransformer3DModel`.
@@ -72,7 +71,6 @@ def cosmos_forward(
         condition_mask: [B, 1, T, H, W], 1 on conditioning frames; only for models with a channel for it.
         fps: Frame rate of the clip, for the temporal rotary embedding; None means the model's base rate.
         positions: Those of the clip, if they are known (`positions_of`); `fps` is not looked at then.
-        adaln_per_frame: False evaluates adaLN once per token, as diffusers does.
         residuals: What a ControlNet adds after the blocks with these indices, [B, L, hidden]; of the same share of the
             tokens as the model evaluates.
 
@@ -100,8 +98,6 @@ def cosmos_forward(
     temb, embedded = (
         part.view(batch, timesteps.shape[1], 1, -1) for part in net.time_embed(tokens, timesteps.flatten())
     )  # broadcast over the tokens of a frame
-    if not adaln_per_frame:
-        temb, embedded = (part.expand(-1, frames, tokens.shape[2], -1).contiguous() for part in (temb, embedded))
     if isinstance(text, Tensor):
         text = text_context(net, projected(net, text), mask=text_mask)
     for index, block in enumerate(net.transformer_blocks):

@@ -1,4 +1,4 @@
-"""The noise levels of a checkpoint that comes with a `UniPCMultistepScheduler`, as that scheduler places them."""
+"""Noise levels (sigmas) as the schedulers of checkpoints place them, and which schedulers are understood."""
 
 from __future__ import annotations
 
@@ -78,6 +78,20 @@ def check_unipc(config: Mapping[str, Any], where: str) -> None:
         value = config.get(name, defaults[name])
         if value != needed:
             raise ModelNotFoundError(f"{where}: {name} is {value!r}; only {needed!r} is supported")
+
+
+def check_karras(config: Mapping[str, Any], where: str) -> None:
+    """The same for Predict2, whose levels are Karras's whatever else its scheduler says."""
+    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler" or not config.get("use_karras_sigmas"):
+        raise ModelNotFoundError(f"{where}: only a FlowMatchEulerDiscreteScheduler with use_karras_sigmas is supported")
+
+
+def check_edm(config: Mapping[str, Any], where: str) -> None:
+    """The same for Predict1."""
+    needed = {"_class_name": "EDMEulerScheduler", "sigma_schedule": "karras", "prediction_type": "epsilon"}
+    for name, value in needed.items():
+        if config.get(name) != value:
+            raise ModelNotFoundError(f"{where}: {name} is {config.get(name)!r}, not {value!r}")
 
 
 def unipc_levels(

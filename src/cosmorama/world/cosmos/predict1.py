@@ -8,94 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cosmorama.diffusion.schedule import Schedule
-from cosmorama.errors import ModelNotFoundError
-from cosmorama.request import Capabilities, Defaults, FrameRule, Mode
 from cosmorama.world.base import Inputs, ReadText
-from cosmorama.world.cosmos.sampling import CosmosParts, CosmosSampling, CosmosWorld
-from cosmorama.world.load.checkpoint import check_parts, load_module
-from cosmorama.world.load.files import read_json
-from cosmorama.world.load.options import LoadOptions
-from cosmorama.world.readers.t5 import T5Reader
-from cosmorama.world.vae.cosmos import CosmosAutoencoder
-from cosmorama.world.vae.tiles import with_tiles
+from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
 
 _AUGMENT_SIGMA = 0.001
-_FRAMES = 121
 _PREVIEWED = 2
-
-
-def load_text_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
-    """Load a checkpoint that makes clips from text.
-
-    Raises:
-        ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
-    """
-    return _load(folder, options, ("text2world",))
-
-
-def load_video_to_world(folder: Path, options: LoadOptions) -> CosmosWorld:
-    """Load a checkpoint that continues an image or a video.
-
-    Raises:
-        ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
-    """
-    return _load(folder, options, ("image2world", "video2world"))
-
-
-def _load(folder: Path, options: LoadOptions, modes: tuple[Mode, ...]) -> CosmosWorld:
-    from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-
-    check_parts(folder, ("transformer", "vae", "text_encoder"), "tokenizer", variant=options.variant)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    for name, needed in _SCHEDULER.items():
-        if scheduler.get(name) != needed:
-            raise ModelNotFoundError(f"{folder}/scheduler: {name} is {scheduler.get(name)!r}, not {needed!r}")
-    autoencoder = CosmosAutoencoder.load(folder / "vae", options)
-    frames = autoencoder.latent_frames
-    capabilities = Capabilities(
-        model=folder.name,
-        family="predict1",
-        modes=modes,
-        size_multiple=16,
-        frames=FrameRule(8, _FRAMES if frames is None else min(_FRAMES, 1 + 8 * (frames - 1))),
-        prompt_tokens=512,
-        conditioning_frames=(9, 1),
-        solvers=("edm_euler", "unipc", "dpmpp_2m"),
-        default_solver="edm_euler",
-        defaults=Defaults(),
-    )
-    return CosmosWorld(
-        CosmosParts(
-            load_module(CosmosTransformer3DModel, folder / "transformer", options),
-            autoencoder,
-            T5Reader.load(folder, options),
-            scheduler,
-            with_tiles(capabilities, options),
-            options.savings,
-        ),
-        Predict1Sampling,
-    )
-
-
-_SCHEDULER = {"_class_name": "EDMEulerScheduler", "sigma_schedule": "karras", "prediction_type": "epsilon"}
 
 
 class Predict1Sampling(CosmosSampling):
     """One request on a Predict1 model."""
 
-    def __init__(self, parts: CosmosParts, inputs: Inputs, read: ReadText) -> None:
-        self._sigma_data: float = parts.scheduler["sigma_data"]
-        super().__init__(parts, inputs, read)
-        self.schedule = edm_levels(parts.scheduler, self.request.steps, skip_idle_step=parts.savings.skip_idle_step)
-        self._given = 0 if self.known is None else self.known.shape[2]
-        self._mask = None if self.known is None else self.mask(self._given)
+    def __init__(self, world: CosmosWorld, inputs: Inputs, read: ReadText) -> None:
+        self._sigma_data: float = world.scheduler["sigma_data"]
+        super().__init__(world, inputs, read)
+        self.schedule = edm_levels(world.scheduler, self.request.steps)
+        self._mask = None if self.known is None else self.mask(self.given)
         self._drawn: dict[int, Tensor] = {}  # the last two
         self._draws = 0
 
@@ -119,18 +52,18 @@ class Predict1Sampling(CosmosSampling):
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
         """Estimate the clean latents; conditioning frames come back as given."""
         sigma, data = self.schedule.sigmas[index], self._sigma_data
-        timesteps = torch.full((1, 1), 0.25 * math.log(sigma), device=latents.device).to(self.parts.dtype)
+        timesteps = torch.full((1, 1), 0.25 * math.log(sigma), device=latents.device).to(self.world.dtype)
         x = latents * self._input_scale(sigma)
         if self.known is not None:
             augmented = self.known + self._fresh_noise(index, negative=negative) * _AUGMENT_SIGMA
             if sigma > _AUGMENT_SIGMA:
-                x = torch.cat([augmented * self._input_scale(_AUGMENT_SIGMA), x[:, :, self._given :]], dim=2)
+                x = torch.cat([augmented * self._input_scale(_AUGMENT_SIGMA), x[:, :, self.given :]], dim=2)
         output = self.evaluate(x, timesteps, negative=negative, mask=self._mask, fps=self.request.fps)
         variance = sigma**2 + data**2
         denoised = latents * (data**2 / variance) + output * (sigma * data / math.sqrt(variance))
         if self.known is None or sigma <= _AUGMENT_SIGMA:
             return denoised
-        return torch.cat([self.known, denoised[:, :, self._given :]], dim=2)
+        return torch.cat([self.known, denoised[:, :, self.given :]], dim=2)
 
     def _fresh_noise(self, index: int, *, negative: bool) -> Tensor:
         """Noise for the given frames, of its own for every evaluation, and the same one when that is repeated.
@@ -140,8 +73,8 @@ class Predict1Sampling(CosmosSampling):
         """
         place = 2 * index + negative if self.guidance_weight != 1 else index
         while self._draws <= place:
-            drawn = torch.randn(self.shape, generator=self.generator)[:, :, : self._given]
-            self._drawn[self._draws % 2] = drawn.to(self.parts.device)
+            drawn = torch.randn(self.shape, generator=self.generator)[:, :, : self.given]
+            self._drawn[self._draws % 2] = drawn.to(self.world.device)
             self._draws += 1
         return self._drawn[place % 2]
 
@@ -149,7 +82,7 @@ class Predict1Sampling(CosmosSampling):
         return 1 / math.sqrt(sigma**2 + self._sigma_data**2)
 
 
-def edm_levels(config: dict[str, Any], steps: int, *, skip_idle_step: bool = True) -> Schedule:
+def edm_levels(config: dict[str, Any], steps: int) -> Schedule:
     """The levels of an `EDMEulerScheduler`.
 
     Where it is configured to end at its smallest level, that level comes twice: a step that evaluates the network and
@@ -161,5 +94,5 @@ def edm_levels(config: dict[str, Any], steps: int, *, skip_idle_step: bool = Tru
     scheduler.set_timesteps(steps)
     levels = tuple(scheduler.sigmas.tolist())
     if levels[-1] == levels[-2]:
-        levels = (*levels[:-1], 0.0) if steps == 1 else levels[: -1 if skip_idle_step else None]
+        levels = (*levels[:-1], 0.0) if steps == 1 else levels[:-1]
     return Schedule(levels, "edm")

@@ -1,9 +1,9 @@
-"""What the Predict families have in common: a Cosmos transformer, a text reader, a video tokenizer, and one request."""
+"""What these families have in common: a Cosmos transformer, a text encoder, a video tokenizer (VAE), one request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,104 +13,110 @@ from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
-from cosmorama.world.cosmos.text import TextContext, projected, text_context
-from cosmorama.world.savings import ALL_SAVINGS, Savings
+from cosmorama.world.cosmos.text import TextContext, projected, text_context, text_width
 from cosmorama.world.vae.pixels import to_pixels
 from cosmorama.world.vae.tiles import TilingAutoencoder
 
-
-@dataclass(frozen=True, slots=True)
-class CosmosParts:
-    """A loaded checkpoint.
-
-    Attributes:
-        scheduler: What its `scheduler_config.json` holds.
-        fps_modulation: Whether positions in time follow the frame rate, where that is not the family's own to say.
-    """
-
-    transformer: nn.Module
-    autoencoder: TilingAutoencoder
-    read_text: Callable[[str], TextEmbedding]
-    scheduler: dict[str, Any]
-    capabilities: Capabilities
-    savings: Savings = ALL_SAVINGS
-    fps_modulation: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is."""
-        # diffusers' own answer: that of where it runs, also while its weights wait elsewhere.
-        device: torch.device = getattr(self.transformer, "device")  # noqa: B009 - nn.Module's is untyped
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the transformer computes."""
-        # Not that of all its parameters: learned positions stay in float32.
-        weight: Tensor = getattr(self.transformer, "patch_embed").proj.weight  # noqa: B009 - nn.Module's is untyped
-        return weight.dtype
+CHUNK_FRAMES = 93
 
 
 class CosmosWorld(World):
-    """A world model of one of these families, ready to sample from."""
+    """A world model of one of these families, ready to sample from.
 
-    def __init__(self, parts: CosmosParts, family: type[CosmosSampling]) -> None:
-        self.parts, self._family = parts, family
-        self.capabilities, self.device = parts.capabilities, parts.device
+    Attributes:
+        scheduler: What its `scheduler_config.json` holds.
+        controlnets: By the kind of control they take; one for any kind is there under every kind.
+        fps_modulation: Whether positions in time follow the frame rate, where that is not the family's own to say.
+        dtype: In which the transformer computes.
+        chunk_frames: Frames of a chunk, 4k + 1, of clips that are made in several.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        autoencoder: TilingAutoencoder,
+        read_text: Callable[[str], TextEmbedding],
+        scheduler: dict[str, Any],
+        capabilities: Capabilities,
+        sampling: type[CosmosSampling],
+        *,
+        controlnets: Mapping[str, nn.Module] | None = None,
+        fps_modulation: bool = False,
+    ) -> None:
+        self.transformer, self.autoencoder, self.read_text = transformer, autoencoder, read_text
+        self.scheduler, self.capabilities = scheduler, capabilities
+        self.controlnets: dict[str, nn.Module] = dict(controlnets or {})
+        self.fps_modulation = fps_modulation
+        self.chunk_frames = CHUNK_FRAMES
+        # diffusers' own answer: that of where it runs, also while its weights wait elsewhere.
+        self.device = transformer.device
+        # Not that of all its parameters: learned positions stay in float32.
+        self.dtype: torch.dtype = transformer.patch_embed.proj.weight.dtype
+        self._sampling = sampling
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The transformer."""
-        return (self.parts.transformer,)
+        """The transformer, then every ControlNet once. All of them read prompts."""
+        return self.transformer, *dict.fromkeys(self.controlnets.values())
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
-        """Read one prompt, up to what the transformer's blocks read of it.
+        """Read one prompt, up to what the networks' blocks read of it: states as each projects them, side by side.
 
         Predict2.5's encoder gives states 100352 wide; projected, a prompt is a hundredth of that to remember.
         """
-        text = self.parts.read_text(prompt)
-        states = text.states.to(self.parts.device, self.parts.dtype)
-        return replace(text, states=projected(self.parts.transformer, states))
+        text = self.read_text(prompt)
+        states = text.states.to(self.device, self.dtype)
+        return replace(text, states=torch.cat([projected(network, states) for network in self.networks], dim=-1))
 
     @torch.inference_mode()
     def begin(self, inputs: Inputs, read: ReadText) -> CosmosSampling:
-        """Read the prompts and encode the conditioning frames of a request.
+        """Read the prompts, and encode the conditioning frames of a request.
 
         Raises:
-            InvalidRequestError: the clip is larger than the model has positions for.
+            InvalidRequestError: the clip is larger than the model has positions for, or its controls cannot act.
         """
-        return self._family(self.parts, inputs, read)
+        return self._sampling(self, inputs, read)
 
 
 class CosmosSampling(Sampling):
     """One request on a Cosmos model.
 
     Attributes:
-        schedule: Its noise levels.
         autoencoder: The model's, working in such tiles as the request asks for.
         guidance_weight: 1 + the guidance scale; these models add the difference to the conditional prediction. At a
             scale of 1 or less there is no guidance, and the weight is 1.
+        frames: How many are made at once.
+        shape: Of their latents, `[1, C, T, h, w]`.
         known: Latents `[1, C, K, h, w]` of the conditioning frames, or None.
     """
 
-    def __init__(self, parts: CosmosParts, inputs: Inputs, read: ReadText) -> None:
+    def __init__(self, world: CosmosWorld, inputs: Inputs, read: ReadText) -> None:
         request = inputs.request
         assert request.seed is not None
-        self.request, self.parts = request, parts
-        self.autoencoder = parts.autoencoder.tiled(request.vae_tiling or 0)
+        self.request, self.world = request, world
+        self.autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         scale = request.guidance_scale
         self.guidance_weight = 1 + scale if scale > 1 else 1.0
-        self._frames = parts.capabilities.frames.next(request.frames)
-        self.shape = self.autoencoder.latents_shape(self._frames, request.height, request.width)
+        self.frames = self.frames_at_once()
+        self.shape = self.autoencoder.latents_shape(self.frames, request.height, request.width)
         self._check_size()
         self._texts = {False: read(inputs.prompt)}
         if self.guidance_weight != 1:
             self._texts[True] = read(request.negative_prompt)
-        self._contexts: dict[bool, TextContext] = {}
+        self._contexts: dict[bool, list[TextContext]] = {}
         self._positions: Positions | None = None
         self.known = None if inputs.frames is None else self._encode(inputs.frames)
+
+    @property
+    def given(self) -> int:
+        """Latent frames that are given."""
+        return 0 if self.known is None else self.known.shape[2]
+
+    def frames_at_once(self) -> int:
+        """The request's frames, and as many more as the model needs."""
+        return self.world.capabilities.frames.next(self.request.frames)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
@@ -127,11 +133,11 @@ class CosmosSampling(Sampling):
 
     def noise(self) -> Tensor:
         """Standard normal noise `[1, C, T, h, w]`, the next of this request's."""
-        return torch.randn(self.shape, generator=self.generator, dtype=torch.float32).to(self.parts.device)
+        return torch.randn(self.shape, generator=self.generator, dtype=torch.float32).to(self.world.device)
 
     def mask(self, frames: int) -> Tensor:
         """The mask channel `[1, 1, T, h, w]` with the first `frames` latent frames marked."""
-        mask = torch.zeros(1, 1, *self.shape[2:], device=self.parts.device)
+        mask = torch.zeros(1, 1, *self.shape[2:], device=self.world.device)
         mask[:, :, :frames] = 1
         return mask
 
@@ -145,43 +151,36 @@ class CosmosSampling(Sampling):
         fps: float | None = None,
     ) -> Tensor:
         """What the network predicts, float32: latents `[1, C, T, h, w]`, timesteps `[1, T]` or `[1, 1]`."""
-        parts = self.parts
-        x = latents.to(parts.dtype)
-        positions = self._positions
-        if positions is None and parts.savings.cache_positions:
-            positions = self._positions = positions_of(parts.transformer, x, fps)
+        net, x = self.world.transformer, latents.to(self.world.dtype)
+        if self._positions is None:
+            self._positions = positions_of(net, x, fps)
+        text, *others = self._context(negative)
+        residuals = self.residuals(x, timesteps, others)
         return cosmos_forward(
-            parts.transformer,
-            x,
-            timesteps,
-            self._context(negative),
-            condition_mask=mask,
-            fps=fps,
-            positions=positions,
-            adaln_per_frame=parts.savings.adaln_per_frame,
+            net, x, timesteps, text, condition_mask=mask, positions=self._positions, residuals=residuals
         ).float()
 
-    def _context(self, negative: bool) -> TextContext:
-        context = self._contexts.get(negative)
-        if context is None:
-            text = self._texts[negative]
-            states = text.states.to(self.parts.device, self.parts.dtype)
-            context = text_context(self.parts.transformer, states, mask=text.mask, repeats=text.repeats)
-            if self.parts.savings.cache_cross_attention:
-                self._contexts[negative] = context
-        return context
+    def residuals(self, x: Tensor, timesteps: Tensor, texts: list[TextContext]) -> dict[int, Tensor] | None:
+        """What ControlNets add behind the transformer's blocks, by the blocks' indices; `texts` as each reads them."""
+        return None
+
+    def _context(self, negative: bool) -> list[TextContext]:
+        """A prompt as each of the world's networks reads it."""
+        if negative not in self._contexts:
+            text, networks = self._texts[negative], self.world.networks
+            states = text.states.to(self.world.device, self.world.dtype).split([*map(text_width, networks)], dim=-1)
+            self._contexts[negative] = [
+                text_context(network, part, mask=text.mask, repeats=text.repeats)
+                for network, part in zip(networks, states, strict=True)
+            ]
+        return self._contexts[negative]
 
     def _encode(self, frames: Tensor) -> Tensor:
         """The first latent frames of a clip that begins with these: the tokenizer is causal."""
-        pixels = to_pixels(frames, self.parts.device)
-        given = self.autoencoder.latents_shape(len(frames), *frames.shape[1:3])[2]
-        if not self.parts.savings.encode_only_given_frames:
-            padding = pixels[:, :, -1:].expand(-1, -1, self._frames - len(frames), -1, -1)
-            pixels = torch.cat([pixels, padding], dim=2)
-        return self.encode(pixels)[:, :, :given]
+        return self.encode(to_pixels(frames, self.world.device))
 
     def _check_size(self) -> None:
-        config: Any = getattr(self.parts.transformer, "config")  # noqa: B009 - nn.Module's is untyped
+        config = self.world.transformer.config
         request, (_, _, frames, height, width) = self.request, self.shape
         if height > config.max_size[1] or width > config.max_size[2]:
             sides = (request.width * config.max_size[2] // width, request.height * config.max_size[1] // height)

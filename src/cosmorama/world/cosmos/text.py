@@ -35,17 +35,16 @@ def projected(model: nn.Module, states: Tensor) -> Tensor:
     return cast(Tensor, net.crossattn_proj(states)) if net.config.use_crossattn_projection else states
 
 
-def text_context(
-    model: nn.Module, states: Tensor, *, mask: Tensor | None = None, repeats: int = 1, image: Tensor | None = None
-) -> TextContext:
-    """Read a prompt for all blocks of a `CosmosTransformer3DModel`.
+def text_context(model: nn.Module, states: Tensor, *, mask: Tensor | None = None, repeats: int = 1) -> TextContext:
+    """Read a prompt for all blocks of a `CosmosTransformer3DModel` or a `CosmosControlNetModel`.
+
+    The image context that some have room for is always empty, so attention to it adds the same row to every token.
 
     Args:
-        model: The transformer.
+        model: The network.
         states: Prompt embeddings [B, S, D], `projected`.
         mask: bool [B, S], True where a row is a token and not padding; None if nothing is padding.
         repeats: How many equal rows the last one stands for.
-        image: For models with an image context: one row of it, [B, 1, D], that stands for all its rows.
     """
     net: Any = model
     bias = None if mask is None else mask[:, None, None, :]
@@ -57,11 +56,11 @@ def text_context(
         bias = states.new_zeros(1, 1, 1, states.shape[1])
         bias[..., -len(folded) :] = bias.new_tensor(folded)
     keys, values = [], []
-    for block in net.transformer_blocks:
+    for block in blocks_of(net):
         attention = block.attn2
         keys.append(attention.norm_k(attention.to_k(states).unflatten(2, (attention.heads, -1))).transpose(1, 2))
         values.append(attention.to_v(states).unflatten(2, (attention.heads, -1)).transpose(1, 2))
-    return TextContext(tuple(keys), tuple(values), bias, None if image is None else _image_constants(net, image))
+    return TextContext(tuple(keys), tuple(values), bias, _image_constants(net, states))
 
 
 def copies_as_biases(count: int, dtype: torch.dtype) -> list[float]:
@@ -96,7 +95,20 @@ def read_block(attention: Any, x: Tensor, context: TextContext, index: int) -> T
     return cast(Tensor, attention.to_out[1](attention.to_out[0](attended)))
 
 
-def _image_constants(net: Any, image: Tensor) -> tuple[Tensor, ...]:
+def blocks_of(model: Any) -> Any:
+    """The blocks of a transformer or a ControlNet."""
+    return model.control_blocks if hasattr(model, "control_blocks") else model.transformer_blocks
+
+
+def text_width(model: nn.Module) -> int:
+    """How wide the text states are that the blocks of a transformer or a ControlNet read."""
+    return int(blocks_of(model)[0].attn2.to_k.in_features)
+
+
+def _image_constants(net: Any, states: Tensor) -> tuple[Tensor, ...] | None:
     """Attention over equal rows gives the value of one of them, whatever is asked."""
-    image = net.img_context_proj(image)
-    return tuple(block.attn2.v_img(image) for block in net.transformer_blocks)
+    width = getattr(net.config, "img_context_dim_in", None)
+    if not width:
+        return None
+    image = net.img_context_proj(states.new_zeros(1, 1, width))
+    return tuple(block.attn2.v_img(image) for block in blocks_of(net))

@@ -24,7 +24,7 @@ from cosmorama.world.vae.tiles import with_tiles
 from cosmorama.world.vae.wan import WanAutoencoder
 
 
-def load(folder: Path, options: LoadOptions) -> Cosmos3World:
+def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World:
     """Load a checkpoint in the layout of diffusers' `Cosmos3OmniPipeline`, or of `Cosmos3DistilledModularPipeline`.
 
     Raises:
@@ -48,8 +48,7 @@ def load(folder: Path, options: LoadOptions) -> Cosmos3World:
             scheduler,
             native_levels=bool(index.get("use_native_flow_schedule", False)),
             system_prompt=bool(index.get("default_use_system_prompt", True)),
-            # Offloaded, that half waits where it is.
-            savings=replace(options.savings, release_text_half=False) if options.offload != "none" else options.savings,
+            release_text=options.offload == "release",
             distilled=distilled,
         ),
         with_tiles(capabilities_of(folder.name, transformer.config, distilled), options),

@@ -18,7 +18,6 @@ from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_act
 from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_embedding, text_memory, understand
 from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described, described_action, described_negative
 from cosmorama.world.cosmos3.weights import TextHalf
-from cosmorama.world.savings import Savings
 from cosmorama.world.vae.pixels import to_pixels
 from cosmorama.world.vae.tiles import TilingAutoencoder
 
@@ -35,13 +34,13 @@ class Cosmos3Config:
         native_levels: Space the levels as the pipeline's `use_native_flow_schedule` does.
         distilled: The levels that a distilled model was trained for; None: it is none.
         system_prompt: Begin the chat with the system prompt.
-        savings: What is computed once instead of again and again.
+        release_text: Drop the weights that only text runs through once a prompt is read.
     """
 
     scheduler: dict[str, Any]
     native_levels: bool
     system_prompt: bool
-    savings: Savings
+    release_text: bool = False
     distilled: tuple[float, ...] | None = None
 
 
@@ -93,17 +92,16 @@ class Cosmos3World(World):
         """
         kind = Cosmos3Sampling if self.config.distilled is None else DistilledSampling
         sampling = kind(self, inputs, read)
-        if self.config.savings.release_text_half:
+        if self.config.release_text:
             self.text_half.release()
         return sampling
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """One prompt as the generated tokens see it; `memory` None: computed at every evaluation."""
+    """One prompt as the generated tokens see it."""
 
-    tokens: Tensor
-    memory: list[KeyValue] | None
+    memory: list[KeyValue]
     layout: Layout
 
 
@@ -158,13 +156,9 @@ class Cosmos3Sampling(Sampling):
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
         """Estimate the clean latents; what was given comes back as it was."""
         branch = self._branches[negative]
-        memory = branch.memory
-        if memory is None:
-            self._world.text_half.restore()
-            memory = text_memory(self._world.transformer, understand(self._world.transformer, branch.tokens))
         sigma, timestep = self.schedule.sigmas[index], float(self._levels.timesteps[index])
         clip, actions = self._unpack(latents)
-        velocity, drift = generate(self._world.transformer, memory, branch.layout, clip, timestep, actions)
+        velocity, drift = generate(self._world.transformer, branch.memory, branch.layout, clip, timestep, actions)
         clip = self._keep_given(clip - sigma * velocity.float())
         if actions is None or drift is None or self._domain is None:
             return clip
@@ -200,8 +194,6 @@ class Cosmos3Sampling(Sampling):
         elif request.mode != "inverse_dynamics" and len(frames) >= length:
             raise InvalidRequestError(Problem("frames", request.frames, f"more than the {len(frames)} given"))
         latents = (len(frames) - 1) // FRAMES_PER_LATENT + 1
-        if not self._world.config.savings.encode_only_given_frames:
-            frames = torch.cat([frames, frames[-1:].expand(length - len(frames), -1, -1, -1)])
         # The encoder is causal: the first latents do not depend on later frames.
         return self._autoencoder.encode(to_pixels(frames, self._world.device))[:, :, :latents]
 
@@ -212,10 +204,8 @@ class Cosmos3Sampling(Sampling):
     def _branch(self, text: str, read: ReadText) -> _Branch:
         world = self._world
         written = chat(world.tokenizer, text, self._clip, system_prompt=world.config.system_prompt)
-        tokens = world.tokens(written)
-        once = world.config.savings.text_stream_once
-        memory = text_memory(world.transformer, read(written).states) if once else None
-        return _Branch(tokens, memory, self._layout(len(tokens)))
+        states = read(written).states
+        return _Branch(text_memory(world.transformer, states), self._layout(states.shape[1]))
 
     def _layout(self, text_length: int) -> Layout:
         """Positions of the generated tokens: time goes on after the text, rows and columns start at 0."""

@@ -48,22 +48,22 @@ _DISTRIBUTIONS = {"bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "skl
 """How packages are called where they are installed from, if not as they are imported."""
 
 
-def load_generic(folder: Path, options: LoadOptions | None = None) -> GenericWorld:
+def load(folder: Path, options: LoadOptions, name: str) -> GenericWorld:
     """Load the pipeline of a checkpoint in diffusers' layout.
 
     Raises:
         ModelNotFoundError: it is no video pipeline of the installed diffusers, or its parts cannot be read.
     """
-    options = options or LoadOptions()
-    name = read_json(folder / PIPELINE).get("_class_name")
     _check(name)
     if options.quantize != "none":
         raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
-    check_dependencies(str(name))
+    check_dependencies(name)
     pipeline = _built(folder, options)
     if options.attention != "auto":
         choose_attention(torch.nn.Module(), options.attention)  # whether it can be
         _denoiser(pipeline).set_attention_backend(options.attention)
+    if options.offload == "release":
+        raise ModelNotFoundError(f"offload is 'release', but {name} is no Cosmos3: none, model or layer")
     if options.offload == "none":
         pipeline.to(options.device)
     elif torch.device(options.device).type == "cpu":

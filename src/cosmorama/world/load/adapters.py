@@ -94,7 +94,7 @@ class AdaptedWorld(World):
 
 def _denoiser(world: Any) -> Any:
     """The network of a model that adapters go to."""
-    holders = (world, getattr(world, "parts", None), getattr(world, "pipeline", None))
+    holders = (world, getattr(world, "pipeline", None))
     model = next((found for holder in holders if (found := getattr(holder, "transformer", None)) is not None), None)
     if not hasattr(model, "load_lora_adapter"):
         raise ModelNotFoundError(f"{world.capabilities.model} takes no adapters: diffusers cannot load any onto it")

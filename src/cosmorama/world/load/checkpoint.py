@@ -81,7 +81,7 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     module = build(kind, folder, options.dtype, options.variant)
     if options.quantize != "none":
         quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu")
-    if options.savings.onednn_products and str(options.device) == "cpu":
+    if str(options.device) == "cpu":
         use_onednn(module)
     if is_denoiser(type(module).__name__):
         choose_attention(module, options.attention)

@@ -38,7 +38,7 @@ def check_offload(device: torch.device | str, offload: Offload) -> None:
     Raises:
         ModelNotFoundError: says so.
     """
-    if offload != "none" and torch.device(device).type == "cpu":
+    if offload in ("model", "layer") and torch.device(device).type == "cpu":
         raise ModelNotFoundError(f"offload is {offload!r}, but the model runs on the CPU, where its weights are anyway")
 
 
@@ -81,6 +81,6 @@ def offload_layers(
 
 def waits(part: str, offload: Offload) -> bool:
     """Whether a part of a checkpoint, by its folder's name, waits in the CPU's memory."""
-    if offload == "none" or part == "vae":
+    if offload in ("none", "release") or part == "vae":
         return False
     return offload == "layer" or part.startswith("text_encoder")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cosmorama.world.savings import ALL_SAVINGS, Savings
-
 if TYPE_CHECKING:
     import torch
 
-Offload = Literal["none", "model", "layer"]
+DType = Literal["float32", "bfloat16", "float16"]
+"""What weights can be converted to."""
+
+Offload = Literal["none", "model", "layer", "release"]
 """What waits in the CPU's memory to run layer by layer: nothing, what reads prompts, or the denoiser as well.
 
-Prompts are read by a text encoder; of Cosmos3 by the half of its transformer that only text runs through.
+Prompts are read by a text encoder; of Cosmos3 by the half of its transformer that only text runs through. `release`,
+for Cosmos3 alone: that half is dropped once a prompt is read, and read from the checkpoint again for the next one.
 """
 
 Quantize = Literal["none", "int8"]
@@ -27,7 +29,6 @@ class LoadOptions:
     Attributes:
         device: Where its modules go.
         dtype: What their weights are; None keeps each part's as it is stored.
-        savings: What is computed once instead of again and again.
         offload: What waits in the CPU's memory to run layer by layer.
         vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
@@ -38,7 +39,6 @@ class LoadOptions:
 
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None
-    savings: Savings = ALL_SAVINGS
     offload: Offload = "none"
     vae_tiling: int = 0
     quantize: Quantize = "none"
@@ -48,4 +48,4 @@ class LoadOptions:
 
 
 ON_CPU = LoadOptions()
-"""As it is stored, on the CPU, with every saving."""
+"""As it is stored, on the CPU."""

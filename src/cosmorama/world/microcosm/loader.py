@@ -27,7 +27,7 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
     values: dict[str, Any] = read_json(folder / "world.json")
     autoencoder = load_component(VideoAutoencoder, folder / "vae")
     text_encoder = load_component(TextEncoder, folder / "text_encoder")
-    config, capabilities = _flow_config(values), _capabilities(values)
+    config, capabilities = _flow_config(values), capabilities_of(folder)
     if (folder / "unet").exists():
         net = load_component(VideoUNet, folder / "unet")
         return WindowedWorld(net, autoencoder, text_encoder, config, capabilities)
@@ -63,7 +63,9 @@ def _guidance(points: list[list[float]]) -> GuidanceMap:
     return tuple((float(scale), float(weight)) for scale, weight in points)
 
 
-def _capabilities(values: dict[str, Any]) -> Capabilities:
+def capabilities_of(folder: Path) -> Capabilities:
+    """What the checkpoint in a folder takes."""
+    values = read_json(folder / "world.json")
     return Capabilities(
         model=values["name"],
         prompt_words=None,  # it reads the words that it knows, and says so where it knows none

@@ -38,7 +38,7 @@ class T5Reader:
             load_tokenizer(folder / "tokenizer"),
             options.device,  # not that of its weights: they may wait elsewhere
             # On a GPU every length of text would have a plan of its own in cuDNN, for half a percent of the work.
-            fold_rows=options.savings.fold_text_rows and torch.device(options.device).type == "cpu",
+            fold_rows=torch.device(options.device).type == "cpu",
         )
 
     @torch.inference_mode()

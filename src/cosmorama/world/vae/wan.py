@@ -38,6 +38,8 @@ class WanAutoencoder:
         channels = (1, config.z_dim, 1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=vae.device).view(channels)
         self._deviation = torch.tensor(config.latents_std, device=vae.device).view(channels)
+        self.latent_frames: int | None = None
+        """The most latent frames there are statistics for; None: any number."""
         self._tile = 0
 
     @classmethod
@@ -48,7 +50,7 @@ class WanAutoencoder:
             ModelNotFoundError: the weights do not fit the config.
         """
         vae = load_module(AutoencoderKLWan, folder, options)
-        if options.savings.lean_convolutions and vae.device.type == "cpu":
+        if vae.device.type == "cpu":
             lighten(vae)
         return cls(vae)
 
