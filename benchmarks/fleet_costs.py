@@ -10,17 +10,22 @@ does not matter.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 from sqlalchemy import text
 
 from benchmarks.fleet_sim import Costs
-from cosmorama.jobs.store import Database, Finish, Hold, Limits, NewJob, Store, Upkeep
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.loops import CLAIM_FROM
+from cosmorama.jobs.model import Job
+from cosmorama.jobs.store import Claim, Finish, Limits, Store
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve
@@ -31,18 +36,17 @@ LIMITS = Limits(1_000_000, 2)
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def new_job(number: int) -> NewJob:
+def new_job(number: int) -> Job:
     """A job to accept."""
-    return NewJob(
+    return Job(
         id=f"job_{number:08}",
+        state="queued",
         request=REQUEST,
         dialect="cosmorama",
         model="m",
         owner="",
         priority="normal",
-        fingerprint="",
         created_at=time.time(),
-        labels={},
     )
 
 
@@ -58,50 +62,51 @@ class Meter:
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
-    def ms(self, work: Callable[[int], object], times: int) -> float:
+    async def ms(self, work: Callable[[int], Awaitable[object]], times: int) -> float:
         """Milliseconds of one core per call."""
         begun = self.spent_s()
         for number in range(times):
-            work(number)
+            await work(number)
         return round((self.spent_s() - begun) * 1000 / times, 4)
 
 
-def measure(url: str, finished: int = FINISHED, opened: int = OPEN) -> Costs:
+async def measure(url: str, finished: int = FINISHED, opened: int = OPEN) -> Costs:
     """The costs, in a database that is empty."""
     database = Database(url)
-    database.create()
-    store, upkeep = Store(database, lease_s=15), Upkeep(Store(database, lease_s=15))
+    # One connection, whose server process is looked at.
+    database.threads = ThreadPoolExecutor(1)
+    store = Store(database, lease_s=15)
+    await store.create()
     count = iter(range(100_000_000))
 
-    def accept() -> str:
-        job = new_job(next(count))
-        store.accept([job], LIMITS)
-        return job.id
+    async def accept() -> str:
+        return await store.accept(new_job(next(count)), LIMITS)
 
-    def claim(job_id: str) -> Hold:
-        claimed = store.claim(job_id, "server")
+    async def claim(ids: list[str]) -> Claim:
+        claimed = await store.claim(ids, "server")
         assert claimed is not None
         return claimed[0]
 
     for _ in range(finished):
-        hold = claim(accept())
-        store.finish(hold, Finish("cancelled"))
+        await store.finish(await claim([await accept()]), Finish("cancelled"))
     meter = Meter(database)
-    accept_ms = meter.ms(lambda _: accept(), opened)
+    accept_ms = await meter.ms(lambda _: accept(), opened)
     with database.read() as connection:
         waiting = [row[0] for row in connection.execute(text("SELECT id FROM cosmorama_jobs WHERE state = 'queued'"))]
-    read_all_ms = meter.ms(lambda _: upkeep.unfinished(), 200)
-    holds: list[Hold] = []
-    claim_ms = meter.ms(lambda number: holds.append(claim(waiting[number])), opened // 2)
-    few = holds[:2]
-    heartbeat_2_ms = meter.ms(lambda _: upkeep.heartbeat("nobody"), 200)
-    heartbeat_all_ms = meter.ms(lambda _: upkeep.heartbeat("server"), 50)
-    advance_ms = meter.ms(
-        lambda n: store.advance({hold: Progress("denoise", n % 35, 35) for hold in few}),
-        200,
-    )
-    finish_ms = meter.ms(lambda n: store.finish(holds[n], Finish("cancelled")), opened // 2)
-    empty_ms = meter.ms(lambda _: upkeep.requests([]), 500)
+    known = {job.id: job.request for job in (await store.unfinished({}))[0]}
+    read_all_ms = await meter.ms(lambda _: store.unfinished(known), 200)
+    claims: list[Claim] = []
+
+    async def claim_next(number: int) -> None:
+        claims.append(await claim(waiting[number : number + CLAIM_FROM]))
+
+    claim_ms = await meter.ms(claim_next, opened // 2)
+    few = claims[:2]
+    heartbeat_2_ms = await meter.ms(lambda _: store.heartbeat("nobody"), 200)
+    heartbeat_all_ms = await meter.ms(lambda _: store.heartbeat("server"), 50)
+    advance_ms = await meter.ms(lambda n: store.advance({c: Progress("denoise", n % 35, 35) for c in few}), 200)
+    finish_ms = await meter.ms(lambda n: store.finish(claims[n], Finish("cancelled")), opened // 2)
+    empty_ms = await meter.ms(lambda _: store.results(["nobody"]), 500)
     database.close()
     return Costs(
         accept_ms=accept_ms,
@@ -120,7 +125,7 @@ def main() -> None:
     parser.add_argument("url", help="SQLAlchemy URL of an empty Postgres database on this machine")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    costs = json.dumps(asdict(measure(arguments.url)), indent=2)
+    costs = json.dumps(asdict(asyncio.run(measure(arguments.url))), indent=2)
     if arguments.out:
         arguments.out.write_text(costs + "\n")
     print(costs)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fleet_sim --json                    # 1 to 1,000 GPUs, with the costs below
     python -m benchmarks.fleet_sim --costs costs.json        # with costs measured by benchmarks.fleet_costs
-    python -m benchmarks.fleet_sim --gpus 1000 --read 64     # servers that read only the head of the queue
+    python -m benchmarks.fleet_sim --herd                    # all servers want the one first clip, as before 0.2
 
 Every server renews its lease, reads the queue and claims, each a statement that takes time of one of the database's
 cores; the statements wait for each other there and nowhere else. Clips arrive at random and take a time of their own.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import itertools
 import json
 import random
 import statistics
@@ -25,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import simpy
+
+CLAIM_FROM = 32
+"""As in `cosmorama.jobs.loops`, which this does without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ class Fleet:
         clip_s: Mean seconds of work per clip; a clip's own are log-normal around it.
         load: Arrivals, as a part of what the GPUs can make.
         held: Clips that a server holds at a time; they share its GPU.
-        read: Rows of the queue that a server reads at a time; None: all that are not over.
-        skip_locked: The database hands out the first clip that nobody else is about to take, so that no claim is lost.
+        claim_from: Clips that a claim names: the database hands out the first of them that nobody else is about to take
+            (`FOR UPDATE SKIP LOCKED`). One: all servers want the same, as a database without that has it.
         tick_s: Between two heartbeats, and two looks at a queue in which nothing was told to have changed.
         cores: Of the database.
         lease_s: After so long without a heartbeat a server counts as dead.
@@ -62,8 +64,7 @@ class Fleet:
     clip_s: float = 264
     load: float = 0.85
     held: int = 2
-    read: int | None = None
-    skip_locked: bool = False
+    claim_from: int = CLAIM_FROM
     tick_s: float = 1.0
     cores: int = 8
     lease_s: float = 15
@@ -141,8 +142,7 @@ class Simulation:
         ideal = _without_database(arrivals, self.fleet.gpus)
         return {
             "gpus": self.fleet.gpus,
-            "read": self.fleet.read,
-            "skip_locked": self.fleet.skip_locked,
+            "claim_from": self.fleet.claim_from,
             "arrivals_per_s": round(len(arrivals) / end_s, 3),
             "accepted": tally.accepted,
             "finished": tally.finished,
@@ -186,32 +186,27 @@ class Simulation:
         while True:
             # Read even when full: that is how a cancellation, and another server's end, come to be known.
             rows = len(self.queue) + self.running
-            read = rows if fleet.read is None else min(rows, fleet.read)
-            seen = list(itertools.islice(self.queue, fleet.read))
-            yield from self._statement(self.costs.read_ms + read * self.costs.per_row_ms)
+            seen = list(self.queue)
+            yield from self._statement(self.costs.read_ms + rows * self.costs.per_row_ms)
             while seen and len(held.clips) < fleet.held:
                 self.tally.claims += 1
-                if fleet.skip_locked:
-                    clip = next((c for c in seen if not c.taken), None)
-                    yield from self._take(clip, held)
-                    if clip is None:
-                        break
-                    continue
-                clip = seen.pop(0)  # all servers order the queue alike, so all want the first
-                if not (yield from self._take(clip, held)):
+                # All servers order the queue alike, so all want the first.
+                named = seen[: fleet.claim_from]
+                if not (yield from self._take(named, held)):
                     break  # what it saw is old: it reads anew
+                seen = [clip for clip in seen if not clip.taken]
             else:
                 yield self.env.any_of([self.env.timeout(fleet.tick_s), held.changed])
 
-    def _take(self, clip: Clip | None, held: _Held) -> Generator[simpy.Event, Any, bool]:
-        """Claim a clip; whether it is ours. With `skip_locked` it is ours before the statement runs."""
-        if self.fleet.skip_locked and clip is not None:
+    def _take(self, named: list[Clip], held: _Held) -> Generator[simpy.Event, Any, bool]:
+        """Claim one of some clips; whether there was one left. It is ours while the statement runs."""
+        clip = next((clip for clip in named if not clip.taken), None)
+        if clip is not None:
             clip.taken = True
         yield from self._statement(self.costs.claim_ms)
-        if clip is None or (clip.taken and not self.fleet.skip_locked):
+        if clip is None:
             self.tally.lost += 1
             return False
-        clip.taken = True
         self.queue.remove(clip)
         self.running += 1
         self.tally.waits_s.append(self.env.now - clip.came)
@@ -269,12 +264,11 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def fleets(arguments: argparse.Namespace) -> list[Fleet]:
-    """Those that were asked for: each size as servers work now, or as the options say."""
-    reads = [None, 64] if arguments.read is None else [arguments.read or None]
+    """Those that were asked for."""
+    claim_from = 1 if arguments.herd else CLAIM_FROM
     return [
-        Fleet(gpus, load=arguments.load, hours=arguments.hours, read=read, skip_locked=read is not None, burst=gpus * 2)
+        Fleet(gpus, load=arguments.load, hours=arguments.hours, claim_from=claim_from, burst=gpus * 2)
         for gpus in arguments.gpus
-        for read in reads
     ]
 
 
@@ -282,7 +276,7 @@ def main() -> None:
     """Parse arguments, simulate, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="*", default=[1, 10, 100, 300, 1000])
-    parser.add_argument("--read", type=int, help="rows of the queue that a server reads; 0: all; default: both")
+    parser.add_argument("--herd", action="store_true", help="a claim names only the first clip of the queue")
     parser.add_argument("--load", type=float, default=0.85)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--costs", type=Path, help="JSON with the fields of Costs")

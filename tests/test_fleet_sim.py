@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.fleet_sim import Costs, Fleet, Simulation
+from benchmarks.fleet_sim import CLAIM_FROM, Costs, Fleet, Simulation
+from cosmorama.jobs import loops
 
 FREE = Costs(accept_ms=0, claim_ms=0, finish_ms=0, heartbeat_ms=0, per_held_ms=0, read_ms=0, per_row_ms=0)
 
@@ -26,10 +27,14 @@ def test_a_database_that_is_too_slow_is_busy_all_the_time_and_leases_are_missed(
 
 def test_a_claim_that_the_database_decides_is_hardly_ever_lost() -> None:
     fleet = {"gpus": 50, "clip_s": 20, "load": 0.9, "burst": 100, "hours": 0.1}
-    herd = Simulation(Fleet(**fleet), Costs(claim_ms=20)).run()
-    decided = Simulation(Fleet(**fleet, read=64, skip_locked=True), Costs(claim_ms=20)).run()
+    herd = Simulation(Fleet(**fleet, claim_from=1), Costs(claim_ms=20)).run()
+    decided = Simulation(Fleet(**fleet), Costs(claim_ms=20)).run()
     assert herd["claims_lost"] > 0.3 > decided["claims_lost"]
-    assert decided["finished"] >= herd["finished"]
+    assert decided["finished"] >= 0.98 * herd["finished"]  # whose clips come in another order
+
+
+def test_it_claims_as_servers_do() -> None:
+    assert loops.CLAIM_FROM == CLAIM_FROM
 
 
 def test_the_same_seed_gives_the_same_fleet() -> None:

@@ -209,6 +209,48 @@ class StoreUnavailableError(CosmoramaError):
         return f"{self} ({self.detail})" if self.detail else str(self)
 
 
+_CLASSES: dict[str, type[CosmoramaError]] = {
+    known.kind: known
+    for known in (
+        AuthenticationError,
+        CancelledError,
+        ContentGoneError,
+        FramesRefusedError,
+        JobConflictError,
+        JobNotFoundError,
+        ModelNotFoundError,
+        NotReadyError,
+        PromptRefusedError,
+        QueueFullError,
+        StoreUnavailableError,
+        WorkerError,
+    )
+}
+
+
+def error_of(status: int, kind: str, message: str) -> CosmoramaError:
+    """The error of an answer.
+
+    Args:
+        status: The HTTP status.
+        kind: The envelope's `type`. One that is not known here gives a plain `CosmoramaError` that carries it.
+        message: The envelope's `message`.
+    """
+    error: CosmoramaError
+    if kind == InvalidRequestError.kind:
+        error = InvalidRequestError()
+        # The fields are in the text; an answer has no list of them.
+        error.args = (message,)
+    elif kind == MediaError.kind:
+        field, _, said = message.partition(": ")
+        error = MediaError(field, said, status=status)
+    else:
+        error = _CLASSES.get(kind, CosmoramaError)(message)
+        error.kind = kind or error.kind
+    error.status = status
+    return error
+
+
 def _brief(value: object) -> str:
     try:
         text = json.dumps(value) if value is None or isinstance(value, (bool, list, tuple, dict)) else repr(value)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError
-from cosmorama.jobs.model import Job, JobError, Observer, State
+from cosmorama.jobs.channel import Observer
+from cosmorama.jobs.model import Job
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -102,7 +103,7 @@ class Tracing(Observer):
             trace.work_s = outcome.timings
             trace.stages.append(("publish", time.time_ns()))
 
-    def ended(self, job: Job, state: State, error: JobError | None) -> None:
+    def ended(self, job: Job) -> None:
         """Make the spans of the stages, and end the job's."""
         from opentelemetry.trace import Status, StatusCode
 
@@ -115,9 +116,9 @@ class Tracing(Observer):
             self._stage(trace, stage, begin, end)
             if stage == "decode" and "write" in trace.work_s:
                 self._stage(trace, "write", begin, end)
-        trace.span.set_attribute("cosmorama.job.state", state)
-        if error is not None and error.status >= 500:
-            trace.span.set_status(Status(StatusCode.ERROR, error.message))
+        trace.span.set_attribute("cosmorama.job.state", job.state)
+        if job.error is not None and job.error.status >= 500:
+            trace.span.set_status(Status(StatusCode.ERROR, job.error.message))
         trace.span.end(now)
 
     def left(self, job_id: str) -> None:

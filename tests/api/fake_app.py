@@ -52,7 +52,7 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Fake]:
         await task
 
 
-def run(test: Callable[[], Awaitable[None]], limit_s: float = 60) -> None:
+def run(test: Callable[[], Awaitable[None]], limit_s: float = 240) -> None:
     """Run an asynchronous test."""
 
     async def bounded() -> None:

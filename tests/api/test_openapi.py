@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from cosmorama.api import openapi
 from cosmorama.api.app import create_app
 from cosmorama.errors import WorkerError
+from cosmorama.jobs.model import JobPage, JobStatus
 from cosmorama.settings import Settings
 from tests.api.fake_app import run, serving
 
@@ -22,7 +23,7 @@ def test_jobs_and_their_errors_are_as_described(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path, max_active=1) as server:
             client = server.client
-            accepted = openapi.Job.model_validate((await client.post("/v1/jobs", json=BODY)).json(), strict=True)
+            accepted = JobStatus.model_validate_json((await client.post("/v1/jobs", json=BODY)).content, strict=True)
             server.supervisor.fail = None
             await server.jobs.wait(accepted.id)
             server.supervisor.fail = WorkerError("no luck")
@@ -30,9 +31,9 @@ def test_jobs_and_their_errors_are_as_described(tmp_path: Path) -> None:
             await server.jobs.wait(failed)
             for name, state in ((accepted.id, "succeeded"), (failed, "failed")):
                 answer = (await client.get(f"/v1/jobs/{name}")).json()
-                assert openapi.Job.model_validate(answer).state == state
-            openapi.JobList.model_validate((await client.get("/v1/jobs?limit=1")).json())
-            openapi.Job.model_validate((await client.post(f"/v1/jobs/{failed}/cancel")).json())
+                assert JobStatus.model_validate(answer).state == state
+            JobPage.model_validate((await client.get("/v1/jobs?limit=1")).json())
+            JobStatus.model_validate((await client.post(f"/v1/jobs/{failed}/cancel")).json())
             openapi.JobDeleted.model_validate((await client.delete(f"/v1/jobs/{failed}")).json())
             for refused in (
                 await client.get("/v1/jobs/none"),

@@ -11,12 +11,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from cosmorama.jobs.store import Database, Store
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.store import Store
 from tests import needs
 
 LEASE_S = 0.6
@@ -83,12 +86,23 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return cluster.new_database()
 
 
+class Blocking:
+    """A store, or a register of servers, whose methods are called in the test's own thread instead of awaited."""
+
+    def __init__(self, awaited: Any) -> None:
+        self.awaited = awaited
+        self.database: Database = awaited.database
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(getattr(type(self.awaited), name).__wrapped__, self.awaited)
+
+
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
+def store(database_url: str) -> Iterator[Blocking]:
     """A store in it, with short leases."""
     database = Database(database_url)
     database.create()
-    yield Store(database, lease_s=LEASE_S)
+    yield Blocking(Store(database, lease_s=LEASE_S))
     database.close()
 
 

@@ -11,11 +11,13 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
 from cosmorama.errors import InvalidRequestError, MediaError, Problem, WorkerError
+from cosmorama.jobs.database import Document, RequestDocument
 from cosmorama.jobs.files import place_media, restore_media, take_media
 from cosmorama.jobs.model import JobError
-from cosmorama.jobs.store import fingerprint, pack_error, pack_request, unpack_error, unpack_request
+from cosmorama.jobs.store import fingerprint
 from cosmorama.request import Action, Adapter, Container, Control, ControlKind, Output, ResolvedRequest
 
 media = st.one_of(
@@ -25,6 +27,7 @@ media = st.one_of(
     st.just("https://example.com/a.png"),
 )
 numbers = st.floats(-1e6, 1e6)
+DIALECT = SQLiteDialect()
 requests = st.builds(
     ResolvedRequest,
     prompt=st.none() | st.text(),
@@ -49,6 +52,14 @@ requests = st.builds(
 
 def decoded(source: object) -> object:
     return base64.b64decode(source) if isinstance(source, str) and "://" not in source else source
+
+
+def pack_request(request: ResolvedRequest) -> str:
+    return RequestDocument().process_bind_param(request, DIALECT)
+
+
+def unpack_request(text: str) -> ResolvedRequest:
+    return RequestDocument().read(text)
 
 
 @given(requests)
@@ -95,6 +106,12 @@ def test_a_later_version_is_refused() -> None:
         unpack_request(json.dumps(document))
 
 
+def as_stored(error: JobError) -> JobError:
+    column = Document(JobError)
+    stored: JobError = column.process_result_value(column.process_bind_param(error, DIALECT), DIALECT)
+    return stored
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -104,7 +121,7 @@ def test_a_later_version_is_refused() -> None:
     ],
 )
 def test_errors_come_back_as_they_were(error: InvalidRequestError | MediaError | WorkerError) -> None:
-    again = unpack_error(pack_error(JobError.of(error))).exception()
+    again = as_stored(JobError.of(error)).exception()
     assert (str(again), again.status, again.kind) == (str(error), error.status, error.kind)
     if isinstance(error, InvalidRequestError):
         assert isinstance(again, InvalidRequestError)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cosmorama.engine.outcome import Outcome
+from cosmorama.errors import StoreUnavailableError
 from cosmorama.jobs.files import Artifacts
-from cosmorama.jobs.model import StoreUnavailableError
+
+OUTCOME = Outcome(Path("clip.mp4"), seed=1, prompt="p", width=8, height=8, frames=1, fps=24.0, timings={})
 
 
 @pytest.fixture(params=["folder", "remote", "s3"])
@@ -33,9 +36,9 @@ def test_publishing_can_be_tried_again_wherever_it_failed(
         patch.setattr(artifacts, "put", full)
         for _ in range(2):
             with pytest.raises(StoreUnavailableError):
-                artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+                artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome=OUTCOME)
     assert artifacts.published("job", 1) is None
-    made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+    made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome=OUTCOME)
     assert artifacts.published("job", 1) == made
     assert (artifacts.read(made.key), made.bytes) == (b"a clip", 6)
     assert not clip.exists()
@@ -60,10 +63,10 @@ def test_a_clip_is_copied_to_another_file_system_whole_or_not(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr("cosmorama.jobs.files.shutil.copyfile", half)
         with pytest.raises(StoreUnavailableError, match="it is full"):
-            artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+            artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome=OUTCOME)
     assert clip.exists()
     assert artifacts.published("job", 1) is None
-    made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome="{}")
+    made = artifacts.publish(clip, "job", 1, media_type="video/mp4", outcome=OUTCOME)
     assert artifacts.read(made.key) == b"a clip"
     assert not clip.exists()
 
@@ -72,7 +75,7 @@ def test_what_belongs_to_a_job_is_found_read_in_part_and_removed(artifacts: Arti
     artifacts.put("inputs/job/image", b"a picture")
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"0123456789")
-    made = artifacts.publish(clip, "job", 2, media_type="video/mp4", outcome="{}")
+    made = artifacts.publish(clip, "job", 2, media_type="video/mp4", outcome=OUTCOME)
     assert set(artifacts.jobs()) == {"job"}
     assert artifacts.read(made.key, 3, 6) == b"345"
     artifacts.checkout(made.key, tmp_path / "copy.mp4")

@@ -16,10 +16,9 @@ import pytest
 
 from cosmorama.errors import ModelNotFoundError, NotReadyError
 from cosmorama.jobs.fleet import Member, Register, RemotePool
-from cosmorama.jobs.store import Store
 from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
-from tests.jobs.conftest import Postgres, pass_lease
+from tests.jobs.conftest import Blocking, Postgres, pass_lease
 from tests.serving import Running, running_server
 from tests.tiny import save_tiny
 
@@ -172,8 +171,8 @@ def test_a_pool_of_other_servers_before_during_and_after() -> None:
     assert asyncio.run(workers.capabilities_of("tiny")).model == "tiny"  # so that jobs are accepted meanwhile
 
 
-def test_servers_come_and_go(store: Store) -> None:
-    register, workers = Register(store), RemotePool(Settings(role="api"))
+def test_servers_come_and_go(store: Blocking) -> None:
+    register, workers = Blocking(Register(store.awaited)), RemotePool(Settings(role="api"))
     register.create()
     register.create()  # another server that starts
     register.announce("a", "worker", workers, {"tiny": Capabilities(model="tiny")}, 2)
@@ -188,8 +187,8 @@ def test_servers_come_and_go(store: Store) -> None:
     assert [m.alive for m in register.members()] == [False, False]
 
 
-def test_wishes_and_previews_are_kept_once_per_job(store: Store) -> None:
-    register = Register(store)
+def test_wishes_and_previews_are_kept_once_per_job(store: Blocking) -> None:
+    register = Blocking(Register(store.awaited))
     register.create()
     for _ in range(2):
         register.watch("job")

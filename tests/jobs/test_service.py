@@ -17,19 +17,23 @@ from pydantic import SecretStr
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import PREPARING_PER_OWNER
-from cosmorama.errors import InvalidRequestError, MediaError, NotReadyError, QueueFullError, WorkerError
-from cosmorama.jobs.files import Artifacts
-from cosmorama.jobs.model import (
+from cosmorama.errors import (
     ContentGoneError,
-    Job,
+    InvalidRequestError,
     JobConflictError,
-    JobEvent,
     JobNotFoundError,
-    Observer,
+    MediaError,
+    NotReadyError,
+    QueueFullError,
     StoreUnavailableError,
+    WorkerError,
 )
+from cosmorama.jobs.channel import JobEvent, Observer
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.files import Artifacts
+from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
-from cosmorama.jobs.store import Database, Hold
+from cosmorama.jobs.store import Claim
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -296,9 +300,9 @@ def test_a_job_survives_its_worker_but_not_for_ever(tmp_path: Path) -> None:
     run(life)
 
 
-async def _lost(jobs: Jobs, hold: Hold) -> None:
+async def _lost(jobs: Jobs, claim: Claim) -> None:
     """As if the server that had this claim were found dead."""
-    await jobs._runner.settle(hold, cancelled=None, blame=True)
+    await jobs._runner.recover(claim, cancelled=None, blame=True)
 
 
 def test_lost_servers_weigh_less_than_lost_workers(tmp_path: Path) -> None:
@@ -309,7 +313,7 @@ def test_lost_servers_weigh_less_than_lost_workers(tmp_path: Path) -> None:
             job = await jobs.submit(REQUEST, dialect="predict1")
             for lost in range(6):
                 assert (await jobs.get(job.id)).state == "queued", lost
-                claimed = jobs._store.claim(job.id, "dead")
+                claimed = await jobs._store.claim([job.id], "dead")
                 assert claimed is not None
                 await _lost(jobs, claimed[0])
             ended = await jobs.wait(job.id)
@@ -328,7 +332,7 @@ def test_of_the_suspects_one_is_made_at_a_time(tmp_path: Path) -> None:
             supervisor.capabilities_of = lambda _: asyncio.sleep(0, Capabilities(model="fake"))  # type: ignore[assignment]
             suspects = [(await jobs.submit(REQUEST, dialect="predict1")).id for _ in range(2)]
             for suspect in suspects:
-                claimed = jobs._store.claim(suspect, "dead")
+                claimed = await jobs._store.claim([suspect], "dead")
                 assert claimed is not None
                 await _lost(jobs, claimed[0])
             innocent = await jobs.submit(REQUEST, dialect="predict1")
@@ -481,8 +485,7 @@ def test_a_clip_that_was_published_before_the_crash_is_not_made_again(tmp_path: 
             job = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
             before = await content(jobs, job.id)
         # What the disk holds when the power goes between publishing and recording.
-        from cosmorama.jobs.store import Database
-        from cosmorama.jobs.store import jobs as table
+        from cosmorama.jobs.database import jobs as table
 
         database = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
         with database.write() as connection:
@@ -517,7 +520,7 @@ def test_stopping_puts_jobs_back_and_the_next_start_finishes_them(tmp_path: Path
 def test_content_can_be_forgotten_and_a_full_store_forgets_the_oldest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cosmorama.jobs.worker.CLEAR_EVERY_S", 0.05)
+    monkeypatch.setattr("cosmorama.jobs.loops.CLEAR_EVERY_S", 0.05)
 
     async def life() -> None:
         async with running(settings_in(tmp_path, max_artifact_bytes=300)) as (jobs, _):
@@ -542,7 +545,7 @@ def test_a_store_that_cannot_be_written_loses_no_clip_and_begins_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cosmorama.jobs.worker.STORE_RETRIES_S", (0.01, 0.01))
-    monkeypatch.setattr("cosmorama.jobs.worker.PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr("cosmorama.jobs.loops.PROBE_EVERY_S", 0.05)
     methods = {name: getattr(Artifacts, name) for name in ("publish", "put", "probe")}
     full = False
 
@@ -611,7 +614,7 @@ def test_a_stop_ends_while_the_database_takes_nothing(tmp_path: Path, monkeypatc
         while not supervisor.started:
             await asyncio.sleep(0.01)
 
-        def away(*_: object, **__: object) -> None:
+        async def away(*_: object, **__: object) -> None:
             raise StoreUnavailableError("the job store cannot be used now")
 
         for name in ("finish", "release", "advance"):
@@ -659,8 +662,8 @@ def test_every_end_is_told_once(tmp_path: Path) -> None:
         def __init__(self) -> None:
             self.seen: list[tuple[str, str]] = []
 
-        def ended(self, job: Job, state: str, error: object) -> None:
-            self.seen.append((job.id, state))
+        def ended(self, job: Job) -> None:
+            self.seen.append((job.id, job.state))
 
     async def life() -> None:
         ends = Ends()
@@ -737,7 +740,7 @@ def test_a_clip_that_is_gone_is_gone(tmp_path: Path) -> None:
 
 def test_clearing_takes_nobodys_jobs_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Removing takes longer than a lease, and the job that runs meanwhile stays where it is."""
-    monkeypatch.setattr("cosmorama.jobs.worker.CLEAR_EVERY_S", 0.5)
+    monkeypatch.setattr("cosmorama.jobs.loops.CLEAR_EVERY_S", 0.5)
     remove = Artifacts.remove
 
     def slow(self: Artifacts, *arguments: object, **options: object) -> None:

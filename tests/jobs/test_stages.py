@@ -14,12 +14,13 @@ import pytest
 from pydantic import SecretStr
 
 from cosmorama.errors import CancelledError
-from cosmorama.jobs import webhooks, worker
+from cosmorama.jobs import loops, webhooks
 from cosmorama.jobs.files import Artifacts
 from cosmorama.jobs.model import Job, JobError
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
-from tests.jobs.fake import REQUEST, FakeSupervisor
+from tests.jobs.conftest import Blocking
+from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 
 PICTURE = replace(REQUEST, image=base64.b64encode(b"a picture").decode())
 STAGES = ("queued", "claimed", "begun", "preparing", "running", "storing", "finishing")
@@ -55,7 +56,16 @@ class Stage:
             supervisor.ready = False
             self.reached.set()
         elif self.name == "claimed":  # what happens in the store right after the claim, before its answer is known
-            self._after(jobs._store, "claim", patch)
+            claim = jobs._store.claim
+
+            async def claimed(*arguments: Any) -> Any:
+                done = await claim(*arguments)
+                if done is not None and not self.reached.is_set():
+                    self.reached.set()
+                    self.then("")
+                return done
+
+            patch.setattr(jobs._store, "claim", claimed)
         elif self.name == "begun":  # its task is there, and has not taken its first step
             start = jobs._runner.start
 
@@ -63,7 +73,7 @@ class Stage:
                 start(*claimed)
                 if not self.reached.is_set():
                     self.reached.set()
-                    self.then(claimed[-1].id)
+                    self.then("")
 
             patch.setattr(jobs._runner, "start", started)
         elif self.name == "preparing":
@@ -103,14 +113,14 @@ async def life(
 ) -> tuple[Job, FakeSupervisor]:
     settings = Settings(state_dir=folder, lease_s=1, webhook_secret=SecretStr("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"))
     supervisor = FakeSupervisor(settings)
-    jobs = Jobs(settings, supervisor)
+    jobs = Jobs(settings, pool_of(supervisor))
     loop, made = asyncio.get_running_loop(), list[str]()
     asked: list[asyncio.Future[Any]] = []
 
     def then(_: str) -> None:
         """At a moment that cannot be held."""
-        if end == "cancel" and made and stage_name == "claimed":  # this is the store's own thread
-            jobs._store.cancel(made[0], JobError.of(CancelledError("cancelled")))
+        if end == "cancel" and made and stage_name == "claimed":
+            Blocking(jobs._store).cancel(made[0], JobError.of(CancelledError("cancelled")))
         elif end == "cancel" and made and stage_name == "begun":
             jobs._runner.interrupt(made[0], "cancel")
         elif end == "cancel" and made:
@@ -153,7 +163,7 @@ async def life(
                 patch.undo()
                 _note(told, patch)
                 supervisor = FakeSupervisor(settings)
-                jobs = Jobs(settings, supervisor)
+                jobs = Jobs(settings, pool_of(supervisor))
                 await jobs.start()
             elif end == "death":
                 supervisor.die = True
@@ -184,7 +194,7 @@ def _note(told: list[tuple[str, str]], patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(webhooks.Webhooks, "_post", post)
     patch.setattr(webhooks, "LOOK_EVERY_S", 0.05)
-    patch.setattr(worker, "TICK_S", 0.2)
+    patch.setattr(loops, "TICK_S", 0.2)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -212,7 +222,7 @@ def test_no_moment_to_cancel_in_loses_the_end(tmp_path: Path) -> None:
     async def race() -> None:
         settings = Settings(state_dir=tmp_path, lease_s=1)
         supervisor = FakeSupervisor(settings)
-        jobs = Jobs(settings, supervisor)
+        jobs = Jobs(settings, pool_of(supervisor))
         await jobs.start()
         supervisor.gate.clear()
         try:

@@ -22,8 +22,8 @@ from cosmorama.api.services import Services
 from cosmorama.engine.inputs import with_local_chats
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
+from cosmorama.jobs.channel import Observers
 from cosmorama.jobs.fleet import RemotePool
-from cosmorama.jobs.model import Observers
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
 from cosmorama.studio import mount
@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        observers = Observers((metrics,) if tracing is None else (metrics, tracing))
+        observers = Observers(metrics) if tracing is None else Observers(metrics, tracing)
         jobs = Jobs(settings, supervisor, observer=observers)
         metrics.queued = lambda: jobs.queued
         app.state.services = Services(settings, supervisor, metrics, jobs)

@@ -14,7 +14,7 @@ from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.dialects.predict import EXAMPLES
-from cosmorama.api.services import Services, ServicesOf, release_body, submission_of
+from cosmorama.api.services import Services, ServicesOf, options_of, owner_of, release_body
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidRequestError, MediaError
 from cosmorama.jobs.model import Job
@@ -101,17 +101,9 @@ async def generate(
         DeadlineExceededError: the server's limit, or the client's own, has passed.
         CancelledError: the client went away.
     """
-    jobs, asked = services.jobs, submission_of(request)
-    attached = asked.idempotency_key is None
-    job = await jobs.submit(
-        generation,
-        dialect=dialect,
-        priority=asked.priority,
-        idempotency_key=asked.idempotency_key,
-        deadline_s=asked.deadline_s,
-        owner=asked.owner,
-        attached=attached,
-    )
+    jobs, options = services.jobs, options_of(request)
+    attached = "idempotency_key" not in options
+    job = await jobs.submit(generation, dialect=dialect, owner=owner_of(request), attached=attached, **options)
     release_body(request)
     try:
         job = await _finished(request, job, jobs, services.settings)
@@ -167,7 +159,7 @@ async def _finished(request: Request, job: Job, jobs: Jobs, settings: Settings) 
 
 async def _abandon(job: Job, jobs: Jobs) -> None:
     log.info("job %s: nobody waits for it any more; it is cancelled", job.id)
-    job = await jobs.cancel(job.id)
+    job = await jobs.cancel(job.id, reason="cancelled: the client that waited for it went away")
     if job.result is not None:  # it was finished in the same moment
         jobs.forget_content(job.id)
 

@@ -11,19 +11,24 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse
+from pydantic import TypeAdapter
 
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.dialects.base import action_answer, choose, worded
-from cosmorama.api.services import ServicesOf, deadline_of, owner_of, page_limit, priority_of, submission_of
+from cosmorama.api.services import ServicesOf, options_of, owner_of, page_limit
 from cosmorama.errors import InvalidRequestError, JobConflictError, MediaError, Problem
-from cosmorama.jobs.model import STATES, JobEvent, number
+from cosmorama.jobs.channel import JobEvent, number
+from cosmorama.jobs.model import STATES, JobOptions, job_options
 from cosmorama.jobs.service import Jobs
 
-JOB_FIELDS = ("dialect", "priority", "deadline_s", "webhook_url", "metadata")
-"""What a body of `POST /v1/jobs` may hold beside the wire format's own fields."""
-
+_OPTIONS = {
+    name: field
+    for name, field in TypeAdapter(JobOptions).json_schema()["properties"].items()
+    if name not in ("idempotency_key",)
+}
+"""What a body of `POST /v1/jobs` may hold beside `dialect` and the wire format's own fields."""
 KEEP_ALIVE_S = 15.0
 NO_BUFFERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies are to pass events on as they come."""
@@ -40,10 +45,7 @@ _BODY: dict[str, Any] = {
                 "description": "A body of `POST /v1/infer` in any wire format, and these fields, all optional.",
                 "properties": {
                     "dialect": {"enum": [dialect.name for dialect in DIALECTS], "description": "Default: by shape."},
-                    "priority": {"enum": ["high", "normal", "low"], "default": "normal"},
-                    "deadline_s": {"type": "number", "description": "Fail if not finished after so many seconds."},
-                    "webhook_url": {"type": "string", "description": "Told when the job is over."},
-                    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+                    **_OPTIONS,
                 },
                 "additionalProperties": True,
             }
@@ -63,21 +65,13 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
     """The job is on the disk when this answers. An `Idempotency-Key` makes it safe to send again."""
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
-    given = {name: value for name in JOB_FIELDS if (value := body.pop(name, None)) is not None}
-    asked = submission_of(request)
-    spoken = choose(DIALECTS, body, dialect or _text(given.get("dialect"), "dialect"))
+    if (named := body.pop("dialect", None)) is not None and not isinstance(named, str):
+        raise InvalidRequestError(Problem("dialect", named, "a string"))
+    options = options_of(request) | job_options({name: body.pop(name, None) for name in _OPTIONS})
+    spoken = choose(DIALECTS, body, dialect or named)
     generation = spoken.parse(body, settings)
     try:
-        job = await services.jobs.submit(
-            generation,
-            dialect=spoken.name,
-            priority=priority_of(given["priority"], "priority") if "priority" in given else asked.priority,
-            idempotency_key=asked.idempotency_key,
-            deadline_s=deadline_of(given["deadline_s"], "deadline_s") if "deadline_s" in given else asked.deadline_s,
-            owner=asked.owner,
-            webhook_url=_text(given.get("webhook_url"), "webhook_url"),
-            metadata=_labels(given.get("metadata")),
-        )
+        job = await services.jobs.submit(generation, dialect=spoken.name, owner=owner_of(request), **options)
     except (InvalidRequestError, MediaError) as error:
         raise worded(error, spoken.names_of(body)) from None
     return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
@@ -218,17 +212,3 @@ async def _stream(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[bytes]:
             if coming is not None and not coming.done():
                 coming.cancel()
                 await asyncio.wait((coming,))
-
-
-def _text(value: object, name: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise InvalidRequestError(Problem(name, value, "a string"))
-
-
-def _labels(value: object) -> dict[str, str]:
-    if value is None:
-        return {}
-    if isinstance(value, dict) and all(isinstance(label, str) for label in value.values()):
-        return value
-    raise InvalidRequestError(Problem("metadata", value, "an object whose values are strings"))

@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.pool import ModelPool
 from cosmorama.errors import FramesRefusedError, PromptRefusedError
-from cosmorama.jobs.model import STATES, Job, JobError, Observer, State
+from cosmorama.jobs.channel import Observer
+from cosmorama.jobs.model import Job
 
 _SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
 
@@ -136,12 +137,11 @@ class Metrics(Observer):
         if job.started_at is not None and job.attempts <= 1:
             self._waits.observe(max(job.started_at - job.created_at, 0))
 
-    def ended(self, job: Job, state: State, error: JobError | None) -> None:
+    def ended(self, job: Job) -> None:
         """Count a job that is over."""
-        assert state in STATES
-        self._jobs.labels(state).inc()
-        if error is not None and error.type in _REFUSALS:
-            self._guardrails.labels(*_REFUSALS[error.type]).inc()
+        self._jobs.labels(job.state).inc()
+        if job.error is not None and job.error.type in _REFUSALS:
+            self._guardrails.labels(*_REFUSALS[job.error.type]).inc()
 
     def text(self) -> bytes:
         """Everything, in Prometheus text format."""

@@ -9,21 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from cosmorama.api.dialects import DIALECTS
-from cosmorama.engine.scheduler import Priority
-from cosmorama.jobs.model import State
-from cosmorama.progress import Stage
+from cosmorama.jobs.model import ErrorDetail, GuardrailDecision, JobPage, JobStatus
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class ErrorDetail(_Answer):
-    """Why a request or a job failed."""
-
-    message: str = Field(description="In words, naming the field, its value and what is accepted.")
-    type: str = Field(description="Machine-readable, such as `invalid_request_error` or `queue_full`.")
-    code: int = Field(description="The HTTP status.")
 
 
 class Error(_Answer):
@@ -45,64 +35,6 @@ class VideoError(_Answer):
     """The envelope of OpenAI's routes."""
 
     error: VideoErrorDetail
-
-
-class GuardrailDecision(_Answer):
-    """What one guardrail decided."""
-
-    check: str
-    on: str
-    decided: str
-
-
-class JobResult(_Answer):
-    """The clip of a job that succeeded."""
-
-    content_url: str | None = Field(description="Where the clip is; null once it was removed.")
-    media_type: str
-    bytes: int
-    seed: int
-    upsampled_prompt: str | None = Field(description="The text that was used.")
-    timings_s: dict[str, float] = Field(description="Seconds of work per stage.")
-    actions_url: str | None = Field(description="Where the actions are that were predicted; null without any.")
-
-
-class Job(_Answer):
-    """A job as it is now. Times are seconds since the epoch."""
-
-    id: str
-    object: Literal["job"]
-    state: State
-    dialect: str
-    model: str
-    mode: str
-    priority: Priority
-    stage: Stage
-    step: int
-    total: int
-    queue_position: int | None = Field(description="1 is next; null when it does not wait.")
-    eta_s: float | None = Field(description="Seconds until it is expected to be finished.")
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-    deadline_at: float | None
-    attempts: int = Field(description="How often it was begun; more than one after a crash.")
-    request: dict[str, Any] | None = Field(
-        description="As resolved, in the dialect `cosmorama`; null where another release wrote it in words of its own."
-    )
-    warnings: list[str] = Field(description="What was fitted, replaced, cut or ignored.")
-    guardrails: list[GuardrailDecision]
-    metadata: dict[str, str]
-    error: ErrorDetail | None
-    result: JobResult | None
-
-
-class JobList(_Answer):
-    """A page of jobs."""
-
-    object: Literal["list"]
-    data: list[Job]
-    next_cursor: str | None = Field(description="`cursor` of the next page; null at the end.")
 
 
 class JobDeleted(_Answer):
@@ -160,11 +92,11 @@ class VideoDeleted(_Answer):
 
 
 ANSWERS: dict[tuple[str, str], tuple[str, type[BaseModel]]] = {
-    ("/v1/jobs", "post"): ("202", Job),
-    ("/v1/jobs", "get"): ("200", JobList),
-    ("/v1/jobs/{job_id}", "get"): ("200", Job),
+    ("/v1/jobs", "post"): ("202", JobStatus),
+    ("/v1/jobs", "get"): ("200", JobPage),
+    ("/v1/jobs/{job_id}", "get"): ("200", JobStatus),
     ("/v1/jobs/{job_id}", "delete"): ("200", JobDeleted),
-    ("/v1/jobs/{job_id}/cancel", "post"): ("200", Job),
+    ("/v1/jobs/{job_id}/cancel", "post"): ("200", JobStatus),
     ("/v1/videos", "post"): ("200", Video),
     ("/v1/videos", "get"): ("200", VideoList),
     ("/v1/videos/{video_id}", "get"): ("200", Video),
@@ -198,7 +130,10 @@ def complete(openapi: Callable[[], dict[str, Any]], *, keys: bool) -> Callable[[
         document = openapi()
         answers = {model for _, model in ANSWERS.values()} | {Error, VideoError}
         _, schemas = models_json_schema(
-            [(model, "validation") for model in (*_BODIES, *sorted(answers, key=lambda model: model.__name__))],
+            [
+                *((body, "validation") for body in _BODIES),
+                *((answer, "serialization") for answer in sorted(answers, key=lambda model: model.__name__)),
+            ],
             ref_template="#/components/schemas/{model}",
         )
         components = document.setdefault("components", {})

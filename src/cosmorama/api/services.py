@@ -9,10 +9,9 @@ from fastapi import Depends, Request
 
 from cosmorama.api.metrics import Metrics
 from cosmorama.engine.pool import ModelPool
-from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.jobs.model import JobOptions, job_options
 from cosmorama.jobs.service import Jobs
-from cosmorama.jobs.submit import DEADLINES, is_deadline
 from cosmorama.settings import Settings
 
 
@@ -37,22 +36,12 @@ async def services_of(request: Request) -> Services:
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 """A route's parameter of this type is given the services."""
-
-PRIORITY_HEADER = "X-Cosmorama-Priority"
-
-DEADLINE_HEADER = "X-Cosmorama-Deadline-S"
-
-IDEMPOTENCY_HEADER = "Idempotency-Key"
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """The first arguments of `Jobs.submit` besides the request."""
-
-    owner: str
-    priority: Priority = "normal"
-    idempotency_key: str | None = None
-    deadline_s: float | None = None
+OPTION_HEADERS = {
+    "priority": "X-Cosmorama-Priority",
+    "deadline_s": "X-Cosmorama-Deadline-S",
+    "idempotency_key": "Idempotency-Key",
+}
+"""The headers that tell a job's options, on every path that makes one."""
 
 
 def owner_of(request: Request) -> str:
@@ -68,18 +57,14 @@ def release_body(request: Request) -> None:
         release()
 
 
-def submission_of(request: Request) -> Submission:
-    """What the headers say.
+def options_of(request: Request) -> JobOptions:
+    """What the headers say of a job.
 
     Raises:
         InvalidRequestError: naming the header that is wrong.
     """
-    return Submission(
-        owner=owner_of(request),
-        priority=priority_of(request.headers.get(PRIORITY_HEADER, "normal"), PRIORITY_HEADER),
-        idempotency_key=request.headers.get(IDEMPOTENCY_HEADER),
-        deadline_s=deadline_of(request.headers.get(DEADLINE_HEADER), DEADLINE_HEADER),
-    )
+    given = {name: request.headers.get(header) for name, header in OPTION_HEADERS.items()}
+    return job_options(given, names=OPTION_HEADERS, strict=False)
 
 
 def page_limit(text: str) -> int:
@@ -91,31 +76,3 @@ def page_limit(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise InvalidRequestError(Problem("limit", text, "an integer from 1 to 100"))
     return int(text)
-
-
-def priority_of(value: object, name: str) -> Priority:
-    """A priority class by name.
-
-    Raises:
-        InvalidRequestError: it is none; the error calls the value `name`.
-    """
-    if value not in PRIORITIES:
-        raise InvalidRequestError(Problem(name, value, f"one of {', '.join(PRIORITIES)}"))
-    return value
-
-
-def deadline_of(value: object, name: str) -> float | None:
-    """Seconds in the range of `DEADLINES`, as a number or its text; None stays None.
-
-    Raises:
-        InvalidRequestError: it is none; the error calls the value `name`.
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
-    except (ValueError, OverflowError):
-        seconds = 0.0
-    if not is_deadline(seconds):
-        raise InvalidRequestError(Problem(name, value, DEADLINES))
-    return seconds

@@ -17,9 +17,9 @@ from cosmorama.api.dialects.base import worded
 from cosmorama.api.dialects.wire import WireError
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
-from cosmorama.api.services import Services, ServicesOf, owner_of, page_limit, submission_of
-from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
-from cosmorama.jobs.model import Job, JobNotFoundError
+from cosmorama.api.services import Services, ServicesOf, options_of, owner_of, page_limit
+from cosmorama.errors import CosmoramaError, InvalidRequestError, JobNotFoundError, MediaError, Problem
+from cosmorama.jobs.model import Job
 from cosmorama.request import GenerationRequest
 
 POLL_AFTER_MS = 500
@@ -206,17 +206,9 @@ async def begin_video(
     labels: dict[str, str] | None = None,
 ) -> Response:
     """Accept a generation, and answer with the video as it is now."""
-    asked = submission_of(request)
+    options = options_of(request) | {"metadata": labels or {}}
     try:
-        job = await services.jobs.submit(
-            generation,
-            dialect=openai_videos.NAME,
-            priority=asked.priority,
-            idempotency_key=asked.idempotency_key,
-            deadline_s=asked.deadline_s,
-            owner=asked.owner,
-            metadata=labels,
-        )
+        job = await services.jobs.submit(generation, dialect=openai_videos.NAME, owner=owner_of(request), **options)
     except (InvalidRequestError, MediaError) as error:
         raise worded(error, names) from None
     return JSONResponse(openai_videos.video_object(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})

@@ -59,7 +59,7 @@ def list_(
     for status in found:
         created = datetime.fromtimestamp(status.created_at).isoformat(" ", "seconds")
         stage = f"{status.stage} {status.step}/{status.total}" if status.total else status.stage
-        prompt = str(status.request.get("prompt") or "")
+        prompt = str((status.request or {}).get("prompt") or "")
         table.add_row(status.id, status.state, stage, created, status.model, prompt[:60])
     # A pipe or file has no width, and what reads it wants whole values.
     Console(width=None if sys.stdout.isatty() else 1_000).print(table)
@@ -102,7 +102,7 @@ def submit(
 ) -> None:
     """Submit a job and print its id; `jobs watch ID -o FILE` waits for the clip."""
     from cosmorama.client import Client
-    from cosmorama.client.protocol import JobOptions
+    from cosmorama.jobs.model import JobOptions
 
     with errors_for_people(), Client(server, api_key=api_key, patience_s=0) as client:
         format_ = output_for(Path(f"clip.{container}"), request.output.quality)

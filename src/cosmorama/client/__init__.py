@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from cosmorama.client.client import AsyncClient, AsyncJobHandle, Client, JobHandle
-from cosmorama.client.protocol import Clip, JobStatus
+from cosmorama.client.protocol import Clip
+from cosmorama.jobs.model import JobStatus
 
 __all__ = ["AsyncClient", "AsyncJobHandle", "Client", "Clip", "JobHandle", "JobStatus"]

@@ -23,10 +23,7 @@ from cosmorama.client.bar import progress_bar as new_bar
 from cosmorama.client.protocol import (
     BUSY,
     Clip,
-    JobOptions,
-    JobStatus,
     Patience,
-    State,
     actions_of,
     capabilities_of,
     check_name,
@@ -41,6 +38,7 @@ from cosmorama.client.protocol import (
     submit_arguments,
 )
 from cosmorama.errors import CosmoramaError
+from cosmorama.jobs.model import JobOptions, JobStatus, State
 from cosmorama.media.source import Picture
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
 

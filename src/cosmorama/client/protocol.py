@@ -12,34 +12,24 @@ import ssl
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import httpx
 from httpx_sse import ServerSentEvent
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cosmorama.errors import (
-    AuthenticationError,
-    CancelledError,
-    ContentGoneError,
     CosmoramaError,
-    FramesRefusedError,
     InvalidRequestError,
     JobConflictError,
-    JobNotFoundError,
-    MediaError,
-    ModelNotFoundError,
-    NotReadyError,
     Problem,
-    PromptRefusedError,
-    QueueFullError,
     ServerUnreachableError,
-    StoreUnavailableError,
-    WorkerError,
+    error_of,
 )
+from cosmorama.jobs.model import JobOptions, JobPage, JobStatus
 from cosmorama.media.source import Picture, image_source, media_source, output_for
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
 
@@ -50,133 +40,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("cosmorama.client")
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 BUSY = frozenset({429, 502, 503, 504})
 """Answers after which the same call may succeed."""
 LONGEST_WAIT_S = 60.0
 _INTERNAL = frozenset({"usual", "target", "warnings"})
 """Fields that a server fills in."""
-
-
-_CLASSES: dict[str, type[CosmoramaError]] = {
-    known.kind: known
-    for known in (
-        AuthenticationError,
-        CancelledError,
-        ContentGoneError,
-        FramesRefusedError,
-        JobConflictError,
-        JobNotFoundError,
-        ModelNotFoundError,
-        NotReadyError,
-        PromptRefusedError,
-        QueueFullError,
-        StoreUnavailableError,
-        WorkerError,
-    )
-}
-
-
-def error_of(status: int, kind: str, message: str) -> CosmoramaError:
-    """The error of an answer.
-
-    Args:
-        status: The HTTP status.
-        kind: The envelope's `type`. One that is not known here gives a plain `CosmoramaError` that carries it.
-        message: The envelope's `message`.
-    """
-    error: CosmoramaError
-    if kind == InvalidRequestError.kind:
-        error = InvalidRequestError()
-        # The fields are in the text; an answer has no list of them.
-        error.args = (message,)
-    elif kind == MediaError.kind:
-        field, _, said = message.partition(": ")
-        error = MediaError(field, said, status=status)
-    else:
-        error = _CLASSES.get(kind, CosmoramaError)(message)
-        error.kind = kind or error.kind
-    error.status = status
-    return error
-
-
-class JobOptions(TypedDict, total=False):
-    """What a job can be told beside its request.
-
-    Attributes:
-        priority: Class of service.
-        deadline_s: Seconds from acceptance after which it fails if it is not finished.
-        metadata: Own labels: at most 16, names up to 64 and values up to 512 characters.
-        webhook_url: Told when the job is over.
-        idempotency_key: The same key gives the same job again. Drawn anew for every call where it is left out.
-    """
-
-    priority: Literal["high", "normal", "low"]
-    deadline_s: float
-    metadata: Mapping[str, str]
-    webhook_url: str
-    idempotency_key: str
-
-
-class ErrorBody(BaseModel):
-    """Why a job failed."""
-
-    message: str
-    type: str
-    code: int
-
-
-class ResultBody(BaseModel):
-    """What a job made."""
-
-    content_url: str | None
-    media_type: str
-    bytes: int
-    seed: int
-    upsampled_prompt: str
-    timings_s: dict[str, float] = {}
-    actions_url: str | None = None
-
-
-class JobStatus(BaseModel):
-    """A job as the server last told of it. Times are seconds since the epoch."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str
-    state: State
-    model: str
-    mode: str
-    priority: str
-    stage: str
-    step: int
-    total: int
-    created_at: float
-    queue_position: int | None = None
-    eta_s: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    attempts: int = 0
-    request: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    warnings: tuple[str, ...] = ()
-    error: ErrorBody | None = None
-    result: ResultBody | None = None
-
-    @property
-    def final(self) -> bool:
-        """Whether the job is over."""
-        return self.state not in ("queued", "running")
-
-    def raise_for_state(self) -> JobStatus:
-        """The status itself unless the job failed or was cancelled.
-
-        Raises:
-            CosmoramaError: the error that a caller of the model itself would have got.
-        """
-        if self.error is not None and self.state in ("failed", "cancelled"):
-            raise error_of(self.error.code, self.error.type, self.error.message)
-        return self
 
 
 MEDIA_TYPES = {
@@ -455,13 +323,8 @@ def capabilities_of(response: httpx.Response) -> Capabilities:
 
 def page_of(response: httpx.Response) -> tuple[list[JobStatus], str | None]:
     """Some jobs, and the cursor that continues after them."""
-    page: _Page = _parsed(_Page, response)
+    page: JobPage = _parsed(JobPage, response)
     return page.data, page.next_cursor
-
-
-class _Page(BaseModel):
-    data: list[JobStatus]
-    next_cursor: str | None = None
 
 
 def event_status(event: ServerSentEvent) -> JobStatus | None:

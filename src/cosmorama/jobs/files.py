@@ -30,8 +30,10 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import TypeAdapter
 
-from cosmorama.jobs.model import ContentGoneError, StoreUnavailableError
+from cosmorama.engine.outcome import Outcome
+from cosmorama.errors import ContentGoneError, StoreUnavailableError
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.request import MediaSource, ResolvedRequest
 
@@ -49,7 +51,10 @@ class Published:
     key: str
     bytes: int
     media_type: str
-    outcome: str
+    outcome: Outcome
+
+
+_PUBLISHED: TypeAdapter[Published] = TypeAdapter(Published)
 
 
 class Artifacts:
@@ -97,7 +102,7 @@ class Artifacts:
             raise _unavailable(error) from error
 
     def publish(
-        self, file: Path, job_id: str, attempt: int, *, media_type: str, outcome: str, durable: bool = True
+        self, file: Path, job_id: str, attempt: int, *, media_type: str, outcome: Outcome, durable: bool = True
     ) -> Published:
         """Move a finished local file into the store. Where it fails it can be called again.
 
@@ -106,7 +111,7 @@ class Artifacts:
             job_id: Whose it is.
             attempt: Which of the job's.
             media_type: Of the clip.
-            outcome: `pack_outcome` of it.
+            outcome: What was used to make it; of its path, the name is kept.
             durable: Whether it has to outlive a loss of power.
         """
         key = f"results/{job_id}/{attempt}/clip{file.suffix}"
@@ -119,11 +124,11 @@ class Artifacts:
             size = (target or file).stat().st_size
         except Exception as error:
             raise _unavailable(error) from error
-        record = {"key": key, "bytes": size, "media_type": media_type, "outcome": outcome}
+        made = Published(key, size, media_type, replace(outcome, path=Path(outcome.path.name)))
         if durable:
-            self.put(f"results/{job_id}/{attempt}/{_RECORD}", json.dumps(record).encode())
+            self.put(f"results/{job_id}/{attempt}/{_RECORD}", _PUBLISHED.dump_json(made))
         file.unlink(missing_ok=True)
-        return Published(**cast("dict[str, Any]", record))
+        return made
 
     def published(self, job_id: str, attempt: int) -> Published | None:
         """What an attempt published before its server died, if it came so far."""
@@ -131,10 +136,13 @@ class Artifacts:
         try:
             if not self._fs.exists(self._full(key)):
                 return None
-            return Published(**json.loads(self.read(key)))
+            record = json.loads(self.read(key))
+            if isinstance(record["outcome"], str):  # as releases before 0.2 wrote it
+                record["outcome"] = json.loads(record["outcome"])
+            return _PUBLISHED.validate_python(record)
         except StoreUnavailableError:
             raise
-        except (ContentGoneError, TypeError, ValueError):  # removed meanwhile, or damaged: as good as none
+        except (ContentGoneError, TypeError, ValueError, KeyError):  # removed meanwhile, or damaged: as good as none
             return None
         except Exception as error:
             raise _unavailable(error) from error
@@ -291,7 +299,7 @@ def make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-class Scratch:
+class TempDir:
     """One server's folder under `parent`. Its name is the server's identity in the job store.
 
     Raises:

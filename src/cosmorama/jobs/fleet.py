@@ -11,13 +11,12 @@ that server says so (`watched`), and the one that runs the job then writes both 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -30,17 +29,18 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
-    Text,
     delete,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cosmorama.engine.pool import ModelPool, ServedModel
-from cosmorama.errors import ModelNotFoundError, NotReadyError
-from cosmorama.jobs.model import Feeds, JobEvent, StoreUnavailableError
-from cosmorama.jobs.store import Hold, Store, metadata
-from cosmorama.progress import Progress
+from cosmorama.errors import ModelNotFoundError, NotReadyError, StoreUnavailableError
+from cosmorama.jobs.channel import Channels, JobEvent
+from cosmorama.jobs.database import Document, in_thread, metadata
+from cosmorama.jobs.loops import Dispatcher
+from cosmorama.jobs.store import Store
+from cosmorama.jobs.worker import Runner
 from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
 
@@ -61,8 +61,8 @@ servers = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("role", String(16), nullable=False),
-    # [name, capabilities] of each model that it has loaded once, JSON; the default one first.
-    Column("models", Text, nullable=False),
+    # [name, capabilities] of each model that it has loaded once; the default one first.
+    Column("models", Document(list[Any], []), nullable=False),
     Column("ready", Boolean, nullable=False),
     Column("places", Integer, nullable=False),
     Column("active", Integer, nullable=False),
@@ -135,51 +135,55 @@ class Member:
 
 
 class Register:
-    """The tables of servers and of what they tell each other. Blocking."""
+    """The tables of servers and of what they tell each other."""
 
     def __init__(self, store: Store) -> None:
-        self._database = store.database
+        self.database = store.database
         self._lease_s = store.lease_s
 
+    @in_thread
     def create(self) -> None:
         """Make the tables and triggers if they are not there.
 
         Raises:
             StoreUnavailableError: here and below, the database is away.
         """
-        with self._database.write(admission=True) as connection:  # one server at a time
+        with self.database.write(admission=True) as connection:  # one server at a time
             metadata.create_all(connection, tables=[servers, watched, previews])
-            if not self._database.is_sqlite:
+            if not self.database.is_sqlite:
                 connection.exec_driver_sql(_TRIGGERS)
 
+    @in_thread
     def announce(
         self, server: str, role: Role, supervisor: ModelPool, models: dict[str, Capabilities], places: int
     ) -> None:
         """Say that a server is there, and with what."""
-        now = self._database.now()
+        now = self.database.now()
         row = {
             "role": role,
-            "models": json.dumps([[name, _CAPABILITIES.dump_python(c, mode="json")] for name, c in models.items()]),
+            "models": [[name, _CAPABILITIES.dump_python(c, mode="json")] for name, c in models.items()],
             "ready": supervisor.ready and role != "api",
             "places": 0 if role == "api" else places,
             "active": supervisor.active,
             "seen_at": now,
         }
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             self._put(connection, servers, {"id": server, "started_at": now, **row}, row)
             connection.execute(delete(servers).where(servers.c.seen_at < now - REMEMBERED_S))
             connection.execute(delete(watched).where(watched.c.until < now - WATCHED_S))
 
+    @in_thread
     def withdraw(self, server: str) -> None:
         """Say that a server has gone: it is not waited for, and what its models take stays known."""
-        with self._database.write() as connection:
-            gone = {"seen_at": self._database.now() - 2 * self._lease_s, "ready": False, "active": 0}
+        with self.database.write() as connection:
+            gone = {"seen_at": self.database.now() - 2 * self._lease_s, "ready": False, "active": 0}
             connection.execute(servers.update().where(servers.c.id == server).values(**gone))
 
+    @in_thread
     def members(self) -> list[Member]:
         """All servers that are remembered, those that came first first."""
-        living = (servers.c.seen_at > self._database.now() - self._lease_s).label("alive")
-        with self._database.read() as connection:
+        living = (servers.c.seen_at > self.database.now() - self._lease_s).label("alive")
+        with self.database.read() as connection:
             rows = connection.execute(select(servers, living).order_by(servers.c.started_at, servers.c.id)).all()
         return [
             Member(
@@ -193,46 +197,51 @@ class Register:
             for row in rows
         ]
 
+    @in_thread
     def watch(self, job_id: str) -> None:
         """Ask whoever runs a job to tell of every step, for a while."""
-        until = self._database.now() + WATCHED_S
-        with self._database.write() as connection:
+        until = self.database.now() + WATCHED_S
+        with self.database.write() as connection:
             self._put(connection, watched, {"job_id": job_id, "until": until}, {"until": until})
 
+    @in_thread
     def watched(self, ids: Sequence[str]) -> set[str]:
         """Those of some jobs that somebody wants to follow."""
-        wanted = select(watched.c.job_id).where(watched.c.job_id.in_(ids), watched.c.until > self._database.now())
-        with self._database.read() as connection:
+        wanted = select(watched.c.job_id).where(watched.c.job_id.in_(ids), watched.c.until > self.database.now())
+        with self.database.read() as connection:
             return {row.job_id for row in connection.execute(wanted)}
 
+    @in_thread
     def show(self, job_id: str, number: int, jpeg: bytes) -> None:
         """Write a job's preview down for those who watch it elsewhere; only the newest is kept."""
         row = {"number": number, "jpeg": jpeg}
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             self._put(connection, previews, {"job_id": job_id, **row}, row)
 
+    @in_thread
     def preview(self, job_id: str) -> tuple[int, bytes] | None:
         """A job's newest preview, with its event's number."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             row = connection.execute(select(previews).where(previews.c.job_id == job_id)).first()
         return None if row is None else (row.number, row.jpeg)
 
+    @in_thread
     def forget(self, job_id: str) -> None:
         """Remove a job's preview and the wish for it: it is over."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             for table in (previews, watched):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
 
     def _put(self, connection: Connection, table: Table, row: dict[str, Any], changes: dict[str, Any]) -> None:
-        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
         (key,) = table.primary_key.columns
         connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=[key], set_=changes))
 
 
-def _models(text: str) -> dict[str, Capabilities]:
+def _models(said: list[Any]) -> dict[str, Capabilities]:
     """What a server says of its models; one that a later release described in words of its own is left out."""
     found = {}
-    for name, capabilities in json.loads(text):
+    for name, capabilities in said:
         with suppress(ValueError):
             found[name] = _CAPABILITIES.validate_python(capabilities)
     return found
@@ -282,55 +291,41 @@ class RemotePool(ModelPool):
         return {}
 
 
-class Local(Protocol):
-    """What the fleet needs of this server's own jobs."""
-
-    def progress(self) -> dict[str, tuple[Hold, Progress]]:
-        """How far the jobs are that run here, and the claims on them."""
-        ...
-
-    def queue_changed(self) -> None:
-        """Read the queue now."""
-        ...
-
-    def cancelled(self, job_id: str) -> None:
-        """A job that may run here is to be stopped: look now."""
-        ...
-
-    def follow(self, job_id: str) -> AsyncIterator[JobEvent]:
-        """What happens to a job that runs here, previews too."""
-        ...
+_T = TypeVar("_T")
 
 
 class Fleet:
     """This server among those that share its store. For one event loop.
 
     Args:
-        store, call: The store, and how to call its blocking methods.
+        store: What they share.
         server: The name of this one.
         role: What it does.
         supervisor: Its models; a `RemotePool` is told of the others'.
         places: Jobs that it works on at a time.
-        feeds: Who watches jobs here.
-        local: This server's own jobs.
+        channels: Who watches jobs here.
+        runner, dispatcher: What runs here, and who is told that the queue changed.
+        follow: What happens to a job that runs here, previews too.
     """
 
     def __init__(
         self,
         store: Store,
-        call: Callable[..., Awaitable[Any]],
         *,
         server: str,
         role: Role,
         supervisor: ModelPool,
         places: int,
-        feeds: Feeds,
-        local: Local,
+        channels: Channels,
+        runner: Runner,
+        dispatcher: Dispatcher,
+        follow: Callable[[str], AsyncIterator[JobEvent]],
     ) -> None:
         self.register = Register(store)
-        self._store, self._call = store, call
+        self._store = store
         self._server, self._role, self._places = server, role, places
-        self._supervisor, self._feeds, self._local = supervisor, feeds, local
+        self._supervisor, self._channels, self._runner = supervisor, channels, runner
+        self._dispatcher, self._follow = dispatcher, follow
         self._models: dict[str, Capabilities] = {}
         self._relays: dict[str, asyncio.Task[None]] = {}
         self._watching: dict[str, float] = {}
@@ -353,16 +348,16 @@ class Fleet:
             relay.cancel()
         await asyncio.gather(*self._relays.values(), return_exceptions=True)
         with suppress(StoreUnavailableError):
-            await self._call(self.register.withdraw, self._server)
+            await self.register.withdraw(self._server)
 
     def watch(self, job_id: str) -> None:
         """Somebody here follows a job; if it runs elsewhere, its server is asked to tell of every step."""
         now = time.monotonic()
-        if not self.tells or job_id in self._local.progress() or self._watching.get(job_id, 0) > now:
+        if not self.tells or job_id in self._runner.running or self._watching.get(job_id, 0) > now:
             return
         self._watching = {known: until for known, until in self._watching.items() if until > now}
         self._watching[job_id] = now + WATCHED_S / 2
-        asyncio.get_running_loop().create_task(self._tried(self.register.watch, job_id))
+        asyncio.get_running_loop().create_task(_tried(self.register.watch(job_id)))
 
     async def _stay(self) -> None:
         """Announce this server, and see who else is there."""
@@ -370,8 +365,8 @@ class Fleet:
         while True:
             with suppress(StoreUnavailableError):
                 await self._announce()
-                if self.tells and (running := list(self._local.progress())):
-                    for job_id in await self._call(self.register.watched, running):
+                if self.tells and (running := list(self._runner.running)):
+                    for job_id in await self.register.watched(running):
                         self._relay(job_id)
             await asyncio.sleep(every_s)
 
@@ -382,9 +377,9 @@ class Fleet:
                 with suppress(NotReadyError, ModelNotFoundError):
                     if name not in self._models and supervisor.ready:
                         self._models[name] = await supervisor.capabilities_of(name)
-        await self._call(self.register.announce, self._server, self._role, supervisor, dict(self._models), self._places)
+        await self.register.announce(self._server, self._role, supervisor, dict(self._models), self._places)
         if isinstance(supervisor, RemotePool):
-            supervisor.see(await self._call(self.register.members))
+            supervisor.see(await self.register.members())
 
     async def _listen(self) -> None:
         """Take in what Postgres tells; after a lost connection everything may have changed."""
@@ -396,7 +391,7 @@ class Fleet:
                     self._store.database.conninfo, autocommit=True, application_name="cosmorama news"
                 ) as connection:
                     await connection.execute("LISTEN cosmorama")
-                    self._local.queue_changed()
+                    self._dispatcher.wake()
                     async for news in connection.notifies():
                         word, _, job_id = news.payload.partition(" ")
                         await self._heard(word, job_id)
@@ -407,56 +402,58 @@ class Fleet:
     async def _heard(self, word: str, job_id: str) -> None:
         match word:
             case "queued":
-                self._local.queue_changed()
-                self._feeds.touch(job_id)
+                self._dispatcher.wake()
+                self._channels.touch(job_id)
             case "moved":
-                self._feeds.touch(job_id)
+                self._channels.touch(job_id)
             case "cancel":
-                self._local.cancelled(job_id)
-                self._feeds.touch(job_id)
+                if job_id in self._runner.running:
+                    self._dispatcher.beat_now()
+                self._channels.touch(job_id)
             case "watched":
                 self._relay(job_id)
             case "preview":
                 await self._show(job_id)
 
     async def _show(self, job_id: str) -> None:
-        feed = self._feeds.find(job_id)
-        if feed is None or not feed.previewing or job_id in self._local.progress():
+        channel = self._channels.find(job_id)
+        if channel is None or not channel.previewing or job_id in self._runner.running:
             return
-        found = await self._tried(self.register.preview, job_id)
+        found = await _tried(self.register.preview(job_id))
         if found is not None:
             number, jpeg = found
-            feed.preview = JobEvent(number, "preview", preview=jpeg)
-            feed.touch()
+            channel.preview = JobEvent(number, "preview", preview=jpeg)
+            channel.touch()
 
     def _relay(self, job_id: str) -> None:
         """Write a job's steps and previews down as they come, while somebody wants to follow it elsewhere."""
-        if job_id in self._local.progress() and job_id not in self._relays:
+        if job_id in self._runner.running and job_id not in self._relays:
             task = asyncio.get_running_loop().create_task(self._relayed(job_id))
             self._relays[job_id] = task
             task.add_done_callback(lambda _: self._relays.pop(job_id, None))
 
     async def _relayed(self, job_id: str) -> None:
         asked_at = time.monotonic()
-        async for news in self._local.follow(job_id):
-            here = self._local.progress().get(job_id)
+        async for news in self._follow(job_id):
+            here = self._runner.running.get(job_id)
             if here is None:
                 break
             try:
                 if news.preview is not None:
-                    await self._call(self.register.show, job_id, news.number, news.preview)
+                    await self.register.show(job_id, news.number, news.preview)
                 else:
-                    await self._call(self._store.advance, {here[0]: here[1]})
+                    await self._store.advance({here.claim: here.job.progress})
                 if time.monotonic() - asked_at > WATCHED_S / 2:
                     asked_at = time.monotonic()
-                    if not await self._call(self.register.watched, [job_id]):
+                    if not await self.register.watched([job_id]):
                         return
             except StoreUnavailableError:
                 return
             await asyncio.sleep(RELAY_EVERY_S)
-        await self._tried(self.register.forget, job_id)
+        await _tried(self.register.forget(job_id))
 
-    async def _tried(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        with suppress(StoreUnavailableError):
-            return await self._call(method, *arguments)
-        return None
+
+async def _tried(work: Coroutine[Any, Any, _T]) -> _T | None:
+    with suppress(StoreUnavailableError):
+        return await work
+    return None

@@ -1,36 +1,171 @@
-"""What a job is, to everyone outside the store: an immutable snapshot; what happens to it, and who is told."""
+"""What a job is: the record that the store keeps, what is said of it in JSON, and what it can be told."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic_core import to_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes the other one from Python 3.12 on
 
 from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.scheduler import Priority
-from cosmorama.errors import ContentGoneError as ContentGoneError
-from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
-from cosmorama.errors import JobConflictError as JobConflictError
-from cosmorama.errors import JobNotFoundError as JobNotFoundError
-from cosmorama.errors import StoreUnavailableError as StoreUnavailableError
-from cosmorama.progress import Progress, Stage
+from cosmorama.engine.scheduler import PRIORITIES, Priority
+from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem, error_of
+from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest, MediaSource, ResolvedRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-
 STATES: tuple[State, ...] = get_args(State)
-
 FINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
-
 """States that a job never leaves."""
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job can be told beside its request: fields of the body of `POST /v1/jobs`, arguments of `submit`.
+
+    Attributes:
+        priority: Class of service.
+        deadline_s: Seconds from acceptance after which it fails if it is not finished.
+        metadata: Own labels: at most 16, names up to 64 and values up to 512 characters.
+        webhook_url: Told when the job is over.
+        idempotency_key: The same key gives the same job again. A header over HTTP; the client draws one for every call
+            where it is left out.
+    """
+
+    priority: Annotated[Priority, Field(description="Class of service.")]
+    deadline_s: Annotated[
+        float,
+        Field(gt=0, le=1e9, allow_inf_nan=False, description="Fail if not finished so many seconds from acceptance."),
+    ]
+    metadata: Annotated[
+        Mapping[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+        Field(max_length=16, description="Own labels: at most 16, names up to 64 and values up to 512 characters."),
+    ]
+    webhook_url: Annotated[str, Field(description="Told when the job is over.")]
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)]
+
+
+_OPTIONS: TypeAdapter[JobOptions] = TypeAdapter(JobOptions)
+_ACCEPTED = {
+    "priority": f"one of {', '.join(PRIORITIES)}",
+    "deadline_s": "a number of seconds, more than 0 and at most 1000000000",
+    "metadata": "an object of at most 16 names of 64 and values of 512 characters",
+    "webhook_url": "a string",
+    "idempotency_key": "1 to 255 characters",
+}
+
+
+def job_options(
+    given: Mapping[str, object], *, names: Mapping[str, str] | None = None, strict: bool = True
+) -> JobOptions:
+    """The options in a mapping; what is None there is left out.
+
+    Args:
+        given: Name to value.
+        names: What errors call an option, where that is not its name.
+        strict: Whether a number has to be one; otherwise its text will do, as in headers.
+
+    Raises:
+        InvalidRequestError: naming each that is wrong.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return _OPTIONS.validate_python(given, strict=strict)
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(each["loc"][0]) for each in error.errors(include_url=False, include_input=False))
+        called = {"idempotency_key": "Idempotency-Key"} | dict(names or {})
+        raise InvalidRequestError(
+            *(Problem(called.get(name, name), given.get(name), _ACCEPTED[name]) for name in wrong)
+        ) from None
+
+
+class _Wire(BaseModel):
+    # A client of this release understands servers of later ones.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ErrorDetail(_Wire):
+    """Why a request or a job failed."""
+
+    message: str = Field(description="In words, naming the field, its value and what is accepted.")
+    type: str = Field(description="Machine-readable, such as `invalid_request_error` or `queue_full`.")
+    code: int = Field(description="The HTTP status.")
+
+
+class GuardrailDecision(_Wire):
+    """What one guardrail decided."""
+
+    check: str
+    on: str
+    decided: str
+
+
+class ResultStatus(_Wire):
+    """The clip of a job that succeeded."""
+
+    content_url: str | None = Field(description="Where the clip is; null once it was removed.")
+    media_type: str
+    bytes: int
+    seed: int
+    upsampled_prompt: str = Field(description="The text that was used.")
+    timings_s: dict[str, float] = Field({}, description="Seconds of work per stage.")
+    actions_url: str | None = Field(None, description="Where the actions are that were predicted; null without any.")
+
+
+class JobStatus(_Wire):
+    """A job as it is now. Times are seconds since the epoch."""
+
+    id: str
+    object: Literal["job"] = "job"
+    state: State
+    dialect: str = ""
+    model: str
+    mode: str
+    priority: Priority
+    stage: str
+    step: int
+    total: int
+    queue_position: int | None = Field(None, description="1 is next; null when it does not wait.")
+    eta_s: float | None = Field(None, description="Seconds until it is expected to be finished.")
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    deadline_at: float | None = None
+    attempts: int = Field(0, description="How often it was begun; more than one after a crash.")
+    request: dict[str, Any] | None = Field(
+        None,
+        description="As resolved, in the dialect `cosmorama`; null where another release wrote it in words of its own.",
+    )
+    warnings: tuple[str, ...] = Field((), description="What was fitted, replaced, cut or ignored.")
+    guardrails: list[GuardrailDecision] = []
+    metadata: dict[str, str] = {}
+    error: ErrorDetail | None = None
+    result: ResultStatus | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the job is over."""
+        return self.state in FINAL
+
+    def raise_for_state(self) -> JobStatus:
+        """The status itself unless the job failed or was cancelled.
+
+        Raises:
+            CosmoramaError: the error that a caller of the model itself would have got.
+        """
+        if self.error is not None and self.state in ("failed", "cancelled"):
+            raise error_of(self.error.code, self.error.type, self.error.message)
+        return self
+
+
+class JobPage(_Wire):
+    """A page of jobs."""
+
+    object: Literal["list"] = "list"
+    data: list[JobStatus]
+    next_cursor: str | None = Field(None, description="`cursor` of the next page; null at the end.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,55 +301,52 @@ class Job:
         return self.request.warnings if self.result is None else self.result.outcome.warnings
 
     @property
-    def checks(self) -> list[dict[str, str]]:
+    def checks(self) -> list[GuardrailDecision]:
         """What each guardrail decided; of a job that one refused, that it did."""
         if self.result is not None:
-            return [asdict(check) for check in self.result.outcome.checks]
+            return [GuardrailDecision(**asdict(check)) for check in self.result.outcome.checks]
         refusing = {"prompt_refused": "prompt", "frames_refused": "frames"}
         if self.error is None or self.error.type not in refusing:
             return []
-        return [{"check": self.error.message, "on": refusing[self.error.type], "decided": "refused"}]
+        return [GuardrailDecision(check=self.error.message, on=refusing[self.error.type], decided="refused")]
 
     def summary(self) -> dict[str, Any]:
         """The job in JSON: what `GET /v1/jobs/{id}` answers and webhooks carry. Holds no media and no prompt inputs."""
-        request, result = self.request, self.result
-        return {
-            "id": self.id,
-            "object": "job",
-            "state": self.state,
-            "dialect": self.dialect,
-            "model": self.model,
-            "mode": request.mode,
-            "priority": self.priority,
-            "stage": self.progress.stage,
-            "step": self.progress.step,
-            "total": self.progress.total,
-            "queue_position": self.queue_position,
-            "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
-            "created_at": self.created_at,
-            "started_at": self.started_at,
-            "finished_at": self.finished_at,
-            "deadline_at": self.deadline_at,
-            "attempts": self.attempts,
-            "request": _knobs(self) if self.readable else None,
-            "warnings": list(self.warnings),
-            "guardrails": self.checks,
-            "metadata": dict(self.metadata),
-            "error": None
-            if self.error is None
-            else {"message": self.error.text, "type": self.error.type, "code": self.error.status},
-            "result": None
+        error, result = self.error, self.result
+        return JobStatus(
+            id=self.id,
+            state=self.state,
+            dialect=self.dialect,
+            model=self.model,
+            mode=self.request.mode,
+            priority=self.priority,
+            stage=self.progress.stage,
+            step=self.progress.step,
+            total=self.progress.total,
+            queue_position=self.queue_position,
+            eta_s=None if self.eta_s is None else round(self.eta_s, 1),
+            created_at=self.created_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            deadline_at=self.deadline_at,
+            attempts=self.attempts,
+            request=_knobs(self) if self.readable else None,
+            warnings=self.warnings,
+            guardrails=self.checks,
+            metadata=dict(self.metadata),
+            error=None if error is None else ErrorDetail(message=error.text, type=error.type, code=error.status),
+            result=None
             if result is None
-            else {
-                "content_url": f"/v1/jobs/{self.id}/content" if result.available else None,
-                "media_type": result.media_type,
-                "bytes": result.bytes,
-                "seed": result.outcome.seed,
-                "upsampled_prompt": result.outcome.prompt,
-                "timings_s": {stage: round(seconds, 3) for stage, seconds in result.outcome.timings.items()},
-                "actions_url": None if result.outcome.action is None else f"/v1/jobs/{self.id}/actions",
-            },
-        }
+            else ResultStatus(
+                content_url=f"/v1/jobs/{self.id}/content" if result.available else None,
+                media_type=result.media_type,
+                bytes=result.bytes,
+                seed=result.outcome.seed,
+                upsampled_prompt=result.outcome.prompt,
+                timings_s={stage: round(seconds, 3) for stage, seconds in result.outcome.timings.items()},
+                actions_url=None if result.outcome.action is None else f"/v1/jobs/{self.id}/actions",
+            ),
+        ).model_dump()
 
 
 def _knobs(job: Job) -> dict[str, Any]:
@@ -250,209 +382,3 @@ def _knobs(job: Job) -> dict[str, Any]:
 
 _INWARD = frozenset({"left_open", "target", "usual", "warnings"})
 """What `resolve` and the dialects tell each other; not the client's."""
-
-
-@dataclass(frozen=True)
-class JobEvent:
-    """Something that happened to a job. Numbers grow, also across restarts, so a client can say what it has seen.
-
-    Attributes:
-        number: For `Last-Event-ID`.
-        kind: `status` (any change short of the end), `preview`, or the final state.
-        job: The job then; None for previews.
-        preview: A small JPEG of a frame as it is estimated now, for previews.
-    """
-
-    number: int
-    kind: Literal["status", "preview", "succeeded", "failed", "cancelled"]
-    job: Job | None = None
-    preview: bytes | None = None
-
-    @cached_property
-    def payload(self) -> bytes:
-        """The event's data in JSON: written once, however many watch the job."""
-        if self.preview is not None:
-            return to_json({"media_type": "image/jpeg", "data": b64encode(self.preview).decode()})
-        return b"null" if self.job is None else to_json(self.job.summary())
-
-
-class Observer:
-    """Told of jobs, on the event loop; has to return at once. Does nothing itself."""
-
-    def accepted(self, job: Job) -> None:
-        """A job was accepted, in the task of the request that brought it."""
-
-    def started(self, job: Job) -> None:
-        """A job left the queue."""
-
-    def advanced(self, job: Job) -> None:
-        """A job got further: see its `progress`."""
-
-    def made(self, job: Job, outcome: Outcome) -> None:
-        """A job's clip is made; it is still to be stored."""
-
-    def ended(self, job: Job, state: State, error: JobError | None) -> None:
-        """A job is over, and it was this server that ended it. `job` is as it was last; `state` is how it ended."""
-
-    def left(self, job_id: str) -> None:
-        """A job that was unfinished is over, and it was another server that ended it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observers(Observer):
-    """Several of them as one."""
-
-    members: Sequence[Observer] = ()
-
-    def accepted(self, job: Job) -> None:
-        """Tell each."""
-        for member in self.members:
-            member.accepted(job)
-
-    def started(self, job: Job) -> None:
-        """Tell each."""
-        for member in self.members:
-            member.started(job)
-
-    def advanced(self, job: Job) -> None:
-        """Tell each."""
-        for member in self.members:
-            member.advanced(job)
-
-    def made(self, job: Job, outcome: Outcome) -> None:
-        """Tell each."""
-        for member in self.members:
-            member.made(job, outcome)
-
-    def ended(self, job: Job, state: State, error: JobError | None) -> None:
-        """Tell each."""
-        for member in self.members:
-            member.ended(job, state, error)
-
-    def left(self, job_id: str) -> None:
-        """Tell each."""
-        for member in self.members:
-            member.left(job_id)
-
-
-_PER_ATTEMPT = 1_000_000
-
-_PER_STAGE = 100_000
-
-_STAGES: tuple[Stage, ...] = ("queued", "prepare", "encode", "denoise", "decode", "done")
-
-
-def number(job: Job) -> int:
-    """A number that grows with a job's progress, the same whoever computes it, on any server and after any restart."""
-    if job.final:
-        return (job.attempts + 2) * _PER_ATTEMPT - 1
-    if job.state == "queued":
-        return (job.attempts + 1) * _PER_ATTEMPT + max(_PER_STAGE - 2 - (job.queue_position or _PER_STAGE), 0)
-    # Even ones; the odd ones are for previews.
-    within = min(2 * job.progress.step, _PER_STAGE - 2)
-    return job.attempts * _PER_ATTEMPT + _STAGES.index(job.progress.stage) * _PER_STAGE + within
-
-
-def status(job: Job) -> JobEvent:
-    """The event that tells how a job is."""
-    match job.state:
-        case "succeeded" | "failed" | "cancelled":
-            return JobEvent(number(job), job.state, job)
-    return JobEvent(number(job), "status", job)
-
-
-class Feed:
-    """The newest of one job.
-
-    Attributes:
-        job: As it is where it runs; None if it does not run here.
-        preview: The newest, if any.
-        watchers: How many use the feed; it goes when none does.
-        previewing: How many of them want previews.
-        version: Grows with every change.
-    """
-
-    def __init__(self) -> None:
-        self.job: Job | None = None
-        self.preview: JobEvent | None = None
-        self.watchers = 0
-        self.previewing = 0
-        self.version = 0
-        self._changed = asyncio.Event()
-        self._reading = asyncio.Lock()
-        self._told: JobEvent | None = None
-        self._told_at = (-1, float("-inf"))
-
-    async def told(self, read: Callable[[], Awaitable[Job]], max_age_s: float) -> JobEvent:
-        """The event that tells how the job is: one object for all who ask, and one look at the store.
-
-        Args:
-            read: How to look at the job where it does not run here.
-            max_age_s: For how long what was seen there may count.
-        """
-        if self.job is not None:
-            if self._told is None or self._told.job is not self.job:
-                self._told = status(self.job)
-            return self._told
-        async with self._reading:
-            version, at = self._told_at
-            if self._told is None or version != self.version or time.monotonic() - at > max_age_s:
-                seen = (self.version, time.monotonic())
-                self._told = status(await read())
-                self._told_at = seen
-            return self._told
-
-    def update(self, job: Job) -> None:
-        """The job has moved on."""
-        self.job = job
-        self.touch()
-
-    def show(self, jpeg: bytes) -> None:
-        """A preview of the job where it was last."""
-        if self.job is not None:
-            self.preview = JobEvent(number(self.job) + 1, "preview", preview=jpeg)
-            self.touch()
-
-    def touch(self) -> None:
-        """Wake who waits: something changed, perhaps only in the database."""
-        self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def change(self, seen: int, timeout_s: float) -> None:
-        """Return once the version is another than `seen`, or after the time."""
-        if self.version == seen:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-
-
-class Feeds:
-    """The feeds that somebody watches or that a running job fills."""
-
-    def __init__(self) -> None:
-        self._feeds: dict[str, Feed] = {}
-
-    def __len__(self) -> int:
-        return len(self._feeds)
-
-    def find(self, job_id: str) -> Feed | None:
-        """The job's feed, if anybody uses one."""
-        return self._feeds.get(job_id)
-
-    def touch(self, job_id: str) -> None:
-        """Wake who waits for a job."""
-        if job_id in self._feeds:
-            self._feeds[job_id].touch()
-
-    @contextmanager
-    def using(self, job_id: str) -> Iterator[Feed]:
-        """The job's feed, kept for as long as somebody is in here."""
-        feed = self._feeds.setdefault(job_id, Feed())
-        feed.watchers += 1
-        try:
-            yield feed
-        finally:
-            feed.watchers -= 1
-            if not feed.watchers:
-                self._feeds.pop(job_id, None)

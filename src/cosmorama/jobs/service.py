@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, Unpack
 
 from cosmorama.engine.pool import ModelPool
-from cosmorama.engine.scheduler import Priority
-from cosmorama.errors import CancelledError, InvalidRequestError, NotReadyError, Problem
-from cosmorama.jobs.files import Artifacts, Content, Scratch, media_of, restore_media
-from cosmorama.jobs.fleet import Fleet
-from cosmorama.jobs.model import (
+from cosmorama.errors import (
+    CancelledError,
     ContentGoneError,
-    Feeds,
-    Job,
+    InvalidRequestError,
     JobConflictError,
-    JobError,
-    JobEvent,
     JobNotFoundError,
-    Observer,
-    Observers,
-    State,
+    NotReadyError,
+    Problem,
+    QueueFullError,
     StoreUnavailableError,
-    number,
-    status,
 )
-from cosmorama.jobs.queue import Board, Lookout
-from cosmorama.jobs.store import Database, Hold, Store, Upkeep
-from cosmorama.jobs.submit import Intake, Terms
-from cosmorama.jobs.webhooks import Webhooks
-from cosmorama.jobs.worker import STOP_S, Dispatcher, Runner
+from cosmorama.jobs.channel import Channels, JobEvent, Observer, Observers, number, status
+from cosmorama.jobs.database import Database
+from cosmorama.jobs.files import Artifacts, Content, TempDir, media_of, place_media, restore_media, take_media
+from cosmorama.jobs.fleet import Fleet
+from cosmorama.jobs.loops import Dispatcher
+from cosmorama.jobs.model import Job, JobError, JobOptions, State, job_options
+from cosmorama.jobs.queue import QueueView
+from cosmorama.jobs.store import Limits, Store, fingerprint, timed_id
+from cosmorama.jobs.webhooks import Webhooks, check_url
+from cosmorama.jobs.worker import STOP_S, Runner
 from cosmorama.media.write import suffix
-from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest
+from cosmorama.request import GenerationRequest, Usual
+from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
 POLL_S = 1.0
@@ -81,60 +79,55 @@ class Jobs:
         folder = settings.state_dir
         url = settings.database_url
         database = Database(f"sqlite:///{folder / 'jobs.sqlite3'}" if url is None else url.get_secret_value())
-        # SQLite has one writer at a time anyway; queueing for it here is fairer than its own waiting.
-        self._threads = ThreadPoolExecutor(1 if database.is_sqlite else 4, thread_name_prefix="jobs")
         self._store = Store(database, settings.lease_s)
-        self._upkeep = Upkeep(self._store)
         self._artifacts = Artifacts(settings.artifacts or folder / "artifacts")
-        self._scratch = Scratch(folder / "scratch")
-        self._feeds, self._board = Feeds(), Board()
-        self._lookout = Lookout(self._upkeep, self._call, self._board)
-        self._observer = observer or Observer()
-        server = self._scratch.server
-        self._intake = Intake(settings, self._store, self._call, self._artifacts, supervisor, self._board, server)
+        self._temp = TempDir(folder / "scratch")
+        self._channels = Channels()
+        self._queue = QueueView(self._store)
+        self._observer = Observers(self._queue, observer or Observer())
+        server = self._temp.server
+        self._runner = Runner(
+            self._store,
+            self._artifacts,
+            self._temp,
+            supervisor,
+            self._channels,
+            on_change=self._changed,
+            observer=self._observer,
+        )
         self._dispatcher = Dispatcher(
             settings,
             self._store,
-            self._call,
             self._artifacts,
             supervisor,
-            self._feeds,
-            self._lookout,
+            self._channels,
+            self._queue,
+            self._runner,
+            self._observer,
             server,
-        )
-        self._runner = Runner(
-            self._store,
-            self._call,
-            self._artifacts,
-            self._scratch,
-            supervisor,
-            self._feeds,
-            on_change=self._changed,
-            observer=Observers((self._board, self._observer)),
         )
         self._fleet = Fleet(
             self._store,
-            self._call,
             server=server,
             role=settings.role,
             supervisor=supervisor,
             places=settings.places,
-            feeds=self._feeds,
-            local=_Local(self, self._runner, self._dispatcher),
+            channels=self._channels,
+            runner=self._runner,
+            dispatcher=self._dispatcher,
+            follow=self.events,
         )
         secret = settings.webhook_secret
         self._webhooks = None
         if secret is not None:
-            self._webhooks = Webhooks(
-                self._store, self._call, secret.get_secret_value(), allow_private=settings.allow_private_urls
-            )
+            self._webhooks = Webhooks(self._store, secret.get_secret_value(), allow_private=settings.allow_private_urls)
         self._tasks: set[asyncio.Task[None]] = set()
         self.watching = 0
 
     @property
     def queued(self) -> int:
         """Jobs that wait for their turn, as last seen."""
-        return self._board.queued
+        return self._queue.queued
 
     async def start(self) -> None:
         """Open the store, and begin to work on what is in it.
@@ -142,11 +135,11 @@ class Jobs:
         Raises:
             StoreUnavailableError: the database is not there, or another version made it.
         """
-        await self._call(self._store.database.create)
-        await self._call(self._fleet.register.create)
+        await self._store.create()
+        await self._fleet.register.create()
         self._supervisor.on_ready = self._on_ready
         self._dispatcher.alone = self._is_alone
-        self._spawn(self._dispatcher.run(self._runner))
+        self._spawn(self._dispatcher.run())
         self._spawn(self._fleet.run())
         if self._webhooks is not None:
             self._spawn(self._webhooks.run())
@@ -163,8 +156,8 @@ class Jobs:
 
     async def _is_alone(self) -> bool:
         """Whether no other server that could work on the queue shares the store now."""
-        members = await self._call(self._fleet.register.members)
-        return not any(each.alive and each.role != "api" and each.id != self._scratch.server for each in members)
+        members = await self._fleet.register.members()
+        return not any(each.alive and each.role != "api" and each.id != self._temp.server for each in members)
 
     async def drain(self, limit_s: float) -> int:
         """Accept nothing and begin nothing any more, and let what runs come to its end, for `limit_s` at most.
@@ -178,8 +171,8 @@ class Jobs:
                 while tasks := [running.task for running in self._runner.running.values() if running.task is not None]:
                     await asyncio.wait(tasks)
         with suppress(StoreUnavailableError):
-            await self._lookout.look()
-        return len(self._board.jobs)
+            await self._queue.refresh()
+        return len(self._queue.jobs)
 
     async def stop(self) -> None:
         """Put what runs back into the queue and close the store. To be called before the supervisor stops.
@@ -189,47 +182,37 @@ class Jobs:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._intake.stop()
         await self._runner.stop()
         with suppress(TimeoutError):  # without the database; whoever takes over finds out
             async with asyncio.timeout(STOP_S):
                 await self._fleet.leave()
-        self._threads.shutdown(wait=False, cancel_futures=True)
         self._store.database.close()
 
     def close(self) -> None:
         """Remove the folder that clips were made in."""
-        self._scratch.close()
+        self._temp.close()
 
     async def submit(
         self,
         request: GenerationRequest,
         *,
         dialect: str,
-        priority: Priority = "normal",
-        idempotency_key: str | None = None,
-        deadline_s: float | None = None,
         owner: str = "",
-        webhook_url: str | None = None,
-        metadata: Mapping[str, str] | None = None,
         attached: bool = False,
+        **options: Unpack[JobOptions],
     ) -> Job:
         """Accept a request. When this returns, the job survives anything that happens to this process.
 
         Args:
             request: Checked against the model here; inline media goes to the artifact store.
             dialect: Name of the wire format, for those who ask for the answer later.
-            priority: Class of service.
-            idempotency_key: The same key and owner give the same job again, as it is by now.
-            deadline_s: Seconds from now after which the job fails if it is not finished; None: no limit.
             owner: Whose job it is.
-            webhook_url: Told when the job is over.
-            metadata: The client's own labels: at most 16, names up to 64 and values up to 512 characters.
             attached: A client waits for it on this very process: if the process dies, nobody does, and the job is
                 cancelled instead of finished.
+            **options: How it is to be treated, apart from what it is to make.
 
         Raises:
-            InvalidRequestError: the model cannot make this.
+            InvalidRequestError: the model cannot make this, or an option is outside its range.
             MediaError: an inline picture or clip is not valid base64 or too large.
             NotReadyError: no model is loaded now.
             QueueFullError: too many jobs wait already, or too many of this owner; says how many and when to come again.
@@ -240,25 +223,87 @@ class Jobs:
             raise StoreUnavailableError(away)
         if self.draining:
             raise NotReadyError("the server is about to end and accepts nothing new")
-        terms = Terms(
+        options = job_options(options)
+        if (url := options.get("webhook_url")) is not None:
+            if self._webhooks is None:
+                raise InvalidRequestError(Problem("webhook_url", url, "none: this server has no webhook secret"))
+            check_url(url)
+        job, blobs, told = await self._prepared(request, dialect, owner, attached, options)
+        accepted = await self._accepted(job, blobs, told, options.get("deadline_s"))
+        if accepted != job.id:
+            return await self.get(accepted)
+        self._observer.accepted(job)
+        self._dispatcher.wake(reread=False)
+        if attached:  # who waits for the clip does not ask where it stands
+            return job
+        return (await self._placed((job,)))[0]
+
+    async def _prepared(
+        self, request: GenerationRequest, dialect: str, owner: str, attached: bool, options: JobOptions
+    ) -> tuple[Job, dict[str, bytes], str]:
+        """A job, checked against its model, its inline media, and its fingerprint if it has an idempotency key."""
+        model = self._supervisor.find(request.model)
+        capabilities = await self._supervisor.capabilities_of(model)
+        if attached and not self._supervisor.ready:  # who waits on a connection is told now
+            raise NotReadyError(self._supervisor.reason)
+        asked = request
+        if request.reuse is None and self._settings.reuse:  # the server's choice; a model without it goes without
+            asked = replace(request, usual=replace(request.usual or Usual(), reuse=self._settings.reuse))
+        # With its seed drawn here, a request that is begun a second time stays the same request.
+        bare, blobs = replace(resolve(asked, capabilities), model=model), dict[str, bytes]()
+        if request.mode != "text2world":
+            bare, blobs = await asyncio.to_thread(take_media, bare, self._settings.max_input_bytes)
+        now, deadline_s = time.time(), options.get("deadline_s")
+        job_id = timed_id(now, token_hex(8))
+        job = Job(
+            id=job_id,
+            state="queued",
             dialect=dialect,
-            priority=priority,
-            idempotency_key=idempotency_key,
-            deadline_s=deadline_s,
+            model=model,
             owner=owner,
-            webhook_url=webhook_url,
-            metadata=metadata or {},
+            request=place_media(bare, f"inputs/{job_id}") if blobs else bare,
+            priority=options.get("priority", "normal"),
+            created_at=now,
+            metadata=options.get("metadata", {}),
+            deadline_at=None if deadline_s is None else now + deadline_s,
+            idempotency_key=options.get("idempotency_key"),
+            webhook_url=options.get("webhook_url"),
             attached=attached,
         )
-        accepted = await self._intake.accept(request, terms)
-        if isinstance(accepted, str):
-            return await self.get(accepted)
-        self._board.add(accepted)
-        self._dispatcher.moved()
-        self._observer.accepted(accepted)
-        if attached:  # who waits for the clip does not ask where it stands
-            return accepted
-        return (await self._lookout.placed((accepted,), self._runner.progress))[0]
+        keyed = job.idempotency_key is not None
+        return job, blobs, fingerprint(dialect, replace(bare, seed=request.seed), blobs) if keyed else ""
+
+    async def _accepted(self, job: Job, blobs: dict[str, bytes], told: str, deadline_s: float | None) -> str:
+        """Put a job and its media on the disk; its id, or that of the earlier job with its key and fingerprint."""
+        # Those that run are the workers' of the whole fleet.
+        limits = Limits(self._settings.max_queue, self._supervisor.places, self._settings.max_jobs_per_key)
+        accepted = ""
+        try:
+            if blobs:  # they are large: what the queue has no room for is not written down first
+                earlier = await self._store.would_accept(job, limits, told)
+                if earlier is not None:
+                    return earlier
+            for where, blob in blobs.items():
+                await asyncio.to_thread(self._artifacts.put, f"inputs/{job.id}/{where}", blob)
+            accepted = await self._store.accept(
+                job,
+                limits,
+                fingerprint=told,
+                deadline_s=deadline_s,
+                waiter=self._temp.server if job.attached else None,
+                input_bytes=sum(map(len, blobs.values())),
+            )
+        except QueueFullError as error:
+            error.retry_after_s = self._queue.next_free_s
+            raise
+        finally:
+            if blobs and accepted != job.id:
+                with suppress(StoreUnavailableError):
+                    await asyncio.to_thread(self._artifacts.remove, job.id)
+        return accepted
+
+    async def _placed(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+        return await self._queue.placed(jobs, self._runner.progress)
 
     async def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """The job as it is now.
@@ -266,8 +311,7 @@ class Jobs:
         Raises:
             JobNotFoundError: there is none of that id, or it is not this owner's.
         """
-        job: Job = await self._call(self._store.get, job_id, owner)
-        return (await self._lookout.placed((job,), self._runner.progress))[0]
+        return (await self._placed((await self._store.get(job_id, owner),)))[0]
 
     async def list(
         self,
@@ -289,15 +333,13 @@ class Jobs:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequestError(Problem("limit", limit, f"an integer from 1 to {MAX_PAGE}"))
         try:
-            found, more = await self._call(
-                lambda: self._store.page(
-                    cursor=cursor, limit=limit, state=state, owner=owner, dialect=dialect, ascending=ascending
-                )
+            found, more = await self._store.page(
+                cursor=cursor, limit=limit, state=state, owner=owner, dialect=dialect, ascending=ascending
             )
         except JobNotFoundError:
             accepted = "the next_cursor of a page, or the id of a job"
             raise InvalidRequestError(Problem("cursor", cursor, accepted)) from None
-        return Page(await self._lookout.placed(tuple(found), self._runner.progress), more)
+        return Page(await self._placed(tuple(found)), more)
 
     async def restored(self, job: Job) -> GenerationRequest:
         """The request of a job with its inline media in place, so that it can be submitted again.
@@ -319,23 +361,29 @@ class Jobs:
             raise JobNotFoundError(f"job {job_id} has no input {where[:80]!r} of its own")
         return await asyncio.to_thread(self._artifacts.read, str(source))
 
-    async def cancel(self, job_id: str, *, owner: str | None = None) -> Job:
+    async def cancel(self, job_id: str, *, owner: str | None = None, reason: str = "cancelled") -> Job:
         """Stop a job within one denoising step. A job that is over stays as it is; either way its state is returned.
 
         Where another server runs the job, it is still `running` in the answer, and stops within about a second.
 
+        Args:
+            job_id: Which.
+            owner: Whose.
+            reason: What the job's error will say.
+
         Raises:
             JobNotFoundError: as `get`.
         """
-        job: Job = await self._call(self._store.get, job_id, owner)
-        error = JobError.of(CancelledError("cancelled"))
-        if await self._call(self._store.cancel, job_id, error) == "queued":
-            self._runner.ended(replace(job, state="cancelled", error=error))
+        await self._store.get(job_id, owner)
+        error = JobError.of(CancelledError(reason))
+        ended = await self._store.cancel(job_id, error)
+        if ended is not None:
+            self._runner.ended(ended)
         async with self._dispatcher.claiming:
-            task = self._runner.interrupt(job_id, "cancel")
+            task = self._runner.interrupt(job_id, "cancel", error)
         if task is not None:
             await asyncio.wait((task,))
-        self._feeds.touch(job_id)
+        self._channels.touch(job_id)
         self._dispatcher.wake()
         return await self.get(job_id, owner=owner)
 
@@ -352,7 +400,7 @@ class Jobs:
                 await self.wait(job_id, timeout_s=10 * POLL_S)
             except TimeoutError:
                 raise JobConflictError(f"job {job_id} still runs on another server; it is being cancelled") from None
-        await self._call(self._store.remove, job_id)  # first, so that nobody is promised files that are gone
+        await self._store.remove([job_id])  # first, so that nobody is promised files that are gone
         with suppress(StoreUnavailableError):  # clearing sees to what is nobody's
             await asyncio.to_thread(self._artifacts.remove, job_id)
 
@@ -364,13 +412,13 @@ class Jobs:
             JobNotFoundError: as `get`.
         """
         async with asyncio.timeout(timeout_s):
-            with self._feeds.using(job_id) as feed:
+            with self._channels.using(job_id) as channel:
                 while True:
-                    seen = feed.version
-                    job: Job = feed.job or await self._call(self._store.get, job_id)
+                    seen = channel.version
+                    job = channel.job or await self._store.get(job_id)
                     if job.final:
                         return job
-                    await feed.change(seen, POLL_S)
+                    await channel.change(seen, POLL_S)
 
     async def events(self, job_id: str, *, after: int = 0, owner: str | None = None) -> AsyncGenerator[JobEvent]:
         """What happens to the job, from its present state until its end, events after number `after` only.
@@ -385,14 +433,14 @@ class Jobs:
                 yield status(job)
             return
         self.check_watchers()
-        with self._feeds.using(job_id) as feed:
-            feed.previewing += 1
+        with self._channels.using(job_id) as channel:
+            channel.previewing += 1
             self.watching += 1
             self._runner.show_previews(job_id)
             try:
                 while True:
-                    seen, preview = feed.version, feed.preview
-                    told = await feed.told(lambda: self.get(job_id), POLL_S / 2)
+                    seen, preview = channel.version, channel.preview
+                    told = await channel.told(lambda: self.get(job_id), POLL_S / 2)
                     assert told.job is not None
                     job = told.job
                     news = [event for event in (told, preview) if event is not None and event.number > after]
@@ -403,11 +451,11 @@ class Jobs:
                         return
                     self._fleet.watch(job_id)
                     # The more watch, the seldomer each is told of steps: the loop that tells them serves everybody.
-                    if feed.previewing > FEW_WATCHERS:
-                        await asyncio.sleep(min(feed.previewing / WATCHERS_PER_S, MAX_PAUSE_S))
-                    await feed.change(seen, POLL_S)
+                    if channel.previewing > FEW_WATCHERS:
+                        await asyncio.sleep(min(channel.previewing / WATCHERS_PER_S, MAX_PAUSE_S))
+                    await channel.change(seen, POLL_S)
             finally:
-                feed.previewing -= 1
+                channel.previewing -= 1
                 self.watching -= 1
                 self._runner.show_previews(job_id)
 
@@ -452,11 +500,11 @@ class Jobs:
             StoreUnavailableError: the artifact store is away.
         """
         content = self._content(job)
-        target = self._scratch.place(Path(content.name).suffix)
+        target = self._temp.place(Path(content.name).suffix)
         try:
             await asyncio.to_thread(self._artifacts.checkout, content.key, target)
         except BaseException:
-            self._scratch.discard(target)
+            self._temp.discard(target)
             raise
         return target
 
@@ -466,18 +514,11 @@ class Jobs:
 
     async def _drop(self, job_id: str) -> None:
         with suppress(StoreUnavailableError):
-            await self._call(self._store.drop_content, job_id)
+            await self._store.drop_contents([job_id])
             await asyncio.to_thread(self._artifacts.remove, job_id)
 
-    async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a blocking method of the store in its own thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, method, *arguments)
-
     def _changed(self, known: bool) -> None:
-        if known:
-            self._dispatcher.moved()
-        else:
-            self._dispatcher.wake()
+        self._dispatcher.wake(reread=not known)
         if self._webhooks is not None:
             self._webhooks.wake()
 
@@ -486,35 +527,13 @@ class Jobs:
 
     async def _learn(self) -> None:
         """Before the first generation, expect what the last ones took."""
-        if not self._board.estimator.measured:
+        if not self._queue.estimator.measured:
             with suppress(StoreUnavailableError):
-                for request, outcome in await self._call(self._upkeep.recent, self._supervisor.names[0]):
-                    self._board.estimator.finished(request, outcome.timings)
+                for request, outcome in await self._store.recent(self._supervisor.names[0]):
+                    self._queue.estimator.finished(request, outcome.timings)
         self._dispatcher.wake()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-@dataclass(frozen=True, slots=True)
-class _Local:
-    """What the fleet sees of the jobs here."""
-
-    jobs: Jobs
-    runner: Runner
-    dispatcher: Dispatcher
-
-    def progress(self) -> dict[str, tuple[Hold, Progress]]:
-        return {job_id: (each.hold, each.job.progress) for job_id, each in self.runner.running.items()}
-
-    def queue_changed(self) -> None:
-        self.dispatcher.wake()
-
-    def cancelled(self, job_id: str) -> None:
-        if job_id in self.runner.running:
-            self.dispatcher.beat_now()
-
-    def follow(self, job_id: str) -> AsyncIterator[JobEvent]:
-        return self.jobs.events(job_id)

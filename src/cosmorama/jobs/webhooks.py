@@ -10,10 +10,8 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpcore
@@ -21,9 +19,9 @@ import httpx
 from pydantic_core import to_json
 from standardwebhooks import Webhook
 
-from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.jobs.model import Job, JobNotFoundError, StoreUnavailableError
-from cosmorama.jobs.store import Due, Store, Upkeep
+from cosmorama.errors import InvalidRequestError, JobNotFoundError, Problem, StoreUnavailableError
+from cosmorama.jobs.model import Job
+from cosmorama.jobs.store import Delivery, Store
 from cosmorama.media.fetch import RefusedAddressError, guarded
 
 log = logging.getLogger(__name__)
@@ -64,17 +62,13 @@ class Webhooks:
     """Delivers what is due.
 
     Args:
-        store, call: The store, and how to call its blocking methods.
+        store: Where deliveries are.
         secret: Signs the messages.
         allow_private: Whether receivers may be at addresses that are not on the public internet.
     """
 
-    def __init__(
-        self, store: Store, call: Callable[..., Awaitable[Any]], secret: str, *, allow_private: bool = False
-    ) -> None:
+    def __init__(self, store: Store, secret: str, *, allow_private: bool = False) -> None:
         self._store = store
-        self._upkeep = Upkeep(store)
-        self._call = call
         self._signer = Webhook(secret)
         self._allow_private = allow_private
         self._woken = asyncio.Event()
@@ -93,7 +87,7 @@ class Webhooks:
             while True:
                 self._woken.clear()
                 try:
-                    for due in await self._call(self._upkeep.due_webhooks):
+                    for due in await self._store.due_webhooks():
                         await self._begin(due)
                 except StoreUnavailableError:
                     pass  # the dispatcher has said so in the log
@@ -110,9 +104,9 @@ class Webhooks:
             # Whoever comes next need not wait until they would have timed out here.
             with suppress(StoreUnavailableError, TimeoutError):
                 async with asyncio.timeout(GIVE_BACK_S):
-                    await self._call(self._upkeep.give_back_webhooks, cut_off)
+                    await self._store.give_back_webhooks(cut_off)
 
-    async def _begin(self, due: Due) -> None:
+    async def _begin(self, due: Delivery) -> None:
         """Begin a delivery, unless its receiver, its owner or this server has enough of them at a time."""
         host = urlsplit(due.url).netloc.lower()
         most = PER_OWNER if due.owner else AT_ONCE  # without keys all jobs have the same owner, who is nobody
@@ -122,7 +116,7 @@ class Webhooks:
             return
         self._under_way.add(due.job_id)
         try:
-            taken = await self._call(self._upkeep.take_webhook, due, 3 * TIMEOUT_S)
+            taken = await self._store.take_webhook(due, 3 * TIMEOUT_S)
         except Exception:
             self._under_way.discard(due.job_id)
             raise
@@ -145,9 +139,9 @@ class Webhooks:
 
         task.add_done_callback(ended)
 
-    async def _deliver(self, due: Due) -> None:
+    async def _deliver(self, due: Delivery) -> None:
         try:
-            job = await self._call(self._store.get, due.job_id)
+            job = await self._store.get(due.job_id)
             problem = await self._post(due.url, job)
             retry_in_s = None
             if problem is not None:
@@ -155,7 +149,7 @@ class Webhooks:
                 # Jitter, so that a receiver that was away is not met by all of them at once.
                 retry_in_s = None if last else RETRIES_S[due.attempts - 1] * random.uniform(0.9, 1.1)
                 log.warning("webhook of job %s, attempt %d: %s%s", job.id, due.attempts, problem, "; given up" * last)
-            await self._call(self._upkeep.set_webhook, due.job_id, retry_in_s)
+            await self._store.set_webhook(due.job_id, retry_in_s)
         except JobNotFoundError:
             pass
         except StoreUnavailableError:

@@ -1,4 +1,4 @@
-"""Takes jobs from the queue, has them made, records how they ended; keeps claims alive, and clears away."""
+"""Has claimed jobs made, and records how they ended."""
 
 from __future__ import annotations
 
@@ -8,56 +8,42 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cosmorama.engine.pool import ModelPool
-from cosmorama.engine.scheduler import PREPARING, PREPARING_PER_OWNER, Candidate, admit, prepares_slowly
 from cosmorama.errors import (
     CancelledError,
     CosmoramaError,
     DeadlineExceededError,
-    ModelNotFoundError,
     NotReadyError,
     StorageFullError,
+    StoreUnavailableError,
     WorkerDiedError,
     WorkerError,
 )
-from cosmorama.jobs.files import Artifacts, Published, Scratch, restore_media
-from cosmorama.jobs.model import FINAL, Feeds, Job, JobError, Observer, StoreUnavailableError
-from cosmorama.jobs.queue import Lookout
-from cosmorama.jobs.store import Finish, Hold, Store, Upkeep, pack_outcome
+from cosmorama.jobs.channel import Channels, Observer
+from cosmorama.jobs.files import Artifacts, Published, TempDir, restore_media
+from cosmorama.jobs.model import Job, JobError
+from cosmorama.jobs.store import Claim, Finish, Store
 from cosmorama.logs import about
 from cosmorama.media.write import mime_type, suffix
 from cosmorama.progress import Progress
-from cosmorama.request import ResolvedRequest
-from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_BLAME = 6
-
 """How much suspicion a job may come under before it is given up."""
-
 WORKER_DIED, SERVER_DIED = 2, 1
-
 """How much a death weighs: a worker's falls on the job at work, a server's on all that it held, whatever ended it."""
-
 STORE_RETRIES_S = (0.2, 1.0, 3.0)
-
 """Waits between attempts to use the artifact store, before the job fails of it."""
-
 STOP_S = 8.0
 """For how long a stop waits for the database to take what runs back into the queue."""
 RECORD_RETRY_S = 1.0
-
 """Wait between attempts to record an end: as long as the database is down, there is nothing better to do."""
-
 CANCELLED = JobError.of(CancelledError("cancelled"))
-
 _T = TypeVar("_T")
-
 Reason = Literal["cancel", "lost", "stop"]
 
 
@@ -66,7 +52,7 @@ class Running:
     """A job this server has claimed.
 
     Attributes:
-        hold: The claim.
+        claim: The claim.
         job: As it was claimed, with the progress since.
         begun: Whether its task has taken its first step. One that is cancelled before never runs at all, and nobody
             would write down how the job ended.
@@ -77,7 +63,7 @@ class Running:
         error: What the job ends with then.
     """
 
-    hold: Hold
+    claim: Claim
     job: Job
     begun: bool = False
     generating: bool = True
@@ -89,17 +75,17 @@ class Running:
     @property
     def name(self) -> str:
         """The generation's name at the worker."""
-        return f"{self.hold.job_id}.{self.hold.attempt}"
+        return f"{self.claim.job_id}.{self.claim.attempt}"
 
 
 class Runner:
     """Runs claimed jobs, each in a task.
 
     Args:
-        store, call: The store, and how to call its blocking methods.
-        artifacts, scratch: Where inputs are and results go; where clips are made.
+        store: Where jobs are.
+        artifacts, temp: Where inputs are and results go; where clips are made.
         supervisor: Who makes them.
-        feeds: Who is told.
+        channels: Who is told.
         on_change: Called when a place has become free; with whether observers were told what became of the job.
         observer: Told of what happens to jobs here.
     """
@@ -107,11 +93,10 @@ class Runner:
     def __init__(
         self,
         store: Store,
-        call: Callable[..., Awaitable[Any]],
         artifacts: Artifacts,
-        scratch: Scratch,
+        temp: TempDir,
         supervisor: ModelPool,
-        feeds: Feeds,
+        channels: Channels,
         *,
         on_change: Callable[[bool], None],
         observer: Observer,
@@ -122,11 +107,10 @@ class Runner:
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._store = store
-        self._call = call
         self._artifacts = artifacts
-        self._scratch = scratch
+        self._temp = temp
         self._supervisor = supervisor
-        self._feeds = feeds
+        self._channels = channels
         self._on_change = on_change
         self._observer = observer
 
@@ -135,12 +119,12 @@ class Runner:
         """How far the jobs are that run here, by id."""
         return {job_id: running.job.progress for job_id, running in self.running.items()}
 
-    def start(self, hold: Hold, job: Job) -> None:
+    def start(self, claim: Claim, job: Job) -> None:
         """Run a claimed job."""
         self._observer.started(job)
-        running = self.running[job.id] = Running(hold, job)
-        if feed := self._feeds.find(job.id):
-            feed.update(job)
+        running = self.running[job.id] = Running(claim, job)
+        if channel := self._channels.find(job.id):
+            channel.update(job)
         with about(job.id):
             running.task = asyncio.create_task(self._run(running), name=running.name)
 
@@ -168,28 +152,24 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def settle(self, hold: Hold, *, cancelled: JobError | None, blame: bool) -> None:
+    async def recover(self, claim: Claim, *, cancelled: JobError | None, blame: bool) -> None:
         """Decide about a claim that no task is at: the job is finished already, to be cancelled, or to begin anew."""
-        published = await asyncio.to_thread(self._artifacts.published, hold.job_id, hold.attempt)
+        published = await asyncio.to_thread(self._artifacts.published, claim.job_id, claim.attempt)
         if published is not None:
-            ended = await self._call(self._store.finish, hold, _success(published))
+            ended = await self._store.finish(claim, _success(published))
         elif cancelled is not None:
-            ended = await self._call(self._store.finish, hold, Finish("cancelled", cancelled))
+            ended = await self._store.finish(claim, Finish("cancelled", cancelled))
         else:
-            ended = await self._give_back(hold, "the server died", SERVER_DIED if blame else 0)
+            ended = await self._give_back(claim, "the server died", SERVER_DIED if blame else 0)
         if ended is not None:
             self.ended(ended)
-        self._feeds.touch(hold.job_id)
+        self._channels.touch(claim.job_id)
 
     def ended(self, job: Job) -> None:
         """A job came to its end by this server's hand, wherever it was: tell of it, once, and let its files go."""
-        self._observer.ended(job, job.state, job.error)
+        self._observer.ended(job)
         if job.state != "succeeded":
             self._later(self._remove_files(job.id))
-
-    def left(self, job_id: str) -> None:
-        """A job came to its end by another server's hand."""
-        self._observer.left(job_id)
 
     async def _remove_files(self, job_id: str) -> None:
         """Remove what was sent with a job that made nothing, and what it left; clearing sees to what this misses."""
@@ -207,12 +187,12 @@ class Runner:
         clip: Path | None = None
         finish: Finish | None = None
         died, weight = "", 0
-        with self._feeds.using(job.id) as feed:
+        with self._channels.using(job.id) as channel:
             running.begun = True
             try:
                 if running.reason is not None:
                     raise asyncio.CancelledError
-                clip = self._scratch.place(suffix(job.request.output))
+                clip = self._temp.place(suffix(job.request.output))
                 finish = await self._make(running, clip)
             except asyncio.CancelledError:
                 running.reason = running.reason or "lost"  # the process ends: nothing is known any more
@@ -244,27 +224,27 @@ class Runner:
             finally:
                 if self.running.get(job.id) is running:  # given back, it may have been claimed again already
                     del self.running[job.id]
-                    feed.job = ended
-                feed.touch()
+                    channel.job = ended
+                channel.touch()
                 self._on_change(ended is not None)
                 if clip is not None:
                     self._later(self._discard(running.name, clip))
 
     async def _record(self, running: Running, finish: Finish | None, died: str, weight: int) -> Job | None:
         """Write down how a run came to its end; the job if it is over."""
-        hold = running.hold
+        claim = running.claim
         if running.reason == "lost":
             return None
         if running.reason == "stop":
-            await self._call(self._store.release, hold)
+            await self._store.release(claim)
             return None
         if finish is None:
-            ended: Job | None = await self._persist(lambda: self._give_back(hold, died, weight))
+            ended = await self._persist(lambda: self._give_back(claim, died, weight))
         else:
-            ended = await self._persist(lambda: self._call(self._store.finish, hold, finish))
+            ended = await self._persist(lambda: self._store.finish(claim, finish))
             if ended is None and finish.state == "succeeded":  # it was somebody else's by then
                 with suppress(StoreUnavailableError):
-                    await asyncio.to_thread(self._artifacts.remove_attempt, hold.job_id, hold.attempt)
+                    await asyncio.to_thread(self._artifacts.remove_attempt, claim.job_id, claim.attempt)
         if ended is not None:
             self.ended(ended)
             log.info("%s after %.1f s", ended.state, time.time() - ended.created_at)
@@ -273,14 +253,14 @@ class Runner:
     async def _discard(self, name: str, clip: Path) -> None:
         """Remove the folder that a clip was made in, once the worker, which writes into it, has let go of it."""
         await self._supervisor.released(name)
-        await asyncio.to_thread(self._scratch.discard, clip)
+        await asyncio.to_thread(self._temp.discard, clip)
 
     async def _make(self, running: Running, clip: Path) -> Finish:
-        job, hold = running.job, running.hold
+        job, claim = running.job, running.claim
         request, begun_at = job.request, time.monotonic()
         if request.mode != "text2world":
             request = await self._patiently(lambda: restore_media(request, self._artifacts.read))
-        left_s = None if hold.left_s is None else max(hold.left_s - (time.monotonic() - begun_at), 0)
+        left_s = None if claim.left_s is None else max(claim.left_s - (time.monotonic() - begun_at), 0)
         try:
             async with asyncio.timeout(left_s):
                 with self._supervisor.worker(request.model) as worker:
@@ -305,9 +285,9 @@ class Runner:
                     lambda: self._artifacts.publish(
                         outcome.path,
                         job.id,
-                        hold.attempt,
+                        claim.attempt,
                         media_type=mime_type(request.output),
-                        outcome=pack_outcome(outcome),
+                        outcome=outcome,
                         durable=not job.attached,
                     )
                 )
@@ -321,27 +301,26 @@ class Runner:
     def _advanced(self, running: Running, progress: Progress) -> None:
         running.job = replace(running.job, state="running", progress=progress, eta_s=progress.remaining_s)
         self._observer.advanced(running.job)
-        if feed := self._feeds.find(running.job.id):
-            feed.update(running.job)
+        if channel := self._channels.find(running.job.id):
+            channel.update(running.job)
             if progress.stage == "prepare":  # the worker knows it now
                 self.show_previews(running.job.id)
 
     def _previewed(self, job_id: str, jpeg: bytes) -> None:
-        if feed := self._feeds.find(job_id):
-            feed.show(jpeg)
+        if channel := self._channels.find(job_id):
+            channel.show(jpeg)
 
     def show_previews(self, job_id: str) -> None:
         """Have previews made of a job while somebody besides its own task watches it."""
-        running, feed = self.running.get(job_id), self._feeds.find(job_id)
-        if running is not None and feed is not None:
-            self._supervisor.watch(running.name, feed.previewing > 0)
+        running, channel = self.running.get(job_id), self._channels.find(job_id)
+        if running is not None and channel is not None:
+            self._supervisor.watch(running.name, channel.previewing > 0)
 
-    async def _give_back(self, hold: Hold, reason: str, blame: int) -> Job | None:
+    async def _give_back(self, claim: Claim, reason: str, blame: int) -> Job | None:
         """Put a job whose process died back into the queue, or end it if it is suspected too much; the job then."""
-        message = f"{reason}; the job was begun {hold.attempt} times, came to no end, and is given up"
+        message = f"{reason}; the job was begun {claim.attempt} times, came to no end, and is given up"
         finish = Finish("failed", JobError.of(WorkerError(message)))
-        ended: Job | None = await self._call(self._store.release, hold, blame, MAX_BLAME, finish)
-        return ended
+        return await self._store.release(claim, blame, MAX_BLAME, finish)
 
     async def _patiently(self, use: Callable[[], _T]) -> _T:
         """Use the artifact store, which may be away for a moment."""
@@ -378,270 +357,3 @@ def _success(published: Published) -> Finish:
         result_key=published.key,
         result_bytes=published.bytes,
     )
-
-
-TICK_S = 1.0
-
-"""How often what other servers did is looked for; what happens on this one is acted on at once."""
-
-CLEAR_EVERY_S = 300.0
-PROBE_EVERY_S = 5.0
-"""How often it is seen whether the artifact store can be written."""
-
-
-class Dispatcher:
-    """Keeps a server's claims alive and its worker busy: claiming, heartbeat and clearing, each in a loop of its own.
-
-    Attributes:
-        away: Why nothing can be accepted or begun, in words: the database or the artifact store cannot be used.
-        vanished: The same where the store itself was taken away: what is accepted would be lost with it.
-        alone: Says whether no other server shares the store now.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        call: Callable[..., Awaitable[Any]],
-        artifacts: Artifacts,
-        supervisor: ModelPool,
-        feeds: Feeds,
-        lookout: Lookout,
-        server: str,
-    ) -> None:
-        self.runner: Runner | None = None
-        self.draining = False
-        self.away: str | None = None
-        self.vanished: str | None = None
-        self.alone: Callable[[], Awaitable[bool]] = _yes
-        self._settings = settings
-        self._store = store
-        self._upkeep = Upkeep(store)
-        self._call = call
-        self._artifacts = artifacts
-        self._supervisor = supervisor
-        self._feeds = feeds
-        self._lookout = lookout
-        self._stale = True
-        self._server = server
-        self._woken = asyncio.Event()
-        self._told: dict[Hold, Progress] = {}
-        self._unknown_files: set[str] = set()
-        self._look_at = self._probe_at = 0.0
-        self._beat_now = asyncio.Event()
-        # A claim that is in the store and not yet in `runner.running` looks to the heartbeat like one that was lost,
-        # and to who cancels the job like one of another server.
-        self.claiming = asyncio.Lock()
-
-    def wake(self) -> None:
-        """Read the queue now: something changed, or a place is free."""
-        self._stale = True
-        self._woken.set()
-
-    def beat_now(self) -> None:
-        """Look now for what became of the jobs that run here: one of them was cancelled on another server."""
-        self._beat_now.set()
-
-    def moved(self) -> None:
-        """Look at the board now: something came to it, or a place is free; it need not be read anew."""
-        self._woken.set()
-
-    async def run(self, runner: Runner) -> None:
-        """Go on until cancelled."""
-        self.runner = runner
-        lease_s = self._store.lease_s
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._loop(lambda: self._fill(runner), self._woken, TICK_S))
-            loops.create_task(self._loop(lambda: self._heartbeat(runner), self._beat_now, min(TICK_S, lease_s / 4)))
-            loops.create_task(self._loop(lambda: self._sweep(runner), asyncio.Event(), lease_s / 5))
-            loops.create_task(self._loop(self._clear, asyncio.Event(), CLEAR_EVERY_S))
-
-    async def _loop(self, turn: Callable[[], Awaitable[None]], woken: asyncio.Event, every_s: float) -> None:
-        """Take turns, after each wake and at least so often; an error is one turn's."""
-        away = False
-        while True:
-            woken.clear()
-            try:
-                await turn()
-                away = False
-            except StoreUnavailableError as error:
-                if not away:
-                    log.error("%s; what runs goes on, and the queue waits", error.logged)
-                away = True
-            except Exception:
-                log.exception("a turn of the dispatcher failed")
-            # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with a wake.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(every_s if not away else TICK_S / 2):
-                    await woken.wait()
-            if away:
-                await asyncio.sleep(TICK_S / 2)
-
-    async def _heartbeat(self, runner: Runner) -> None:
-        """Say that this server lives, see what became of its claims, and whether its stores can be used."""
-        try:
-            self._store.database.check()
-            self.vanished = None
-        except StoreUnavailableError as error:
-            self.away = self.vanished = str(error)
-            raise
-        try:
-            async with self.claiming:
-                await self._beat(runner)
-        except StoreUnavailableError as error:
-            self.away = str(error)
-            raise
-        now = time.monotonic()
-        if now >= self._probe_at:
-            self._probe_at = now + PROBE_EVERY_S
-            was = runner.unwritable
-            try:
-                await asyncio.to_thread(self._artifacts.probe)
-                runner.unwritable = None
-            except StoreUnavailableError as error:
-                if was is None:
-                    log.error("%s; nothing is accepted or begun until it can", error.logged)
-                runner.unwritable = str(error)
-            if was is not None and runner.unwritable is None:
-                self.wake()
-        self.away = runner.unwritable
-
-    async def _beat(self, runner: Runner) -> None:
-        held = {running.hold: running for running in runner.running.values()}
-        moved = {h: r.job.progress for h, r in held.items() if r.generating and self._told.get(h) != r.job.progress}
-        if moved:
-            await self._call(self._store.advance, moved)
-        self._told = {hold: running.job.progress for hold, running in held.items()}
-        beat = await self._call(self._upkeep.heartbeat, self._server)
-        for hold in held.keys() - beat.held:
-            if hold.job_id in runner.running:  # it may have ended meanwhile
-                runner.interrupt(hold.job_id, "lost")
-        for hold in beat.cancelled.keys() & held.keys():
-            runner.interrupt(hold.job_id, "cancel", beat.cancelled[hold])
-        # A claim whose answer was lost with the connection to the database: nobody runs it.
-        for hold in beat.held - held.keys():
-            if hold.job_id not in runner.running:
-                await runner.settle(hold, cancelled=beat.cancelled.get(hold), blame=False)
-                self.wake()
-
-    async def _sweep(self, runner: Runner) -> None:
-        gone = JobError.of(CancelledError("the client that waited for it, or the server that it waited at, is gone"))
-        late = JobError.of(DeadlineExceededError("the job was not finished by its deadline"))
-        for end, error in (
-            (partial(self._upkeep.end_abandoned, self._server), gone),
-            (self._upkeep.end_overdue, late),
-            (self._upkeep.end_cancelled, CANCELLED),
-        ):
-            for job in await self._call(end, error):
-                runner.ended(job)
-                self._feeds.touch(job.id)
-                self.wake()
-        # What a newer server wrote is left to it; without one, nobody would ever come for it.
-        if self._lookout.unreadable and await self.alone():
-            for job in await self._call(self._upkeep.end_unreadable, self._lookout.unreadable):
-                log.error("job %s: its request cannot be read by this release", job.id)
-                runner.ended(job)
-                self._feeds.touch(job.id)
-        for hold, to_cancel in await self._call(self._upkeep.seize, self._server):
-            log.warning("job %s: its server gives no sign of life; taken over", hold.job_id)
-            await runner.settle(hold, cancelled=to_cancel, blame=True)
-            self.wake()
-
-    async def _fill(self, runner: Runner) -> None:
-        """Claim what the scheduler puts first, while its model's worker has room."""
-        while True:
-            now = time.monotonic()
-            if self._stale or now >= self._look_at:
-                self._stale, self._look_at = False, now + TICK_S
-                await self._lookout.look()
-                for job_id in self._lookout.board.gone:
-                    runner.left(job_id)
-            if self.draining or runner.unwritable is not None:
-                return
-            chosen = self._choose(runner)
-            if chosen is None:
-                return
-            self._stale = True  # unless it is ours now, the board does not know what became of it
-            async with self.claiming:
-                claimed = await self._call(self._store.claim, chosen.name, self._server)
-                if claimed is not None:
-                    self._stale = False
-                    hold, job = claimed
-                    self._lookout.board.claimed(job.id)
-                    runner.start(hold, job)
-                    self._feeds.touch(job.id)
-
-    def _choose(self, runner: Runner) -> Candidate | None:
-        """The first of the queue that may begin now; of each model, only its first may.
-
-        What only waits for its inputs takes no place of those that compute; so many may wait beside them.
-        """
-        board, seen = self._lookout.board, set[str]()
-        here: dict[str, list[Running]] = {}
-        # Of those that a process may have died of one at a time: if another dies, it was not all of them.
-        suspected = any(map(board.suspect, runner.running))
-        for job, candidate in board.in_order():
-            if job.state != "queued" or (suspected and job.suspect):
-                continue
-            try:
-                model = self._supervisor.find(board.model(job))
-            except (ModelNotFoundError, NotReadyError):  # another server's, or not to be told yet
-                continue
-            if model in seen:
-                continue
-            if model not in here:
-                here[model] = [r for r in runner.running.values() if r.generating and self._makes(r, model)]
-            waiting = [r.job.owner for r in here[model] if self._waits_for_inputs(r)]
-            if self._prepares_slowly(board.request(job)) and (
-                len(waiting) >= PREPARING or waiting.count(job.owner) >= PREPARING_PER_OWNER
-            ):
-                continue  # it would only wait there, and who needs no preparing is not to wait behind it
-            seen.add(model)
-            if self._supervisor.takes(model):
-                held = [board.running(r.job) for r in here[model] if not self._waits_for_inputs(r)]
-                chosen = admit(held, [candidate], self._supervisor.places)
-                if chosen is not None:
-                    return chosen
-            if len(seen) == len(self._supervisor.names):
-                break
-        return None
-
-    def _prepares_slowly(self, request: ResolvedRequest) -> bool:
-        endpoint = self._settings.prompt_upsampling_endpoint_url
-        expanded = self._settings.prompt_upsampling and endpoint is not None
-        return prepares_slowly(request, expanded_elsewhere=expanded)
-
-    def _waits_for_inputs(self, running: Running) -> bool:
-        before = running.job.progress.stage in ("queued", "prepare")
-        return before and self._prepares_slowly(running.job.request)
-
-    def _makes(self, running: Running, model: str) -> bool:
-        try:
-            return self._supervisor.find(running.job.request.model) == model
-        except (ModelNotFoundError, NotReadyError):
-            return False
-
-    async def _clear(self) -> None:
-        """Remove what is too old or too much, and files that belong to nothing: a little at a time."""
-        while ids := await self._call(self._upkeep.expired, self._settings.retention_s):
-            for job_id in ids:
-                await asyncio.to_thread(self._artifacts.remove, job_id)
-            await self._call(self._upkeep.remove, ids)
-        while ids := await self._call(self._upkeep.over, self._settings.max_artifact_bytes):
-            await self._call(self._upkeep.drop_contents, ids)  # first, so that nobody is promised what is gone
-            for job_id in ids:
-                await asyncio.to_thread(self._artifacts.remove, job_id)
-        stored = await asyncio.to_thread(lambda: list(self._artifacts.jobs()))
-        known = await self._call(self._upkeep.results, stored)
-        for job_id, (state, key) in known.items():
-            if state in FINAL and key is None:
-                await asyncio.to_thread(self._artifacts.remove, job_id, inputs=state != "succeeded")
-        # Inputs are stored before their job is accepted: only what is unknown twice is nobody's.
-        unknown = set(stored) - known.keys()
-        for job_id in unknown & self._unknown_files:
-            await asyncio.to_thread(self._artifacts.remove, job_id)
-        self._unknown_files = unknown
-
-
-async def _yes() -> bool:
-    return True

@@ -280,7 +280,7 @@ def video_object(job: Job) -> dict[str, Any]:
         "seed": job.request.seed,
         "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
         "warnings": list(job.warnings),
-        "guardrails": job.checks,
+        "guardrails": [check.model_dump() for check in job.checks],
         "error": None if error is None else {"code": error.type, "message": error.text},
     }
 
