@@ -161,10 +161,12 @@ class WorkerDiedError(WorkerError):
 
     Attributes:
         suspect: Whether this generation may have been what killed it.
+        with_server: Whether the program around it died too, with everything else that it held.
     """
 
-    def __init__(self, message: str, *, suspect: bool) -> None:
+    def __init__(self, message: str, *, suspect: bool = False, with_server: bool = False) -> None:
         self.suspect = suspect
+        self.with_server = with_server
         super().__init__(message)
 
 

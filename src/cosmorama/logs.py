@@ -33,7 +33,7 @@ def about(job: str) -> Iterator[None]:
         _job.reset(token)
 
 
-def configure(settings: Settings, process: Literal["server", "worker", "follower", "reader"]) -> None:
+def configure(settings: Settings, process: Literal["server", "worker", "follower", "reader", "replica"]) -> None:
     """Send everything that is logged to standard error in the format of the settings, other libraries' records too.
 
     What a library would write to the console with a handler of its own comes here instead, and so do Python's warnings.

@@ -103,8 +103,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(30, ge=0)
     """After SIGTERM, for how long jobs that run may go on; what is left then stays in the queue."""
 
-    role: Literal["all", "api", "worker"] = "all"
-    """all: answers and generates; api: answers only, for workers that share its database; worker: generates only."""
+    role: Literal["all", "api", "worker", "fleet"] = "all"
+    """all: answers and generates; api: answers only, for workers that share its database; worker: generates only;
+    fleet: answers, and generates on a Ray cluster."""
     model: str = Field("microcosm", min_length=1, validation_alias=_names("MODEL", "MODEL_PATH"))
     """A known model's name, or the folder of a checkpoint."""
     models: Annotated[dict[str, str], NoDecode] = {}
@@ -155,8 +156,10 @@ class Settings(BaseSettings):
     """With `parallel`, how many; guidance takes 2."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the worker; None: all."""
-    replicas: int = Field(1, ge=1, le=64)
-    """Workers with the same model behind one queue, each on the next GPU."""
+    replicas: int = Field(1, ge=1, le=1024)
+    """Workers with the same model behind one queue, each on the next GPU; of a fleet, where Ray puts them."""
+    min_replicas: int | None = Field(None, ge=0)
+    """Of a fleet, so many replicas stay when there is no work; None: all."""
     max_active: int = Field(2, ge=1)
     """Generations held by the worker at once; one more where it goes before all of them."""
     max_queue: int = Field(32, ge=0)
@@ -403,8 +406,16 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _replicas_have_one_model(self) -> Self:
-        if self.replicas > 1 and self.models:
+        if self.role == "fleet":
+            if self.min_replicas is not None and self.min_replicas > self.replicas:
+                raise ValueError(f"min_replicas is {self.min_replicas}; it must be at most replicas, {self.replicas}")
+            for name in ("model_memory", "model_idle_s"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for one machine; of a fleet, min_replicas 0 gives up idle models")
+        elif self.replicas > 1 and self.models:
             raise ValueError(f"replicas is {self.replicas}; with several models it must be 1")
+        elif self.min_replicas is not None:
+            raise ValueError("min_replicas is for a fleet ('cosmorama fleet'); here all replicas stay")
         return self
 
     @property

@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,17 @@ def test_places_are_those_of_all_and_several_models_have_no_replicas() -> None:
     assert Settings(replicas=4, max_active=2).places == 8
     with pytest.raises(ValidationError, match="replicas is 2; with several models"):
         Settings(replicas=2, models={"a": "microcosm", "b": "microcosm"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"min_replicas": 1}, "min_replicas is for a fleet"),
+        ({"role": "fleet", "replicas": 2, "min_replicas": 3}, "min_replicas is 3; it must be at most replicas, 2"),
+        ({"role": "fleet", "model_idle_s": 5}, "model_idle_s is for one machine"),
+    ],
+)
+def test_what_replicas_cannot_be_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Settings(**settings)
+    Settings(role="fleet", replicas=8, min_replicas=0, models={"a": "microcosm", "b": "microcosm"})

@@ -22,6 +22,7 @@ from cosmorama.api.services import Services
 from cosmorama.engine.inputs import with_local_chats
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
+from cosmorama.errors import CosmoramaError
 from cosmorama.jobs.channel import Observers
 from cosmorama.jobs.fleet import RemotePool
 from cosmorama.jobs.service import Jobs
@@ -126,6 +127,12 @@ def pool_of(settings: Settings) -> ModelPool:
     """Who generates: a worker of this server's for each of its models, or other servers."""
     if settings.role == "api":
         return RemotePool(settings)
+    if settings.role == "fleet":
+        try:
+            from cosmorama.engine.cluster import Replicas
+        except ModuleNotFoundError as error:
+            raise CosmoramaError(f"{error.name} is not installed: pip install 'cosmorama[ray]'") from None
+        return ModelPool(settings, Replicas)
     return ModelPool(settings, Supervisor)
 
 

@@ -17,7 +17,7 @@ from cosmorama.cli.generate import generate
 from cosmorama.cli.grid import grid
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.models import models
-from cosmorama.cli.serve import serve, worker
+from cosmorama.cli.serve import fleet, serve, worker
 from cosmorama.cli.texts import caption, upsample
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for command in (generate, show, again, batch, grid, bench, doctor, upsample, cap
     app.command()(command)
 app.command("serve")(serve)
 app.command("worker")(worker)
+app.command("fleet")(fleet)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 

@@ -18,7 +18,7 @@ _MOST_USED = ("model", "models", "host", "port", "api_keys")
 _HIDDEN = ("upstream_request_timeout_us",)
 _GROUPS = {
     "Models and memory": "model name warmup device dtype offload quantize variant controls vae_tiling adapters "
-    "parallel threads cache disable",
+    "parallel threads replicas min cache disable",
     "Jobs": "role max drain request hang state database artifacts retention lease webhook",
     "Inputs": "allow url video_quality reuse dialect size",
     "Text and safety": "blocked text_guardrail video_guardrail prompt captioning",
@@ -97,4 +97,9 @@ worker = _command(
     "Generate for servers with `--role api` that share its database and artifact store. Answers health and metrics.",
     [name for name in _ALL if name != "role"],
     {"role": "worker"},
+)
+fleet = _command(
+    "Serve models that run as replicas on a Ray cluster: that of RAY_ADDRESS or of this machine, else one of its own.",
+    [name for name in _ALL if name != "role"],
+    {"role": "fleet"},
 )

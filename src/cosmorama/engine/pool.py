@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from cosmorama.engine.supervisor import Supervisor
 from cosmorama.errors import ModelNotFoundError, NotReadyError
@@ -22,7 +23,13 @@ from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
 from cosmorama.world.registry import stored_bytes
 
+if TYPE_CHECKING:
+    from cosmorama.engine.cluster import Replicas
+
 log = logging.getLogger(__name__)
+
+Worker: TypeAlias = "Supervisor | Replicas"
+"""Whoever makes clips with one model: a process here, or replicas on a cluster, which count as one with many places."""
 
 LOOK_EVERY_S = 1.0
 SETTLE_S = 2.0
@@ -44,7 +51,7 @@ class ServedModel:
     name: str
     source: str
     bytes: int = 0
-    workers: list[Supervisor] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     last: Capabilities | None = None
     running: int = 0
     used_at: float = 0.0
@@ -79,7 +86,7 @@ class ModelPool:
         on_ready: Called when a worker has loaded its model.
     """
 
-    def __init__(self, settings: Settings, worker: Callable[[Settings], Supervisor] = Supervisor) -> None:
+    def __init__(self, settings: Settings, worker: Callable[[Settings], Worker] = Supervisor) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self._settings, self._make = settings, worker
         self._models = {name: ServedModel(name, source) for name, source in self._sources().items()}
@@ -99,7 +106,7 @@ class ModelPool:
         return tuple(self._models)
 
     @property
-    def workers(self) -> tuple[Supervisor, ...]:
+    def workers(self) -> tuple[Worker, ...]:
         """Those that there are now, of all models."""
         return tuple(worker for member in self._models.values() for worker in member.workers)
 
@@ -202,7 +209,7 @@ class ModelPool:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
     @contextmanager
-    def worker(self, model: str | None) -> Iterator[Supervisor]:
+    def worker(self, model: str | None) -> Iterator[Worker]:
         """Whoever is to make a clip with a model, which stays loaded meanwhile: the ready one with the least to do.
 
         Raises:
@@ -245,15 +252,15 @@ class ModelPool:
         settings = self._settings
         return settings.models or {settings.name or settings.model: settings.model}
 
-    def _workers_of(self, member: ServedModel) -> list[Supervisor]:
+    def _workers_of(self, member: ServedModel) -> list[Worker]:
         """One worker for each replica, with the GPUs after those of the one before."""
-        settings = self._settings.model_copy(update={"model": member.source, "models": {}, "replicas": 1})
-        if (replicas := self._settings.replicas) == 1:
+        settings = self._settings.model_copy(update={"model": member.source, "models": {}, "name": member.name})
+        if (replicas := self._settings.replicas) == 1 or settings.role == "fleet":
             return [self._make(settings)]
         each = settings.parallel_processes if settings.parallel != "none" else 1
         kind, _, first = settings.device.partition(":")
         devices = ["cpu" if kind == "cpu" else f"{kind}:{int(first or 0) + n * each}" for n in range(replicas)]
-        return [self._make(settings.model_copy(update={"device": device})) for device in devices]
+        return [self._make(settings.model_copy(update={"device": device, "replicas": 1})) for device in devices]
 
     async def _keep(self) -> None:
         """Load what is wanted as room comes, and unload what nobody uses."""
@@ -279,7 +286,7 @@ class ModelPool:
             worker.on_ready = partial(self._on_ready, member, worker)
             await worker.start()
 
-    def _on_ready(self, member: ServedModel, worker: Supervisor) -> None:
+    def _on_ready(self, member: ServedModel, worker: Worker) -> None:
         member.last = worker.capabilities
         if self._names_itself and member.last is not None:
             self._models = {member.last.model: member}

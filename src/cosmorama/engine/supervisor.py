@@ -64,6 +64,7 @@ class Supervisor:
         reason: In words, why it is not.
         capabilities: What the model takes, once one was loaded.
         restarts: How often the worker had to be started again.
+        failures: How many workers in a row died before they had finished anything.
         on_ready: Called when a worker has loaded the model.
     """
 
@@ -71,7 +72,7 @@ class Supervisor:
         self.ready = False
         self.reason = "the model is loading"
         self.capabilities: Capabilities | None = None
-        self.restarts = 0
+        self.restarts = self.failures = 0
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
         self._generations: dict[str, _Generation] = {}
@@ -82,7 +83,6 @@ class Supervisor:
         self._stopping = False
         self._load_error = ""
         self._death = ""
-        self._failures = 0
         self._watchdog = Watchdog(settings.hang_s, on_gpu=False)
 
     @property
@@ -206,7 +206,7 @@ class Supervisor:
             if self._stopping:
                 return
             self._on_death(code)
-            delay = BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]
+            delay = BACKOFF_S[min(self.failures, len(BACKOFF_S)) - 1]
             log.error("%s; starting another worker in %g s", self.reason, delay)
             await asyncio.sleep(delay)
             self.restarts += 1
@@ -251,7 +251,7 @@ class Supervisor:
                 else:
                     self._checks[name].set_exception(refused)
             case Finished(name, result) if name in self._generations:
-                self._failures = 0
+                self.failures = 0
                 self._watchdog.ended(name)
                 self._finish(self._generations.pop(name), result)
 
@@ -276,7 +276,7 @@ class Supervisor:
 
     def _on_death(self, code: int) -> None:
         was_ready, self.ready = self.ready, False
-        self._failures += 1
+        self.failures += 1
         if was_ready:
             self.reason = self._death or f"the worker process died ({_exit_in_words(code)})"
         elif not self._load_error:

@@ -46,7 +46,7 @@ from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Role = Literal["all", "api", "worker"]
+Role = Literal["all", "api", "worker", "fleet"]
 
 REMEMBERED_S = 7 * 86400.0
 """For how long it is remembered what a server's models take, after its last sign of life."""

@@ -199,7 +199,7 @@ class Runner:
                 if running.reason == "cancel":
                     finish = Finish("cancelled", running.error)
             except WorkerDiedError as error:
-                died, weight = str(error), WORKER_DIED if error.suspect else 0
+                died, weight = str(error), WORKER_DIED if error.suspect else SERVER_DIED if error.with_server else 0
             except NotReadyError:
                 pass
             except StoreUnavailableError as error:  # its inputs cannot be had now; nothing is begun until they can

@@ -1,0 +1,399 @@
+"""Workers as replicas of Ray Serve, for `cosmorama fleet`: Ray places and scales them and carries what goes across.
+
+The job store stays the queue. The dispatcher claims a job under its lease and makes a streaming call to a replica, so
+that Serve sees an ongoing request: it drains, cancels and scales by that. A replica is a `Supervisor` with its worker
+process, as every server has one; progress, previews and the clip's bytes come back over the call. The death of a
+replica is the death of a worker: the job goes back into the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from cosmorama import logs
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.scheduler import Priority
+from cosmorama.engine.supervisor import PreviewCallback, Supervisor
+from cosmorama.engine.worker import Advanced, Finished, Previewed
+from cosmorama.errors import CosmoramaError, NotReadyError, WorkerDiedError, WorkerError
+from cosmorama.progress import Progress, ProgressCallback
+from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+CHUNK_BYTES = 1 << 20
+"""A clip crosses in pieces of this size."""
+DOWNSCALE_DELAY_S = 600.0
+"""A replica is given back when so long fewer were needed: a model takes minutes to load."""
+_UNHEALTHY_AFTER = 3
+"""A replica is placed anew when so many of its worker processes in a row died."""
+_SECRETS = ("api_keys", "database_url", "webhook_secret")
+"""What a replica does not need; its settings lie in Ray's control store."""
+
+
+class Replica:
+    """What Ray runs, one for each GPU or each GPUs that share a model: a supervisor behind streaming calls."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Load the model.
+
+        Raises:
+            RuntimeError: it cannot be loaded, and why.
+        """
+        logs.configure(settings, "replica")
+        self._supervisor = Supervisor(settings)
+        await self._supervisor.start()
+        await self._ready(restarts=0)
+
+    async def capabilities(self) -> Capabilities | None:
+        """What the model takes."""
+        return self._supervisor.capabilities
+
+    async def watch(self, name: str, watched: bool) -> None:
+        """Begin or end making previews of a generation, if it is here."""
+        self._supervisor.watch(name, watched)
+
+    async def check_health(self) -> None:
+        """Asked by Serve.
+
+        Raises:
+            RuntimeError: the worker process died again and again.
+        """
+        if not self._supervisor.ready and self._supervisor.failures >= _UNHEALTHY_AFTER:
+            raise RuntimeError(self._supervisor.reason)
+
+    async def generate(
+        self, request: GenerationRequest, name: str, priority: Priority, age_s: float, owner: str
+    ) -> AsyncIterator[Advanced | Previewed | bytes | Finished]:
+        """Make a clip: how far it is, then its bytes, then how it ended. Whoever stops listening cancels it."""
+        await self._ready()
+        news: asyncio.Queue[Advanced | Previewed | None] = asyncio.Queue()
+        with tempfile.TemporaryDirectory(prefix="cosmorama-") as folder:
+            making = asyncio.create_task(
+                self._supervisor.generate(
+                    request,
+                    output=Path(folder) / "clip",
+                    name=name,
+                    priority=priority,
+                    age_s=age_s,
+                    owner=owner,
+                    on_progress=lambda progress: news.put_nowait(Advanced(name, progress)),
+                    on_preview=lambda jpeg: news.put_nowait(Previewed(name, jpeg)),
+                )
+            )
+            making.add_done_callback(lambda _: news.put_nowait(None))
+            try:
+                while (event := await news.get()) is not None:
+                    yield event
+                try:
+                    outcome = making.result()
+                except CosmoramaError as error:
+                    yield Finished(name, error)
+                else:
+                    with outcome.path.open("rb") as clip:
+                        while chunk := clip.read(CHUNK_BYTES):
+                            yield chunk
+                    yield Finished(name, outcome)
+            finally:
+                making.cancel()
+                await self._supervisor.released(name)
+
+    async def _ready(self, restarts: int | None = None) -> None:
+        """Wait until the model is loaded, where `restarts` is given for so many attempts only."""
+        while not self._supervisor.ready:
+            if restarts is not None and self._supervisor.restarts > restarts:
+                await self._supervisor.stop()
+                raise RuntimeError(self._supervisor.reason)
+            await asyncio.sleep(0.05)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A generation that a replica was asked for."""
+
+    progress: Progress
+    over: asyncio.Event
+
+
+class Replicas:
+    """The replicas of one model on a Ray cluster, used as a `Supervisor` is. All methods are for one event loop.
+
+    Attributes:
+        ready, reason, capabilities, restarts, on_ready: As a supervisor's; `restarts` counts replicas that were lost
+            while they worked.
+    """
+
+    worker_pid = None
+
+    def __init__(self, settings: Settings) -> None:
+        self.ready = False
+        self.reason = "the model is loading"
+        self.capabilities: Capabilities | None = None
+        self.restarts = 0
+        self.on_ready: Callable[[], None] = lambda: None
+        self._settings = settings
+        self._name = "cosmorama-" + re.sub(r"[^A-Za-z0-9._-]+", "-", settings.name or settings.model).strip("-")
+        self._handle: Any = None
+        self._calls: dict[str, _Call] = {}
+        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    @property
+    def active(self) -> int:
+        """Generations being worked on."""
+        return sum(call.progress.stage != "queued" for call in self._calls.values())
+
+    @property
+    def held(self) -> int:
+        """Generations that replicas have, worked on or not yet."""
+        return len(self._calls)
+
+    async def start(self) -> None:
+        """Have Ray start replicas; returns before the model is loaded."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """Stop calling; see `_Cluster.leave` for what becomes of the replicas."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        self.ready, self.reason = False, "the server is stopping"
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(_CLUSTER.leave)
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        output: Path,
+        name: str | None = None,
+        priority: Priority = "normal",
+        age_s: float = 0.0,
+        owner: str = "",
+        on_progress: ProgressCallback | None = None,
+        on_preview: PreviewCallback | None = None,
+    ) -> Outcome:
+        """Generate a clip into `output`, see `Supervisor.generate`.
+
+        Raises:
+            NotReadyError: no model is loaded now.
+            WorkerDiedError: the replica died while it had this.
+            CosmoramaError: as there.
+        """
+        if not self.ready or self.capabilities is None:
+            raise NotReadyError(self.reason)
+        request = resolve(request, self.capabilities)
+        name = name or uuid.uuid4().hex
+        call = self._calls[name] = _Call(Progress("queued"), asyncio.Event())
+        stream = self._handle.generate.remote(request, name, priority, age_s, owner)
+        ended = False
+        try:
+            with output.open("wb") as clip:
+                async for event in stream:
+                    match event:
+                        case Advanced(_, progress):
+                            call.progress = progress
+                            if on_progress is not None:
+                                on_progress(progress)
+                        case Previewed(_, jpeg):
+                            if on_preview is not None:
+                                on_preview(jpeg)
+                        case bytes():
+                            clip.write(event)
+                        case Finished(_, result):
+                            ended = True
+                            if isinstance(result, CosmoramaError):
+                                raise result
+                            return replace(result, path=output)
+            raise WorkerDiedError("the replica stopped while it made this clip")
+        except RayTaskError as error:
+            log.error("a replica failed: %s", error)
+            raise WorkerError(f"the replica failed: {type(error.cause).__name__}") from None
+        except (RayError, RayServeException) as error:
+            log.warning("a replica is gone: %s", error)
+            self.restarts += 1
+            raise WorkerDiedError(
+                f"the replica died ({type(error).__name__}) while it made this clip", with_server=True
+            ) from None
+        finally:
+            call.over.set()
+            del self._calls[name]
+            if not ended:
+                self._later(asyncio.to_thread(stream.cancel))
+
+    async def released(self, name: str) -> None:
+        """Return once nothing writes the generation's file any more."""
+        if (call := self._calls.get(name)) is not None:
+            await call.over.wait()
+
+    def watch(self, name: str, watched: bool) -> None:
+        """Begin or end making previews of a generation. Which replica has it only Serve knows: all are told."""
+        if name in self._calls:
+            self._later(self._tell(name, watched))
+
+    async def _tell(self, name: str, watched: bool) -> None:
+        with suppress(RayError, RayServeException, TimeoutError):
+            await self._handle.broadcast("watch", name, watched).results_async(timeout_s=10)
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self) -> None:
+        """Deploy, then look what became of it, for as long as this runs."""
+        while True:
+            try:
+                if self._handle is None:
+                    await asyncio.to_thread(_CLUSTER.enter)
+                    _keep_handling(signal.SIGTERM)
+                    self._handle = await asyncio.to_thread(self._deploy)
+                await self._look()
+            except Exception as error:  # the cluster is not there, or not any more
+                log.error("Ray cannot be used: %s", error)
+                self.ready, self.reason = False, f"Ray cannot be used ({type(error).__name__})"
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _look(self) -> None:
+        app = (await asyncio.to_thread(serve.status)).applications.get(self._name)
+        if app is None:
+            self._handle = None
+            raise RuntimeError(f"the application {self._name} was deleted; deploying it again")
+        states = [deployment.replica_states for deployment in app.deployments.values()]
+        running = sum(count for each in states for state, count in each.items() if state == "RUNNING")
+        loaded = self.capabilities is not None
+        if running and not loaded:
+            self.capabilities = await self._handle.options(stream=False).capabilities.remote()
+        resting = self._settings.min_replicas == 0 and app.status == "RUNNING"
+        self.ready = self.capabilities is not None and (running > 0 or resting)
+        if self.ready:
+            self.reason = "ready"
+        elif app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            self.reason = f"the model could not be loaded: {_last_line(app)}"
+        else:
+            waits = next((each.message for each in app.deployments.values() if each.message), "")
+            self.reason = f"the model is loading: {waits}" if waits else "the model is loading"
+        if self.ready and not loaded:
+            self.on_ready()
+
+    def _deploy(self) -> Any:
+        """Have Serve run the application, if it does not yet as it should; a handle for calls to it. Blocking."""
+        replicas = self._settings.replicas
+        least = replicas if self._settings.min_replicas is None else self._settings.min_replicas
+        options: dict[str, Any] = {"num_replicas": replicas}
+        if least < replicas:
+            options = {
+                "autoscaling_config": {
+                    "min_replicas": least,
+                    "initial_replicas": max(least, 1),  # what the model takes is to be known
+                    "max_replicas": replicas,
+                    "target_ongoing_requests": self._settings.max_active,
+                    "downscale_delay_s": DOWNSCALE_DELAY_S,
+                }
+            }
+        deployment = serve.deployment(
+            Replica,
+            name="Replica",
+            ray_actor_options=_resources(self._settings),
+            # The one more is for a short clip that goes before all of them.
+            max_ongoing_requests=self._settings.max_active + 1,
+            graceful_shutdown_timeout_s=self._settings.drain_s,
+            health_check_timeout_s=60,
+            **options,
+        )
+        secretless = self._settings.model_copy(
+            update={name: Settings.model_fields[name].get_default() for name in _SECRETS} | {"device": self._device}
+        )
+        target = serve.RunTarget(deployment.bind(secretless), name=self._name, route_prefix=None)
+        (handle,) = serve.run_many([target], wait_for_applications_running=False)
+        return handle.options(stream=True)
+
+    @property
+    def _device(self) -> str:
+        """Which GPU is Ray's to say: a replica sees only its own."""
+        return self._settings.device.partition(":")[0]
+
+
+class _Cluster:
+    """This process's connection to Ray: to the cluster of RAY_ADDRESS or of this machine, else to one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._own = False
+
+    def enter(self) -> None:
+        """Connect, if nobody has yet.
+
+        Raises:
+            ConnectionError: the cluster of RAY_ADDRESS is not there.
+        """
+        with self._lock:
+            if not ray.is_initialized():
+                address = os.environ.get("RAY_ADDRESS") or "auto"
+                options: dict[str, Any] = {"configure_logging": False, "log_to_driver": True}
+                try:
+                    self._own = address == "local"
+                    if not self._own:
+                        ray.init(address, **options)
+                except ConnectionError:
+                    if address != "auto":
+                        raise
+                    self._own = True
+                if self._own:
+                    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of this machine
+                    ray.init("local", include_dashboard=False, **options)
+                log.info("generating on a Ray cluster %s", "of this process" if self._own else "that is there")
+            serve.start(proxy_location="Disabled")  # what answers clients is this process
+
+    def leave(self) -> None:
+        """End the cluster if it is this process's. One that others began keeps its replicas, for who comes next."""
+        with self._lock:
+            if self._own:
+                self._own = False
+                serve.shutdown()
+                ray.shutdown()
+
+
+_CLUSTER = _Cluster()
+
+
+def _keep_handling(number: signal.Signals) -> None:
+    """Take a signal back from Ray, which takes it to be a crash and aborts the process three seconds later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, signal.getsignal(number))
+
+
+def _resources(settings: Settings) -> dict[str, float]:
+    """What Ray keeps for a replica."""
+    wanted: dict[str, float] = {"num_cpus": settings.threads or 1}
+    kind = settings.device.partition(":")[0]
+    if kind == "cuda" or (kind == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
+        wanted["num_gpus"] = settings.parallel_processes if settings.parallel != "none" else 1
+    return wanted
+
+
+def _last_line(app: Any) -> str:
+    messages = [deployment.message for deployment in app.deployments.values()] + [app.message]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
