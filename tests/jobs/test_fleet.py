@@ -18,9 +18,17 @@ from cosmorama.errors import ModelNotFoundError, NotReadyError
 from cosmorama.jobs.fleet import Member, Register, RemotePool
 from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
+from tests.fleet.ways import (  # noqa: F401
+    Way,
+    expected,
+    test_a_clip_has_the_same_bytes,
+    test_a_job_that_runs_is_cancelled,
+    test_a_synchronous_request_is_answered_with_its_clip,
+    test_progress_is_told,
+    test_what_the_model_cannot_make_is_refused_by_name,
+)
 from tests.jobs.conftest import Blocking, Postgres, pass_lease
 from tests.serving import Running, running_server
-from tests.tiny import save_tiny
 
 BODY: dict[str, Any] = {"dialect": "cosmorama", "prompt": "a red ball falls", "seed": 1, "width": 960, "height": 704}
 LEASE_S = 3
@@ -37,9 +45,11 @@ class Roles:
 
 
 @pytest.fixture(scope="module")
-def roles(postgres: Postgres, s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
+def roles(
+    postgres: Postgres, s3: dict[str, str], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Roles]:
     folder = tmp_path_factory.mktemp("fleet")
-    model = save_tiny(folder / "tiny")
+    model = tiny_checkpoint
     settings = {
         "COSMORAMA_DATABASE_URL": postgres.new_database(),
         "COSMORAMA_ARTIFACTS": "s3://clips/fleet",
@@ -51,6 +61,11 @@ def roles(postgres: Postgres, s3: dict[str, str], tmp_path_factory: pytest.TempP
         running_server("unused", folder / "api", COSMORAMA_ROLE="api", **settings) as api,
     ):
         yield Roles(api, worker, model, settings)
+
+
+@pytest.fixture(scope="module")
+def way(roles: Roles) -> Way:
+    return Way(roles.api)
 
 
 def submit(server: Running, **changes: Any) -> str:
@@ -91,26 +106,6 @@ def test_who_answers_shows_every_step_and_preview_of_who_generates(roles: Roles)
     assert roles.api.metric("cosmorama_active_generations") == 0
 
 
-def test_a_synchronous_request_is_made_elsewhere_and_the_same(roles: Roles) -> None:
-    size = {"width": 960, "height": 704, "frames_count": 9, "frames_per_sec": 24}
-    body = {"prompt": "a red ball falls", "seed": 1, "steps": 2, "video_params": size}
-    first, second = (httpx.post(f"{roles.api.url}/v1/infer", json=body, timeout=120) for _ in range(2))
-    assert first.status_code == 200, first.text
-    assert first.json() == second.json()
-
-
-def test_what_runs_elsewhere_is_cancelled_soon(roles: Roles) -> None:
-    job_id = submit(roles.api, frames=121, steps=50)
-    for name, data, _ in events(roles.api, job_id):
-        if name == "status" and data["stage"] == "denoise":
-            break
-    begun = time.monotonic()
-    httpx.post(f"{roles.api.url}/v1/jobs/{job_id}/cancel", timeout=60)
-    (*_, (name, _, _)) = events(roles.api, job_id)
-    assert name == "cancelled"
-    assert time.monotonic() - begun < 15
-
-
 def test_who_answers_knows_the_model_and_loads_none(roles: Roles) -> None:
     capabilities = httpx.get(f"{roles.api.url}/v1/capabilities", timeout=60).json()
     assert capabilities["model"] == "tiny"
@@ -124,6 +119,31 @@ def test_who_generates_answers_health_and_metrics_only(roles: Roles) -> None:
     assert httpx.get(f"{roles.worker.url}/v1/health/ready", timeout=60).status_code == 200
     assert httpx.get(f"{roles.worker.url}/v1/metrics", timeout=60).status_code == 200
     assert httpx.post(f"{roles.worker.url}/v1/jobs", json=BODY, timeout=60).status_code == 404
+
+
+def test_a_rolling_upgrade_loses_and_doubles_nothing(roles: Roles, tmp_path: Path) -> None:
+    """An old server of each role ends by SIGTERM beside the new ones, while clients go on."""
+    settings = roles.settings | {"COSMORAMA_DRAIN_S": "300"}
+    with (
+        running_server(roles.model, tmp_path / "worker", COSMORAMA_ROLE="worker", **settings) as worker,
+        running_server("unused", tmp_path / "api", COSMORAMA_ROLE="api", **settings) as api,
+    ):
+        jobs = [submit(server, frames=33, steps=12, seed=n) for n in range(3) for server in (api, roles.api)]
+        begun = time.monotonic()
+        while not worker.metric("cosmorama_active_generations"):
+            assert time.monotonic() - begun < 240
+            time.sleep(0.02)
+        for old in (worker, api):
+            old.process.send_signal(signal.SIGTERM)
+        jobs += [submit(roles.api, frames=9, steps=2, seed=n) for n in range(3)]
+        for old in (worker, api):
+            old.process.wait(240)
+        assert worker.log.read_text().count("succeeded after") >= 1  # it finished what it had
+    for job_id in jobs:
+        (*_, (name, job, _)) = events(roles.api, job_id)
+        assert (name, job["attempts"]) == ("succeeded", 1), job
+    listed = httpx.get(f"{roles.api.url}/v1/jobs", params={"limit": 100}, timeout=60).json()["data"]
+    assert [each["id"] for each in listed if each["id"] in jobs] == jobs[::-1]
 
 
 def test_work_is_taken_over_and_accepted_while_nobody_generates(roles: Roles, tmp_path: Path) -> None:
