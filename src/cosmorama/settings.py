@@ -412,6 +412,9 @@ class Settings(BaseSettings):
             for name in ("model_memory", "model_idle_s"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for one machine; of a fleet, min_replicas 0 gives up idle models")
+            for name in ("prompt_upsampling", "captioning"):
+                if getattr(self, f"{name}_checkpoint") is not None:
+                    raise ValueError(f"{name}_checkpoint is for one machine; replicas need {name}_endpoint_url")
         elif self.replicas > 1 and self.models:
             raise ValueError(f"replicas is {self.replicas}; with several models it must be 1")
         elif self.min_replicas is not None:

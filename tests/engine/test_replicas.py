@@ -96,6 +96,7 @@ def test_places_are_those_of_all_and_several_models_have_no_replicas() -> None:
         ({"min_replicas": 1}, "min_replicas is for a fleet"),
         ({"role": "fleet", "replicas": 2, "min_replicas": 3}, "min_replicas is 3; it must be at most replicas, 2"),
         ({"role": "fleet", "model_idle_s": 5}, "model_idle_s is for one machine"),
+        ({"role": "fleet", "captioning_checkpoint": "x"}, "replicas need captioning_endpoint_url"),
     ],
 )
 def test_what_replicas_cannot_be_is_refused_by_name(settings: dict[str, Any], said: str) -> None:

@@ -73,6 +73,15 @@ class Replica:
         """Begin or end making previews of a generation, if it is here."""
         self._supervisor.watch(name, watched)
 
+    async def check(self, text: str, called: str) -> CosmoramaError | None:
+        """What the guardrails say of a text that no generation has; None: it passes."""
+        await self._ready()
+        try:
+            await self._supervisor.check(text, called)
+        except CosmoramaError as error:
+            return error
+        return None
+
     async def check_health(self) -> None:
         """Asked by Serve.
 
@@ -84,8 +93,9 @@ class Replica:
 
     async def generate(
         self, request: GenerationRequest, name: str, priority: Priority, age_s: float, owner: str
-    ) -> AsyncIterator[Advanced | Previewed | bytes | Finished]:
-        """Make a clip: how far it is, then its bytes, then how it ended. Whoever stops listening cancels it."""
+    ) -> AsyncIterator[str | Advanced | Previewed | bytes | Finished]:
+        """Make a clip: who makes it, how far it is, its bytes, how it ended. Whoever stops listening cancels it."""
+        yield serve.get_replica_context().replica_id.unique_id
         await self._ready()
         news: asyncio.Queue[Advanced | Previewed | None] = asyncio.Queue()
         with tempfile.TemporaryDirectory(prefix="cosmorama-") as folder:
@@ -133,14 +143,14 @@ class _Call:
 
     progress: Progress
     over: asyncio.Event
+    replica: str = ""
 
 
 class Replicas:
     """The replicas of one model on a Ray cluster, used as a `Supervisor` is. All methods are for one event loop.
 
     Attributes:
-        ready, reason, capabilities, restarts, on_ready: As a supervisor's; `restarts` counts replicas that were lost
-            while they worked.
+        ready, reason, capabilities, on_ready: As a supervisor's.
     """
 
     worker_pid = None
@@ -149,7 +159,7 @@ class Replicas:
         self.ready = False
         self.reason = "the model is loading"
         self.capabilities: Capabilities | None = None
-        self.restarts = 0
+        self._lost: set[str] = set()
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
         self._name = "cosmorama-" + re.sub(r"[^A-Za-z0-9._-]+", "-", settings.name or settings.model).strip("-")
@@ -157,6 +167,11 @@ class Replicas:
         self._calls: dict[str, _Call] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
+
+    @property
+    def restarts(self) -> int:
+        """How many replicas were lost while they worked."""
+        return len(self._lost)
 
     @property
     def active(self) -> int:
@@ -212,6 +227,8 @@ class Replicas:
             with output.open("wb") as clip:
                 async for event in stream:
                     match event:
+                        case str():
+                            call.replica = event
                         case Advanced(_, progress):
                             call.progress = progress
                             if on_progress is not None:
@@ -232,7 +249,7 @@ class Replicas:
             raise WorkerError(f"the replica failed: {type(error.cause).__name__}") from None
         except (RayError, RayServeException) as error:
             log.warning("a replica is gone: %s", error)
-            self.restarts += 1
+            self._lost |= {call.replica} - {""}
             raise WorkerDiedError(
                 f"the replica died ({type(error).__name__}) while it made this clip", with_server=True
             ) from None
@@ -241,6 +258,22 @@ class Replicas:
             del self._calls[name]
             if not ended:
                 self._later(asyncio.to_thread(stream.cancel))
+
+    async def check(self, text: str, called: str) -> None:
+        """Let a text that no generation has pass the guardrails of a replica, see `Supervisor.check`.
+
+        Raises:
+            PromptRefusedError: one does not let it.
+            NotReadyError: there is no replica to ask, or it died.
+        """
+        if not self.ready:
+            raise NotReadyError(self.reason)
+        try:
+            refused: CosmoramaError | None = await self._handle.options(stream=False).check.remote(text, called)
+        except (RayError, RayServeException) as error:
+            raise NotReadyError(f"the replica failed ({type(error).__name__})") from None
+        if refused is not None:
+            raise refused
 
     async def released(self, name: str) -> None:
         """Return once nothing writes the generation's file any more."""
