@@ -39,7 +39,7 @@ from pydantic_settings import (
 
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import VAE_TILES
-from cosmorama.world.load.options import DType, Offload, Quantize
+from cosmorama.world.load.options import Compile, DType, Offload, Quantize
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 DialectName = Literal["auto", "predict1", "predict25", "generator1", "cosmos3", "transfer25"]
@@ -140,6 +140,8 @@ class Settings(BaseSettings):
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
     controls: Annotated[tuple[str, ...], NoDecode] = ()
     """Of Transfer2.5 from the hub: kinds of control to load (comma-separated); none: all there are."""
+    compile: Compile = "kernels"
+    """What of the denoiser torch.compile makes faster on a GPU: nothing, norm and rotary embedding, or whole blocks."""
     attention: str = Field("auto", pattern=r"^[a-z0-9_]+$")
     """Kernel of the denoiser's self-attention, by diffusers' names: native, _native_cudnn, _flash_3_hub, sage, ...;
     auto: torch's own choice."""

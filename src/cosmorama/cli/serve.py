@@ -17,7 +17,7 @@ from cosmorama.settings import Settings, read_settings
 _MOST_USED = ("model", "models", "host", "port", "api_keys")
 _HIDDEN = ("upstream_request_timeout_us",)
 _GROUPS = {
-    "Models and memory": "model name warmup device dtype offload quantize variant controls vae_tiling adapters "
+    "Models and memory": "model name warmup device dtype offload quantize compile variant controls vae_tiling adapters "
     "parallel threads replicas min cache disable",
     "Jobs": "role max drain request hang state database artifacts retention lease webhook",
     "Inputs": "allow url video_quality reuse dialect size",

@@ -105,6 +105,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         quantize=settings.quantize,
         fps_modulation=settings.fps_modulation,
         attention=settings.attention,
+        compile=settings.compile,
         variant=settings.variant,
         controls=settings.controls,
         cache=settings.cache_path,

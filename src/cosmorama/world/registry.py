@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from cosmorama.world.base import World
-    from cosmorama.world.load.options import LoadOptions, Offload, Quantize
+    from cosmorama.world.load.options import Compile, LoadOptions, Offload, Quantize
 
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def load_world(
     controls: tuple[str, ...] = (),
     fps_modulation: bool | None = None,
     attention: str = "auto",
+    compile: Compile = "kernels",
     cache: Path | None = None,
     download: bool = True,
 ) -> World:
@@ -101,6 +102,8 @@ def load_world(
         controls: Of a Transfer2.5 on the hub: kinds of control whose ControlNets are loaded; none: all.
         attention: Which kernel the denoiser's self-attention takes, by diffusers' names (`_native_cudnn`, `sage`, ...);
             auto: torch's own choice. Not for Microcosm.
+        compile: What of the denoiser is compiled (torch.compile) on a GPU: nothing, norm and rotary embedding of
+            queries and keys, or whole blocks. Only for families that are sampled here; not for Microcosm.
         fps_modulation: For Predict2: whether positions in time follow the frame rate, as diffusers has it; None is off,
             as NVIDIA's released configurations have it.
         cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
@@ -127,10 +130,12 @@ def load_world(
     from cosmorama.world.load.quantize import check_quantize
 
     options = LoadOptions(
-        _device(device), _dtype(dtype), offload, vae_tiling, quantize, variant, fps_modulation, attention
+        _device(device), _dtype(dtype), offload, vae_tiling, quantize, variant, fps_modulation, attention, compile
     )
     if options.device == torch.device("cpu") and device is None:
         log.warning(_ON_A_CPU, folder.name, torch.__version__)
+    if compile == "blocks" and offload == "layer":
+        raise ModelNotFoundError("COSMORAMA_COMPILE=blocks does not go with COSMORAMA_OFFLOAD=layer: kernels or none")
     check_quantize(quantize, options.dtype)
     check_weights_fit(folder, options)
     return load(folder, options)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cosmorama.world.cosmos.forward import Positions, block_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext
+from cosmorama.world.kernels.gpu import block_of
 from cosmorama.world.ranks.shares import share_of
 
 
@@ -73,7 +74,8 @@ def control_residuals(
     if share is not None:
         tokens = share.take(tokens, 2)
     residuals = []
+    forward = block_of(net, block_forward)
     for index, block in enumerate(net.control_blocks):
-        tokens = block_forward(block, index, tokens, text, embedded, temb, positions, share)
+        tokens = forward(block, tokens, text.block(index), embedded, temb, positions, share)
         residuals.append(block.after_proj(tokens))
     return residuals

@@ -10,20 +10,19 @@ Several processes can evaluate a network together, each some of its tokens; see 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from cosmorama.world.cosmos.text import TextContext, projected, read_block, text_context
+from cosmorama.world.cosmos.text import BlockText, TextContext, projected, read_block, text_context
 from cosmorama.world.kernels.attention import attend
-from cosmorama.world.kernels.rms_norm import can_be_inlined, inverse_root_mean_square
+from cosmorama.world.kernels.gpu import block_of
+from cosmorama.world.kernels.table import kernels_for
 from cosmorama.world.ranks.shares import Share, share_of
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
+class Positions(NamedTuple):
     """Where the tokens of a clip are: cosines and sines `[L, head]` for the rotary embedding, and what each block adds
     to its tokens, `[B, T, N, hidden]` or None."""
 
@@ -100,13 +99,14 @@ def cosmos_forward(
     )  # broadcast over the tokens of a frame
     if isinstance(text, Tensor):
         text = text_context(net, projected(net, text), mask=text_mask)
+    forward = block_of(net, block_forward)
     for index, block in enumerate(net.transformer_blocks):
-        tokens = block_forward(block, index, tokens, text, embedded, temb, positions, share)
+        tokens = forward(block, tokens, text.block(index), embedded, temb, positions, share)
         if residuals is not None and index in residuals:
             tokens = tokens + residuals[index].view_as(tokens)
 
     shift, scale = _modulation(net.norm_out, embedded, temb[..., : 2 * tokens.shape[-1]]).chunk(2, dim=-1)
-    tokens = net.proj_out(_scaled_and_shifted(net.norm_out.norm(tokens), scale, shift))
+    tokens = net.proj_out(kernels_for(tokens).modulate(net.norm_out.norm(tokens), scale, shift))
     if share is not None:
         tokens = share.join(tokens, 2)
     patch_h, patch_w = net.config.patch_size[1:]
@@ -117,9 +117,8 @@ def cosmos_forward(
 
 def block_forward(
     block: Any,
-    index: int,
     tokens: Tensor,
-    text: TextContext,
+    text: BlockText,
     embedded: Tensor,
     temb: Tensor,
     positions: Positions,
@@ -127,83 +126,41 @@ def block_forward(
 ) -> Tensor:
     """One `CosmosTransformerBlock` on tokens [B, T, N, hidden]; attention sees all frames as one sequence.
 
-    With a share, tokens and positions are this process's, and attention sees those of all processes.
+    With a share, tokens and positions are this process's, and attention sees those of all processes. Nothing that it is
+    given says which block it is, so that one compiled graph serves all of them.
     """
+    kernels = kernels_for(tokens)
     if positions.learned is not None:
         tokens = tokens + positions.learned
     normed, gate = _modulated(block.norm1, tokens, embedded, temb)
-    attended = _self_attention(block.attn1, normed.flatten(1, 2), positions.cos, positions.sin, share)
-    tokens = _added(tokens, gate, attended.view_as(tokens))
+    attended = _self_attention(block.attn1, normed.flatten(1, 2), positions, share)
+    tokens = kernels.gated_add(tokens, gate, attended.view_as(tokens))
     normed, gate = _modulated(block.norm2, tokens, embedded, temb)
-    attended = read_block(block.attn2, normed.flatten(1, 2), text, index)
-    tokens = _added(tokens, gate, attended.view_as(tokens))
+    attended = read_block(block.attn2, normed.flatten(1, 2), text)
+    tokens = kernels.gated_add(tokens, gate, attended.view_as(tokens))
     normed, gate = _modulated(block.norm3, tokens, embedded, temb)
-    return _added(tokens, gate, block.ff(normed))
-
-
-def _added(tokens: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    """What a block's layer makes of its tokens: they and its update, gated. On a CPU in the update's place.
-
-    On a GPU one kernel is faster than the two that need no memory of their own.
-    """
-    if torch.is_grad_enabled() or update.is_cuda:
-        return torch.addcmul(tokens, gate, update)
-    return update.mul_(gate).add_(tokens)
+    return kernels.gated_add(tokens, gate, block.ff(normed))
 
 
 def _modulated(norm: Any, tokens: Tensor, embedded: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
     """`CosmosAdaLayerNormZero`: the modulated tokens, and the gate of what is made of them."""
     shift, scale, gate = _modulation(norm, embedded, temb).chunk(3, dim=-1)
-    return _scaled_and_shifted(norm.norm(tokens), scale, shift), gate
-
-
-def _scaled_and_shifted(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Modulated tokens; on a CPU in the place of the given ones."""
-    if torch.is_grad_enabled() or normed.is_cuda:
-        return torch.addcmul(shift, normed, 1 + scale)
-    return normed.mul_(1 + scale).add_(shift)
+    return kernels_for(tokens).modulate(norm.norm(tokens), scale, shift), gate
 
 
 def _modulation(norm: Any, embedded: Tensor, temb: Tensor) -> Tensor:
     return cast(Tensor, norm.linear_2(norm.linear_1(norm.activation(embedded))) + temb)
 
 
-def _self_attention(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, share: Share | None) -> Tensor:
+def _self_attention(attention: Any, x: Tensor, positions: Positions, share: Share | None) -> Tensor:
     """`CosmosAttnProcessor2_0` on x [B, L, hidden] without its copies of keys and values."""
-    heads = attention.heads
-    key = _normed_and_rotated(attention.norm_k, attention.to_k(x).unflatten(2, (heads, -1)), cos, sin)
+    heads, rotary, normed = attention.heads, (positions.cos, positions.sin), kernels_for(x).qk_norm_rope
+    key = normed(attention.norm_k, attention.to_k(x).unflatten(2, (heads, -1)), rotary)
     value = attention.to_v(x).unflatten(2, (heads, -1))
     if share is not None:
         joined = share.joining(torch.stack([key, value]).unflatten(2, (-1, share.size)), 3)
-    query = _normed_and_rotated(attention.norm_q, attention.to_q(x).unflatten(2, (heads, -1)), cos, sin)
+    query = normed(attention.norm_q, attention.to_q(x).unflatten(2, (heads, -1)), rotary)
     if share is not None:
         key, value = joined().flatten(2, 3)
     attended = attend(attention, query, key, value)
     return cast(Tensor, attention.to_out[1](attention.to_out[0](attended.flatten(2, 3))))
-
-
-def _normed_and_rotated(norm: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Root-mean-square norm over each head of x [B, L, heads, head], then the rotary embedding.
-
-    Both scale the numbers of a head, so the norm's weights can go into the cosines and sines, and its root come last:
-    four passes over x instead of nine, and one allocation instead of six.
-    """
-    if not can_be_inlined(norm, x):
-        return _rotated(norm(x), cos, sin)
-    half = x.shape[-1] // 2
-    c, s = cos[:, None, :half], sin[:, None, :half]
-    weight_1, weight_2 = norm.weight.chunk(2)
-    first, second = x.chunk(2, dim=-1)
-    rotated = torch.empty_like(x)
-    torch.mul(first, c * weight_1, out=rotated[..., :half]).addcmul_(second, s * weight_2, value=-1)
-    torch.mul(second, c * weight_2, out=rotated[..., half:]).addcmul_(first, s * weight_1)
-    return rotated.mul_(inverse_root_mean_square(norm, x))
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [B, L, heads, head], in float32: the two halves of a head are the pair's coordinates."""
-    half = x.shape[-1] // 2
-    # Both halves of `cos` and of `sin` are the same: one angle per pair.
-    c, s = cos[:, None, :half], sin[:, None, :half]
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * c - second * s, second * c + first * s], dim=-1).to(x.dtype)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from cosmorama.world.kernels.rms_norm import can_be_inlined, inverse_root_mean_square
+from cosmorama.world.kernels.table import kernels_for
+
+
+class BlockText(NamedTuple):
+    """What one block reads of a prompt: its own of what `TextContext` has."""
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    constant: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,11 @@ class TextContext:
     values: tuple[Tensor, ...]
     bias: Tensor | None = None
     constants: tuple[Tensor, ...] | None = None
+
+    def block(self, index: int) -> BlockText:
+        """What block `index` reads."""
+        constant = None if self.constants is None else self.constants[index]
+        return BlockText(self.keys[index], self.values[index], self.bias, constant)
 
 
 def projected(model: nn.Module, states: Tensor) -> Tensor:
@@ -80,18 +94,14 @@ def copies_as_biases(count: int, dtype: torch.dtype) -> list[float]:
     return biases
 
 
-def read_block(attention: Any, x: Tensor, context: TextContext, index: int) -> Tensor:
-    """Cross-attention of block `index`: x [B, L, hidden] reads the prompt."""
-    query, norm = attention.to_q(x).unflatten(2, (attention.heads, -1)), attention.norm_q
-    if can_be_inlined(norm, query):
-        query.mul_(inverse_root_mean_square(norm, query)).mul_(norm.weight)
-    else:
-        query = norm(query)
-    query = query.transpose(1, 2)
-    attended = scaled_dot_product_attention(query, context.keys[index], context.values[index], attn_mask=context.bias)
+def read_block(attention: Any, x: Tensor, text: BlockText) -> Tensor:
+    """Cross-attention of a block: x [B, L, hidden] reads the prompt."""
+    query = attention.to_q(x).unflatten(2, (attention.heads, -1))
+    query = kernels_for(x).qk_norm_rope(attention.norm_q, query, None).transpose(1, 2)
+    attended = scaled_dot_product_attention(query, text.key, text.value, attn_mask=text.bias)
     attended = attended.transpose(1, 2).flatten(2, 3)
-    if context.constants is not None:
-        attended = attended + context.constants[index]
+    if text.constant is not None:
+        attended = attended + text.constant
     return cast(Tensor, attention.to_out[1](attention.to_out[0](attended)))
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmorama.world.kernels.attention import attend
+from cosmorama.world.kernels.gpu import block_of
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines `[N, 1, head_dim]`."""
@@ -119,8 +120,9 @@ def generate(
         hidden = torch.cat([hidden, embedded + net.action_modality_embed])
     time = _timestep_embedding(net, timestep, hidden.device).to(weight.dtype)
     hidden = torch.where(layout.noisy, hidden + time, hidden)
+    forward = block_of(net, generation_layer)
     for layer, (text_key, text_value) in zip(net.layers, memory, strict=True):
-        hidden = _generation_layer(layer, hidden, text_key, text_value, layout.rotary)
+        hidden = forward(layer, hidden, text_key, text_value, layout.rotary)
     hidden = net.norm_moe_gen(hidden)
     shape = (latents.shape[2], layout.rows, layout.columns)
     velocity = unpatchify(net.proj_out(hidden[:vision]), net.config.latent_patch_size, shape)
@@ -145,7 +147,8 @@ def unpatchify(tokens: Tensor, patch: int, shape: tuple[int, int, int]) -> Tenso
     return blocks.flatten(4, 5).flatten(2, 3)[None, :, :, :height, :width]
 
 
-def _generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: Tensor, rotary: Rotary) -> Tensor:
+def generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: Tensor, rotary: Rotary) -> Tensor:
+    """One layer of the generation half on tokens `[N, hidden]`."""
     attn = layer.self_attn
     normed = layer.input_layernorm_moe_gen(hidden)
     query = _rotate(attn.norm_added_q(_heads(attn.add_q_proj(normed), attn.head_dim)), rotary)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
+from cosmorama.world.kernels.gpu import choose_compile
 from cosmorama.world.kernels.layers import is_quantized
 from cosmorama.world.load.checkpoint import told_of, without_quantization
 from cosmorama.world.load.files import read_json
@@ -53,6 +54,8 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     if options.quantize != "none":
         quantize_blocks(model, lambda name: _place_of(name, options))
     choose_attention(model, options.attention)
+    if torch.device(options.device).type != "cpu":
+        choose_compile(model, options.compile)
     offload_halves(model, options)
     return model
 

@@ -16,7 +16,8 @@ import torch
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
-from cosmorama.world.kernels.cpu_linear import use_onednn
+from cosmorama.world.kernels.cpu import use_onednn
+from cosmorama.world.kernels.gpu import choose_compile
 from cosmorama.world.load.files import check_small, missing_weights, read_json, some, variants_of
 from cosmorama.world.load.names import is_denoiser
 from cosmorama.world.load.offload import place
@@ -85,6 +86,8 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
         use_onednn(module)
     if is_denoiser(type(module).__name__):
         choose_attention(module, options.attention)
+        if torch.device(options.device).type != "cpu":
+            choose_compile(module, options.compile)
     return place(module, options.device, options.offload)
 
 

@@ -18,6 +18,10 @@ Prompts are read by a text encoder; of Cosmos3 by the half of its transformer th
 for Cosmos3 alone: that half is dropped once a prompt is read, and read from the checkpoint again for the next one.
 """
 
+Compile = Literal["none", "kernels", "blocks"]
+"""What of a denoiser is compiled (torch.compile) on a GPU: nothing, norm and rotary embedding of queries and keys, or
+whole blocks."""
+
 Quantize = Literal["none", "int8"]
 """What the matrices of a denoiser's blocks are held as: what the dtype says, or int8."""
 
@@ -33,6 +37,7 @@ class LoadOptions:
         vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
         quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
         attention: Which kernel a denoiser's self-attention takes, by diffusers' names; auto: torch's own choice.
+        compile: What of the denoiser is compiled, on a GPU.
         fps_modulation: Whether positions in time follow the frame rate; None: as the family's released models have it.
         variant: Of the weights, for example `fp16`, taken where a part has it; None: the usual files.
     """
@@ -45,6 +50,7 @@ class LoadOptions:
     variant: str | None = None
     fps_modulation: bool | None = None
     attention: str = "auto"
+    compile: Compile = "kernels"
 
 
 ON_CPU = LoadOptions()

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3D
 from safetensors.torch import load_file
 
 from cosmorama.request import Capabilities, FrameRule, Range, Size
-from cosmorama.world.kernels.cpu_linear import use_onednn
+from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.load.files import read_header, read_json, weight_files
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN, against torch's own."""
+"""Kernels for a CPU, against torch's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention import FeedForward
 from torch import nn
 
-from cosmorama.world.kernels.cpu_linear import use_onednn
+from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.load.quantize import quantize_layer
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
