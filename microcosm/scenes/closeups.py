@@ -27,6 +27,7 @@ FIRST_SEED = 4_000_000
 FIRST_HELD_OUT_SEED = 9_500_000
 SHARD = 20
 LATEST_START_S = 1.6  # most of the motion is over after two seconds
+S = TypeVar("S", bound=AnyShot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,6 @@ class Closeup:
     small: Frames
     large: Frames
     which: int
-
-
-S = TypeVar("S", bound=AnyShot)
 
 
 def wide_shots(first_seed: int, draw: Callable[[int], S]) -> Iterator[S]:

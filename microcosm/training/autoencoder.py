@@ -36,13 +36,13 @@ def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
     return pixels
 
 
-def sample_blocks(folder: Path, seed: int = 0, per_clip: int = 1500, stills: int = 4000) -> Tensor:
+def sample_blocks(folder: Path, seed: int = 0, stills: int = 200) -> Tensor:
     """Blocks [n, 1536] of stills (eight equal frames) and of clips at random offsets in place and time, half each."""
     rng = np.random.default_rng(seed)
     blocks = []
     for arrays, _ in read_shards("images", folder):
         for name in arrays.files:
-            frames = to_float(arrays[name][: stills // 20])
+            frames = to_float(arrays[name][:stills])
             blocks.append(_crops(frames.expand(-1, -1, FRAMES_PER_LATENT, -1, -1), rng, 4))
         if sum(map(len, blocks)) > 150_000:
             break
@@ -76,10 +76,13 @@ def moving_blocks(folder: Path, seed: int = 1, windows: int = 12) -> Tensor:
         for arrays, _ in read_shards(kind, folder):
             for clip in (clip for name in arrays.files for clip in arrays[name]):
                 for start in rng.integers(1, min(72, len(clip) - FRAMES_PER_LATENT), count):
-                    blocks = _crops(to_float(clip[start : start + FRAMES_PER_LATENT][None]), rng, 4)
-                    frames = blocks.unflatten(1, (3, FRAMES_PER_LATENT, -1))
-                    found.append(blocks[(frames.amax(2) - frames.amin(2)).amax((1, 2)) > MOVES])
+                    found.append(_moving(_crops(to_float(clip[start : start + FRAMES_PER_LATENT][None]), rng, 4)))
     return torch.cat(found)
+
+
+def _moving(blocks: Tensor) -> Tensor:
+    frames = blocks.unflatten(1, (3, FRAMES_PER_LATENT, -1))
+    return blocks[(frames.amax(2) - frames.amin(2)).amax((1, 2)) > MOVES]
 
 
 def principal(blocks: Tensor, count: int) -> Tensor:
@@ -140,9 +143,7 @@ def _fine_blocks(folder: Path, cell: int, clips: int, per_clip: int = 700, seed:
         chosen = (clip for arrays, _ in read_shards(kind, folder) for name in arrays.files for clip in arrays[name])
         for clip in islice(chosen, clips // 2):
             blocks = to_blocks(to_float(clip[None, 1:]), cell).flatten(0, 3)
-            frames = blocks.unflatten(1, (3, FRAMES_PER_LATENT, -1))
-            moving = blocks[(frames.amax(2) - frames.amin(2)).amax((1, 2)) > MOVES]
-            found += [some[rng.integers(len(some), size=per_clip)] for some in (blocks, moving) if len(some)]
+            found += [some[rng.integers(len(some), size=per_clip)] for some in (blocks, _moving(blocks)) if len(some)]
     return torch.cat(found)
 
 
