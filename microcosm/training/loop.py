@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -26,6 +25,7 @@ from microcosm.training.parallel import agreed, average_weights, workers
 LOCAL_STEPS = 8  # of every worker by itself, between which their weights are averaged
 _WARM_UP = 100  # steps
 _HEAD_RATE = 3e-3
+_SPREAD, _LOW_SHIFT = 1.2, 0.5
 B = TypeVar("B")
 Run = TypeVar("Run", bound="RunOptions")
 
@@ -47,6 +47,7 @@ class RunOptions:
     muon: bool = True
     shift: Annotated[float, typer.Option(help="Moves training noise levels of stills towards noise.")] = 4.0
     clip_shift: Annotated[float, typer.Option(help="And of clips: where things go is decided early.")] = 8.0
+    low_share: Annotated[float, typer.Option(help="Of the noise levels, drawn low: edges are decided there.")] = 0.0
     ema: float = 0.995
     seed: int = 0
     processes: Annotated[int, typer.Option(help="Data-parallel workers, each with one thread and its own batches.")] = 2
@@ -67,9 +68,10 @@ def command(options: type[Run], module: str, training: Callable[[Run, int], Trai
     typer.run(main)
 
 
-def draw_t(count: int, shift: float, spread: float = 1.2) -> Tensor:
-    """Noise levels [count]: logit-normal, moved towards noise by `shift`."""
-    return torch.sigmoid(torch.randn(count) * spread + math.log(shift)).clamp(0.005, 0.999)
+def draw_t(count: int, shift: float, low_share: float = 0.0) -> Tensor:
+    """Noise levels [count]: logit-normal, moved towards noise by `shift`, a share of them away from it."""
+    shifts = torch.where(torch.rand(count) < low_share, _LOW_SHIFT, shift)
+    return torch.sigmoid(torch.randn(count) * _SPREAD + shifts.log()).clamp(0.005, 0.999)
 
 
 def given_parts(vae: VideoAutoencoder, clean: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,12 +48,12 @@ class Options(RunOptions):
     loaders: Annotated[int, typer.Option(help="Processes that draw batches ahead; 0 draws them between steps.")] = 0
 
 
-def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: Batch, shift: float) -> Tensor:
+def loss_of(net: Any, text_encoder: TextEncoder, vae: VideoAutoencoder, batch: Batch, options: Options) -> Tensor:
     """The velocity-weighted error of the predicted x_0 over the frames that are not given."""
     clean = vae.encode_small(batch.frames)
-    count, _, frames = clean.shape[:3]
-    device = clean.device
-    t = draw_t(count, shift).to(device)
+    (count, _, frames), device = clean.shape[:3], clean.device
+    shift = options.shift if frames == 1 else options.clip_shift
+    t = draw_t(count, shift, options.low_share).to(device)
     given = torch.arange(frames, device=device) < batch.given[:, None]
     wide = given[:, None, :, None, None]
     level = t.view(-1, 1, 1, 1, 1)
@@ -110,12 +110,9 @@ class Training(Trainer[Batch, Options]):
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
-        batch, options = batch.to(self.device), self.options
-        length = batch.seconds.shape[1]
-        loss = loss_of(
-            self.net, self.text_encoder, self.vae, batch, options.shift if length == 1 else options.clip_shift
-        )
-        return loss, {f"{batch.world} {length}": loss.item()}, batch.seconds.numel()
+        batch = batch.to(self.device)
+        loss = loss_of(self.net, self.text_encoder, self.vae, batch, self.options)
+        return loss, {f"{batch.world} {batch.seconds.shape[1]}": loss.item()}, batch.seconds.numel()
 
 
 if __name__ == "__main__":

@@ -96,16 +96,17 @@ def loss_of(
     auxiliary: Auxiliary,
     gain: Tensor,
     batch: Batch,
-    shift: float,
-    bf16: bool = False,
+    options: Options,
 ) -> tuple[Tensor, Tensor]:
     """The velocity-weighted error of the predicted x_0 over the frames that are not given, and the auxiliary loss.
 
-    With `bf16` the transformer's products are in bfloat16: twice as fast on processors with instructions for that.
+    With `options.bf16` the transformer's products are in bfloat16: twice as fast on processors with instructions for
+    that.
     """
     clean = vae.encode_small(batch.frames)
     count, _, frames = clean.shape[:3]
-    t = draw_t(count, shift).view(-1, 1, 1, 1, 1)
+    shift = options.clip_shift if frames > 1 else options.shift
+    t = draw_t(count, shift, options.low_share).view(-1, 1, 1, 1, 1)
     is_given = (torch.arange(frames) < batch.given[:, None]).view(count, 1, frames, 1, 1)
     noisy = torch.where(is_given, clean, torch.lerp(clean, torch.randn_like(clean), t))
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
@@ -113,7 +114,7 @@ def loss_of(
     text, text_mask = text_encoder(batch.prompts)
     known, held = given_parts(vae, clean, batch.given)
     read = torch.cat([noisy, known * gain], dim=1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
         output = cosmos_forward(
             net, read, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
         )
@@ -186,12 +187,8 @@ class Training(Trainer[Batch, Options]):
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
-        options, length = self.options, batch.seconds.shape[1]
-        shift = options.clip_shift if length > 1 else options.shift
-        loss, extra = loss_of(
-            self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, shift, options.bf16
-        )
-        values = {f"{batch.world} {length}": loss.item(), "auxiliary": extra.item()}
+        loss, extra = loss_of(self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, self.options)
+        values = {f"{batch.world} {batch.seconds.shape[1]}": loss.item(), "auxiliary": extra.item()}
         cells = self.vae.latents_shape(1, *(OUTPUT_SCALE * side for side in batch.frames.shape[3:]))
         tokens = batch.seconds.numel() * math.prod(cells[2:]) / math.prod(self.net.config.patch_size)
         return loss + AUXILIARY_SHARE * extra, values, tokens

@@ -59,7 +59,7 @@ def test_training_lowers_the_loss_resumes_and_exports_what_answers(data: Path, r
     def loss() -> float:
         torch.manual_seed(1)
         with torch.no_grad():
-            return float(loss_of(training.net, training.text_encoder, training.vae, batch, 4.0))
+            return float(loss_of(training.net, training.text_encoder, training.vae, batch, training.options))
 
     before = loss()
     for _ in range(8):

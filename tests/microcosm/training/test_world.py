@@ -16,7 +16,7 @@ from microcosm.training.batches import Shots
 from microcosm.training.export import load_averaged
 from microcosm.training.export import main as export
 from microcosm.training.gain import gain_of
-from microcosm.training.loop import given_parts
+from microcosm.training.loop import draw_t, given_parts
 from microcosm.training.world import Options, Training, taught
 from tests.microcosm.shards import write_shards
 
@@ -66,6 +66,13 @@ def test_beside_the_noise_stands_what_is_given_of_each_clip() -> None:
     assert torch.equal(two[:, 2:], clean[2, :, 1:2].expand(-1, 3, -1, -1))
     assert not held[0].any()
     torch.testing.assert_close(held[2:], vae.hold(clean[2:, :, :2]))
+
+
+def test_a_share_of_the_noise_levels_is_low() -> None:
+    torch.manual_seed(0)
+    usual, low = (float((draw_t(4000, 4.0, share) < 0.25).float().mean()) for share in (0.0, 0.5))
+    assert usual < 0.04
+    assert 0.15 < low < 0.25
 
 
 def test_channels_of_moving_cells_are_made_equally_strong() -> None:
