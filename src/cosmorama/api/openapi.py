@@ -70,6 +70,7 @@ class Video(_Answer):
     remixed_from_video_id: str | None
     warnings: list[str]
     guardrails: list[GuardrailDecision]
+    action: dict[str, Any] | None = Field(description="Predicted actions, as `POST /v1/infer` answers with them.")
     error: VideoFailure | None
 
 

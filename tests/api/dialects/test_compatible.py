@@ -95,6 +95,57 @@ def test_vllm_omnis_form_is_answered_with_the_clip(server: httpx.Client, jpeg: b
         assert len(answer.headers["x-cosmorama-warnings"]) <= 1024
 
 
+ACTIONS: dict[str, Any] = {"domain_name": "av", "image_size": 256, "view_point": "ego_view", "guardrails": False}
+
+
+def test_vllm_omnis_actions(server: httpx.Client, jpeg: bytes, mp4: bytes) -> None:
+    inverse = ACTIONS | {"action_mode": "inverse_dynamics", "action_chunk_size": 4, "raw_action_dim": 9}
+    answer = server.post(
+        "/v1/videos",
+        data=OMNI | {"extra_params": json.dumps(inverse)},
+        files={"input_reference": ("a.mp4", mp4, "video/mp4")},
+    )
+    video = answer.raise_for_status().json()
+    assert video["warnings"] == [
+        "max_sequence_length was not used",
+        "extra_params.view_point was not used",
+        "extra_params.guardrails was not used",
+    ]
+    action = finished(server, video["id"])["action"]
+    assert (action["shape"], action["action_mode"], action["domain_id"]) == ([4, 9], "inverse_dynamics", 1)
+    forward = ACTIONS | {"action_mode": "forward_dynamics", "action_chunk_size": 4, "action": [[0.0] * 9] * 4}
+    picture = {"input_reference": ("a.jpg", jpeg, "image/jpeg")}
+    answer = server.post("/v1/videos", data=OMNI | {"extra_params": json.dumps(forward)}, files=picture)
+    video = finished(server, answer.raise_for_status().json()["id"])
+    assert (video["action"], video["size"], video["seconds"]) == (None, "96x64", "0.208333")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"action_chunk_size": None}, "extra_params.action_chunk_size: Field required; an integer from 4 to 396"),
+        ({"action_chunk_size": 5}, "extra_params.action_chunk_size: 5 is not accepted; expected a multiple of 4"),
+        ({"domain_name": "dog"}, "extra_params.domain_name: 'dog' is not accepted; expected 'av'"),
+        ({"action_mode": "dance"}, "extra_params.action_mode: 'dance' is not accepted"),
+        ({"action_mode": "inverse_dynamics"}, "input_reference: 'a picture' is not accepted; expected a clip"),
+        ({"raw_action_dim": 10}, "extra_params.raw_action_dim: 10 is not accepted; expected 9 for av"),
+        ({"domain_name": "umi"}, "extra_params.domain_name: 'umi' is not accepted; expected 1 (av), 8 (droid_lerobot)"),
+        ({"action_chunk_size": 8}, "num_frames: 5 is not accepted; expected action_chunk_size + 1 = 9"),
+    ],
+)
+def test_wrong_actions_are_told_in_the_clients_words(
+    server: httpx.Client, jpeg: bytes, change: dict[str, Any], said: str
+) -> None:
+    extra = ACTIONS | {"action_mode": "policy", "action_chunk_size": 4} | change
+    answer = server.post(
+        "/v1/videos",
+        data=OMNI | {"extra_params": json.dumps(extra)},
+        files={"input_reference": ("a.jpg", jpeg, "image/jpeg")},
+    )
+    assert answer.status_code == 400, answer.text
+    assert said in answer.json()["error"]["message"]
+
+
 def test_a_still_through_the_official_client(client: openai.OpenAI) -> None:
     for output_format, kind in (("png", "PNG"), ("jpeg", "JPEG")):
         made = client.images.generate(

@@ -242,7 +242,14 @@ def test_on_a_small_model_what_was_not_given_is_fitted() -> None:
         (POLICY | {"action_params": {"action_chunk_size": 16}}, ["action_params.domain_name: null", "av (1)"]),
         (POLICY | {"action_params": PARAMS | {"domain_name": "dog"}}, ["action_params.domain_name: 'dog'", "umi"]),
         (POLICY | {"action_params": PARAMS | {"domain_id": 6}}, ["action_params.domain_id: 6", "8, the number of"]),
-        (POLICY | {"action_params": PARAMS | {"domain_name": "umi"}}, ["action_params.domain_name: 6", "1 (av), 8"]),
+        (
+            POLICY | {"action_params": PARAMS | {"domain_name": "umi"}},
+            ["action_params.domain_name: 'umi'", "1 (av), 8"],
+        ),
+        (
+            POLICY | {"action_params": {"domain_id": 6, "action_chunk_size": 16}},
+            ["action_params.domain_id: 6", "1 (av), 8"],
+        ),
         (POLICY | {"action_params": PARAMS | {"action_chunk_size": 6}}, ["action_chunk_size: 6", "multiple of 4"]),
         (POLICY | {"action_params": PARAMS | {"action": ROWS}}, ["action_params.action", "policy answers"]),
         (POLICY | {"action_params": PARAMS | {"raw_action_dim": 7}}, ["raw_action_dim: 7", "10 for droid_lerobot"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from fastapi import Request, Response
@@ -33,7 +33,9 @@ class Dialect:
         body: The body's model, for the API's documentation.
         wire_names: `GenerationRequest`'s field names to this format's, for errors found after parsing. `mode=NAME`
             is the format's word for a mode, and `field=NAME` the field that makes a body one of that mode;
-            `hint=FIELD` goes before what is accepted in an error about a field.
+            `hint=FIELD` goes before what is accepted in an error about a field, and `FIELD=VALUE` is what a client
+            wrote for a value.
+        more_names: Of the names, those that depend on what a body has inside.
     """
 
     name: str
@@ -42,12 +44,13 @@ class Dialect:
     answer: Callable[[Request, GenerationRequest, Outcome], Response]
     body: type[WireModel]
     wire_names: Mapping[str, str] = field(default_factory=dict)
+    more_names: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda body: {}
 
     def names_of(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """`wire_names`, with the aliases that this body uses."""
         written = names_written(self.body, body)
         own = {name: written.get(wire, wire) for name, wire in self.wire_names.items()}
-        return {**written, **own}
+        return {**written, **own, **self.more_names(body)}
 
 
 BY_INPUT = {"field=text2world": "prompt", "field=image2world": "image", "field=video2world": "video"}
@@ -67,7 +70,8 @@ def _worded(problem: Problem, names: Mapping[str, str]) -> Problem:
     if problem.field != "mode":
         fitted = "even numbers" in problem.accepted or problem.accepted.endswith(f"from {FPS}")
         hint = "" if fitted else names.get(f"hint={problem.field}", "")
-        return replace(problem, field=names.get(problem.field, problem.field), accepted=f"{hint}{problem.accepted}")
+        value = names.get(f"{problem.field}={problem.value}", problem.value)
+        return Problem(names.get(problem.field, problem.field), value, f"{hint}{problem.accepted}")
     found = names.get(f"field={problem.value}", names.get("mode", "mode"))
     value = names.get(f"mode={problem.value}", problem.value)
     accepted = _MODE.sub(lambda mode: names.get(f"mode={mode[0]}", mode[0]), problem.accepted)

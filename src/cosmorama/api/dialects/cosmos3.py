@@ -70,6 +70,8 @@ _REFERENCE = {
 }
 """What `input_reference` holds."""
 MAX_STATE_CHARACTERS = 100_000
+USUAL_OF_ACTIONS = Usual(guidance_scale=1, steps=30, flow_shift=10, fps=10, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
+"""What the NIM uses for actions where a body does not say."""
 
 
 class Cosmos3ControlParams(WireModel):
@@ -170,7 +172,7 @@ def usual_of(wire: Cosmos3Body) -> Usual:
         guidance_scale=6, steps=35, flow_shift=10, frames=189, fps=24, negative_prompt=DEFAULT_NEGATIVE_PROMPT
     )
     if wire.model_mode in ACTION_MODES:
-        return Usual(guidance_scale=1, steps=30, flow_shift=10, fps=10, negative_prompt=video.negative_prompt)
+        return USUAL_OF_ACTIONS
     if wire.transfer is None:
         return video
     kinds = [*wire.transfer.given]
@@ -197,10 +199,10 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     if wire.transfer is not None and mode == "video2video":
         problems += _transfer_problems(wire.transfer, wire, reference)
     if wire.action_params is not None and mode in ACTION_MODES:
-        problems += _action_problems(wire.action_params, mode)
+        problems += action_problems(wire.action_params, mode)
     if problems:
         raise InvalidRequestError(*problems)
-    action = None if wire.action_params is None else _action(wire.action_params)
+    action = None if wire.action_params is None else action_of(wire.action_params)
     size = size_of(resolution, COSMOS3_SIZES)
     if wire.action_params is not None:
         size = ACTION_SIZES[wire.action_params.image_size]
@@ -320,37 +322,38 @@ def _transfer_problems(transfer: Transfer, wire: Cosmos3Body, reference: str | N
         yield Problem("transfer.num_first_chunk_conditional_frames", first, accepted)
 
 
-def _action_problems(params: ActionParams, mode: str) -> Iterator[Problem]:
+def action_problems(params: ActionParams, mode: str, at: str = "action_params") -> Iterator[Problem]:
+    """What is wrong with actions for a mode, in fields of the object that is called `at`."""
     named = ", ".join(f"{domain.name} ({domain.id})" for domain in DOMAINS.values())
     domain = _domain(params)
     if domain is None:
         name = "domain_name" if params.domain_id is None else "domain_id"
-        yield Problem(f"action_params.{name}", getattr(params, name), f"one of {named}")
+        yield Problem(f"{at}.{name}", getattr(params, name), f"one of {named}")
         return
     if params.domain_id not in (None, domain.id):
-        yield Problem("action_params.domain_id", params.domain_id, f"{domain.id}, the number of {domain.name}")
+        yield Problem(f"{at}.domain_id", params.domain_id, f"{domain.id}, the number of {domain.name}")
     steps, rows = params.action_chunk_size, params.action
     if steps % 4:
         accepted = f"a multiple of 4 from 4 to {MAX_ACTIONS}"
-        yield Problem("action_params.action_chunk_size", steps, accepted)
+        yield Problem(f"{at}.action_chunk_size", steps, accepted)
     if rows is None and mode == "forward_dynamics":
-        yield Problem("action_params.action", None, "one row of numbers per step for forward_dynamics")
+        yield Problem(f"{at}.action", None, "one row of numbers per step for forward_dynamics")
     if rows is not None and mode != "forward_dynamics":
-        yield Problem("action_params.action", f"{len(rows)} rows", f"no value: {mode} answers with them")
+        yield Problem(f"{at}.action", f"{len(rows)} rows", f"no value: {mode} answers with them")
     if rows is not None and len(rows) != steps:
-        yield Problem("action_params.action", f"{len(rows)} rows", f"{steps} rows, the action_chunk_size")
+        yield Problem(f"{at}.action", f"{len(rows)} rows", f"{steps} rows, the action_chunk_size")
     if rows is not None and any(len(row) != domain.width for row in rows):
         widths = ", ".join(str(width) for width in sorted({len(row) for row in rows}))
         accepted = f"rows of {domain.width} numbers for {domain.name}"
-        yield Problem("action_params.action", f"rows of {widths} numbers", accepted)
+        yield Problem(f"{at}.action", f"rows of {widths} numbers", accepted)
     if params.raw_action_dim not in (None, domain.width):
-        yield Problem("action_params.raw_action_dim", params.raw_action_dim, f"{domain.width} for {domain.name}")
+        yield Problem(f"{at}.raw_action_dim", params.raw_action_dim, f"{domain.width} for {domain.name}")
     for name in ("history_length", "use_state", "observation"):
         if getattr(params, name) is not None and mode != "policy":
-            yield Problem(f"action_params.{name}", getattr(params, name), "no value unless model_mode is policy")
+            yield Problem(f"{at}.{name}", getattr(params, name), "no value unless model_mode is policy")
     if params.observation is not None and len(_json(params.observation)) > MAX_STATE_CHARACTERS:
         accepted = f"at most {MAX_STATE_CHARACTERS} characters of JSON"
-        yield Problem("action_params.observation", f"{len(_json(params.observation))} characters", accepted)
+        yield Problem(f"{at}.observation", f"{len(_json(params.observation))} characters", accepted)
 
 
 def _domain(params: ActionParams) -> ActionDomain | None:
@@ -359,7 +362,8 @@ def _domain(params: ActionParams) -> ActionDomain | None:
     return next((domain for domain in DOMAINS.values() if domain.id == params.domain_id), None)
 
 
-def _action(params: ActionParams) -> Action:
+def action_of(params: ActionParams) -> Action:
+    """Actions as a request has them; their domain is known."""
     domain = _domain(params)
     assert domain is not None
     state = {"history_length": params.history_length, "observation": params.observation}
@@ -394,6 +398,14 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+def names_of_domain(params: object, at: str = "action_params") -> dict[str, str]:
+    """What a client calls a domain, by name or by number, in the object that is called `at`."""
+    if isinstance(params, Mapping) and params.get("domain_name") is None:
+        return {"action.domain": f"{at}.domain_id"}
+    by_name = {f"action.domain={domain.id}": domain.name for domain in DOMAINS.values()}
+    return {"action.domain": f"{at}.domain_name", **by_name}
+
+
 _MARKS = frozenset(
     {
         "input_reference",
@@ -422,6 +434,7 @@ COSMOS3 = Dialect(
     recognises=recognises,
     answer=answer,
     body=Cosmos3Body,
+    more_names=lambda body: names_of_domain(body.get("action_params")),
     wire_names={
         "mode": "model_mode",
         "mode=text2world": "text2video",
@@ -439,7 +452,6 @@ COSMOS3 = Dialect(
         "chunk_frames": "transfer.num_video_frames_per_chunk",
         "first_conditioning_frames": "transfer.num_first_chunk_conditional_frames",
         "controls": "transfer",
-        "action.domain": "action_params.domain_name",
         "action.values": "action_params.action",
         **{f"controls.{kind}.weight": f"transfer.{name}.control_weight" for name, kind in CONTROLS.items()},
         **{f"controls.{kind}.source": f"transfer.{name}.video" for name, kind in CONTROLS.items()},

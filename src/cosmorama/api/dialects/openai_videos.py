@@ -12,12 +12,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 
-from cosmorama.api.dialects.base import BY_INPUT, Dialect, file_answer
+from cosmorama.api.dialects.base import BY_INPUT, Dialect, action_answer, file_answer
+from cosmorama.api.dialects.cosmos3 import (
+    ACTION_MODES,
+    ACTION_SIZES,
+    USUAL_OF_ACTIONS,
+    ActionParams,
+    action_of,
+    action_problems,
+    names_of_domain,
+)
 from cosmorama.api.dialects.wire import DialectBody, WireModel, validate, wire_error
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
@@ -60,6 +69,7 @@ _UNUSED = (
     "true_cfg_scale",
     "boundary_ratio",
     "generate_sound",
+    "sound_duration",
     "generator_device",
     "enable_teacache",
     "enable_frame_interpolation",
@@ -99,6 +109,12 @@ class NestedVideoParams(WireModel):
     height: int | None = None
     num_frames: int | None = None
     fps: float | None = None
+
+
+class VideoAction(ActionParams):
+    """What clients of vLLM-Omni send among their extra fields for a robot's actions."""
+
+    action_mode: Literal["forward_dynamics", "policy", "inverse_dynamics"]
 
 
 class VideoBody(DialectBody):
@@ -172,7 +188,7 @@ class ExtendBody(VideoBody):
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded JSON body to the request it describes."""
     given, warnings = _spread(body)
-    return _to_request(validate(given, VideoBody), None, settings, warnings)
+    return _to_request(validate(given, VideoBody), None, settings, warnings, _action(body))
 
 
 def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settings) -> GenerationRequest:
@@ -202,7 +218,7 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
         wire = VideoBody.model_validate(given, strict=False)
     except ValidationError as error:
         raise wire_error(error, VideoBody, given) from None
-    return _to_request(wire, upload, settings, warnings)
+    return _to_request(wire, upload, settings, warnings, _action(body))
 
 
 def _object(text: str) -> Any:
@@ -227,6 +243,8 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             known = VideoBody.aliases.get(name, name) in VideoBody.model_fields and name not in _CARRIERS
             if value is None:
                 continue
+            if "action_mode" in inner and name in VideoAction.model_fields:
+                continue
             if known:
                 given.setdefault(name, value)
             else:
@@ -239,6 +257,16 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         else:
             warnings.append(f"video_params.{str(name)[:64]} was not used")
     return given, warnings[:_MOST_WARNINGS]
+
+
+def _action(body: Mapping[str, Any]) -> tuple[str, VideoAction] | None:
+    """The actions among the extra fields, and what the client calls the object that they are in."""
+    for carrier in _CARRIERS:
+        inner = body.get(carrier)
+        if isinstance(inner, Mapping) and "action_mode" in inner:
+            own = {name: inner[name] for name in VideoAction.model_fields if name in inner}
+            return carrier, validate(own, VideoAction, f"{carrier}.")
+    return None
 
 
 def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> GenerationRequest:
@@ -281,6 +309,7 @@ def video_object(job: Job) -> dict[str, Any]:
         "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
         "warnings": list(job.warnings),
         "guardrails": [check.model_dump() for check in job.checks],
+        "action": None if job.result is None else action_answer(job.request, job.result.outcome),
         "error": None if error is None else {"code": error.type, "message": error.text},
     }
 
@@ -298,12 +327,16 @@ def percent(progress: Progress, state: State) -> int:
 
 
 def _to_request(
-    wire: VideoBody, upload: bytes | None, settings: Settings, warnings: Sequence[str]
+    wire: VideoBody,
+    upload: bytes | None,
+    settings: Settings,
+    warnings: Sequence[str],
+    action: tuple[str, VideoAction] | None = None,
 ) -> GenerationRequest:
     size = size_of(wire)
     media = upload if upload is not None else _reference(wire.input_reference)
     is_clip = media is not None and _is_clip(media, wire.input_reference)
-    return GenerationRequest(
+    request = GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
         prompt_upsampling=wire.prompt_upsampling,
@@ -327,6 +360,33 @@ def _to_request(
         fit=True,
         usual=Usual(seconds=DEFAULT_SECONDS),
         warnings=tuple(warnings),
+    )
+    return request if action is None else _acted(request, wire, *action)
+
+
+def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: VideoAction) -> GenerationRequest:
+    """The request with a robot's actions."""
+    mode, steps = params.action_mode, params.action_chunk_size
+    problems = [*action_problems(params, mode, carrier)]
+    wanted = "a clip" if mode == "inverse_dynamics" else "a picture"
+    given = "a picture" if request.image is not None else None if request.video is None else "a clip"
+    if given != wanted:
+        problems.append(Problem("input_reference", given, f"{wanted} for {mode}"))
+    if wire.frames not in (None, steps + 1):
+        problems.append(Problem("num_frames", wire.frames, f"action_chunk_size + 1 = {steps + 1}, or no value"))
+    if problems:
+        raise InvalidRequestError(*problems)
+    size = Size(request.width or 0, request.height or 0)
+    if wire.size is None and wire.width is None:
+        size = ACTION_SIZES[params.image_size]
+    return replace(
+        request,
+        width=size.width,
+        height=size.height,
+        frames=None,
+        task=ACTION_MODES[mode],
+        action=action_of(params),
+        usual=USUAL_OF_ACTIONS,
     )
 
 
@@ -416,6 +476,16 @@ def _path_of(url: str) -> str:
         return ""
 
 
+def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
+    """What a client calls a domain of actions; `body` may be a form's fields."""
+    for carrier in _CARRIERS:
+        inner = body.get(carrier)
+        inner = _object(inner) if isinstance(inner, str) else inner
+        if isinstance(inner, Mapping) and "action_mode" in inner:
+            return names_of_domain(inner, carrier)
+    return {}
+
+
 DIALECT = Dialect(
     name=NAME,
     parse=parse,
@@ -423,4 +493,5 @@ DIALECT = Dialect(
     answer=file_answer,
     body=VideoBody,
     wire_names=WIRE_NAMES,
+    more_names=_names,
 )

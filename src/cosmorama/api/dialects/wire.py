@@ -80,8 +80,8 @@ class WireError(BodyError):
 Wire = TypeVar("Wire", bound=WireModel)
 
 
-def validate(body: Mapping[str, Any], model: type[Wire]) -> Wire:
-    """A JSON object as a wire model.
+def validate(body: Mapping[str, Any], model: type[Wire], at: str = "") -> Wire:
+    """A JSON object as a wire model; `at` goes before the names of its fields.
 
     Raises:
         WireError: naming every field that is wrong, its value and what is accepted.
@@ -89,13 +89,13 @@ def validate(body: Mapping[str, Any], model: type[Wire]) -> Wire:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise wire_error(error, model, body) from None
+        raise wire_error(error, model, body, at) from None
 
 
-def wire_error(error: ValidationError, model: type[WireModel], body: Mapping[str, Any]) -> WireError:
+def wire_error(error: ValidationError, model: type[WireModel], body: Mapping[str, Any], at: str = "") -> WireError:
     """What pydantic says is wrong with a body, in this server's words."""
     found = error.errors(include_url=False)
-    written = names_written(model, body)
+    written = {**names_written(model, body), "": at}
     messages = [_message(details, model, written) for details in found[:_MOST_MESSAGES]]
     if len(found) > _MOST_MESSAGES:
         messages.append(f"and {len(found) - _MOST_MESSAGES} more")
@@ -133,7 +133,7 @@ def _message(details: ErrorDetails, model: type[WireModel], written: Mapping[str
 
 def _path(location: tuple[int | str, ...], written: Mapping[str, str]) -> str:
     parts = [str(part)[:_LONGEST_NAME] for part in location]
-    return ".".join([written.get(parts[0], parts[0]), *parts[1:]]) if parts else ""
+    return written.get("", "") + ".".join([written.get(parts[0], parts[0]), *parts[1:]]) if parts else ""
 
 
 def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
