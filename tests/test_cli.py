@@ -21,6 +21,13 @@ def cosmorama(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
+def test_kinds_of_control_are_chosen_for_a_model_of_the_hub_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--model", str(tiny_checkpoint), "--controls", "edge, depth", "-o", str(tmp_path / "x.mp4"))
+    result = cosmorama("generate", "a ball", *options)
+    assert result.exit_code != 0
+    assert "controls is ('edge', 'depth'), but the folder" in " ".join(result.output.split())
+
+
 def test_generate_writes_the_file_and_tells_seed_prompt_and_timings(tiny_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "deep" / "clip.mp4"
     result = cosmorama("generate", "a red ball", "--model", str(tiny_checkpoint), "-o", str(output), *SMALL)

@@ -132,6 +132,16 @@ class ActionDomain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPreset:
+    """How a model samples with an adapter that was trained for it, as one for few steps; None: as without."""
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    flow_shift: float | None = None
+    solver: Solver | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a world model can do; published by the model, shown by the server, enforced by `resolve`."""
 
@@ -173,6 +183,8 @@ class Capabilities:
     """Names of the LoRA adapters that are loaded."""
     adapter_layers: dict[str, int] = field(default_factory=dict)
     """By those names: how many layers of the denoiser each acts on."""
+    adapter_presets: dict[str, AdapterPreset] = field(default_factory=dict)
+    """By those names, where an adapter has one: what requests with it use where they say nothing."""
     reuse: Range | None = Range(0, 1)
     """Accepted thresholds of step reuse; None: the model is always evaluated at every step."""
     vae_tiles: tuple[int, ...] = ()

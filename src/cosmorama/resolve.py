@@ -20,6 +20,7 @@ from cosmorama.request import (
     MAX_SEED,
     PROMPT_MAX_CHARACTERS,
     Action,
+    AdapterPreset,
     Capabilities,
     GenerationRequest,
     Range,
@@ -59,7 +60,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     return replace(
         made,
         seed=secrets.randbelow(MAX_SEED + 1) if made.seed is None else made.seed,
-        solver=made.solver or capabilities.default_solver,
+        solver=made.solver or _preset(request, capabilities).solver or capabilities.default_solver,
         prompt_upsampling=expands if made.prompt_upsampling is None else made.prompt_upsampling,
         conditioning_frames=_conditioning_frames(made, capabilities),
         reuse=made.reuse or 0.0,
@@ -140,7 +141,7 @@ def _missing_files(request: GenerationRequest) -> Iterator[Problem]:
 
 def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[ResolvedRequest, list[str]]:
     """The request with everything the model needs: as asked, else as usual on its wire, else the model's default."""
-    own, usual = capabilities.defaults, request.usual or Usual()
+    own, usual, preset = capabilities.defaults, request.usual or Usual(), _preset(request, capabilities)
     ranges = {
         "guidance_scale": capabilities.guidance_scale,
         "steps": capabilities.steps,
@@ -157,7 +158,8 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
         values["frames"] = 1
     for name, accepted in ranges.items():
         if values[name] is None:
-            wanted = getattr(usual, name)
+            wanted = getattr(preset, name, None)
+            wanted = getattr(usual, name) if wanted is None else wanted
             if name == "frames" and (seconds := request.seconds or (usual.seconds if wanted is None else None)):
                 wanted = max(1, round(seconds * values["fps"]))
                 if request.seconds is not None:
@@ -165,8 +167,9 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
                     continue
             taken = wanted is not None and wanted in accepted
             values[name] = wanted if taken else _within(getattr(own, name), accepted)
-    if request.flow_shift is None and capabilities.flow_shift is not None and usual.flow_shift is not None:
-        values["flow_shift"] = usual.flow_shift if usual.flow_shift in capabilities.flow_shift else None
+    shift = usual.flow_shift if preset.flow_shift is None else preset.flow_shift
+    if request.flow_shift is None and capabilities.flow_shift is not None and shift is not None:
+        values["flow_shift"] = shift if shift in capabilities.flow_shift else None
     if request.negative_prompt is None:
         usual_text = usual.negative_prompt if capabilities.negative_prompts else None
         values["negative_prompt"] = own.negative_prompt if usual_text is None else usual_text
@@ -188,6 +191,13 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
             warnings.append(f"{name} was not used: {capabilities.model} has its own")
             values[name] = None
     return ResolvedRequest(**values), warnings
+
+
+def _preset(request: GenerationRequest, capabilities: Capabilities) -> AdapterPreset:
+    """That of the request's adapters; of several, the first one's that has any."""
+    presets = capabilities.adapter_presets
+    acting = [adapter.name for adapter in request.adapters if adapter.scale != 0 and adapter.name in presets]
+    return presets[acting[0]] if acting else AdapterPreset()
 
 
 def _action(action: Action, fps: float, capabilities: Capabilities) -> tuple[Action, list[str]]:

@@ -63,6 +63,14 @@ def generate(
     variant: Annotated[
         str | None, typer.Option(help="Which copy of the weights, for example fp16.", rich_help_panel=HERE)
     ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            "--controls",
+            help="Kinds of control to load with a Transfer model of the hub, for example edge,depth; default: all.",
+            rich_help_panel=HERE,
+        ),
+    ] = None,
     adapters: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,6 +90,7 @@ def generate(
             pairs = dict(_pair(text) for text in adapters or ())
             loading: dict[str, Any] = {"dtype": dtype, "device": device, "offload": offload, "quantize": quantize}
             loading |= {"variant": variant, "adapters": pairs, "threads": threads}
+            loading["controls"] = tuple(filter(None, (controls or "").replace(" ", "").split(",")))
             with needs_serve():
                 outcome = _here(model or "microcosm", loading, request, path, quiet=as_json)
             result = {**asdict(outcome), "path": str(path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError
-from cosmorama.request import Adapter, ResolvedRequest
+from cosmorama.request import Adapter, AdapterPreset, GenerationRequest, ResolvedRequest, Usual
 from cosmorama.resolve import resolve
 from cosmorama.world.load.adapters import AdaptedWorld
 from cosmorama.world.registry import load_world
@@ -228,6 +229,37 @@ def test_an_adapter_acts_the_same_however_it_is_spelt(
     found = latents(world, Adapter("v1.5"))
     assert (found - expected).norm() / expected.norm() < (1e-2 if "16" in spelling else 1e-6)
     assert world.capabilities.adapter_layers == {"v1.5": len(pairs_of(saved[2]["crayon"]))}
+
+
+def test_a_preset_beside_an_adapter_is_what_its_requests_leave_open(saved: Saved, tmp_path: Path) -> None:
+    (tmp_path / "fast").mkdir()
+    shutil.copy(saved[2]["crayon"], tmp_path / "fast")
+    preset: dict[str, Any] = {"steps": 4, "guidance_scale": 0, "solver": "euler"}
+    (tmp_path / "fast" / "preset.json").write_text(json.dumps(preset))
+    adapters = {"fast": tmp_path / "fast", "noir": saved[2]["noir"]}
+    own = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), adapters).capabilities
+    assert own.adapter_presets == {"fast": AdapterPreset(**preset)}
+
+    def made(*names: str, **fields: Any) -> tuple[int, float, str | None]:
+        adapters = tuple(Adapter(name) for name in names)
+        resolved = resolve(GenerationRequest(prompt="a", adapters=adapters, **fields), own)
+        return resolved.steps, resolved.guidance_scale, resolved.solver
+
+    assert made("fast") == made("noir", "fast") == (4, 0, "euler")
+    assert made("fast", usual=Usual(steps=30)) == (4, 0, "euler")
+    assert made("fast", steps=6, solver="unipc") == (6, 0, "unipc")
+    assert made() == made("noir") == (36, 7, "unipc")
+    for wrong in (
+        {"steps": 0},
+        {"steps": 4.5},
+        {"guidance_scale": "1"},
+        {"flow_shift": 5},
+        {"solver": "lcm"},
+        {"cfg": 1},
+    ):
+        (tmp_path / "fast" / "preset.json").write_text(json.dumps(wrong))
+        with pytest.raises(ModelNotFoundError, match=f"preset of the adapter fast: {next(iter(wrong))} is"):
+            AdaptedWorld(load_world(str(saved[1]), dtype="float32"), adapters)
 
 
 @pytest.mark.parametrize("name", ["realism-v1.5", "half", "train", "cpu", "forward", "a b", "größe", "adapter_0"])

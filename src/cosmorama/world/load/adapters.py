@@ -18,9 +18,10 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.request import Adapter
+from cosmorama.request import Adapter, AdapterPreset, Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.load.checkpoint import first_line
+from cosmorama.world.load.files import read_json
 from cosmorama.world.load.spellings import Addition, Convert, read_adapter
 
 
@@ -55,7 +56,13 @@ class AdaptedWorld(World):
         self._layers = _layers(model)
         self._selected: tuple[Adapter, ...] | None = None
         # With the names of the adapters.
-        self.capabilities = replace(world.capabilities, adapters=tuple(adapters), adapter_layers=touched)
+        presets = {name: _preset(name, path, world.capabilities) for name, path in adapters.items()}
+        self.capabilities = replace(
+            world.capabilities,
+            adapters=tuple(adapters),
+            adapter_layers=touched,
+            adapter_presets={name: preset for name, preset in presets.items() if preset is not None},
+        )
         self.select(())
 
     @property
@@ -90,6 +97,32 @@ class AdaptedWorld(World):
         Some models read text with the weights that adapters act on: with adapters, what others read is not used.
         """
         return self.world.begin(inputs, self.world.encode_text if inputs.request.adapters else read)
+
+
+def _preset(name: str, path: Path, capabilities: Capabilities) -> AdapterPreset | None:
+    """What lies beside an adapter: `preset.json` in its folder, or `NAME.preset.json` beside `NAME.safetensors`.
+
+    Raises:
+        ModelNotFoundError: it asks for what is not known, or what the model does not take.
+    """
+    file = path / "preset.json" if path.is_dir() else path.with_suffix(".preset.json")
+    if not file.is_file():
+        return None
+    values = read_json(file)
+    accepted: dict[str, Any] = {
+        "steps": capabilities.steps,
+        "guidance_scale": capabilities.guidance_scale,
+        "flow_shift": capabilities.flow_shift or (),
+        "solver": capabilities.solvers,
+    }
+    for field, value in values.items():
+        numeric = isinstance(value, int if field == "steps" else int | float) and not isinstance(value, bool)
+        if field not in accepted or not (numeric or field == "solver") or value not in accepted[field]:
+            told = f"it has {', '.join(accepted)}"
+            if field in accepted:
+                told = f"{capabilities.model} takes {accepted[field] or 'none'}"
+            raise ModelNotFoundError(f"{file}, the preset of the adapter {name}: {field} is {value!r}; {told}")
+    return AdapterPreset(**values)
 
 
 def _denoiser(world: Any) -> Any:
