@@ -135,7 +135,8 @@ class Settings(BaseSettings):
     offload: Offload = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))
     """What waits in the CPU's memory: nothing, the text encoder, or every layer of it and of the denoiser."""
     quantize: Quantize = "none"
-    """What the matrices of the denoiser's blocks are held as instead of the dtype: int8 changes frames a little."""
+    """What the matrices of the denoiser's blocks are held as instead of the dtype: int8, or float8 on newer GPUs; both
+    change frames a little."""
     variant: str | None = None
     """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
     controls: Annotated[tuple[str, ...], NoDecode] = ()

@@ -58,7 +58,7 @@ def generate(
         str, typer.Option(help="What waits in the CPU's memory: none, model, layer or release.", rich_help_panel=HERE)
     ] = "none",
     quantize: Annotated[
-        str, typer.Option(help="What matrices are held as: none or int8.", rich_help_panel=HERE)
+        str, typer.Option(help="What matrices are held as: none, int8 or float8.", rich_help_panel=HERE)
     ] = "none",
     variant: Annotated[
         str | None, typer.Option(help="Which copy of the weights, for example fp16.", rich_help_panel=HERE)

@@ -112,7 +112,7 @@ def load_world(
     Raises:
         NotEnoughMemoryError: the weights cannot fit.
         ModelNotFoundError: neither a known name nor a checkpoint of a family that is served, or an incomplete one;
-            names what is missing. Or one whose weights cannot be held as int8.
+            names what is missing. Or one whose weights cannot be quantized.
     """
     folder = _folder_of(name_or_path, cache, download=download, variant=variant, controls=controls)
     if (folder / "world.json").exists():
@@ -136,7 +136,9 @@ def load_world(
         log.warning(_ON_A_CPU, folder.name, torch.__version__)
     if compile == "blocks" and offload == "layer":
         raise ModelNotFoundError("COSMORAMA_COMPILE=blocks does not go with COSMORAMA_OFFLOAD=layer: kernels or none")
-    check_quantize(quantize, options.dtype)
+    check_quantize(quantize, options.dtype, options.device)
+    if quantize == "float8" and offload == "layer":
+        raise ModelNotFoundError("COSMORAMA_QUANTIZE=float8 does not go with COSMORAMA_OFFLOAD=layer: take int8")
     check_weights_fit(folder, options)
     return load(folder, options)
 

@@ -26,7 +26,7 @@ from cosmorama.world.load.adapters import AdaptedWorld
 from cosmorama.world.load.fit import check_weights_fit, weight_bytes
 from cosmorama.world.load.offload import offload_layers
 from cosmorama.world.load.options import LoadOptions
-from cosmorama.world.load.quantize import held_bytes
+from cosmorama.world.load.quantize import check_quantize, held_bytes, quantize_blocks
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
@@ -230,3 +230,28 @@ def test_the_setting_and_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     CliRunner().invoke(app, ["serve"])
     CliRunner().invoke(app, ["serve", "--quantize", "none"])
     assert [settings.quantize for settings in served] == ["none", "int8", "none"]
+
+
+def test_float8_is_for_gpus_that_multiply_it_and_for_bfloat16(
+    predict25: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = predict25
+    with pytest.raises(ModelNotFoundError, match=r"float8 needs a GPU that multiplies float8 .* to run on cpu"):
+        load_world(str(folder), device="cpu", quantize="float8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (8, 0))
+    with pytest.raises(ModelNotFoundError, match="to run on cuda:0"):
+        check_quantize("float8", None, "cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    check_quantize("float8", torch.bfloat16, "cuda:0")
+    with pytest.raises(ModelNotFoundError, match="computes in bfloat16"):
+        check_quantize("float8", torch.float32, "cuda:0")
+    # The same matrices as int8's, each by rows: what torchao makes of them only a GPU can tell.
+    asked: list[tuple[torch.Size, Any]] = []
+    monkeypatch.setattr(
+        "torchao.quantization.quantize_", lambda layer, config: asked.append((layer.weight.shape, config))
+    )
+    world: Any = load_world(str(folder), device="cpu", dtype="bfloat16")
+    quantize_blocks(world.transformer, lambda name: "cpu", "float8")
+    assert {type(config).__name__ for _, config in asked} == {"Float8DynamicActivationFloat8WeightConfig"}
+    assert {type(part).__name__ for _, config in asked for part in config.granularity} == {"PerRow"}
+    assert sum(shape.numel() for shape, _ in asked) > 0

@@ -52,7 +52,7 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
             distilled=distilled,
         ),
         with_tiles(capabilities_of(folder.name, transformer.config, distilled), options),
-        TextHalf(transformer, folder / "transformer", options.variant),
+        TextHalf(transformer, folder / "transformer", options),
     )
 
 

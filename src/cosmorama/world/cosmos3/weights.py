@@ -21,7 +21,7 @@ from cosmorama.world.kernels.gpu import choose_compile
 from cosmorama.world.kernels.layers import is_quantized
 from cosmorama.world.load.checkpoint import told_of, without_quantization
 from cosmorama.world.load.files import read_json
-from cosmorama.world.load.names import is_held_as_int8, read_by_text
+from cosmorama.world.load.names import is_quantized_matrix, read_by_text
 from cosmorama.world.load.offload import check_offload, offload_layers
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import held_bytes, quantize_blocks, quantize_layer
@@ -45,14 +45,14 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     del model.lm_head
 
     def place_of(name: str) -> torch.device | str:
-        later = options.quantize != "none" and is_held_as_int8(type(model).__name__, name, weights.shape(name))
+        later = options.quantize != "none" and is_quantized_matrix(type(model).__name__, name, weights.shape(name))
         return "cpu" if later else _place_of(name, options)
 
     assign(model, weights, dtype=options.dtype or weights.dtype, place=place_of)
     model.rotary_emb.to(_place_of("rotary_emb", options))
     model.eval().requires_grad_(False)
     if options.quantize != "none":
-        quantize_blocks(model, lambda name: _place_of(name, options))
+        quantize_blocks(model, lambda name: _place_of(name, options), options.quantize)
     choose_attention(model, options.attention)
     if torch.device(options.device).type != "cpu":
         choose_compile(model, options.compile)
@@ -83,9 +83,10 @@ class TextHalf:
         resident: Whether they are in memory now.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, variant: str | None = None) -> None:
+    def __init__(self, model: nn.Module, folder: Path, options: LoadOptions) -> None:
         self.resident = True
-        self._stored = Weights(folder, variant)
+        self._quantize = options.quantize
+        self._stored = Weights(folder, options.variant)
         self._weights = {name: _Weight(model, name) for name, _ in model.named_parameters() if read_by_text(name)}
 
     @property
@@ -107,7 +108,7 @@ class TextHalf:
             weight = self._weights[name]
             weight.set(tensor.to(weight.device, weight.dtype))
             if weight.quantized:
-                quantize_layer(weight.owner)
+                quantize_layer(weight.owner, self._quantize)
         self.resident = True
 
 

@@ -81,7 +81,7 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
     """
     module = build(kind, folder, options.dtype, options.variant)
     if options.quantize != "none":
-        quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu")
+        quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu", options.quantize)
     if str(options.device) == "cpu":
         use_onednn(module)
     if is_denoiser(type(module).__name__):

@@ -15,7 +15,7 @@ import torch
 
 from cosmorama.errors import NotEnoughMemoryError
 from cosmorama.world.load.files import has_weights, is_cosmos, parts_of, read_index
-from cosmorama.world.load.names import int8_bytes, is_held_as_int8, read_by_text
+from cosmorama.world.load.names import is_quantized_matrix, quantized_bytes, read_by_text
 from cosmorama.world.load.offload import waits
 from cosmorama.world.load.options import LoadOptions, Offload, Quantize
 from cosmorama.world.load.weights import Weights
@@ -79,14 +79,14 @@ def weight_bytes(
     Raises:
         ModelNotFoundError: its files are damaged, or hold weights in a form that is not read.
     """
-    network = _class_of(folder) if quantize == "int8" else ""
+    network = _class_of(folder) if quantize != "none" else ""
     if not has_weights(folder, variant):
         return 0
     weights = Weights(folder, variant)
     kind = dtype or weights.dtype
     return sum(
-        int8_bytes(shape)
-        if is_held_as_int8(network, name, shape := weights.shape(name))
+        quantized_bytes(shape)
+        if is_quantized_matrix(network, name, shape := weights.shape(name))
         else weights.nbytes(name, kind)
         for name in weights
         if wanted(name)

@@ -1,4 +1,4 @@
-"""Which weights of a network are which, by their names: those held as int8, those that only text reads."""
+"""Which weights of a network are which, by their names: those held in a byte each, those that only text reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MATRICES = {
     "CosmosControlNetModel": re.compile(r"control_blocks\.\d+\.(attn1|attn2|ff)\.(.+\.)?weight"),
     "Cosmos3OmniTransformer": re.compile(r"layers\.\d+\.(self_attn|mlp|mlp_moe_gen)\.(.+\.)?weight"),
 }
-"""By the class of a network: the names of weights that are held as int8 where they are matrices, not norms."""
+"""By the class of a network: the names of weights that are quantized where they are matrices, not norms."""
 _ROW_BYTES = 5
 """Of a row's scale (float32) and its zero point (int8, always 0)."""
 _TEXT_HALF = re.compile(
@@ -19,7 +19,7 @@ _TEXT_HALF = re.compile(
 )
 
 
-def is_held_as_int8(network: str, weight: str, shape: Sequence[int]) -> bool:
+def is_quantized_matrix(network: str, weight: str, shape: Sequence[int]) -> bool:
     """Whether quantizing a network changes one of its weights.
 
     Args:
@@ -36,8 +36,8 @@ def is_denoiser(network: str) -> bool:
     return network in _MATRICES
 
 
-def int8_bytes(shape: Sequence[int]) -> int:
-    """Bytes that a matrix `[rows, columns]` takes as int8."""
+def quantized_bytes(shape: Sequence[int]) -> int:
+    """Bytes that a matrix `[rows, columns]` takes as int8, and about as float8."""
     rows, columns = shape
     return rows * (columns + _ROW_BYTES)
 

@@ -22,8 +22,8 @@ Compile = Literal["none", "kernels", "blocks"]
 """What of a denoiser is compiled (torch.compile) on a GPU: nothing, norm and rotary embedding of queries and keys, or
 whole blocks."""
 
-Quantize = Literal["none", "int8"]
-"""What the matrices of a denoiser's blocks are held as: what the dtype says, or int8."""
+Quantize = Literal["none", "int8", "float8"]
+"""What the matrices of a denoiser's blocks are held as: what the dtype says, int8, or float8, which GPUs multiply."""
 
 
 @dataclass(frozen=True, slots=True)

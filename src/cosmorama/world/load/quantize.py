@@ -1,7 +1,8 @@
-"""Weights of one byte each: the matrices of a denoiser's blocks as int8, with a scale per output row.
+"""Weights of one byte each: the matrices of a denoiser's blocks as int8 or float8, with a scale per output row.
 
-Only weights: a layer brings its matrix to the dtype of the activations, multiplies, and scales every output. How
-matrices are held and multiplied is torchao's.
+int8 is for weights only: a layer brings its matrix to the dtype of the activations, multiplies, scales every output.
+With float8 (e4m3) activations are rounded too, row by row as they come, and the GPU multiplies what takes a byte each.
+How matrices are held and multiplied is torchao's.
 
 Attention and feed-forward matrices of the blocks are 95 % of a 14B denoiser's weights. What is left stays as it is:
 adaLN, whose one row per frame shifts, scales and gates all tokens of that frame; norms and biases, which are vectors;
@@ -19,24 +20,39 @@ from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.layers import is_quantized
-from cosmorama.world.load.names import is_held_as_int8
+from cosmorama.world.load.names import is_quantized_matrix
 from cosmorama.world.load.options import Quantize
 
+_FLOAT8_CAPABILITY = (8, 9)
+"""CUDA compute capability from which GPUs multiply float8: Ada, Hopper and later."""
 
-def check_quantize(quantize: Quantize, dtype: torch.dtype | None = None) -> None:
+
+def check_quantize(
+    quantize: Quantize, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> None:
     """Refuse, before anything is read, what cannot be.
 
     Args:
         quantize: What is asked for.
         dtype: What is computed in; None: not known yet.
+        device: Where; None: where it was checked before.
 
     Raises:
-        ModelNotFoundError: torchao is missing, or the dtype is float16.
+        ModelNotFoundError: torchao is missing, the dtype is float16, or the device cannot multiply float8.
     """
     if quantize == "none":
         return
     if importlib.util.find_spec("torchao") is None:
         raise ModelNotFoundError(f"COSMORAMA_QUANTIZE={quantize} needs torchao: pip install '.[quantize]'")
+    if quantize == "float8":
+        place = None if device is None else torch.device(device)
+        if place is not None and (place.type != "cuda" or torch.cuda.get_device_capability(place) < _FLOAT8_CAPABILITY):
+            raise ModelNotFoundError(
+                f"COSMORAMA_QUANTIZE=float8 needs a GPU that multiplies float8 (NVIDIA Ada, Hopper or later), and the "
+                f"model is to run on {place}: take int8, or none"
+            )
+        if dtype not in (None, torch.bfloat16):
+            raise ModelNotFoundError("COSMORAMA_QUANTIZE=float8 computes in bfloat16: take COSMORAMA_DTYPE=bfloat16")
     if dtype == torch.float16:
         # Products come before they are scaled: with integers up to 127 they pass float16's 65504.
         raise ModelNotFoundError(
@@ -45,13 +61,14 @@ def check_quantize(quantize: Quantize, dtype: torch.dtype | None = None) -> None
         )
 
 
-def quantize_blocks(model: nn.Module, place_of: Callable[[str], torch.device | str]) -> None:
-    """Hold the matrices of a denoiser's blocks as int8; a network of any other kind is left alone.
+def quantize_blocks(model: nn.Module, place_of: Callable[[str], torch.device | str], kind: Quantize = "int8") -> None:
+    """Hold the matrices of a denoiser's blocks in a byte each; a network of any other kind is left alone.
 
     Args:
         model: The network, with its weights.
         place_of: Where a layer goes whose matrix is held so, by the name of the matrix. They go one by one: no more
             than one is there in full.
+        kind: int8 or float8.
 
     Raises:
         ModelNotFoundError: it computes in float16, or torchao is missing.
@@ -59,17 +76,21 @@ def quantize_blocks(model: nn.Module, place_of: Callable[[str], torch.device | s
     network = type(model).__name__
     for layer_name, layer in model.named_modules():
         name = f"{layer_name}.weight"
-        if isinstance(layer, nn.Linear) and is_held_as_int8(network, name, layer.weight.shape):
-            check_quantize("int8", layer.weight.dtype)
-            quantize_layer(layer.to(place_of(name)))
+        if isinstance(layer, nn.Linear) and is_quantized_matrix(network, name, layer.weight.shape):
+            check_quantize(kind, layer.weight.dtype)
+            quantize_layer(layer.to(place_of(name)), kind)
 
 
-def quantize_layer(layer: nn.Linear) -> None:
-    """Hold the matrix of one linear layer as int8."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+def quantize_layer(layer: nn.Linear, kind: Quantize = "int8") -> None:
+    """Hold the matrix of one linear layer as int8 or float8."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Int8WeightOnlyConfig, PerRow, quantize_
 
-    # Its settings for torch.compile would change how float32 is multiplied in the whole process.
-    quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
+    # Their settings for torch.compile would change how float32 is multiplied in the whole process.
+    if kind == "float8":
+        config: Any = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    else:
+        config = Int8WeightOnlyConfig(set_inductor_config=False)
+    quantize_(layer, config)
 
 
 def held_bytes(weight: Tensor) -> int:
