@@ -24,12 +24,14 @@ import av
 import httpx
 import pytest
 
+from tests.jobs.conftest import Postgres
 from tests.serving import Running, running_server
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(3600)]
 
 LONG = os.environ.get("COSMORAMA_FAULTS") == "long"
 WORKER_KILLS, SERVER_KILLS, PAIR_KILLS = (20, 10, 5) if LONG else (2, 2, 1)
+CANCELS, AWAY_S = (200, 60.0) if LONG else (4, 2.0)
 SETTINGS = {"COSMORAMA_LEASE_S": "3", "COSMORAMA_MAX_ACTIVE": "2", "COSMORAMA_MAX_QUEUE": "1000"}
 SMALL: dict[str, Any] = {"dialect": "cosmorama", "width": 960, "height": 704, "prompt_upsampling": False}
 ACTIVE = "cosmorama_active_generations"
@@ -43,6 +45,7 @@ class Client:
     chance: random.Random
     bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
     accepted: dict[str, str] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
 
     def want(self, count: int, *, long: bool = False) -> None:
         for _ in range(count):
@@ -61,6 +64,23 @@ class Client:
                 assert answer.status_code in (202, 503), answer.text
                 if answer.status_code == 202:
                     self.accepted[key] = answer.json()["id"]
+
+    def cancel(self, server: Running) -> None:
+        """Have a job made, and cancel it at some moment of its life, sometimes twice."""
+        self.want(1, long=self.chance.random() < 0.3)
+        self.send(server)
+        job_id = list(self.accepted.values())[-1]
+        self.cancelled.add(job_id)
+        stages = ("queued", "prepare", "encode", "denoise", "decode", "done")
+        stage, deadline = self.chance.choice(stages), time.monotonic() + self.chance.uniform(0, 10)
+        while time.monotonic() < deadline:
+            job = httpx.get(f"{server.url}/v1/jobs/{job_id}", timeout=60).json()
+            if stages.index(job["stage"]) >= stages.index(stage) or job["finished_at"]:
+                break
+            time.sleep(0.01)
+        for _ in range(1 + (self.chance.random() < 0.3)):
+            answer = httpx.post(f"{server.url}/v1/jobs/{job_id}/cancel", timeout=60)
+            assert answer.status_code == 200, answer.text
 
     def keep_busy(self, *servers: Running, timeout_s: float = 900) -> None:
         """Return while all of them are making something. Where nothing is left to make, more is wanted."""
@@ -102,6 +122,10 @@ class Client:
         for job in jobs:
             body = self.bodies[keys[job["id"]]]
             records = list((state / "artifacts" / "results" / job["id"]).glob("*/record.json"))
+            if job["state"] == "cancelled":
+                assert job["id"] in self.cancelled, job
+                assert records == []
+                continue
             if job["state"] != "succeeded":
                 # Too many processes may have died of it, as far as anyone can tell.
                 assert job["state"] == "failed", job
@@ -215,6 +239,46 @@ def test_of_two_servers_on_one_store_one_is_killed(
     assert len(taken_over) < len(jobs) / 2
 
 
+def test_cancels_and_stores_that_go_away_lose_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, chance: random.Random, postgres: Postgres
+) -> None:
+    """Cancels in every stage with clips of real sizes, the database away, and artifacts that cannot be written."""
+    client = Client(chance)
+    database = {"COSMORAMA_DATABASE_URL": postgres.new_database()}
+    with running_server(tiny_checkpoint, tmp_path, **(_sharing(tmp_path) | database)) as server:
+        client.want(3, long=True)
+        client.send(server)
+        for _ in range(CANCELS):
+            client.cancel(server)
+        client.want(3)
+        client.send(server)
+        client.keep_busy(server)
+        postgres.stop()
+        try:
+            assert httpx.post(f"{server.url}/v1/jobs", json=SMALL | {"prompt": "x"}, timeout=60).status_code == 503
+            time.sleep(AWAY_S)  # longer than a lease
+            _wait_for_health(server, 503)
+        finally:
+            postgres.start()
+        _wait_for_health(server, 200)
+        client.want(3)
+        client.send(server)
+        client.keep_busy(server)
+        _limit_files(server.process.pid, 64)  # neither the record of a clip nor a probe has room
+        _wait_for_health(server, 503)
+        assert httpx.post(f"{server.url}/v1/jobs", json=SMALL | {"prompt": "x"}, timeout=60).status_code == 503
+        _limit_files(server.process.pid, resource.RLIM_INFINITY)
+        _wait_for_health(server, 200)
+        jobs = client.verify(server, tmp_path / "state")
+        assert all(job["attempts"] <= 1 for job in jobs)  # none was begun anew, and no worker died
+        assert server.metric("cosmorama_worker_restarts_total") == 0
+        for folder in (tmp_path / "state" / "scratch").glob("*/*/"):
+            deadline = time.monotonic() + 60
+            while folder.exists():
+                assert time.monotonic() < deadline, list(folder.iterdir())
+                time.sleep(0.1)
+
+
 def test_a_disk_that_is_full_loses_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with running_server(tiny_checkpoint, tmp_path, **SETTINGS) as server:
         url = f"{server.url}/v1/jobs"
@@ -244,6 +308,13 @@ def test_a_disk_that_is_full_loses_nothing(tiny_checkpoint: Path, tmp_path: Path
         clips = [httpx.get(f"{url}/{job_id}/content", timeout=60).content for job_id in (before, again["id"])]
         assert clips[0] == clips[1]
         assert len(httpx.get(url, timeout=60).json()["data"]) == 4
+
+
+def _wait_for_health(server: Running, status: int) -> None:
+    deadline = time.monotonic() + 300
+    while httpx.get(f"{server.url}/v1/health/ready", timeout=60).status_code != status:
+        assert time.monotonic() < deadline, server.log.read_text()[-5000:]
+        time.sleep(0.1)
 
 
 def _sharing(folder: Path) -> dict[str, str]:

@@ -143,14 +143,57 @@ def test_what_is_refused_is_refused_before_anything_is_stored(tmp_path: Path) ->
             # Who does not wait on a connection needs no worker now: what it takes is known from before.
             later = await jobs.submit(REQUEST, dialect="predict1")
             assert later.state == "queued"
-            supervisor.capabilities = None
-            with pytest.raises(NotReadyError, match="loading"):
-                await jobs.submit(REQUEST, dialect="predict1")
             for limit in (0, 101):
                 with pytest.raises(InvalidRequestError, match="limit"):
                     await jobs.list(limit=limit)
             with pytest.raises(InvalidRequestError, match="cursor"):
                 await jobs.list(cursor="nobody")
+
+    run(life)
+
+
+def test_jobs_are_accepted_while_a_model_loads_that_was_there_before(tmp_path: Path) -> None:
+    class Loading(FakeSupervisor):
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
+            self.ready, self.capabilities, self.reason = False, None, "the model is loading"
+
+        async def start(self) -> None:
+            pass
+
+        def load(self) -> None:
+            self.ready, self.capabilities = True, Capabilities(model="fake")
+            self.on_ready()
+
+    async def started() -> tuple[Jobs, Loading]:
+        supervisor = Loading(settings := settings_in(tmp_path))
+        pool = pool_of(supervisor)
+        jobs = Jobs(settings, pool)
+        await jobs.start()
+        await pool.start()
+        return jobs, supervisor
+
+    async def life() -> None:
+        jobs, supervisor = await started()
+        with pytest.raises(NotReadyError, match="loading"):
+            await jobs.submit(REQUEST, dialect="p")
+        supervisor.load()
+        await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)
+        while not await jobs._fleet.register.remembered():
+            await asyncio.sleep(0.02)
+        await jobs.stop()
+        jobs.close()
+        jobs, supervisor = await started()
+        job = await jobs.submit(REQUEST, dialect="p")
+        assert job.model == "fake"
+        with pytest.raises(InvalidRequestError, match="steps"):
+            await jobs.submit(replace(REQUEST, steps=99), dialect="p")
+        with pytest.raises(NotReadyError, match="loading"):  # who waits on a connection is told now
+            await jobs.submit(REQUEST, dialect="p", attached=True)
+        supervisor.load()
+        assert (await jobs.wait(job.id)).state == "succeeded"
+        await jobs.stop()
+        jobs.close()
 
     run(life)
 

@@ -183,6 +183,17 @@ class ModelPool:
             raise NotReadyError(f"the model {name} is not loaded: {reason}")
         return member.capabilities
 
+    def loaded(self) -> dict[str, Capabilities]:
+        """What the models take that were loaded once in this life of the server, by source."""
+        known = {m.source: w.capabilities for m in self._models.values() for w in m.workers}
+        return {source: capabilities for source, capabilities in known.items() if capabilities is not None}
+
+    def remember(self, known: Mapping[str, Capabilities]) -> None:
+        """Take in what models took in an earlier life of the server, by source: jobs are accepted by it meanwhile."""
+        for member in list(self._models.values()):
+            if member.capabilities is None and member.source in known:
+                self._learn(member, known[member.source])
+
     def takes(self, name: str) -> bool:
         """Whether the model can be given a generation now; if not, it will be loaded as soon as there is room."""
         member = self._models[name]
@@ -287,15 +298,19 @@ class ModelPool:
             await worker.start()
 
     def _on_ready(self, member: ServedModel, worker: Worker) -> None:
-        member.last = worker.capabilities
-        if self._names_itself and member.last is not None:
-            self._models = {member.last.model: member}
-            member.name = member.last.model
+        if worker.capabilities is not None:
+            self._learn(member, worker.capabilities)
         if self._settings.model_memory is not None:
             member.bytes = max(member.bytes, _resident_bytes(worker.worker_pid))
         member.used_at = time.monotonic()
         member.loaded.set()
         self.on_ready()
+
+    def _learn(self, member: ServedModel, capabilities: Capabilities) -> None:
+        member.last = capabilities
+        if self._names_itself:
+            self._models = {capabilities.model: member}
+            member.name = capabilities.model
 
     async def _make_room(self, member: ServedModel) -> bool:
         """Unload what is in the way, the least recently used first; False if that is all in use."""

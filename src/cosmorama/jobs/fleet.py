@@ -29,6 +29,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    Text,
     delete,
     select,
 )
@@ -68,6 +69,13 @@ servers = Table(
     Column("active", Integer, nullable=False),
     Column("started_at", Float(53), nullable=False),
     Column("seen_at", Float(53), nullable=False),
+)
+known_models = Table(
+    "cosmorama_models",
+    metadata,
+    # Where a model is from, as the setting says, and what it took when it was loaded last.
+    Column("source", Text, primary_key=True),
+    Column("capabilities", Document(Capabilities), nullable=False),
 )
 watched = Table(
     "cosmorama_watched",
@@ -149,7 +157,7 @@ class Register:
             StoreUnavailableError: here and below, the database is away.
         """
         with self.database.write(admission=True) as connection:  # one server at a time
-            metadata.create_all(connection, tables=[servers, watched, previews])
+            metadata.create_all(connection, tables=[servers, known_models, watched, previews])
             if not self.database.is_sqlite:
                 connection.exec_driver_sql(_TRIGGERS)
 
@@ -171,6 +179,21 @@ class Register:
             self._put(connection, servers, {"id": server, "started_at": now, **row}, row)
             connection.execute(delete(servers).where(servers.c.seen_at < now - REMEMBERED_S))
             connection.execute(delete(watched).where(watched.c.until < now - WATCHED_S))
+
+    @in_thread
+    def remember(self, models: dict[str, Capabilities]) -> None:
+        """Write down what models take, by source."""
+        with self.database.write() as connection:
+            for source, capabilities in models.items():
+                row = {"capabilities": capabilities}
+                self._put(connection, known_models, {"source": source, **row}, row)
+
+    @in_thread
+    def remembered(self) -> dict[str, Capabilities]:
+        """What models took when any server loaded them last, by source."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(known_models)).all()
+        return {row.source: row.capabilities for row in rows if row.capabilities is not None}
 
     @in_thread
     def withdraw(self, server: str) -> None:
@@ -327,6 +350,7 @@ class Fleet:
         self._supervisor, self._channels, self._runner = supervisor, channels, runner
         self._dispatcher, self._follow = dispatcher, follow
         self._models: dict[str, Capabilities] = {}
+        self._remembered: dict[str, Capabilities] = {}
         self._relays: dict[str, asyncio.Task[None]] = {}
         self._watching: dict[str, float] = {}
 
@@ -359,6 +383,16 @@ class Fleet:
         self._watching[job_id] = now + WATCHED_S / 2
         asyncio.get_running_loop().create_task(_tried(self.register.watch(job_id)))
 
+    async def start(self) -> None:
+        """Make the tables, and take in what is known of this server's models from before they are loaded.
+
+        Raises:
+            StoreUnavailableError: the database is away.
+        """
+        await self.register.create()
+        self._remembered = await self.register.remembered()
+        self._supervisor.remember(self._remembered)
+
     async def _stay(self) -> None:
         """Announce this server, and see who else is there."""
         every_s = min(self._store.lease_s / 4, 2.0)
@@ -375,8 +409,13 @@ class Fleet:
         if self._role != "api":
             for name in supervisor.names:
                 with suppress(NotReadyError, ModelNotFoundError):
-                    if name not in self._models and supervisor.ready:
+                    if supervisor.ready:
                         self._models[name] = await supervisor.capabilities_of(name)
+            loaded = supervisor.loaded()
+            news = {source: found for source, found in loaded.items() if self._remembered.get(source) != found}
+            if news:
+                await self.register.remember(news)
+                self._remembered |= news
         await self.register.announce(self._server, self._role, supervisor, dict(self._models), self._places)
         if isinstance(supervisor, RemotePool):
             supervisor.see(await self.register.members())

@@ -136,7 +136,7 @@ class Jobs:
             StoreUnavailableError: the database is not there, or another version made it.
         """
         await self._store.create()
-        await self._fleet.register.create()
+        await self._fleet.start()
         self._supervisor.on_ready = self._on_ready
         self._dispatcher.alone = self._is_alone
         self._spawn(self._dispatcher.run())
