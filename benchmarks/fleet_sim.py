@@ -25,7 +25,7 @@ from typing import Any
 
 import simpy
 
-CLAIM_FROM = 32
+CLAIM_FROM = 128
 """As in `cosmorama.jobs.loops`, which this does without."""
 
 

@@ -429,21 +429,6 @@ def test_what_a_job_that_made_nothing_was_sent_does_not_count(store: Blocking) -
     assert store.over(0) == []
 
 
-def test_a_store_of_the_release_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'old.sqlite3'}")
-    database.create()
-    store = Blocking(Store(database, LEASE_S))
-    accept(store, new("a"))
-    with database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE cosmorama_jobs DROP COLUMN blamed_at")
-        connection.execute(version.update().values(version=1))
-    database.create()
-    database.create()
-    store.release(claim(store, "a"), 1)
-    assert store.get("a").state == "queued"
-    database.close()
-
-
 def test_a_store_that_is_taken_away_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     database = Database(f"sqlite:///{path}")

@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 from cosmorama.api.errors import envelope
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.jobs.files import Content
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.media.stills import spritesheet, thumbnail
@@ -92,7 +91,18 @@ class ClipJSON(StreamingResponse):
             discard(self._clip)
 
 
-class ClipFile(FileResponse):
+class DiscardedFile(FileResponse):
+    """A file that goes with its folder once it was sent, even if the client does not wait for it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, and delete it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            discard(Path(self.path))
+
+
+class ClipFile(DiscardedFile):
     """The clip itself, with what was used to make it in headers."""
 
     def __init__(self, outcome: Outcome, media_type: str) -> None:
@@ -104,13 +114,6 @@ class ClipFile(FileResponse):
         if outcome.warnings:
             headers["X-Cosmorama-Warnings"] = _header("; ".join(outcome.warnings))
         super().__init__(outcome.path, media_type=media_type, headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file, and delete it even if the client does not wait for it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            discard(Path(self.path))
 
 
 async def _pieces(head: bytes, clip: Path, tail: bytes) -> AsyncIterator[bytes]:
@@ -130,25 +133,29 @@ _PARTS = re.compile(r"bytes=\s*(\d{1,18}-\d{0,18}|-\d{1,18})(\s*,\s*(\d{1,18}-\d
 _PART = re.compile(r"(\d*)-(\d*)")
 
 
-def content_answer(request: Request, content: Content) -> Response:
-    """A clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them, 304 where the
-    client has the clip.
+async def content_answer(request: Request, jobs: Jobs, job: Job) -> Response:
+    """A job's clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them, 304 where
+    the client has the clip.
 
     A header that is not understood, another unit's for example, is answered with the whole, as the RFC says.
+
+    Raises:
+        JobConflictError, ContentGoneError: as `Jobs.content`.
     """
+    content = jobs.content(job)
     # A job's clip never changes.
     tag = f'"{content.name}-{content.size}"'
     if _is_known(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers={"ETag": tag})
     asked = _understood(request.headers.get("range", ""))
     if asked and "if-range" not in request.headers and all(_is_beyond(part, content.size) for part in asked):
-        return _beyond(request, content)
-    if content.path is None:
-        return _ranged(request, content, asked, tag)
+        message = f"the clip has {content.size} bytes, and none of the Range {request.headers['range'][:80]!r}"
+        return envelope(416, "invalid_request_error", message, {"Content-Range": f"bytes */{content.size}"})
     if not asked:  # Starlette would refuse it, in words of its own
         request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
-    return FileResponse(
-        content.path,
+    here = content.path is not None
+    return (FileResponse if here else DiscardedFile)(
+        content.path or await jobs.checkout(job),
         headers={"ETag": tag},
         media_type=content.media_type,
         filename=content.name,
@@ -170,31 +177,6 @@ def _understood(header: str) -> list[tuple[str, str]]:
     return [] if any(first and last and int(first) > int(last) for first, last in parts) else parts
 
 
-def _beyond(request: Request, content: Content) -> Response:
-    message = f"the clip has {content.size} bytes, and none of the Range {request.headers['range'][:80]!r}"
-    return envelope(416, "invalid_request_error", message, {"Content-Range": f"bytes */{content.size}"})
-
-
 def _is_beyond(part: tuple[str, str], size: int) -> bool:
     first, last = part
     return int(first) >= size if first else not int(last)
-
-
-def _ranged(request: Request, content: Content, asked: list[tuple[str, str]], tag: str) -> Response:
-    """The one part that was asked for, or the whole; several parts at once are answered with the whole."""
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": f'inline; filename="{content.name}"',
-        "ETag": tag,
-    }
-    if len(asked) != 1 or request.headers.get("if-range", tag) != tag:
-        headers["Content-Length"] = str(content.size)
-        return StreamingResponse(content.read(), media_type=content.media_type, headers=headers)
-    first, last = asked[0]
-    start = int(first) if first else max(content.size - int(last), 0)
-    stop = min(int(last) + 1, content.size) if first and last else content.size
-    if start >= stop:
-        return _beyond(request, content)
-    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{content.size}"
-    headers["Content-Length"] = str(stop - start)
-    return StreamingResponse(content.read(start, stop), 206, headers, content.media_type)

@@ -155,10 +155,10 @@ async def content(
     """The file of a succeeded job, or the part of it that a `Range` header names; its first frame (thumbnail, WebP),
     or sixteen of its moments on a sheet (JPEG).
     """
-    found = await services.jobs.open_content(job_id, owner=owner_of(request))
+    job = await services.jobs.get(job_id, owner=owner_of(request))
     if variant == "video":
-        return content_answer(request, found)
-    return await still_answer(services.jobs, await services.jobs.get(job_id, owner=owner_of(request)), variant)
+        return await content_answer(request, services.jobs, job)
+    return await still_answer(services.jobs, job, variant)
 
 
 @router.get("/{job_id}/inputs/{where}", summary="A picture or clip that came with the job", response_class=Response)

@@ -6,12 +6,10 @@ import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import Field
-from starlette.background import BackgroundTask
 
 from cosmorama.api.body import read_json
-from cosmorama.api.clips import discard
+from cosmorama.api.clips import DiscardedFile, discard
 from cosmorama.api.dialects.wire import WireModel
 from cosmorama.api.services import ServicesOf, owner_of
 from cosmorama.errors import InvalidRequestError, Problem
@@ -77,6 +75,4 @@ async def sheet(request: Request, services: ServicesOf) -> Response:
     for clip in clips[1:]:
         discard(clip)
     media_type = "video/mp4" if body.format == "mp4" else "image/png"
-    return FileResponse(
-        output, media_type=media_type, filename=output.name, background=BackgroundTask(discard, clips[0])
-    )
+    return DiscardedFile(output, media_type=media_type, filename=output.name)

@@ -149,10 +149,9 @@ async def content(
 ) -> Response:
     """The file of a completed video, its first frame (WebP), or sixteen of its moments on a sheet (JPEG)."""
     job = await video_of(video_id, request, services)
-    found = await services.jobs.open_content(job.id, owner=job.owner)
     if variant != "video":
         return await still_answer(services.jobs, job, variant)
-    return content_answer(request, found)
+    return await content_answer(request, services.jobs, job)
 
 
 @router.post(

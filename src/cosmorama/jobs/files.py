@@ -11,7 +11,6 @@ of the server; what a dead server left there is cleared by the next one to start
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import json
@@ -20,7 +19,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -37,7 +36,6 @@ from cosmorama.errors import ContentGoneError, StoreUnavailableError
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.request import MediaSource, ResolvedRequest
 
-CHUNK_BYTES = 1 << 20
 PROBE_BYTES = 1 << 16
 """What must find room for the store to count as one that can be written."""
 
@@ -92,10 +90,10 @@ class Artifacts:
         except Exception as error:
             raise _unavailable(error) from error
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """The bytes of a key, or some of them."""
+    def read(self, key: str) -> bytes:
+        """The bytes of a key."""
         try:
-            return cast("bytes", self._fs.cat_file(self._full(key), start=start, end=stop))
+            return cast("bytes", self._fs.cat_file(self._full(key)))
         except FileNotFoundError:
             raise ContentGoneError("the file is gone from the artifact store") from None
         except Exception as error:
@@ -262,29 +260,16 @@ class Content:
     """A clip in the artifact store.
 
     Attributes:
-        key: What it is called there.
         path: Where it is, if the store is a local folder.
         media_type: Such as `video/mp4`.
         size: In bytes.
         name: A file name for it, such as `job_0123.mp4`.
     """
 
-    artifacts: Artifacts
-    key: str
     path: Path | None
     media_type: str
     size: int
     name: str
-
-    async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
-        """Bytes `start` to `stop` (exclusive; None: the end), in pieces."""
-        end = self.size if stop is None else min(stop, self.size)
-        while start < end:
-            piece = await asyncio.to_thread(self.artifacts.read, self.key, start, min(start + CHUNK_BYTES, end))
-            if not piece:
-                return
-            start += len(piece)
-            yield piece
 
 
 _LOCK = ".lock"

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 """How often what other servers did is looked for; what happens on this one is acted on at once."""
 CLEAR_EVERY_S = 300.0
-CLAIM_FROM = 32
+CLAIM_FROM = 128
 """So many jobs are named in one claim: the first of them that no other server takes at that moment is got."""
 PROBE_EVERY_S = 5.0
 """How often it is seen whether the artifact store can be written."""

@@ -223,7 +223,7 @@ class JobResult:
     """The clip of a succeeded job.
 
     Attributes:
-        outcome: What was really used to make it; its `path` is the clip's name only, see `Jobs.open_content`.
+        outcome: What was really used to make it; its `path` is the clip's name only, see `Jobs.content`.
         media_type: Such as `video/mp4`.
         bytes: Size of the clip.
         key: The clip's, in the artifact store; None once it was removed.

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import insort
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.scheduler import Candidate, order, rank
+from cosmorama.engine.scheduler import Candidate, order
 from cosmorama.jobs.channel import Observer
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.store import Store, Unfinished
 from cosmorama.progress import Progress
 
 SORTED_FOR_S = 0.25
-"""For how long an order counts: ranks change at every moment, but slowly beside the time that sorting takes."""
+"""For how long an order counts in which nobody arrived: sorting a thousand takes two milliseconds."""
 MAX_AGE_S = 1.5
 """How old the view may be for those who ask where a job stands. The claim loop refreshes it every second anyway."""
 
@@ -96,7 +95,7 @@ class QueueView(Observer):
                 job.id, job.state, job.priority, job.created_at, job.progress, job.request, owner=job.owner
             )
             self._meanwhile[job.id] = self.jobs[job.id] = arrived
-            insort(self._sorted, self.candidate(arrived), key=rank)
+            self._sorted_until = float("-inf")
 
     def started(self, job: Job) -> None:
         """A job was claimed here."""

@@ -468,17 +468,13 @@ class Jobs:
         if self.watching >= MAX_WATCHERS:
             raise NotReadyError(f"{self.watching} clients follow jobs here already; ask for the job's state instead")
 
-    async def open_content(self, job_id: str, *, owner: str | None = None) -> Content:
+    def content(self, job: Job) -> Content:
         """The clip of a succeeded job.
 
         Raises:
-            JobNotFoundError: as `get`.
             JobConflictError: the job has not succeeded (yet); says what its state is.
             ContentGoneError: the clip was removed.
         """
-        return self._content(await self.get(job_id, owner=owner))
-
-    def _content(self, job: Job) -> Content:
         if not job.readable:
             raise JobConflictError(f"job {job.id} was written by another release of the server, and cannot be read")
         if job.result is None:
@@ -490,19 +486,20 @@ class Jobs:
         path = self._artifacts.local_path(key)
         if path is not None and not path.exists():
             raise ContentGoneError(f"the clip of job {job.id} is gone from the artifact store")
-        return Content(self._artifacts, key, path, job.result.media_type, job.result.bytes, name)
+        return Content(path, job.result.media_type, job.result.bytes, name)
 
     async def checkout(self, job: Job) -> Path:
         """A private local copy of the clip, in a folder of its own; the caller deletes the folder (`api.clips`).
 
         Raises:
-            JobConflictError, ContentGoneError: as `open_content`.
+            JobConflictError, ContentGoneError: as `content`.
             StoreUnavailableError: the artifact store is away.
         """
-        content = self._content(job)
-        target = self._temp.place(Path(content.name).suffix)
+        target = self._temp.place(Path(self.content(job).name).suffix)
+        assert job.result is not None
+        assert job.result.key is not None
         try:
-            await asyncio.to_thread(self._artifacts.checkout, content.key, target)
+            await asyncio.to_thread(self._artifacts.checkout, job.result.key, target)
         except BaseException:
             self._temp.discard(target)
             raise
