@@ -25,6 +25,8 @@ from cosmorama.engine.children import Children
 from cosmorama.engine.inputs import preparer_of
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem, QueueFullError
+from cosmorama.guardrails.checks import Guardrails
+from cosmorama.guardrails.words import BlockedWords
 from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
@@ -78,8 +80,11 @@ class Writers:
             self.writing -= 1
 
     async def _pass(self, text: str, called: str, services: Services, model: str) -> None:
-        """Ask the guardrails, which are in the processes of the models."""
-        if text and (self.settings.text_guardrail or self.settings.blocked_words is not None):
+        """Ask the guardrails: the networks are in the process of the model, the words may be anywhere."""
+        if not self.settings.text_guardrail:
+            if self.settings.blocked_words is not None:
+                Guardrails((BlockedWords(self.settings.blocked_words),)).check_prompt(text, called)
+        elif text:
             with services.supervisor.worker(model) as worker:
                 await worker.check(text, called)
 

@@ -246,8 +246,7 @@ class Engine:
         Raises:
             PromptRefusedError: a guardrail does not let it.
         """
-        words = "the description of the picture or clip" if called == "description" else f"the {called}"
-        self._guardrails.check_prompt(text, words)
+        self._guardrails.check_prompt(text, called)
 
     def _check(self, job: EngineJob, text: str, called: str) -> None:
         self.check(text, called)

@@ -35,19 +35,20 @@ class Guardrails:
     prompts: tuple[PromptCheck, ...] = ()
     frames: FramesCheck | None = None
 
-    def check_prompt(self, text: str, called: str = "the prompt") -> None:
+    def check_prompt(self, text: str, called: str = "prompt") -> None:
         """Let a text pass.
 
         Args:
             text: What is about to be used.
-            called: What it is to whoever sent the request.
+            called: What it is: `prompt`, `expanded prompt`, `description` (of a picture or clip) or `negative prompt`.
 
         Raises:
             PromptRefusedError: a check does not let it.
         """
         for check in self.prompts if text else ():
             if (why := check(text)) is not None:
-                raise PromptRefusedError(f"{called} {why}")
+                words = "the description of the picture or clip" if called == "description" else f"the {called}"
+                raise PromptRefusedError(f"{words} {why}")
 
     @property
     def prompt_checks(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cosmorama.cli import app
 from cosmorama.text.reader import parse_scene
+from tests.api.dialects.conftest import running
 
 
 def test_a_prompt_is_written_out(painter: httpx.Client) -> None:
@@ -47,6 +48,16 @@ def test_refusals(painter: httpx.Client, path: str, body: dict[str, Any], said: 
     answer = painter.post(f"/v1/{path}", json=body)
     assert answer.status_code in (404, 422), answer.text
     assert said in answer.json()["error"]["message"]
+
+
+def test_blocked_words_need_no_model(tmp_path: Any) -> None:
+    words = tmp_path / "blocked.txt"
+    words.write_text("ball\n")
+    with running(tmp_path / "state", blocked_words=words) as client:
+        refused = client.post("/v1/upsample", json={"prompt": "a Ball"})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "prompt_refused")
+        assert "the prompt contains 'ball'" in refused.json()["error"]["message"]
+        assert client.post("/v1/upsample", json={"prompt": "a red cube"}).status_code == 200
 
 
 def test_on_the_command_line(painter: httpx.Client, jpeg: bytes, tmp_path: Any) -> None:
