@@ -212,6 +212,9 @@ class Clip:
         end = reach(self._data, self._demuxer)
         if self._demuxer == "mov":  # the only index here with exact places
             end = max((entry.pos + entry.size for entry in stream.index_entries), default=end)
+        self._check_length(end)
+
+    def _check_length(self, end: int) -> None:
         if end > len(self._data):
             raise MediaError(self._field, f"is cut off: {len(self._data)} of at least {end} bytes; send the whole file")
 
@@ -361,6 +364,8 @@ class Clip:
         except Exception as error:  # FFmpegError, and what damaged files make PyAV raise
             raise MediaError(self._field, "is damaged or cut off: its header cannot be read") from error
         with container:
+            if not container.streams.video:  # what says that there is a track may be what is missing
+                self._check_length(reach(self._data, self._demuxer))
             stream = _video_stream(container, self._field)
             if stream.codec_context.width:  # some formats tell only once decoded
                 self._limits.check_size(self._field, stream.codec_context.width, stream.codec_context.height)
