@@ -98,7 +98,7 @@ class _Sides:
         self._request = resolve(request, self._world.capabilities)
         self.image_tokens = -(-width // 32) * -(-height // 32)
         clip = ClipFacts(width, height, 1, self._request.fps)
-        text = chat(self._world.tokenizer, described(prompt, clip), clip, system_prompt=True)
+        text = chat(self._world.tokenizer, described(prompt, clip), clip.kind, system_prompt=True)
         self.text_tokens = len(self._world.tokens(text))
 
     def diffusers(self) -> dict[str, Any]:

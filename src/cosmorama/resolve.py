@@ -260,8 +260,8 @@ def _fitted_words(made: ResolvedRequest) -> str:
 
 
 def _conditioning_frames(request: ResolvedRequest, capabilities: Capabilities) -> int:
-    if request.mode == "transfer" and request.conditioning_frames is not None:
-        return request.conditioning_frames  # of a chunk, from the one before it
+    if request.mode == "transfer":  # of a chunk, from the one before it
+        return 1 if request.conditioning_frames is None else request.conditioning_frames
     if request.image is not None:
         return 1
     if request.video is None:

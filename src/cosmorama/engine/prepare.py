@@ -91,6 +91,8 @@ class Preparer:
         warnings: list[str] = []
         if request.mode == "transfer":
             request, controls, seen = self._controls(request, capabilities, warnings)
+            frames = None if seen is None else seen[: request.first_conditioning_frames or 0]
+            frames = None if frames is None or not len(frames) else frames
         else:
             frames = seen = self._conditioning_frames(request, capabilities, warnings)
         prompt = (request.prompt or "").strip()

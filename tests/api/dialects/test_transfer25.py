@@ -66,7 +66,7 @@ def test_refusals(change: dict[str, Any], parts: list[str]) -> None:
 def test_a_model_without_the_mode_says_who_has_it() -> None:
     message = refusal(BODY)
     assert "edge, depth, seg, vis: 'transfer' is not accepted; expected one of text2world, image2world" in message
-    assert "models of the family transfer2.5 take it" in message
+    assert "models of the family transfer2.5 or cosmos3 take it" in message
 
 
 def test_what_real_clients_send_besides() -> None:

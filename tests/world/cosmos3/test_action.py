@@ -126,7 +126,7 @@ def test_clip_and_actions_are_those_of_diffusers(
 
 def test_known_robots_fit_the_checkpoint(checkpoint: Path) -> None:
     capabilities = load_world(str(checkpoint), device="cpu").capabilities
-    assert capabilities.modes[3:] == ("forward_dynamics", "inverse_dynamics", "policy")
+    assert capabilities.modes[4:] == ("forward_dynamics", "inverse_dynamics", "policy")
     assert ActionDomain(6, "umi", 10) in capabilities.action_domains
     assert all(domain.width <= 16 and domain.id < 10 for domain in capabilities.action_domains)
 

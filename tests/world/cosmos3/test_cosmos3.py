@@ -187,6 +187,11 @@ def test_an_unknown_solver_in_the_checkpoint_is_refused(checkpoint: Checkpoint, 
 def test_capabilities_follow_the_checkpoint(nano: Cosmos3World) -> None:
     capabilities = nano.capabilities
     assert capabilities.family == "cosmos3"
-    assert capabilities.modes == ("text2world", "image2world", "video2world")  # it was built without actions
+    assert capabilities.modes == (
+        "text2world",
+        "image2world",
+        "video2world",
+        "transfer",
+    )  # it was built without actions
     assert (capabilities.defaults.frames, capabilities.defaults.guidance_scale) == (189, 6.0)
     assert len(capabilities.sizes) == 15

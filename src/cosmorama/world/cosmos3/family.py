@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, Size
+from cosmorama.request import CONTROL_KINDS, Capabilities, Defaults, FrameRule, Mode, Range, Size
 from cosmorama.world.cosmos.levels import check_distilled, check_unipc
 from cosmorama.world.cosmos3.action import ACTION_MODES, known_domains
 from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
+from cosmorama.world.cosmos3.transfer import KINDS, Cosmos3TransferSampling
 from cosmorama.world.cosmos3.weights import TextHalf, load_transformer
 from cosmorama.world.load.checkpoint import check_parts, load_tokenizer
 from cosmorama.world.load.files import MODULAR, PIPELINE, is_distilled, read_json
@@ -53,6 +54,7 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
         ),
         with_tiles(capabilities_of(folder.name, transformer.config, distilled), options),
         TextHalf(transformer, folder / "transformer", options),
+        Cosmos3TransferSampling,
     )
 
 
@@ -69,6 +71,8 @@ def capabilities_of(name: str, config: Any, distilled: tuple[float, ...] | None 
         whole,
         modes=_MODES,
         action_domains=(),
+        controls=(),
+        control_guidance=None,
         steps=Range(steps, steps),
         guidance_scale=Range(1, 1),
         negative_prompts=False,
@@ -85,7 +89,7 @@ def _capabilities(name: str, config: Any) -> Capabilities:
     return Capabilities(
         model=name,
         family="cosmos3",
-        modes=(*_MODES, *ACTION_MODES) if domains else _MODES,
+        modes=(*_MODES, "transfer", *(ACTION_MODES if domains else ())),
         sizes=tuple(Size(width, height) for width, height in _SIZES),
         size_multiple=16,
         max_pixels=960 * 960,
@@ -100,6 +104,8 @@ def _capabilities(name: str, config: Any) -> Capabilities:
         default_solver="unipc",
         defaults=Defaults(width=1280, height=720, frames=189, fps=24, steps=35, guidance_scale=6.0, negative_prompt=""),
         flow_shift=Range(0.1, 30),
+        controls=tuple(kind for kind in CONTROL_KINDS if kind in KINDS),
+        control_guidance=Range(0, 10),
         action_domains=domains,
     )
 

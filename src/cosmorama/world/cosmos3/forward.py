@@ -8,6 +8,7 @@ the same modules. The timestep embedding, which diffusers evaluates for every no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -96,6 +97,7 @@ def generate(
     latents: Tensor,
     timestep: float,
     actions: Tensor | None = None,
+    before: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """Run the generation half.
 
@@ -106,6 +108,7 @@ def generate(
         latents: `[1, C, T, h, w]`.
         timestep: Of the noisy tokens, in the scheduler's unit.
         actions: `[A, action_dim]`.
+        before: Clean clips in front of it, in the shape of the latents.
 
     Returns:
         The predicted velocities of the latents and of the actions, in the shapes of both; on given tokens they mean
@@ -113,8 +116,9 @@ def generate(
     """
     net: Any = model
     weight = net.proj_in.weight
-    hidden = net.proj_in(patchify(latents.to(weight.dtype), net.config.latent_patch_size))
-    vision = len(hidden)
+    patch = net.config.latent_patch_size
+    hidden = net.proj_in(torch.cat([patchify(clip.to(weight.dtype), patch) for clip in (*before, latents)]))
+    vision, first = len(hidden), len(hidden) // (len(before) + 1) * len(before)
     if actions is not None:
         embedded = _robot_linear(net.action_proj_in, actions.to(weight.dtype), layout.domain)
         hidden = torch.cat([hidden, embedded + net.action_modality_embed])
@@ -125,7 +129,7 @@ def generate(
         hidden = forward(layer, hidden, text_key, text_value, layout.rotary)
     hidden = net.norm_moe_gen(hidden)
     shape = (latents.shape[2], layout.rows, layout.columns)
-    velocity = unpatchify(net.proj_out(hidden[:vision]), net.config.latent_patch_size, shape)
+    velocity = unpatchify(net.proj_out(hidden[first:vision]), patch, shape)
     if actions is None:
         return velocity, None
     return velocity, _robot_linear(net.action_proj_out, hidden[vision:], layout.domain)

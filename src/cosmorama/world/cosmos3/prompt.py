@@ -11,7 +11,12 @@ from typing import Any, Literal
 
 from cosmorama.request import View
 
-_SYSTEM = "You are a helpful assistant who will generate {kind}s from a give prompt."  # sic
+_SYSTEM = {
+    "image": "You are a helpful assistant who will generate images from a give prompt.",  # sic
+    "video": "You are a helpful assistant who will generate videos from a give prompt.",  # sic
+    "transfer": "You are a helpful assistant that generates images or videos following the user's instructions and "
+    "control signals (edge maps, blur, depth, or segmentation).",
+}
 _VIEWS: dict[View, str] = {
     "ego_view": "is captured from a first-person perspective looking at the scene",
     "third_person_view": "is captured from a third-person perspective looking towards the agent from the front",
@@ -99,11 +104,11 @@ def _structured(prompt: str) -> dict[str, Any] | None:
     return caption if isinstance(caption, dict) else None
 
 
-def chat(tokenizer: Any, text: str, clip: ClipFacts, *, system_prompt: bool) -> str:
+def chat(tokenizer: Any, text: str, kind: Literal["image", "video", "transfer"], *, system_prompt: bool) -> str:
     """The text as one turn of the tokenizer's chat, ready to be tokenized without further special tokens."""
     turns = [{"role": "user", "content": text}]
     if system_prompt:
-        turns.insert(0, {"role": "system", "content": _SYSTEM.format(kind=clip.kind)})
+        turns.insert(0, {"role": "system", "content": _SYSTEM[kind]})
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, add_vision_id=False))
 
 

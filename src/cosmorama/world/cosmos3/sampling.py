@@ -11,7 +11,7 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_va
 from torch import Tensor
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import Capabilities
+from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.levels import Levels, distilled_levels, unipc_levels
 from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_actions
@@ -19,7 +19,7 @@ from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_e
 from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described, described_action, described_negative
 from cosmorama.world.cosmos3.weights import TextHalf
 from cosmorama.world.vae.pixels import to_pixels
-from cosmorama.world.vae.tiles import TilingAutoencoder
+from cosmorama.world.vae.wan import WanAutoencoder
 
 FRAMES_PER_LATENT = 4
 """After the first, which stands alone."""
@@ -50,17 +50,19 @@ class Cosmos3World(World):
     def __init__(
         self,
         transformer: Any,
-        autoencoder: TilingAutoencoder,
+        autoencoder: WanAutoencoder,
         tokenizer: Any,
         config: Cosmos3Config,
         capabilities: Capabilities,
         text_half: TextHalf,
+        transfer: type[Cosmos3Sampling],
     ) -> None:
         self.transformer = transformer
         self.autoencoder = autoencoder
         self.tokenizer = tokenizer
         self.config = config
         self.text_half = text_half
+        self._transfer = transfer
         self.capabilities = capabilities
         self.device = self.transformer.device
         self._ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|vision_start|>")]
@@ -90,18 +92,23 @@ class Cosmos3World(World):
         Raises:
             InvalidRequestError: the inputs do not fit the mode.
         """
-        kind = Cosmos3Sampling if self.config.distilled is None else DistilledSampling
-        sampling = kind(self, inputs, read)
+        sampling = self._sampling_of(inputs.request)(self, inputs, read)
         if self.config.release_text:
             self.text_half.release()
         return sampling
 
+    def _sampling_of(self, request: ResolvedRequest) -> type[Cosmos3Sampling]:
+        if self.config.distilled is not None:
+            return DistilledSampling
+        return self._transfer if request.mode == "transfer" else Cosmos3Sampling
+
 
 @dataclass(frozen=True, slots=True)
-class _Branch:
-    """One prompt as the generated tokens see it."""
+class Branch:
+    """One prompt as the generated tokens see it, and how many tokens it has."""
 
     memory: list[KeyValue]
+    tokens: int
     layout: Layout
 
 
@@ -114,7 +121,7 @@ class Cosmos3Sampling(Sampling):
     def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
         request = inputs.request
         self._world, self._request = world, request
-        frames = world.capabilities.frames.next(request.frames)
+        frames = self._frames_at_once()
         self._autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
         self._shape = self._autoencoder.latents_shape(frames, request.height, request.width)
         self._clip = ClipFacts(request.width, request.height, frames, request.fps)
@@ -128,13 +135,10 @@ class Cosmos3Sampling(Sampling):
         self._levels = self._place_levels()
         self.schedule = self._levels.schedule
         self.guidance_weight = request.guidance_scale
-        action, prompt = self._action, inputs.prompt
-        text = described(prompt, self._clip) if action is None else described_action(prompt, self._clip, action.view)
+        text, negative = self._texts(inputs.prompt, request.negative_prompt)
         self._branches = {False: self._branch(text, read)}
         if self.guidance_weight != 1:
-            negative = request.negative_prompt
-            text = described_negative(negative, self._clip) if self._action is None else negative
-            self._branches[True] = self._branch(text, read)
+            self._branches[True] = self._branch(negative, read)
 
     def initial(self) -> Tensor:
         """The given latents and actions, and noise in place of the others."""
@@ -180,6 +184,16 @@ class Cosmos3Sampling(Sampling):
             return None
         return actions[:, : self._domain.width]
 
+    def _frames_at_once(self) -> int:
+        """The request's frames, and as many more as the model needs."""
+        return self._world.capabilities.frames.next(self._request.frames)
+
+    def _texts(self, prompt: str, negative: str) -> tuple[str, str]:
+        """The prompts with what they say about the clip."""
+        if self._action is not None:
+            return described_action(prompt, self._clip, self._action.view), negative
+        return described(prompt, self._clip), described_negative(negative, self._clip)
+
     def _encode_given(self, frames: Tensor | None) -> Tensor | None:
         request, length = self._request, self._clip.frames
         if frames is None:
@@ -201,14 +215,19 @@ class Cosmos3Sampling(Sampling):
         config, request = self._world.config, self._request
         return unipc_levels(config.scheduler, request.steps, flow_shift=request.flow_shift, native=config.native_levels)
 
-    def _branch(self, text: str, read: ReadText) -> _Branch:
+    def _branch(self, text: str, read: ReadText) -> Branch:
         world = self._world
-        written = chat(world.tokenizer, text, self._clip, system_prompt=world.config.system_prompt)
-        states = read(written).states
-        return _Branch(text_memory(world.transformer, states), self._layout(states.shape[1]))
+        kind = "transfer" if self._request.mode == "transfer" else self._clip.kind
+        states = read(chat(world.tokenizer, text, kind, system_prompt=world.config.system_prompt)).states
+        return Branch(text_memory(world.transformer, states), states.shape[1], self._layout(states.shape[1]))
 
-    def _layout(self, text_length: int) -> Layout:
-        """Positions of the generated tokens: time goes on after the text, rows and columns start at 0."""
+    def _layout(self, text_length: int, before: int = 0) -> Layout:
+        """Positions of the generated tokens: time goes on after the text, rows and columns start at 0.
+
+        Args:
+            text_length: In tokens.
+            before: How many clean clips of the same size come before, at the same positions.
+        """
         config = self._world.transformer.config
         _, _, frames, height, width = self._shape
         patch = config.latent_patch_size
@@ -222,7 +241,8 @@ class Cosmos3Sampling(Sampling):
         )
         noisy = torch.ones(frames, rows * columns, dtype=torch.bool)
         noisy[self._kept] = False
-        noisy = noisy.reshape(-1, 1)
+        noisy = torch.cat([torch.zeros(before * noisy.numel(), 1, dtype=torch.bool), noisy.reshape(-1, 1)])
+        positions = positions.repeat(1, before + 1)
         if self._action is not None:
             # An action lies between two frames: the first one with the second frame.
             of_actions, _ = get_3d_mrope_ids_vae_tokens(
