@@ -74,7 +74,7 @@ def control_residuals(
     if share is not None:
         tokens = share.take(tokens, 2)
     residuals = []
-    forward = block_of(net, block_forward)
+    forward = block_of(net, block_forward) if share is None else block_forward
     for index, block in enumerate(net.control_blocks):
         tokens = forward(block, tokens, text.block(index), embedded, temb, positions, share)
         residuals.append(block.after_proj(tokens))

@@ -99,7 +99,7 @@ def cosmos_forward(
     )  # broadcast over the tokens of a frame
     if isinstance(text, Tensor):
         text = text_context(net, projected(net, text), mask=text_mask)
-    forward = block_of(net, block_forward)
+    forward = block_of(net, block_forward) if share is None else block_forward
     for index, block in enumerate(net.transformer_blocks):
         tokens = forward(block, tokens, text.block(index), embedded, temb, positions, share)
         if residuals is not None and index in residuals:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cosmorama.world.kernels.attention import attend
 from cosmorama.world.kernels.gpu import block_of
+from cosmorama.world.ranks.shares import Share, share_of
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines `[N, 1, head_dim]`."""
@@ -41,6 +42,38 @@ class Layout:
     rotary: Rotary
     noisy: Tensor
     domain: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Generated tokens that several processes share: an equal part of every latent frame, and all actions in each.
+
+    Attributes:
+        share: Which part is this process's.
+        frames: Latent frames, those of clips that come before too.
+        vision: Tokens of all frames.
+    """
+
+    share: Share
+    frames: int
+    vision: int
+
+    @classmethod
+    def of(cls, model: nn.Module, frames: int, vision: int) -> Spread | None:
+        """How a network's tokens are shared; None: they are not."""
+        share = share_of(model, vision // frames)
+        return None if share is None else cls(share, frames, vision)
+
+    def take(self, x: Tensor) -> Tensor:
+        """This process's rows of `x` `[N, ...]`."""
+        mine = self.share.take(x[: self.vision].unflatten(0, (self.frames, -1)), 1)
+        return torch.cat([mine.flatten(0, 1), x[self.vision :]])
+
+    def join(self, x: Tensor) -> Tensor:
+        """All rows from every process's."""
+        mine = self.frames * self.share.size
+        whole = self.share.join(x[:mine].unflatten(0, (self.frames, -1)), 1)
+        return torch.cat([whole.flatten(0, 1), x[mine:]])
 
 
 def rotary_embedding(model: nn.Module, positions: Tensor) -> Rotary:
@@ -122,12 +155,19 @@ def generate(
     if actions is not None:
         embedded = _robot_linear(net.action_proj_in, actions.to(weight.dtype), layout.domain)
         hidden = torch.cat([hidden, embedded + net.action_modality_embed])
+    noisy, rotary = layout.noisy, layout.rotary
+    spread = Spread.of(net, latents.shape[2] * (len(before) + 1), vision)
+    if spread is not None:
+        hidden, noisy, cos, sin = (spread.take(x) for x in (hidden, noisy, *rotary))
+        rotary = cos, sin
     time = _timestep_embedding(net, timestep, hidden.device).to(weight.dtype)
-    hidden = torch.where(layout.noisy, hidden + time, hidden)
-    forward = block_of(net, generation_layer)
+    hidden = torch.where(noisy, hidden + time, hidden)
+    forward = block_of(net, generation_layer) if spread is None else generation_layer
     for layer, (text_key, text_value) in zip(net.layers, memory, strict=True):
-        hidden = forward(layer, hidden, text_key, text_value, layout.rotary)
+        hidden = forward(layer, hidden, text_key, text_value, rotary, spread)
     hidden = net.norm_moe_gen(hidden)
+    if spread is not None:
+        hidden = spread.join(hidden)
     shape = (latents.shape[2], layout.rows, layout.columns)
     velocity = unpatchify(net.proj_out(hidden[first:vision]), patch, shape)
     if actions is None:
@@ -151,13 +191,17 @@ def unpatchify(tokens: Tensor, patch: int, shape: tuple[int, int, int]) -> Tenso
     return blocks.flatten(4, 5).flatten(2, 3)[None, :, :, :height, :width]
 
 
-def generation_layer(layer: Any, hidden: Tensor, text_key: Tensor, text_value: Tensor, rotary: Rotary) -> Tensor:
-    """One layer of the generation half on tokens `[N, hidden]`."""
+def generation_layer(
+    layer: Any, hidden: Tensor, text_key: Tensor, text_value: Tensor, rotary: Rotary, spread: Spread | None = None
+) -> Tensor:
+    """One layer of the generation half on tokens `[N, hidden]`; where processes share them, on this one's."""
     attn = layer.self_attn
     normed = layer.input_layernorm_moe_gen(hidden)
     query = _rotate(attn.norm_added_q(_heads(attn.add_q_proj(normed), attn.head_dim)), rotary)
     key = _rotate(attn.norm_added_k(_heads(attn.add_k_proj(normed), attn.head_dim)), rotary)
     value = _heads(attn.add_v_proj(normed), attn.head_dim)
+    if spread is not None:
+        key, value = spread.join(torch.cat([key, value], dim=1)).chunk(2, dim=1)
     keys, values = torch.cat([text_key, key])[None], torch.cat([text_value, value])[None]
     attended = attend(attn, query[None], keys, values)[0].flatten(1)
     hidden = hidden + attn.to_add_out(attended)

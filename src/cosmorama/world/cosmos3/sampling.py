@@ -67,6 +67,11 @@ class Cosmos3World(World):
         self.device = self.transformer.device
         self._ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|vision_start|>")]
 
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """The transformer, of which the half that generates is shared."""
+        return (self.transformer,)
+
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
         """Run a text through the understanding half.

@@ -139,7 +139,7 @@ def _check(world: World, ranks: int) -> None:
     if not world.networks:
         raise ModelNotFoundError(
             f"COSMORAMA_PARALLEL=sequence: {world.capabilities.model} is of the family {world.capabilities.family}, "
-            "whose tokens cannot be shared by processes; predict1, predict2, predict2.5, transfer2.5 and Microcosm can"
+            "whose tokens cannot be shared by processes; predict1 to transfer2.5, cosmos3 and Microcosm can"
         )
     device = world.device
     if device.type == "cuda" and torch.cuda.device_count() < ranks:
