@@ -161,7 +161,7 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
             wanted = getattr(preset, name, None)
             wanted = getattr(usual, name) if wanted is None else wanted
             if name == "frames" and (seconds := request.seconds or (usual.seconds if wanted is None else None)):
-                wanted = max(1, round(seconds * values["fps"]))
+                wanted = _frames_of(seconds, values["fps"])
                 if request.seconds is not None:
                     values[name] = wanted
                     continue
@@ -198,6 +198,12 @@ def _preset(request: GenerationRequest, capabilities: Capabilities) -> AdapterPr
     presets = capabilities.adapter_presets
     acting = [adapter.name for adapter in request.adapters if adapter.scale != 0 and adapter.name in presets]
     return presets[acting[0]] if acting else AdapterPreset()
+
+
+def _frames_of(seconds: float, fps: float) -> int:
+    """Frames of so long a clip: numbers that are refused in the end may be anything, also not a number."""
+    frames = seconds * fps
+    return round(min(frames, 1e9)) if frames > 1 else 1
 
 
 def _action(action: Action, fps: float, capabilities: Capabilities) -> tuple[Action, list[str]]:

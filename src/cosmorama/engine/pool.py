@@ -34,6 +34,8 @@ Worker: TypeAlias = "Supervisor | Replicas"
 LOOK_EVERY_S = 1.0
 SETTLE_S = 2.0
 """For how long a model is left to those who asked for it, before another one may take its place."""
+_LONGEST_NAME = 200
+"""Characters of an unknown model's name that an error repeats."""
 FIRST_LOAD_WAIT_S = 30.0
 """For how long a request waits for a model that nobody has asked for yet, before it is told to come again."""
 
@@ -160,7 +162,7 @@ class ModelPool:
         if self._names_itself and self._default.capabilities is None:
             raise NotReadyError(self.reason)
         are = "there is" if len(known) == 1 else "there are"
-        raise ModelNotFoundError(f"there is no model {model!r} here; {are}: {', '.join(self._models)}")
+        raise ModelNotFoundError(f"there is no model {model[:_LONGEST_NAME]!r} here; {are}: {', '.join(self._models)}")
 
     async def capabilities_of(self, name: str) -> Capabilities:
         """What a model takes, also while it is put away or a worker that died is replaced.

@@ -364,7 +364,7 @@ class Clip:
         except Exception as error:  # FFmpegError, and what damaged files make PyAV raise
             raise MediaError(self._field, "is damaged or cut off: its header cannot be read") from error
         with container:
-            if not container.streams.video:  # what says that there is a track may be what is missing
+            if not any(track.codec_context for track in container.streams.video):  # what describes it may be missing
                 self._check_length(reach(self._data, self._demuxer))
             stream = _video_stream(container, self._field)
             if stream.codec_context.width:  # some formats tell only once decoded

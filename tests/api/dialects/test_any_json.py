@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cosmorama.api.body import parse_object
 from cosmorama.api.dialects import DIALECTS
+from cosmorama.api.dialects.base import worded
 from cosmorama.api.dialects.openai_videos import parse_form
 from cosmorama.api.dialects.wire import field_paths
 from cosmorama.errors import CosmoramaError
@@ -73,6 +74,40 @@ def test_any_object(dialect: str, body: dict[str, Any], model: Capabilities) -> 
         assert found.fps in model.fps
         assert found.seed is not None
         assert found.usual is None
+
+
+WHOLE: dict[str, dict[str, Any]] = {
+    "cosmos3": {"model_mode": "text2video"},
+    "transfer25": {"video": "AAAA", "edge": {}},
+}
+ODD: tuple[Any, ...] = (
+    None, "", " ", "a" * 30_000, "\0", "\u7403", "null", "1e5", -1, 0, 1.5, 1e308, -1e308, 2**63, 2**200, True, False,
+    [], {}, [None], [[]], {"a": 1}, [1] * 5000, "file:///etc/passwd", "http://127.0.0.1:1/x", "data:,",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path"),
+    [(dialect.name, path) for dialect in DIALECTS for path in field_paths(dialect.body).values()],
+)
+def test_what_is_wrong_with_a_field_names_it(dialect: str, path: str) -> None:
+    [spoken] = [found for found in DIALECTS if found.name == dialect]
+    *outer, last = path.split(".")
+    for odd in ODD:
+        body: dict[str, Any] = {"prompt": "a", **WHOLE.get(dialect, {})}
+        inner = body
+        for name in outer:
+            inner[name] = dict(inner.get(name) or {})
+            inner = inner[name]
+        inner[last] = odd
+        try:
+            resolve(spoken.parse(body, SETTINGS), PAINTER)
+        except CosmoramaError as error:
+            assert error.status == 422  # noqa: PT017
+            message = str(worded(error, spoken.names_of(body)))
+            assert last in message or (outer[:1] and outer[0] in message), (odd, message)
+            assert len(message) < 2000, (odd, message)
+            assert "None" not in message, (odd, message)
 
 
 @settings(max_examples=40, deadline=None)

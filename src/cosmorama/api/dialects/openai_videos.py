@@ -395,7 +395,8 @@ def size_of(wire: VideoBody) -> Size:
     if wire.width is not None and wire.height is not None:
         return Size(wire.width, wire.height)
     if wire.width is not None or wire.height is not None:
-        raise InvalidRequestError(Problem("width x height", f"{wire.width} x {wire.height}", "both, or neither"))
+        missing = "width" if wire.width is None else "height"
+        raise InvalidRequestError(Problem(missing, None, "width and height, or neither"))
     return size_from(wire.size or DEFAULT_SIZE)
 
 
@@ -477,13 +478,19 @@ def _path_of(url: str) -> str:
 
 
 def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
-    """What a client calls a domain of actions; `body` may be a form's fields."""
-    for carrier in _CARRIERS:
+    """What a client calls what is in its objects; `body` may be a form's fields."""
+    names: dict[str, str] = {}
+    for carrier in ("video_params", *_CARRIERS):
         inner = body.get(carrier)
         inner = _object(inner) if isinstance(inner, str) else inner
-        if isinstance(inner, Mapping) and "action_mode" in inner:
-            return names_of_domain(inner, carrier)
-    return {}
+        if not isinstance(inner, Mapping):
+            continue
+        if "action_mode" in inner:
+            names |= names_of_domain(inner, carrier)
+        own = {VideoBody.aliases.get(name, name): name for name in inner}
+        inside = {field: name for field, name in own.items() if body.get(field) is None and body.get(name) is None}
+        names |= {field: f"{carrier}.{name}" for field, name in inside.items()}
+    return names
 
 
 DIALECT = Dialect(
