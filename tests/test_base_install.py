@@ -1,4 +1,7 @@
-"""The base install: the client and the command line, without torch, a web framework or a codec."""
+"""The base install: the client and the command line, without torch, a web framework or a codec.
+
+And the one with the extra `serve`, without what only other models need.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Of what is installed here, only what the base install has may be imported.
+# Of what is installed here, only what an install has may be imported.
 ALONE = """
 import sys
 from importlib.metadata import packages_distributions, requires
@@ -37,14 +40,21 @@ def closure(names):
 allowed = closure(sys.argv[1].split(","))
 owners = packages_distributions()
 
-class OnlyTheBase:
+class OnlyAllowed:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
         has = {owner.lower().replace("_", "-") for owner in owners.get(top, ())}
         if has and top != "cosmorama" and not has & allowed:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=top)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, OnlyTheBase())
+sys.meta_path[:] = [OnlyAllowed(finder) for finder in sys.meta_path]
 sys.path.insert(0, sys.argv[2])
 sys.argv = ["cosmorama", *sys.argv[3:]]
 """
@@ -69,11 +79,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def run(wheel: Path, tmp_path: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    wheel: Path, tmp_path: Path, program: str, *arguments: str, extra: str = "none"
+) -> subprocess.CompletedProcess[str]:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
         metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
-    needed = re.findall(r"^Requires-Dist: ([\w.-]+)[^;\n]*$", metadata, re.MULTILINE)
+    wanted = rf"^Requires-Dist: ([\w.-]+)[^;\n]*(?:; .*extra == .{extra}.)?$"
+    needed = re.findall(wanted, metadata, re.MULTILINE)
     return subprocess.run(
         [sys.executable, "-c", ALONE + program, ",".join(needed), str(tmp_path / "installed"), *arguments],
         cwd=tmp_path,
@@ -83,6 +96,21 @@ def run(wheel: Path, tmp_path: Path, program: str, *arguments: str) -> subproces
         timeout=120,
         check=False,
     )
+
+
+def test_a_server_of_the_embedded_model_needs_no_more_than_the_extra(wheel: Path, tmp_path: Path) -> None:
+    program = (
+        "from importlib.util import find_spec\n"
+        "assert find_spec('transformers') is None and find_spec('accelerate') is None\n"
+        "from cosmorama.api.app import create_app\n"
+        "from cosmorama.engine.build import load_model\n"
+        "from cosmorama.settings import Settings\n"
+        "from cosmorama.world.families import makers\n"
+        "create_app(Settings())\n"
+        "print(load_model(Settings()).capabilities.model, dict(makers())['policy'])\n"
+    )
+    found = run(wheel, tmp_path, program, extra="serve")
+    assert found.stdout == "microcosm ('cosmos3',)\n", found.stderr
 
 
 def test_the_client_and_the_command_line_need_no_torch(wheel: Path, tmp_path: Path) -> None:

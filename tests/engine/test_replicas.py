@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cosmorama.api.app import pool_of
 from cosmorama.engine.build import build_engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.pool import ModelPool
-from cosmorama.errors import ModelNotFoundError, WorkerDiedError
+from cosmorama.errors import CosmoramaError, ModelNotFoundError, WorkerDiedError
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import Settings
 
@@ -103,3 +104,10 @@ def test_what_replicas_cannot_be_is_refused_by_name(settings: dict[str, Any], sa
     with pytest.raises(ValidationError, match=said):
         Settings(**settings)
     Settings(role="fleet", replicas=8, min_replicas=0, models={"a": "microcosm", "b": "microcosm"})
+
+
+def test_a_fleet_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "cosmorama.engine.cluster", raising=False)
+    with pytest.raises(CosmoramaError, match=r"ray is not installed: pip install 'cosmorama\[ray\]'"):
+        pool_of(Settings(role="fleet"))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
 from torch import Tensor
 
 from cosmorama.errors import InvalidRequestError, Problem
@@ -241,6 +240,9 @@ class Cosmos3Sampling(Sampling):
         fps = self._request.fps if config.enable_fps_modulation else None
         common = {"temporal_offset": offset, "fps": fps, "base_fps": float(config.base_fps)}
         common["reset_spatial_indices"] = config.unified_3d_mrope_reset_spatial_ids
+        # Its module needs transformers, which a server of other models may be without.
+        from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
+
         positions, _ = get_3d_mrope_ids_vae_tokens(
             frames, rows, columns, temporal_compression_factor=FRAMES_PER_LATENT, **common
         )

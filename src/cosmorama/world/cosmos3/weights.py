@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 from torch import Tensor, nn
 
@@ -40,6 +39,8 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     if name != Cosmos3OmniTransformer.__name__:
         raise ModelNotFoundError(f"{folder / 'config.json'} is that of a {name}, not of a Cosmos3OmniTransformer")
     weights = Weights(folder, options.variant)
+    from accelerate import init_empty_weights
+
     with told_of(folder), init_empty_weights():  # nothing is initialized only to be overwritten
         model: Any = Cosmos3OmniTransformer.from_config(without_quantization({**config, "sound_gen": False}))
     del model.lm_head
