@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 LONGEST = (
+    "tests/fleet",
     "tests/faults",
     "tests/api/test_process.py",
     "tests/world/ranks/test_sequence.py",
