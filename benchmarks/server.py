@@ -4,6 +4,7 @@
     cancel      from a cancellation to the first finished unit of work of the job that waited behind it
     schedule    32 mixed jobs on the engine, its scheduling against first come, first served
     accept      jobs accepted per second, while the worker works
+    attack      how soon health checks and a tiny request are answered while others send hostile bodies and watch jobs
     memory      growth of resident memory per 1,000 tiny jobs (only with --full)
 
     python -m benchmarks.server --json                 # on a tiny checkpoint with random weights
@@ -166,6 +167,45 @@ def accept(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any
     return {"accepted_per_s": _figure(rate, ">= 300", rate >= 300) | circumstances}
 
 
+def attack(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
+    """Megabytes of list entries, of unknown fields and of prompt, over and over, beside 200 followers of one job."""
+    seconds = max(3.0, 20 * scale)
+    with running_server(model, folder, MAX_ACTIVE="2") as server:
+        client = server.client()
+        tiny = replace(SMALL, frames=1, steps=1)
+        alone = statistics.median(_timed(lambda: client.call("POST", "/v1/infer", _body(tiny))) for _ in range(9))
+        job = client.call("POST", "/v1/jobs", _body(LONG))["id"]
+        quiet = [_timed(lambda: client.call("GET", "/v1/health/live")) for _ in range(50)]
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            attacking = pool.apply_async(_attack, (server.port, job, seconds))
+            live, beside = list[float](), list[float]()
+            other = server.client()
+            with ThreadPoolExecutor(1) as thread:
+                asked = None
+                while not attacking.ready():
+                    live.append(_timed(lambda: client.call("GET", "/v1/health/live")))
+                    if asked is None or asked.done():
+                        asked = thread.submit(
+                            lambda: beside.append(_timed(lambda: other.call("POST", "/v1/infer", _body(tiny))))
+                        )
+                    time.sleep(0.02)
+            sent = attacking.get()
+    p99 = 1000 * sorted(live)[int(0.99 * (len(live) - 1))]
+    ratio = statistics.median(beside) / alone
+    circumstances = {
+        "attacks": sent,
+        "checks": len(live),
+        "median_ms": round(1000 * statistics.median(live), 1),
+        "worst_ms": round(1000 * max(live), 1),
+        "quiet_p99_ms": round(1000 * sorted(quiet)[-1], 1),
+    }
+    beside_ms = {"alone_ms": round(1000 * alone), "beside_ms": round(1000 * statistics.median(beside))}
+    return {
+        "health_p99_under_attack_ms": _figure(p99, "<= 100", p99 <= 100) | circumstances,
+        "tiny_request_under_attack_ratio": _figure(ratio, "<= 3", ratio <= 3, 2) | beside_ms | {"count": len(beside)},
+    }
+
+
 def memory(model: Path, folder: Path, scale: float, full: bool) -> dict[str, Any]:
     """A line through resident memory over the second half of the jobs: by then caches are full."""
     if not full:
@@ -196,6 +236,7 @@ PARTS: dict[str, Callable[[Path, Path, float, bool], dict[str, Any]]] = {
     "cancel": cancel,
     "schedule": schedule,
     "accept": accept,
+    "attack": attack,
     "memory": memory,
 }
 
@@ -375,6 +416,54 @@ def _flood(port: int, count: int) -> float:
         start = time.perf_counter()
         list(threads.map(send, range(CONNECTIONS)))
         return time.perf_counter() - start
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "list": lambda: b'{"dialect":"cosmorama","prompt":"x","controls":[' + b"1," * 5_000_000 + b"1]}",
+    "fields": lambda: b"{" + b",".join(b'"k%d":1' % number for number in range(1_000_000)) + b"}",
+    "prompt": lambda: b'{"prompt":"' + b"x" * 20_000_000 + b'"}',
+    "nested": lambda: b'{"prompt":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
+    "percent": lambda: b'{"prompt":"x","image":"data:image/png,' + b"%41" * 10_000_000 + b'"}',
+}
+WATCHERS = 200
+
+
+def _attack(port: int, job: str, seconds: float) -> dict[str, int]:
+    """Send each hostile body again and again for so long, while others follow the job; how often each was sent."""
+    import http.client
+
+    bodies = {name: make() for name, make in HOSTILE.items()}
+    watching = []
+    for _ in range(WATCHERS):
+        watching.append(http.client.HTTPConnection("127.0.0.1", port, timeout=60))
+        watching[-1].request("GET", f"/v1/jobs/{job}/events")
+    ends_at = time.monotonic() + seconds
+
+    def send(name: str) -> int:
+        count = 0
+        while time.monotonic() < ends_at:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+            try:
+                connection.request("POST", "/v1/jobs", bodies[name], {"Content-Type": "application/json"})
+                status = connection.getresponse().status
+            except OSError:  # it was refused before it was sent whole
+                status = 413
+            assert status in (400, 413, 422, 429, 503), (name, status)
+            count += 1
+            connection.close()
+        return count
+
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        counts = dict(zip(bodies, threads.map(send, bodies), strict=True))
+    for connection in watching:
+        connection.close()
+    return counts
 
 
 def _make(client: Any, request: GenerationRequest, count: int) -> None:
