@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -362,7 +362,10 @@ class Fleet:
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._stay())
+            tasks.create_task(self._repeat(self._announce))
+            if self._role != "api":
+                # Apart from the other, since it may wait until a model is loaded.
+                tasks.create_task(self._repeat(self._learn))
             if self.tells:
                 tasks.create_task(self._listen())
 
@@ -393,32 +396,37 @@ class Fleet:
         self._remembered = await self.register.remembered()
         self._supervisor.remember(self._remembered)
 
-    async def _stay(self) -> None:
-        """Announce this server, and see who else is there."""
-        every_s = min(self._store.lease_s / 4, 2.0)
+    async def _repeat(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """Take turns several times in a lease; an error is one turn's."""
         while True:
-            with suppress(StoreUnavailableError):
-                await self._announce()
-                if self.tells and (running := list(self._runner.running)):
-                    for job_id in await self.register.watched(running):
-                        self._relay(job_id)
-            await asyncio.sleep(every_s)
+            try:
+                await turn()
+            except StoreUnavailableError:
+                pass  # the heartbeat has said so in the log
+            except Exception:
+                log.exception("what the servers of this store tell each other failed")
+            await asyncio.sleep(min(self._store.lease_s / 4, 2.0))
 
     async def _announce(self) -> None:
-        supervisor = self._supervisor
-        if self._role != "api":
-            for name in supervisor.names:
-                with suppress(NotReadyError, ModelNotFoundError):
-                    if supervisor.ready:
-                        self._models[name] = await supervisor.capabilities_of(name)
-            loaded = supervisor.loaded()
-            news = {source: found for source, found in loaded.items() if self._remembered.get(source) != found}
-            if news:
-                await self.register.remember(news)
-                self._remembered |= news
-        await self.register.announce(self._server, self._role, supervisor, dict(self._models), self._places)
-        if isinstance(supervisor, RemotePool):
-            supervisor.see(await self.register.members())
+        """Announce this server, see who else is there, and who wants to follow what runs here."""
+        await self.register.announce(self._server, self._role, self._supervisor, dict(self._models), self._places)
+        if isinstance(self._supervisor, RemotePool):
+            self._supervisor.see(await self.register.members())
+        if self.tells and (running := list(self._runner.running)):
+            for job_id in await self.register.watched(running):
+                self._relay(job_id)
+
+    async def _learn(self) -> None:
+        """Learn what the models here take, and write it down for the next life of this server."""
+        for name in self._supervisor.names:
+            with suppress(NotReadyError, ModelNotFoundError):
+                if self._supervisor.ready:
+                    self._models[name] = await self._supervisor.capabilities_of(name)
+        loaded = self._supervisor.loaded()
+        news = {source: found for source, found in loaded.items() if self._remembered.get(source) != found}
+        if news:
+            await self.register.remember(news)
+            self._remembered |= news
 
     async def _listen(self) -> None:
         """Take in what Postgres tells; after a lost connection everything may have changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -37,6 +38,8 @@ from cosmorama.media.write import suffix
 from cosmorama.request import GenerationRequest, Usual
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
+
+log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """How often a job that another server runs is looked at, for those who wait for it here."""
@@ -533,4 +536,10 @@ class Jobs:
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a part of the job service ended", exc_info=error)
+
+        task.add_done_callback(done)
