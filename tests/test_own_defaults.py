@@ -13,7 +13,7 @@ import cosmorama
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.cli import app
 from cosmorama.client.protocol import body_of, request_of
-from cosmorama.request import Capabilities, GenerationRequest
+from cosmorama.request import Action, Capabilities, Control, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 from cosmorama.world.families import fullest
@@ -69,3 +69,28 @@ def test_predict25_makes_93_frames_at_16_fps(
 def test_openais_four_seconds_are_at_the_models_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     made = resolve(through_a_dialect("openai", {"prompt": "a", "size": "1280x704"})(monkeypatch), PREDICT25)
     assert (made.frames, made.fps, made.steps) == (64, 16, PREDICT25.defaults.steps)
+
+
+COSMOS3: Capabilities = next(family for family in fullest() if family.family == "cosmos3")
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        (GenerationRequest(prompt="a"), (189, 24, 35, 6, None)),
+        (GenerationRequest(prompt="a", frames=1), (1, 24, 50, 4, 3)),
+        (GenerationRequest(prompt="a", frames=1, steps=7, flow_shift=5.0), (1, 24, 7, 4, 5)),
+        (GenerationRequest(task="policy", image="x", prompt="a", action=Action(1, None, 16)), (17, 10, 30, 1, None)),
+        (
+            GenerationRequest(prompt="a", video="x", task="transfer", controls=(Control("edge"),)),
+            (121, 24, 50, 3, None),
+        ),
+    ],
+    ids=["video", "still", "still with steps", "actions", "transfer"],
+)
+def test_cosmos3_has_its_own_defaults_in_every_mode(asked: GenerationRequest, numbers: tuple[Any, ...]) -> None:
+    made = resolve(asked, COSMOS3)
+    assert (made.frames, made.fps, made.steps, made.guidance_scale, made.flow_shift) == numbers
+    assert resolve(made, COSMOS3) == made
+    if made.frames == 1:
+        assert (made.width, made.height) == (960, 960)

@@ -28,6 +28,7 @@ from cosmorama.request import (
     Size,
     Usual,
 )
+from cosmorama.usual import usual_of
 
 
 def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedRequest:
@@ -141,7 +142,7 @@ def _missing_files(request: GenerationRequest) -> Iterator[Problem]:
 
 def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[ResolvedRequest, list[str]]:
     """The request with everything the model needs: as asked, else as usual on its wire, else the model's default."""
-    own, usual, preset = capabilities.defaults, request.usual or Usual(), _preset(request, capabilities)
+    own, usual, preset = capabilities.defaults, usual_of(request, capabilities), _preset(request, capabilities)
     ranges = {
         "guidance_scale": capabilities.guidance_scale,
         "steps": capabilities.steps,

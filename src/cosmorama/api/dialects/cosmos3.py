@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from fastapi import Request, Response
 from pydantic import Field, field_validator
 
+from cosmorama import usual
 from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer
 from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
 from cosmorama.api.dialects.transfer import scaled
@@ -21,7 +22,6 @@ from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
-    DEFAULT_NEGATIVE_PROMPT,
     MAX_INDEXES,
     Action,
     ActionDomain,
@@ -70,8 +70,6 @@ _REFERENCE = {
 }
 """What `input_reference` holds."""
 MAX_STATE_CHARACTERS = 100_000
-USUAL_OF_ACTIONS = Usual(guidance_scale=1, steps=30, flow_shift=10, fps=10, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
-"""What the NIM uses for actions where a body does not say."""
 
 
 class Cosmos3ControlParams(WireModel):
@@ -164,29 +162,14 @@ class Cosmos3Body(DialectBody):
     action_params: ActionParams | None = None
 
 
-def usual_of(wire: Cosmos3Body) -> Usual:
-    """What the NIM uses where a body of this mode does not say."""
+def _usual(wire: Cosmos3Body) -> Usual:
     if wire.model_mode == "text2image":
-        return Usual(guidance_scale=4, steps=50, flow_shift=3, frames=1, fps=24, negative_prompt="")
-    video = Usual(
-        guidance_scale=6, steps=35, flow_shift=10, frames=189, fps=24, negative_prompt=DEFAULT_NEGATIVE_PROMPT
-    )
+        return replace(usual.STILL, width=None, height=None)
     if wire.model_mode in ACTION_MODES:
-        return USUAL_OF_ACTIONS
+        return usual.ACTIONS
     if wire.transfer is None:
-        return video
-    kinds = [*wire.transfer.given]
-    only_maps = kinds == ["wsm"]
-    return Usual(
-        guidance_scale=1 if only_maps else 3,
-        steps=50,
-        flow_shift=10,
-        frames=101 if only_maps else 121,
-        fps=10 if only_maps else 30,
-        negative_prompt=video.negative_prompt,
-        control_guidance=3.0 if only_maps else 2.0 if kinds == ["seg"] else 1.5,
-        chunk_frames=101 if only_maps else 93,
-    )
+        return usual.VIDEO
+    return usual.of_transfer([CONTROLS[name] for name in wire.transfer.given])
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
@@ -229,7 +212,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         action=action,
         fit=True,
         model=wire.model,
-        usual=usual_of(wire),
+        usual=_usual(wire),
     )
     return request if wire.transfer is None else _followed(request, wire.transfer)
 
@@ -310,7 +293,7 @@ def _transfer_problems(transfer: Transfer, wire: Cosmos3Body, reference: str | N
             accepted = f"a clip to derive {name} from, unless transfer.{name}.video is given"
             yield Problem("input_reference", None, accepted)
     chunk, first = transfer.num_video_frames_per_chunk, transfer.num_first_chunk_conditional_frames or 0
-    chunk = chunk or (101 if [*transfer.given] == ["wsm"] else 93)
+    chunk = chunk or (usual.WSM_CHUNK if [*transfer.given] == ["wsm"] else usual.CHUNK)
     if (transfer.num_conditional_frames or 0) >= chunk:
         accepted = f"less than num_video_frames_per_chunk, {chunk}"
         yield Problem("transfer.num_conditional_frames", transfer.num_conditional_frames, accepted)

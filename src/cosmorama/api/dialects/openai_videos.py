@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 
+from cosmorama import usual
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, action_answer, file_answer
 from cosmorama.api.dialects.cosmos3 import (
     ACTION_MODES,
     ACTION_SIZES,
-    USUAL_OF_ACTIONS,
     ActionParams,
     action_of,
     action_problems,
@@ -386,7 +386,7 @@ def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: Vi
         frames=None,
         task=ACTION_MODES[mode],
         action=action_of(params),
-        usual=USUAL_OF_ACTIONS,
+        usual=usual.ACTIONS,
     )
 
 
