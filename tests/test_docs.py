@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving import Running, running_server
+from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -57,14 +58,20 @@ RUN = [block for block in COMMANDS if block.excuse is None]
 
 
 @pytest.fixture(scope="module")
-def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running_server(tiny_checkpoint, tmp_path_factory.mktemp("docs-server")) as running:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint whose usual clips are small; the other size is that of the texts."""
+    return save_tiny(tmp_path_factory.mktemp("docs-model"), sizes=((320, 192), (1280, 704)))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running_server(model, tmp_path_factory.mktemp("docs-server")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, server: Running, tiny_checkpoint: Path) -> Path:
-    """A folder to work in, with a `cosmorama` that makes short clips with the tiny checkpoint."""
+def desk(tmp_path_factory: pytest.TempPathFactory, server: Running, model: Path) -> Path:
+    """A folder to work in, with a `cosmorama` that makes short clips with the tiny checkpoint, on the server where it can."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
     (folder / "bin").mkdir()
@@ -72,8 +79,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory, server: Running, tiny_checkpo
     command.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
-        f"if sys.argv[1] in ('generate', 'batch', 'again', 'grid') and not {{'--model', '--server'}} & set(sys.argv):\n"
-        f"    sys.argv += ['--model', {str(tiny_checkpoint)!r}]\n"
+        "if not {'--model', '--server'} & set(sys.argv):\n"
+        # Loading a model takes seconds; what these commands do in a process of their own is tested elsewhere.
+        f"    sys.argv += ['--server', {server.url!r}] if sys.argv[1] in ('generate', 'again', 'grid') else []\n"
+        f"    sys.argv += ['--model', {str(model)!r}] if sys.argv[1] == 'batch' else []\n"
         "if sys.argv[1] in ('generate', 'grid') or sys.argv[1:3] == ['jobs', 'submit']:\n"
         "    for option, value in (('--frames', '9'), ('--steps', '2')):\n"
         "        given = option in sys.argv or any(word.startswith(f'{option[2:]}=') for word in sys.argv)\n"
@@ -93,10 +102,10 @@ def test_every_block_with_commands_is_marked_as_one() -> None:
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
-def test_a_block_runs_as_written(block: Block, desk: Path, server: Running, tiny_checkpoint: Path) -> None:
+def test_a_block_runs_as_written(block: Block, desk: Path, server: Running, model: Path) -> None:
     text = re.sub(r"(?:http://)?localhost:8000", server.url, block.text)
     if block.language == "python":
-        text = text.replace('"microcosm"', repr(str(tiny_checkpoint)))
+        text = text.replace('"microcosm"', repr(str(model)))
         command = [sys.executable, "-c", text]
     else:
         command = ["bash", "-e", "-o", "pipefail", "-c", text]
