@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory, server: Running, model: Path) -> Path:
-    """A folder to work in, with a `cosmorama` that makes short clips with the tiny checkpoint, on the server where it can."""
+    """A folder to work in, with a `cosmorama` that makes short clips, on the server where it can."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
     (folder / "bin").mkdir()
@@ -132,3 +133,11 @@ def test_no_text_installs_the_package_from_an_index() -> None:
     for page in (*PAGES, *sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "deploy").rglob("*"))):
         if page.is_file():
             assert not re.search(r"pip install ['\"]?cosmorama\b", page.read_text(errors="replace")), page
+
+
+def test_the_page_of_knobs_is_what_the_server_tells() -> None:
+    """`tools/knobs` writes it; a knob or a description that changed is written there by running it again."""
+    tool = runpy.run_path(str(ROOT / "tools" / "knobs"))
+    page = (ROOT / "docs" / "knobs.md").read_text()
+    assert page == tool["page"](), "run tools/knobs"
+    assert {f"{name}.webp" for name in tool["STRIPS"]} == {path.name for path in tool["PICTURES"].iterdir()}

@@ -554,3 +554,29 @@ def test_three_hundred_followers_cost_one_serialisation_and_all_see_the_end(
             assert server.jobs.watching == 0
 
     run(test)
+
+
+def test_labels_are_changed_and_nothing_else(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            job = await submit(server, metadata={"project": "arms", "old": "x"})
+            path = f"/v1/jobs/{job['id']}"
+            answer = await server.client.patch(path, json={"metadata": {"starred": "yes", "old": None}})
+            assert answer.status_code == 200
+            told = (await server.client.get(path)).json()
+            assert told["metadata"] == {"project": "arms", "starred": "yes"}
+            assert told["request"] == job["request"]
+            refused: list[tuple[object, str]] = [
+                ({}, "metadata"),
+                ({"metadata": {"n": 3}}, "metadata"),
+                ({"metadata": {f"n{number}": "" for number in range(17)}}, "at most 16"),
+                ({"metadata": {}, "priority": "high"}, "priority"),
+            ]
+            for body, named in refused:
+                answer = await server.client.patch(path, json=body)
+                assert (answer.status_code, named in answer.json()["error"]["message"]) == (422, True)
+            missing = await server.client.patch("/v1/jobs/job_nobodys", json={"metadata": {}})
+            assert missing.status_code == 404
+            assert (await server.client.get(path)).json()["metadata"] == told["metadata"]
+
+    run(test)

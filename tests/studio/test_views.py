@@ -124,6 +124,8 @@ def test_the_history_is_searched_starred_and_deleted_from(studio: Studio) -> Non
     card = page.locator(f"[data-job='{kept['id']}']")
     expect(card.locator("img")).to_have_js_property("naturalWidth", 320)
     card.get_by_role("button", name="Star").click()
+    expect(card.get_by_role("button", name="Star")).to_have_attribute("aria-pressed", "true")
+    assert httpx.get(f"{studio.url}/v1/jobs/{kept['id']}").json()["metadata"] == {"starred": "yes"}
     page.get_by_label("Search the history").fill("cylinder 77")
     expect(page.locator(".card")).to_have_count(1)
     page.reload()
@@ -238,10 +240,11 @@ def test_first_paint_and_weight(studio: Studio) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, studio_server: Running) -> Iterator[Running]:
-    """A server with an API key, on a model of its own folder."""
+    """A server with an API key; who generates is the other one, which shares its jobs."""
     folder = tmp_path_factory.mktemp("guarded")
-    model = studio_server.log.parent / "model"
-    with running_server(model, folder, COSMORAMA_API_KEYS="studio:right-key") as server:
+    shared = studio_server.log.parent
+    settings = {"COSMORAMA_ROLE": "api", "COSMORAMA_STATE_DIR": str(shared / "state")}
+    with running_server(shared / "model", folder, COSMORAMA_API_KEYS="studio:right-key", **settings) as server:
         yield server
 
 

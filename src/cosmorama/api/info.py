@@ -154,6 +154,9 @@ KNOB_DESCRIPTIONS: dict[str, str] = {
     "flow_shift": "Spends more of the steps on coarse structure (high) or on detail (low).",
     "controls.kind": "What the result follows of a clip: its edges, depth, segmentation or blurred colors.",
     "controls.weight": "How closely a control is followed, from 0 to 1.",
+    "control_guidance": "How strongly the controls guide, beside the prompt.",
+    "chunk_frames": "How many frames of a long clip are made at once.",
+    "first_conditioning_frames": "With how many frames of the given clip the first chunk begins.",
     "adapters.name": "A LoRA adapter that changes the model's style or subject.",
 }
 """What every knob does, in one sentence: for forms, and for the documentation."""
@@ -204,6 +207,10 @@ def knobs(model: Capabilities) -> dict[str, Knob]:
     if model.controls:
         found["controls.kind"] = _choice(model.controls, None)
         found["controls.weight"] = _number(Range(0, 1), 1.0)
+    if model.control_guidance is not None:
+        found["control_guidance"] = _number(model.control_guidance, None)
+        for name, least in (("chunk_frames", 1), ("first_conditioning_frames", 0)):
+            found[name] = Knob(type="integer", minimum=least, maximum=model.frames.maximum)
     if model.adapters:
         found["adapters.name"] = _choice(model.adapters, None)
     return {name: replace(knob, description=KNOB_DESCRIPTIONS[name]) for name, knob in found.items()}

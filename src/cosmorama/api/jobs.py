@@ -103,6 +103,28 @@ async def get(job_id: str, request: Request, services: ServicesOf) -> Response:
     return JSONResponse(job.summary())
 
 
+@router.patch(
+    "/{job_id}",
+    summary="Change a job's labels",
+    responses={200: _JOB},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"type": "object", "required": ["metadata"]}}},
+        }
+    },
+)
+async def relabel(job_id: str, request: Request, services: ServicesOf) -> Response:
+    """`{"metadata": {"starred": "yes", "old": null}}` sets and removes labels; nothing else changes."""
+    body = await read_object(request, body_limit(services.settings.max_input_bytes))
+    for name in body.keys() - {"metadata"}:
+        raise InvalidRequestError(Problem(name, body[name], "no value: only metadata can be changed"))
+    labels = body.get("metadata")
+    if not isinstance(labels, dict) or any(not isinstance(label, str | None) for label in labels.values()):
+        raise InvalidRequestError(Problem("metadata", labels, "an object whose values are strings or null"))
+    return JSONResponse((await services.jobs.relabel(job_id, labels, owner=owner_of(request))).summary())
+
+
 @router.delete("/{job_id}", summary="Remove a job and its clip", responses={200: {"description": "It is gone."}})
 async def delete(job_id: str, request: Request, services: ServicesOf) -> Response:
     """One that is not over is cancelled first. To keep the job and its end, cancel it instead."""

@@ -88,7 +88,8 @@ class Document(TypeDecorator[Any]):
 
     def __init__(self, kind: Any, unreadable: Any = None) -> None:
         super().__init__()
-        self.kind, self.unreadable = kind, unreadable
+        # SQLAlchemy tells statements apart by a type's public attributes, which have to be hashable.
+        self.kind, self._unreadable = kind, unreadable
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text; values that JSON has no words for become text of their own."""
@@ -101,7 +102,7 @@ class Document(TypeDecorator[Any]):
         try:
             return None if value is None else self.read(value)
         except (ValueError, TypeError, KeyError, RecursionError):
-            return self.unreadable
+            return self._unreadable
 
     def read(self, text: str) -> Any:
         """The value; raises whatever is wrong with the text."""

@@ -109,6 +109,10 @@ class ResultStatus(_Wire):
     media_type: str
     bytes: int
     seed: int
+    width: int | None = Field(None, description="Of the clip itself, as frames and fps are.")
+    height: int | None = None
+    frames: int | None = None
+    fps: float | None = None
     upsampled_prompt: str = Field(description="The text that was used.")
     timings_s: dict[str, float] = Field({}, description="Seconds of work per stage.")
     actions_url: str | None = Field(None, description="Where the actions are that were predicted; null without any.")
@@ -342,6 +346,10 @@ class Job:
                 media_type=result.media_type,
                 bytes=result.bytes,
                 seed=result.outcome.seed,
+                width=result.outcome.width,
+                height=result.outcome.height,
+                frames=result.outcome.frames,
+                fps=result.outcome.fps,
                 upsampled_prompt=result.outcome.prompt,
                 timings_s={stage: round(seconds, 3) for stage, seconds in result.outcome.timings.items()},
                 actions_url=None if result.outcome.action is None else f"/v1/jobs/{self.id}/actions",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -388,6 +388,22 @@ class Jobs:
             await asyncio.wait((task,))
         self._channels.touch(job_id)
         self._dispatcher.wake()
+        return await self.get(job_id, owner=owner)
+
+    async def relabel(self, job_id: str, labels: Mapping[str, str | None], *, owner: str | None = None) -> Job:
+        """Set some of a job's labels, and remove those that are None; the others stay.
+
+        Raises:
+            InvalidRequestError: more labels than a job may have, or longer ones.
+            JobNotFoundError: as `get`.
+        """
+
+        def changed(own: Mapping[str, str]) -> Mapping[str, str]:
+            new = {name: value for name, value in {**own, **labels}.items() if value is not None}
+            return job_options({"metadata": new})["metadata"]
+
+        await self._store.get(job_id, owner)
+        await self._store.relabel(job_id, changed)
         return await self.get(job_id, owner=owner)
 
     async def delete(self, job_id: str, *, owner: str | None = None) -> None:

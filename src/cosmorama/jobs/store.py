@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, cast, get_args
@@ -536,6 +536,14 @@ class Store:
         return map(job_of, connection.execute(ending).mappings().all())
 
     # Clearing away.
+
+    @in_thread
+    def relabel(self, job_id: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
+        """Give a job the labels that `change` makes of its own; of two at once, the second sees what the first did."""
+        with self.database.write(admission=True) as connection:
+            own = connection.execute(select(jobs.c.labels).where(jobs.c.id == job_id)).scalar_one_or_none()
+            if own is not None:
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(labels=dict(change(own))))
 
     @in_thread
     def remove(self, ids: Iterable[str]) -> None:

@@ -143,11 +143,25 @@ async function run(pressed, act) {
   }
 }
 
+/** What a model can do, once it is there: of several models not all are loaded at a time. */
+async function loaded(model) {
+  for (;;) {
+    try {
+      return await capabilities(model);
+    } catch (error) {
+      if (error.status !== 503) throw error;
+      say(`loading ${model}`, "busy");
+      fill(main, h("div.stage-empty", {}, h("p.big", {}, `${model} is being loaded`), h("p", {}, "The studio opens by itself as soon as it is there.")));
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
+
 async function build(model) {
   const { data } = await get("v1/models");
   const names = data.map(({ id }) => id);
   const wanted = names.includes(model) ? model : names[0];
-  const can = await capabilities(wanted);
+  const can = await loaded(wanted);
   form = new Form(can, names);
   form.addEventListener("model", ({ detail }) => {
     localStorage.setItem(MODEL, detail);

@@ -1,10 +1,10 @@
 // Two clips in step: under a wipe, side by side, or as their difference.
 
 import { button, fill, h } from "./dom.js";
-import { fetchJob, find, known, watched } from "./jobs.js";
+import { clipOf, fetchJob, find, known, watched } from "./jobs.js";
 import { essential } from "./code.js";
 import { label, named } from "./knobs.js";
-import { Clock, screen, transport } from "./player.js";
+import { clockOf, screen, transport } from "./player.js";
 
 const WAYS = [
   ["wipe", "Wipe"],
@@ -97,9 +97,9 @@ export class Compare {
       fill(this.table);
       return;
     }
-    this.clock = new Clock({ fps: jobs[0].request.fps, frames: Math.min(...jobs.map((job) => job.request.frames)) });
+    this.clock = clockOf(...jobs);
     const [a, b] = jobs.map((job) => screen(job, this.clock));
-    const { width, height } = jobs[0].request;
+    const { width, height } = clipOf(jobs[0]);
     const ratio = `${width} / ${height}`;
     let shown;
     if (this.way === "side") {
@@ -116,8 +116,8 @@ export class Compare {
       }
     }
     this.clock.start();
-    const lengths = jobs.map((job) => job.request.frames / job.request.fps);
-    const unequal = jobs[0].request.fps !== jobs[1].request.fps || lengths[0] !== lengths[1];
+    const lengths = jobs.map(clipOf).map(({ frames, fps }) => frames / fps);
+    const unequal = clipOf(jobs[0]).fps !== clipOf(jobs[1]).fps || lengths[0] !== lengths[1];
     fill(this.stage, shown, transport(this.clock), unequal && h("p.hint", {}, "The clips differ in length or rate: they are in step by time, until the shorter one ends."));
     fill(this.table, differences(jobs));
   }

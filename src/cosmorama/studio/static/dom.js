@@ -58,6 +58,25 @@ export function icon(name) {
   return svg;
 }
 
+/** Rows of numbers over time, one line per column, all on one scale. */
+export function lines(rows) {
+  const svg = document.createElementNS(SVG, "svg");
+  const all = rows.flat();
+  const [low, high] = [Math.min(...all), Math.max(...all)];
+  svg.setAttribute("viewBox", "0 0 600 160");
+  svg.setAttribute("class", "lines");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", `${rows[0].length} lines between ${low.toFixed(3)} and ${high.toFixed(3)}`);
+  rows[0].forEach((_, column) => {
+    const line = document.createElementNS(SVG, "polyline");
+    const at = (row, index) => [(600 * index) / Math.max(1, rows.length - 1), 155 - (150 * (row[column] - low)) / (high - low || 1)];
+    line.setAttribute("points", rows.map((row, index) => at(row, index).map((value) => value.toFixed(1)).join(",")).join(" "));
+    line.style.setProperty("--hue", `${(360 * column) / rows[0].length}`);
+    svg.append(line);
+  });
+  return svg;
+}
+
 /** A button with a symbol; the name is shown, or only spoken and told on hover. */
 export function button(name, symbol, onclick, { quiet = false, ...props } = {}) {
   return quiet

@@ -6,6 +6,7 @@ import { control, groups, label, select } from "./knobs.js";
 import { dataUrl, mediaField } from "./media.js";
 
 const KEPT = "cosmorama.form";
+const FEW_SIZES = 6;
 const PRESETS = "cosmorama.presets";
 const EXAMPLES = {
   microcosm: [
@@ -14,6 +15,25 @@ const EXAMPLES = {
     "two blue balls collide on a gray floor",
     "the camera drives through a corridor of gray shelves, a red box stands ahead",
   ],
+};
+const ACTING = ["forward_dynamics", "inverse_dynamics", "policy"];
+const TASKS = {
+  forward_dynamics: "Forward dynamics: A picture and actions make a clip",
+  inverse_dynamics: "Inverse dynamics: A clip tells its actions",
+  policy: "Policy: A picture and a prompt make a clip and its actions",
+};
+const VIEWS = [
+  ["ego_view", "The robot's eyes"],
+  ["third_person_view", "In front of it"],
+  ["wrist_view", "Its wrist"],
+  ["concat_view", "Several of these"],
+];
+const CONTROLS = {
+  edge: ["Edges", "Without a clip of its own, found in the clip above."],
+  vis: ["Blurred colors", "Without a clip of its own, made of the clip above."],
+  depth: ["Depth", "Needs a depth clip: nearer is brighter.", true],
+  seg: ["Segmentation", "Needs a clip of colored segments.", true],
+  wsm: ["World scenario map", "Needs a rendered map clip.", true],
 };
 const GENERAL = [
   "A robot arm picks up a red mug from a cluttered kitchen counter and sets it down on a tray.",
@@ -47,6 +67,11 @@ export class Form extends EventTarget {
     return this.values[name] ?? (name === "width" || name === "height" ? this.#usualSize()[name] : (this.can.knobs[name]?.default ?? null));
   }
 
+  /** Whether the result follows something that has a length of its own. */
+  #followed() {
+    return Boolean(this.values.controls?.length) || (ACTING.includes(this.values.task) && Boolean(this.values.action));
+  }
+
   /** The model's own size; where it has none of its own, its first. */
   #usualSize() {
     const { knobs, sizes, size_multiple } = this.can;
@@ -78,7 +103,10 @@ export class Form extends EventTarget {
       if (inner) (body[outer] ??= {})[inner] = value;
       else if (name !== "negative_prompt" || value !== knob.default || value === "") body[name] = value;
     }
-    for (const name of ["width", "height", "frames", "fps", "steps", "guidance_scale"]) body[name] ??= this.value(name);
+    for (const name of ["width", "height", "frames", "fps", "steps", "guidance_scale"]) {
+      // A control clip or the actions say how long the result is.
+      if (!(["frames", "fps"].includes(name) && this.#followed())) body[name] ??= this.value(name);
+    }
     if (can.knobs.negative_prompt?.default === "") body.negative_prompt ??= "";
     if (values.task) body.task = values.task;
     body.controls = await Promise.all(
@@ -88,7 +116,7 @@ export class Form extends EventTarget {
       }),
     );
     body.adapters = values.adapters ?? [];
-    if (values.action) body.action = values.action;
+    if (values.action && ACTING.includes(values.task)) body.action = values.action;
     for (const name of ["controls", "adapters"]) if (body[name].length === 0) delete body[name];
     return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
   }
@@ -105,6 +133,7 @@ export class Form extends EventTarget {
     values.controls = (request.controls ?? []).filter((c) => this.can.controls.includes(c.kind));
     values.adapters = (request.adapters ?? []).filter((a) => this.can.adapters.includes(a.name));
     values.action = request.action ?? null;
+    if (values.action) Object.assign(values, { frames: null, fps: null });
     this.values = values;
     const wanted = { source: request.image ?? request.video };
     for (const { kind, source } of values.controls) wanted[`controls.${kind}`] = source;
@@ -171,13 +200,13 @@ export class Form extends EventTarget {
     const rest = [];
     let first = null;
     for (const [field, text] of error.problems ?? []) {
-      const name = { image: "source", video: "source", size: "size", width: "size", height: "size" }[field] ?? field;
-      const place = name.startsWith("controls") ? this.controls.controls : (this.controls[name] ?? this.controls[name.split(".")[0]]);
-      if (!place?.fail) {
+      const name = { image: "source", video: "source", width: "size", height: "size", mode: this.controls.task ? "task" : "controls" }[field] ?? field;
+      const place = this.controls[name] ?? this.controls[name.split(".")[0]];
+      if (!place?.fail || place.hidden) {
         rest.push(`${label(field)}: ${text}`);
         continue;
       }
-      place.fail(text);
+      place.fail(text, field);
       place.closest("details")?.setAttribute("open", "");
       first ??= place;
     }
@@ -206,14 +235,14 @@ export class Form extends EventTarget {
     const frame = main.filter((name) => ["frames", "fps"].includes(name));
     fill(
       this.element,
-      this.#prompt(),
-      this.#source(knob),
       this.models.length > 1 && this.#model(),
       this.#task(),
-      section("Frame", this.#size(), frame.map(knob)),
-      section("Sampling", this.#presets(), main.filter((name) => !frame.includes(name)).map(knob)),
+      this.#prompt(),
+      this.#source(knob),
       can.controls.length > 0 && this.#controls(),
       can.action_domains.length > 0 && this.#action(),
+      section("Frame", this.#size(), frame.map(knob)),
+      section("Sampling", this.#presets(), main.filter((name) => !frame.includes(name)).map(knob)),
       can.adapters.length > 0 && this.#adapters(),
       details("Finer", "tune", fine.map(knob)),
       details("File", "download", file.map(knob)),
@@ -293,14 +322,15 @@ export class Form extends EventTarget {
   #source(knob) {
     const picture = this.can.modes.some((mode) => ["image2world", "policy", "forward_dynamics"].includes(mode));
     const clip = this.can.modes.some((mode) => ["video2world", "transfer", "inverse_dynamics"].includes(mode));
+    const follows = this.can.modes.every((mode) => mode === "transfer");
     this.source = mediaField({
       name: "source",
-      title: "Picture or clip to start from",
+      title: follows ? "Clip to follow" : "Picture or clip to start from",
       accepts: [picture && "image", clip && "video"].filter(Boolean),
       change: (value) => this.setSource(value),
     });
     this.controls.source = this.source;
-    return h("section", { hidden: !picture && !clip }, h("h2", {}, "Start from"), this.source, this.can.knobs.conditioning_frames && knob("conditioning_frames"));
+    return h("section", { hidden: !picture && !clip }, h("h2", {}, follows ? "Follow" : "Start from"), this.source, this.can.knobs.conditioning_frames && knob("conditioning_frames"));
   }
 
   #model() {
@@ -308,24 +338,32 @@ export class Form extends EventTarget {
       this.dispatchEvent(new CustomEvent("model", { detail: name })),
     );
     field.value = this.can.model;
-    return section("Model", h("div.knob", {}, h("div.knob-head", {}, h("label", { htmlFor: "field-model" }, "Model"), field)));
+    return h("section", {}, h("div.knob", {}, h("div.knob-head", {}, h("label", { htmlFor: "field-model" }, "Model"), field)));
   }
 
   #task() {
-    const tasks = this.can.modes.filter((mode) => ["forward_dynamics", "inverse_dynamics", "policy"].includes(mode));
+    const tasks = this.can.modes.filter((mode) => ACTING.includes(mode));
     if (!tasks.length) return null;
-    const field = select("field-task", [["", "By what is given"], ...tasks.map((task) => [task, label(task)])], (task) =>
+    const field = select("field-task", [["", "A clip of what is given"], ...tasks.map((task) => [task, TASKS[task].split(":")[0]])], (task) =>
       this.set("task", task || null),
     );
-    const element = h("div.knob", { "data-field": "task" }, h("div.knob-head", {}, h("label", { htmlFor: "field-task" }, "Task"), field));
-    element.show = (value) => (field.value = value ?? "");
+    const hint = h("p.hint", { id: "field-task-hint" });
+    field.setAttribute("aria-describedby", hint.id);
+    const { error, fail } = failing();
+    const element = h("div.knob", { "data-field": "task" }, h("div.knob-head", {}, h("label", { htmlFor: "field-task" }, "Task"), field), hint, error);
+    element.show = (value) => {
+      field.value = value ?? "";
+      hint.textContent = value ? `${TASKS[value].split(": ")[1]}.` : "";
+      hint.hidden = !value;
+    };
+    element.fail = fail;
     this.controls.task = element;
-    return section("Task", element);
+    return h("section", {}, element);
   }
 
   #size() {
     const { can } = this;
-    const error = h("p.error", { role: "alert", hidden: true });
+    const { error, fail } = failing();
     const chips = can.sizes.map(({ width, height }) => {
       const scale = 22 / Math.max(width, height);
       const shape = h("span.shape", { "aria-hidden": "true" });
@@ -344,16 +382,16 @@ export class Form extends EventTarget {
       }),
     );
     const own = can.size_multiple && h("div.pair", {}, sides[0], h("span", { "aria-hidden": "true" }, "×"), sides[1]);
-    const element = h("fieldset.sizes", { "data-field": "size" }, h("legend", {}, "Size"), h("div.size-chips", {}, chips), own, error);
+    const more = chips.length > FEW_SIZES && h("details.inline", {}, h("summary", {}, `${chips.length - FEW_SIZES} more sizes`), h("div.size-chips", {}, chips.slice(FEW_SIZES)));
+    const few = h("div.size-chips", {}, more ? chips.slice(0, FEW_SIZES) : chips);
+    const element = h("fieldset.sizes", { "data-field": "size" }, h("legend", {}, "Size"), few, more, own, error);
     element.show = () => {
+      if (more && more.querySelector(`input[value="${this.value("width")}x${this.value("height")}"]`)) more.open = true;
       const [width, height] = [this.value("width"), this.value("height")];
       element.querySelectorAll("input[type=radio]").forEach((input) => (input.checked = input.value === `${width}x${height}`));
       if (own) [width, height].forEach((value, index) => Number(sides[index].value) !== value && (sides[index].value = value));
     };
-    element.fail = (message) => {
-      error.textContent = message ?? "";
-      error.hidden = !message;
-    };
+    element.fail = fail;
     this.controls.size = element;
     return element;
   }
@@ -417,7 +455,9 @@ export class Form extends EventTarget {
   #controls() {
     const rows = this.can.controls.map((kind) => {
       const on = h("input", { type: "checkbox", id: `control-${kind}` });
-      const weight = h("input.number", { type: "number", min: 0, max: 1, step: 0.05, value: 1, "aria-label": `Weight of ${kind}` });
+      const [name, hint, needs = false] = CONTROLS[kind] ?? [label(kind), "Needs a clip of its own.", true];
+      const weight = h("input.number", { type: "number", id: `weight-${kind}`, min: 0, max: 1, step: 0.05, value: 1, "aria-label": `Weight of ${kind}` });
+      const { error, fail } = failing();
       const strength = ["very_low", "low", "medium", "high", "very_high"].map((name) => [name, label(name)]);
       const preset = select(`preset-${kind}`, strength, () => {});
       preset.value = "medium";
@@ -427,16 +467,18 @@ export class Form extends EventTarget {
         title: `Own clip for ${kind}`,
         accepts: ["video", "image"],
         webcam: false,
-        hint: "Without one it is computed from the clip above.",
+        hint,
         change: (value) => {
           this.media[`controls.${kind}`] = value;
           own.show(value);
           update();
         },
       });
-      const body = h("div.control-body", { hidden: true }, h("div.pair", {}, weight, ["edge", "vis"].includes(kind) && preset), own);
-      const row = h("div.control", {}, h("label.check", {}, on, label(kind)), body);
-      return { kind, on, weight, preset, own, body, row };
+      const weighed = h("label.check", { htmlFor: weight.id }, "Weight");
+      const strong = !needs && [h("label.check", { htmlFor: preset.id }, kind === "vis" ? "Blur" : "Threshold"), preset];
+      const body = h("div.control-body", { hidden: true }, h("div.row", {}, weighed, weight, strong), own, error);
+      const row = h("div.control", { "data-field": `controls.${kind}` }, h("label.check", {}, on, name), body);
+      return { kind, on, weight, preset, own, body, row, fail };
     });
     const update = () => {
       const chosen = rows.filter(({ on }) => on.checked);
@@ -446,7 +488,7 @@ export class Form extends EventTarget {
     rows.forEach(({ on, weight, preset }) => {
       on.onchange = weight.oninput = preset.onchange = update;
     });
-    const error = h("p.error", { role: "alert", hidden: true });
+    const { error, fail } = failing();
     const element = section("Controls", h("p.hint", {}, this.can.knobs["controls.kind"]?.description), rows.map(({ row }) => row), error);
     element.show = (value) => {
       for (const { kind, on, weight, preset, own, body } of rows) {
@@ -460,10 +502,14 @@ export class Form extends EventTarget {
         own.show(this.media[`controls.${kind}`] ?? null);
       }
     };
-    element.fail = (message) => {
-      error.textContent = message ?? "";
-      error.hidden = !message;
+    // By kind or by number, as the server names them; what is said of none is said below all.
+    element.fail = (message, where = "") => {
+      const [, which] = where.split(".");
+      const row = rows.find(({ kind }) => kind === (this.values.controls?.[which]?.kind ?? which));
+      rows.forEach((each) => each.fail(each === row ? message : null));
+      fail(row ? null : message);
     };
+    element.dataset.field = "controls";
     this.controls.controls = element;
     return element;
   }
@@ -477,57 +523,79 @@ export class Form extends EventTarget {
     const update = () =>
       this.set("adapters", rows.filter(({ on }) => on.checked).map(({ name, scale }) => ({ name, scale: Number(scale.value) })));
     rows.forEach(({ on, scale }) => (on.onchange = scale.oninput = update));
+    const { error, fail } = failing();
     const element = section(
       "Adapters",
+      h("p.hint", {}, this.can.knobs["adapters.name"]?.description, " Scale 1 is as it was trained."),
       rows.map(({ name, on, scale }) => h("div.knob-head", {}, h("label.check", {}, on, name), scale)),
+      error,
     );
+    element.fail = fail;
     element.show = (value) =>
       rows.forEach(({ name, on, scale }) => {
         const given = (value ?? []).find((adapter) => adapter.name === name);
         on.checked = Boolean(given);
         if (given) scale.value = given.scale;
       });
+    element.dataset.field = "adapters";
     this.controls.adapters = element;
     return element;
   }
 
   #action() {
     const domains = this.can.action_domains;
-    const domain = select("field-domain", [["", "None"], ...domains.map(({ id, name, width }) => [String(id), `${name} (${width} numbers)`])], () => update());
+    const domain = select("field-domain", [["", "Choose one"], ...domains.map(({ id, name, width }) => [String(id), `${name} (${width} numbers)`])], () => update());
     const steps = h("input.number", { type: "number", id: "field-action-steps", min: 4, step: 4, value: 16, oninput: () => update() });
-    const rows = h("textarea", { id: "field-action", rows: 4, placeholder: "[[0.1, 0, …], …]", oninput: () => update() });
-    const error = h("p.error", { role: "alert", hidden: true });
-    const update = () => {
-      let values = null;
-      element.fail(null);
-      if (rows.value.trim()) {
-        try {
-          values = JSON.parse(rows.value);
-        } catch {
-          this.values.action = null;
-          return element.fail("Rows of numbers as JSON: [[0.1, 0], [0.2, 0]]");
-        }
-      }
-      this.set("action", domain.value === "" ? null : { domain: Number(domain.value), steps: Number(steps.value), values });
-      return undefined;
+    const view = select("field-view", VIEWS, () => update());
+    const count = h("span.hint.count");
+    const rows = h("textarea.mono", { id: "field-action", rows: 5, placeholder: "One action per line: 0.1, 0, 0.25, …\nor JSON: [[0.1, 0], [0.2, 0]]", spellcheck: false, oninput: () => given() });
+    const file = h("input.offscreen", { type: "file", tabIndex: -1, accept: ".json,.csv,.txt", "aria-label": "Actions: choose a file", onchange: () => taken() });
+    const { error, fail } = failing();
+    const taken = async () => {
+      if (!file.files[0]) return;
+      rows.value = await file.files[0].text();
+      file.value = "";
+      given();
     };
+    const given = () => {
+      const values = actionRows(rows.value);
+      if (values?.length) steps.value = 4 * Math.ceil(values.length / 4);
+      update();
+    };
+    const update = () => {
+      const values = actionRows(rows.value);
+      const width = domains.find(({ id }) => String(id) === domain.value)?.width;
+      count.textContent = values?.length ? `${values.length} × ${values[0].length}` : "";
+      const action = { domain: Number(domain.value), steps: Number(steps.value), view: view.value };
+      this.set("action", domain.value === "" ? null : values ? { ...action, values } : action);
+      const odd = values?.find((row) => row.length !== (width ?? values[0].length));
+      if (values === undefined) fail("Only numbers: one action per line, or JSON such as [[0.1, 0], [0.2, 0]].");
+      else if (odd) fail(`An action of ${odd.length} numbers, where ${width ? `${domain.selectedOptions[0].text.split(" ")[0]} has ${width}` : `the first has ${values[0].length}`}.`);
+    };
+    this.written = h(
+      "div.text",
+      {},
+      h("div.knob-head", {}, h("label", { htmlFor: "field-action" }, "Actions"), count, h("button.button.small", { type: "button", onclick: () => file.click() }, "Choose a file")),
+      rows,
+      file,
+    );
     const element = section(
       "Action",
       h("div.knob-head", {}, h("label", { htmlFor: "field-domain" }, "Robot"), domain),
-      h("div.knob-head", {}, h("label", { htmlFor: "field-action-steps" }, "Steps"), steps),
-      h("label", { htmlFor: "field-action" }, "Actions, for forward dynamics"),
-      rows,
+      h("div.knob-head", {}, h("label", { htmlFor: "field-view" }, "Camera"), view),
+      h("div.knob-head", {}, h("label", { htmlFor: "field-action-steps" }, "Number of actions"), steps),
+      h("p.hint", {}, "A multiple of 4; the clip has one frame more."),
+      this.written,
       error,
     );
+    element.dataset.field = "action";
     element.show = (value) => {
-      domain.value = value ? String(value.domain) : "";
+      domain.value = value ? String(value.domain) : domain.value;
       if (value) steps.value = value.steps;
-      if (value?.values && !rows.value) rows.value = JSON.stringify(value.values);
+      if (value?.view) view.value = value.view;
+      if (value?.values && actionRows(rows.value) === null) rows.value = value.values.map((row) => row.join(", ")).join("\n");
     };
-    element.fail = (message) => {
-      error.textContent = message ?? "";
-      error.hidden = !message;
-    };
+    element.fail = fail;
     this.controls.action = element;
     return element;
   }
@@ -546,7 +614,14 @@ export class Form extends EventTarget {
   /** What depends on other fields. */
   #arrange() {
     const clip = this.media.source?.kind === "video";
-    if (this.controls.conditioning_frames) this.controls.conditioning_frames.hidden = !clip;
+    if (this.controls.conditioning_frames) this.controls.conditioning_frames.hidden = !clip || this.can.modes.every((mode) => mode === "transfer");
+    const { task } = this.values;
+    if (this.controls.action) {
+      this.controls.action.hidden = !ACTING.includes(task);
+      this.written.hidden = task !== "forward_dynamics";
+    }
+    const followed = this.#followed();
+    for (const name of ["frames", "fps"]) this.controls[name].leave(followed ? "Unless set, that of what it follows." : null);
     this.examples.hidden = Boolean(this.values.prompt?.trim());
     this.rewriter.hidden = !this.rewrites || (!this.values.prompt?.trim() && !this.media.source);
     const words = this.media.source && !this.values.prompt?.trim();
@@ -558,6 +633,28 @@ export class Form extends EventTarget {
     this.rewrites = yes;
     this.#arrange();
   }
+}
+
+/** Rows of numbers, written as JSON or as a row per line; null of nothing, undefined of what is neither. */
+function actionRows(text) {
+  if (!text.trim()) return null;
+  let rows;
+  try {
+    rows = JSON.parse(text);
+  } catch {
+    rows = text.trim().split(/\r?\n/).map((line) => line.split(/[,;\s]+/).filter(Boolean).map(Number));
+  }
+  return Array.isArray(rows) && rows.every((row) => Array.isArray(row) && row.length && row.every(Number.isFinite)) ? rows : undefined;
+}
+
+/** The place for an error, and what puts one there. */
+function failing() {
+  const error = h("p.error", { role: "alert", hidden: true });
+  const fail = (message) => {
+    error.textContent = message ?? "";
+    error.hidden = !message;
+  };
+  return { error, fail };
 }
 
 /** A picture or clip that a request names: a data URL, or what came with a job. */

@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { ago, button, fill, h, seconds, toast } from "./dom.js";
-import { known, over, page, share, stageText, submit, watched } from "./jobs.js";
+import { clipOf, known, over, page, share, stageText, submit, watched } from "./jobs.js";
 import { label, named, select } from "./knobs.js";
 import { clockOf, save, screen, transport } from "./player.js";
 
@@ -278,7 +278,7 @@ export class Grid {
         ),
       ),
     );
-    table.style.setProperty("--ratio", `${any.request.width} / ${any.request.height}`);
+    table.style.setProperty("--ratio", `${clipOf(any).width} / ${clipOf(any).height}`);
     table.style.setProperty("--columns", x.values.length);
     const chips = (name, choices, chosen, choose) =>
       h("div.chips", { role: "group", "aria-label": name }, choices.map(([value, title]) => h("button.chip", { type: "button", "aria-pressed": String(value === chosen), onclick: () => choose(value) }, title)));
@@ -348,7 +348,7 @@ export class Grid {
       fill(
         cell,
         shown,
-        this.way === "difference" && h("canvas", { width: 320, height: Math.round((320 * job.request.height) / job.request.width), "aria-hidden": "true" }),
+        this.way === "difference" && h("canvas", { width: 320, height: Math.round((320 * clipOf(job).height) / clipOf(job).width), "aria-hidden": "true" }),
         h("div.cell-tools", {}, mark, h("a.icon-button", { href: `#/job/${job.id}`, "aria-label": "Open the clip", title: "Open" }, "↗")),
       );
     }

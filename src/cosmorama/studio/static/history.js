@@ -39,7 +39,6 @@ export class History {
     );
     watched.addEventListener("job", () => this.redraw());
     watched.addEventListener("gone", () => this.redraw());
-    watched.addEventListener("star", () => this.redraw());
     this.redraw = later(() => this.active && this.draw(), 60);
   }
 
@@ -137,7 +136,7 @@ export class History {
     let card = this.cards.get(job.id);
     if (!card) {
       const picture = h("a.thumb", { href: `#/job/${job.id}` });
-      const starring = button("Star", "star", () => star(job.id, !starred(job.id)), { quiet: true });
+      const starring = button("Star", "star", () => star(job.id, !starred(job.id)).catch((error) => toast(error.message, "bad")), { quiet: true });
       const when = h("span");
       card = h(
         "article.card",

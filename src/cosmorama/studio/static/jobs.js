@@ -3,7 +3,6 @@
 import { call, follow, get, post } from "./api.js";
 
 const FINAL = new Set(["succeeded", "failed", "cancelled"]);
-const STARS = "cosmorama.stars";
 const POLL_MS = 1500;
 
 export const over = (job) => FINAL.has(job.state);
@@ -52,7 +51,6 @@ export async function remove(id) {
 
 function forget(id) {
   book.delete(id);
-  star(id, false);
   watched.dispatchEvent(new CustomEvent("gone", { detail: id }));
 }
 
@@ -89,15 +87,15 @@ async function poll() {
   }
 }
 
-const stars = () => new Set(JSON.parse(localStorage.getItem(STARS) ?? "[]"));
-export const starred = (id) => stars().has(id);
-export function star(id, on) {
-  const all = stars();
-  if (all.has(id) === on) return;
-  all[on ? "add" : "delete"](id);
-  localStorage.setItem(STARS, JSON.stringify([...all]));
-  watched.dispatchEvent(new CustomEvent("star", { detail: id }));
+/** Stars are labels of the jobs themselves, so every browser sees them. */
+export const starred = (id) => book.get(id)?.metadata?.starred === "yes";
+export async function star(id, on) {
+  const options = { method: "PATCH", headers: { "Content-Type": "application/json" } };
+  note(await get(`v1/jobs/${id}`, { ...options, body: JSON.stringify({ metadata: { starred: on ? "yes" : null } }) }));
 }
+
+/** Width, height, frames and rate of a job's clip; what was asked for, as long as it is not made. */
+export const clipOf = (job) => Object.fromEntries(["width", "height", "frames", "fps"].map((name) => [name, job.result?.[name] ?? job.request[name]]));
 
 /** Where a job is, in words. */
 export function stageText(job) {

@@ -20,6 +20,9 @@ const LABELS = {
   reuse: "Step reuse",
   vae_tiling: "Tiles",
   flow_shift: "Flow shift",
+  control_guidance: "Control guidance",
+  chunk_frames: "Frames at once",
+  first_conditioning_frames: "Frames to begin with",
 };
 const NAMES = {
   mp4: "MP4",
@@ -77,7 +80,8 @@ const slides = (name, knob) => knob.minimum !== null && knob.maximum !== null &&
 export function control(name, knob, change, extra = null) {
   const id = `knob-${name.replace(/\W/g, "-")}`;
   const title = label(name);
-  const hint = h("p.hint", { id: `${id}-hint` }, knob.description, " ", h("span.range", {}, range(name, knob)));
+  const accepted = h("span.range", {}, range(name, knob));
+  const hint = h("p.hint", { id: `${id}-hint` }, knob.description, " ", accepted);
   const error = h("p.error", { role: "alert", hidden: true });
   const reset = button(`Reset ${title}`, "reset", () => change(null), { quiet: true, class: "reset" });
   let field;
@@ -143,15 +147,27 @@ export function control(name, knob, change, extra = null) {
     hint,
     error,
   );
+  let left = null;
+  let shown = null;
   element.show = (value) => {
+    shown = value;
     // An empty field is not filled in again under the person's fingers.
-    if (value !== null || document.activeElement !== field) show(value ?? knob.default ?? null);
+    if (value !== null || document.activeElement !== field) show(value ?? (left === null ? knob.default : null) ?? null);
     if (slider) {
+      slider.hidden = left !== null && value === null;
       slider.value = value ?? knob.default ?? knob.minimum;
       const share = (slider.value - slider.min) / (slider.max - slider.min || 1);
       slider.style.setProperty("--at", `${100 * share}%`);
     }
     reset.hidden = value === null || JSON.stringify(value) === JSON.stringify(knob.default ?? null);
+  };
+  /** Say in words what decides as long as no value is set; null: the model's own default. */
+  element.leave = (words) => {
+    if (words === left) return;
+    left = words;
+    field.placeholder = words === null ? (knob.default ?? "auto") : "auto";
+    accepted.textContent = words ?? range(name, knob);
+    element.show(shown);
   };
   element.fail = (message) => {
     error.textContent = message ?? "";

@@ -1,12 +1,12 @@
 // Making clips: one job on the stage, from the queue to its frames, and the newest ones below.
 
-import { clipBlob, thumbUrl } from "./api.js";
+import { ApiError, clipBlob, get, thumbUrl } from "./api.js";
 import { codeTabs } from "./code.js";
-import { bytes, button, copy, fill, h, seconds, toast } from "./dom.js";
-import { cancel, fetchJob, find, followJob, known, over, remove, share, stageText, star, starred, submit, watched } from "./jobs.js";
+import { bytes, button, copy, fill, h, lines, seconds, toast } from "./dom.js";
+import { cancel, clipOf, fetchJob, find, followJob, known, over, remove, share, stageText, star, starred, submit, watched } from "./jobs.js";
 import { label, named } from "./knobs.js";
 import { frameOf } from "./media.js";
-import { clockOf, download, screen, transport } from "./player.js";
+import { clockOf, download, save, screen, transport } from "./player.js";
 
 export class Make {
   constructor(form, go) {
@@ -17,14 +17,16 @@ export class Make {
     this.element = h("div.make", {}, this.stage, this.about, h("section.recent", {}, h("h2", {}, "Newest"), this.strip));
     this.cards = new Map();
     watched.addEventListener("job", ({ detail }) => {
-      if (detail.id === this.id) this.#show(detail);
+      if (detail.id === this.id) {
+        this.#show(detail);
+        this.starButton?.setAttribute("aria-pressed", String(starred(this.id)));
+      }
       this.#list();
     });
     watched.addEventListener("gone", ({ detail }) => {
       if (detail === this.id) this.open(null);
       this.#list();
     });
-    watched.addEventListener("star", () => this.id && this.starButton?.setAttribute("aria-pressed", String(starred(this.id))));
     this.open(null);
   }
 
@@ -33,6 +35,7 @@ export class Make {
     this.form.clearErrors();
     try {
       const job = await submit(await this.form.body());
+      this.form.submitted = job.id;
       this.go(`#/job/${job.id}`);
       if (matchMedia("(max-width: 860px)").matches) this.stage.scrollIntoView({ block: "start" });
     } catch (error) {
@@ -99,7 +102,7 @@ export class Make {
   #live(job) {
     if (this.shown !== "live") {
       this.shown = "live";
-      const { width, height } = job.request;
+      const { width, height } = clipOf(job);
       this.preview = h("img.preview", { alt: "The clip as it is estimated now", hidden: true });
       this.bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
       this.says = h("p.says", { role: "status" });
@@ -149,22 +152,22 @@ export class Make {
         ),
       );
       fill(this.about, facts(job), code(job));
-      if (job.state === "failed" && job.error && this.form.submitted === job.id) this.form.fail({ problems: [], ...job.error });
+      if (job.state === "failed" && job.error && this.form.submitted === job.id) this.form.fail(new ApiError(job.error.code, job.error.message, job.error.type));
       return;
     }
     this.clock = clockOf(job);
     const shown = screen(job, this.clock);
     const box = h("div.screen", {}, shown);
-    const { width, height } = job.request;
+    const { width, height, frames } = clipOf(job);
     box.style.setProperty("--ratio", `${width} / ${height}`);
     if (shown.tagName === "VIDEO") {
       box.addEventListener("click", () => this.clock.toggle());
       shown.addEventListener("loadeddata", () => this.clock?.start(), { once: true });
     }
-    const moving = shown.tagName === "VIDEO" && job.request.frames > 1;
+    const moving = shown.tagName === "VIDEO" && frames > 1;
     const can = this.form.can.modes;
     const isStarred = starred(job.id);
-    this.starButton = button("Star", "star", () => star(job.id, !starred(job.id)), { quiet: true, "aria-pressed": String(isStarred) });
+    this.starButton = button("Star", "star", () => star(job.id, !starred(job.id)).catch((error) => toast(error.message, "bad")), { quiet: true, "aria-pressed": String(isStarred) });
     fill(
       this.stage,
       box,
@@ -188,6 +191,31 @@ export class Make {
       ),
     );
     fill(this.about, facts(job), code(job));
+    if (job.result.actions_url) this.#actions(job).catch((error) => toast(error.message, "bad"));
+  }
+
+  /** The actions that the model predicted: drawn over time, and to be taken away. */
+  async #actions(job) {
+    const predicted = await get(`v1/jobs/${job.id}/actions`);
+    if (this.id !== job.id) return;
+    const [count, width] = predicted.shape;
+    const json = new Blob([JSON.stringify(predicted, null, 1)], { type: "application/json" });
+    const csv = new Blob([predicted.data.map((row) => row.join(",")).join("\n")], { type: "text/csv" });
+    this.about.prepend(
+      h(
+        "section.predicted",
+        { "aria-label": "Predicted actions" },
+        h("h2", {}, "Predicted actions"),
+        h("p.hint", {}, `${count} actions of ${width} numbers, each number a line from the first action to the last.`),
+        lines(predicted.data),
+        h(
+          "div.row",
+          {},
+          button("JSON", "download", () => save(json, `${job.id}-actions.json`)),
+          button("CSV", "download", () => save(csv, `${job.id}-actions.csv`)),
+        ),
+      ),
+    );
   }
 
   async #again(job) {
@@ -300,6 +328,7 @@ const code = (job) => h("section.as-code", {}, h("h2", {}, "This request elsewhe
 /** Everything that made the clip. */
 function facts(job) {
   const { request, result } = job;
+  const clip = clipOf(job);
   const rewritten = result?.upsampled_prompt && result.upsampled_prompt !== request.prompt ? result.upsampled_prompt : null;
   const time = result?.timings_s ? Object.values(result.timings_s).reduce((sum, s) => sum + s, 0) : null;
   const rows = [
@@ -307,15 +336,16 @@ function facts(job) {
     ["Steps", request.steps],
     ["Guidance", request.guidance_scale],
     ["Solver", request.solver && named(request.solver)],
-    ["Size", `${request.width}×${request.height}`],
-    ["Length", `${request.frames} frames at ${request.fps}/s`],
+    ["Size", `${clip.width}×${clip.height}`],
+    ["Length", `${clip.frames} frames at ${clip.fps}/s`],
     ["Interval", same(request.guidance_interval, [0, 1]) ? null : request.guidance_interval?.join(" to ")],
     ["Rescale", request.guidance_rescale || null],
     ["Shift", request.flow_shift],
     ["Reuse", request.reuse || null],
     ["Tiles", request.vae_tiling || null],
-    ["Continued", request.video && request.conditioning_frames ? `${request.conditioning_frames} frames` : null],
+    ["Continued", job.mode === "video2world" && request.conditioning_frames ? `${request.conditioning_frames} frames` : null],
     ["Controls", (request.controls ?? []).map((c) => `${c.kind} ${c.weight}`).join(", ") || null],
+    ["Robot", request.action && `domain ${request.action.domain}, ${request.action.steps} actions`],
     ["Adapters", (request.adapters ?? []).map((a) => `${a.name} ${a.scale}`).join(", ") || null],
     ["Model", job.model],
     ["Made in", time === null ? null : seconds(time)],

@@ -2,6 +2,7 @@
 
 import { clipBlob, clipUrl } from "./api.js";
 import { button, h, icon } from "./dom.js";
+import { clipOf } from "./jobs.js";
 
 const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -189,7 +190,7 @@ export function transport(clock) {
 }
 
 export const clockOf = (...jobs) =>
-  new Clock({ fps: jobs[0].request.fps, frames: Math.min(...jobs.map((job) => job.request.frames)) });
+  new Clock({ fps: clipOf(jobs[0]).fps, frames: Math.min(...jobs.map((job) => clipOf(job).frames)) });
 
 /** What shows a finished job: a `<video>` that follows `clock`, a picture, or words where neither can. */
 export function screen(job, clock, { onfail } = {}) {
