@@ -1,0 +1,79 @@
+"""The docs as a site: no dead link, every page in its place, and errors quoted as the source words them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cosmorama.errors import Problem
+from cosmorama.request import GenerationRequest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+QUOTED = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_link_is_dead(page: Path) -> None:
+    for link in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert page.parent != DOCS or target.is_relative_to(DOCS), f"{link} leaves the site"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    listed = re.findall(r"([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def said() -> str:
+    """All texts of the source, pieces that stand next to each other joined, and values left out."""
+    files = [*(ROOT / "src").rglob("*.py"), ROOT / "tools" / "install"]
+    joined = "\n".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text()) for path in files)
+    return re.sub(r"\s+", " ", joined) + str(Problem("field", 1, "a number"))
+
+
+@pytest.mark.parametrize("error", QUOTED)
+def test_an_error_is_quoted_as_it_is_worded(error: str, said: str) -> None:
+    fragments = [fragment.strip(" ;") for fragment in error.split("...") if len(fragment.strip(" ;")) > 3]
+    assert fragments
+    for fragment in fragments:
+        assert fragment in said, f"nobody says {fragment!r} (any more)"
+
+
+def test_names_on_the_right_of_the_map_from_diffusers_are_knobs() -> None:
+    text = (DOCS / "moving.md").read_text()
+    table = text.partition("## From diffusers")[2].partition("```")[0]
+    right = [row.split("|")[2] for row in table.splitlines() if row.startswith("| `")]
+    names = {name for cell in right for name in re.findall(r"`(\w+)(?:=[^`(]*)?`", cell)}
+    assert {"steps", "frames", "seed", "solver", "flow_shift", "vae_tiling", "adapters"} <= names
+    assert names <= set(GenerationRequest.__dataclass_fields__)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    mkdocs = shutil.which("mkdocs")
+    if mkdocs is None:
+        pytest.skip("mkdocs is not here; it comes with the extra docs")
+    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "http" not in "".join(
+        re.findall(r"<(?:script|link)[^>]+src=\"([^\"]+)", (tmp_path / "site/index.html").read_text())
+    )
