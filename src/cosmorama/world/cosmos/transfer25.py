@@ -15,18 +15,19 @@ from torch import Tensor
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.world.base import Inputs, ReadText
+from cosmorama.world.chunks import Chunks
 from cosmorama.world.cosmos.control import ControlTokens, control_residuals, control_tokens
 from cosmorama.world.cosmos.predict25 import Predict25Sampling
 from cosmorama.world.cosmos.sampling import CosmosWorld
 from cosmorama.world.cosmos.text import TextContext
-from cosmorama.world.vae.pixels import to_frames, to_pixels
+from cosmorama.world.vae.pixels import to_pixels
 from cosmorama.world.vae.wan import WanAutoencoder
 
 _OVERLAP = 1
 """Frames that a chunk repeats of the one before."""
 
 
-class TransferSampling(Predict25Sampling):
+class TransferSampling(Chunks, Predict25Sampling):
     """One request on a Transfer2.5 model: Predict2.5 with ControlNets, chunk after chunk."""
 
     conditioning_timestep = 0.1
@@ -35,12 +36,8 @@ class TransferSampling(Predict25Sampling):
         self._weights = _weights(world, inputs)
         super().__init__(world, replace(inputs, frames=None), read)
         self._clips = inputs.controls
-        length = min(self.request.frames, *(len(clip) for clip in inputs.controls.values()))
-        self._stride = world.chunk_frames - _OVERLAP
-        chunks = max(1, -(-(length - _OVERLAP) // self._stride))
-        self.shares = (1 / chunks,) * chunks
-        self._number = 0
-        self._ending: Tensor | None = None  # pixels of this chunk's last frames, once they are decoded
+        total = min(self.request.frames, *(len(clip) for clip in inputs.controls.values()))
+        self.chunk(total, world.chunk_frames, _OVERLAP)
         self._controls: dict[str, ControlTokens] = {}  # of this chunk, by kind
 
     def frames_at_once(self) -> int:
@@ -49,39 +46,22 @@ class TransferSampling(Predict25Sampling):
 
     def initial(self) -> Tensor:
         """The first chunk's noise `[1, C, T, h, w]`."""
-        return self._start(0, None)
+        return self.start(0, None)
 
-    @torch.inference_mode()
-    def next_chunk(self, latents: Tensor) -> Tensor:
-        """Start the next chunk from the end of a finished one: its noise `[1, C, T, h, w]`."""
-        if self._ending is None:
-            for _ in self.decode(latents, self._number):
-                pass
-        state = self.generator.get_state()
-        try:
-            first = self._start(self._number + 1, self._ending)
-        except BaseException:  # as if it had not been begun: where memory ran out it is tried again
-            self.generator.set_state(state)
-            raise
-        self._number, self._ending = self._number + 1, None
-        return first
+    def start(self, number: int, begins: Tensor | None) -> Tensor:
+        """Noise for a chunk, and its conditions; everything is drawn in diffusers' order, needed or not."""
+        noise, unsure = self.noise(), self.noise()
+        self.go_on_from(None if begins is None else self._wan.encode(begins, unsure[:, :, :1]), noise)
+        mask = self._mask.to(self.world.dtype)
+        self._controls = {
+            kind: control_tokens(self.world.controlnets[kind], self._encoded(clip, number), mask)
+            for kind, clip in self._clips.items()
+        }
+        return noise
 
-    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
-        """The frames of a chunk that the one before has not shown, uint8 `[t, height, width, 3]`."""
-        left = self.request.frames - (chunk * self._stride + _OVERLAP if chunk else 0)
-        for pixels in self._pixels(latents, chunk):
-            if left > 0:
-                yield to_frames(pixels[:, :, :left])
-            left -= pixels.shape[2]
-        if chunk == self._number:
-            self._ending = pixels[:, :, -_OVERLAP:]
-
-    @torch.inference_mode()
-    def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The beginning of the chunk that is being sampled."""
-        for pixels in self._pixels(latents, self._number):
-            yield to_frames(pixels)
+    def pixels(self, latents: Tensor) -> Iterator[Tensor]:
+        """A chunk's pixels, piece by piece."""
+        return self._wan.decode_pixels(latents)
 
     def residuals(self, x: Tensor, timesteps: Tensor, texts: list[TextContext]) -> dict[int, Tensor]:
         """What the controls add, each by its weight."""
@@ -102,27 +82,9 @@ class TransferSampling(Predict25Sampling):
         assert isinstance(self.autoencoder, WanAutoencoder)
         return self.autoencoder
 
-    def _pixels(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
-        """Pixels of a chunk without those that the chunk before has shown: its first latent frame stands for one."""
-        pieces = self._wan.decode_pixels(latents)
-        if chunk:
-            next(pieces)
-        yield from pieces
-
-    def _start(self, number: int, last: Tensor | None) -> Tensor:
-        """Noise for a chunk, and its conditions; everything is drawn in diffusers' order, needed or not."""
-        noise, unsure = self.noise(), self.noise()
-        self.go_on_from(None if last is None else self._wan.encode(last, unsure[:, :, :1]), noise)
-        mask = self._mask.to(self.world.dtype)
-        self._controls = {
-            kind: control_tokens(self.world.controlnets[kind], self._encoded(clip, number), mask)
-            for kind, clip in self._clips.items()
-        }
-        return noise
-
     def _encoded(self, clip: Tensor, number: int) -> Tensor:
         """A chunk of a control clip as latents, its last frame repeated where it is too short."""
-        start, length = number * self._stride, self.world.chunk_frames
+        start, length = number * self.stride, self.world.chunk_frames
         part = clip[: self.request.frames][start : start + length]
         part = torch.cat([part, part[-1:].expand(length - len(part), -1, -1, -1)])
         return self._wan.encode(to_pixels(part, self.world.device), self.noise()).to(self.world.dtype)

@@ -16,9 +16,10 @@ from torch import Tensor
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import ControlKind
 from cosmorama.world.base import Inputs, ReadText
+from cosmorama.world.chunks import Chunks
 from cosmorama.world.cosmos3.forward import generate
 from cosmorama.world.cosmos3.sampling import FRAMES_PER_LATENT, Branch, Cosmos3Sampling, Cosmos3World
-from cosmorama.world.vae.pixels import to_frames, to_pixels
+from cosmorama.world.vae.pixels import to_pixels
 
 KINDS: tuple[ControlKind, ...] = ("edge", "vis", "depth", "seg", "wsm")
 """In the order in which the model reads them."""
@@ -27,50 +28,25 @@ _STRENGTH = 1.5
 """Of guidance by controls, where the request does not say: the Cosmos3 NIM's."""
 
 
-class Cosmos3TransferSampling(Cosmos3Sampling):
+class Cosmos3TransferSampling(Chunks, Cosmos3Sampling):
     """One request that follows control clips."""
 
     def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
         request = inputs.request
         _check(inputs)
         self._clips = [inputs.controls[kind] for kind in KINDS if kind in inputs.controls]
-        self._total = min(request.frames, len(self._clips[0]))
-        self._overlap = request.conditioning_frames or 0
+        self._frames = min(request.frames, len(self._clips[0]))
         self._strength = _STRENGTH if request.control_guidance is None else request.control_guidance
         super().__init__(world, replace(inputs, frames=None), read)
         self._first = inputs.frames
-        chunk = self._clip.frames
-        self._stride = chunk - self._overlap
-        if self._stride < 1 < self._total:
-            raise InvalidRequestError(Problem("conditioning_frames", self._overlap, f"fewer than the chunk's {chunk}"))
-        chunks = 1 if self._total <= chunk else 1 - (chunk - self._total) // self._stride
-        self.shares = (1 / chunks,) * chunks
+        self.chunk(self._frames, self._clip.frames, request.conditioning_frames or 0)
         assert request.seed is not None
-        self._generator = torch.Generator("cpu").manual_seed(request.seed)
-        self._alone = self._branches[False].layout  # without controls
-        self._number = 0
-        self._ending: Tensor | None = None  # pixels of this chunk's last frames, once they are decoded
+        self.generator = torch.Generator("cpu").manual_seed(request.seed)
 
     def initial(self) -> Tensor:
         """The first chunk's noise, behind frames of the video where they are given."""
         given = self._request.first_conditioning_frames or 0
-        begins = None if self._first is None or not given else to_pixels(self._first[:given], self._world.device)
-        return self._start(0, begins)
-
-    @torch.inference_mode()
-    def next_chunk(self, latents: Tensor) -> Tensor:
-        """Start the next chunk from the end of a finished one."""
-        if self._ending is None:
-            for _ in self.decode(latents, self._number):
-                pass
-        state = self._generator.get_state()
-        try:
-            first = self._start(self._number + 1, self._ending)
-        except BaseException:  # as if it had not been begun: where memory ran out it is tried again
-            self._generator.set_state(state)
-            raise
-        self._number, self._ending = self._number + 1, None
-        return first
+        return self.start(0, None if self._first is None else to_pixels(self._first[:given], self._world.device))
 
     @torch.inference_mode()
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
@@ -83,47 +59,31 @@ class Cosmos3TransferSampling(Cosmos3Sampling):
             velocity = alone + self._strength * (velocity - alone)
         return self._keep_given(latents - sigma * velocity)
 
-    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
-    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
-        """The frames of a chunk that the one before has not shown, uint8 `[t, height, width, 3]`."""
-        position = chunk * self._stride
-        shown = position + self._overlap if chunk else 0
-        latest: list[Tensor] = []
+    def pixels(self, latents: Tensor) -> Iterator[Tensor]:
+        """A chunk's pixels, piece by piece."""
         for pixels in self._autoencoder.decode_pixels(latents):
-            pixels = pixels[..., : self._request.height, : self._request.width]
-            new = pixels[:, :, max(shown - position, 0) : max(self._total - position, 0)]
-            position += pixels.shape[2]
-            latest = [*latest, pixels][-1 - self._overlap // FRAMES_PER_LATENT - 1 :]
-            if new.shape[2]:
-                yield to_frames(new)
-        if chunk == self._number:
-            frames = torch.cat(latest, dim=2)
-            self._ending = frames[:, :, frames.shape[2] - self._overlap :]
-
-    def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The beginning of the chunk that is being sampled."""
-        return self._autoencoder.decode_stream(latents, self._request.height, self._request.width)
+            yield pixels[..., : self._request.height, : self._request.width]
 
     def _frames_at_once(self) -> int:
         """Those of a chunk."""
-        wanted = self._request.chunk_frames or min(_CHUNK_FRAMES, self._total)
-        return 1 if self._total == 1 else 1 - (1 - wanted) // FRAMES_PER_LATENT * FRAMES_PER_LATENT
+        wanted = self._request.chunk_frames or min(_CHUNK_FRAMES, self._frames)
+        return 1 if self._frames == 1 else 1 - (1 - wanted) // FRAMES_PER_LATENT * FRAMES_PER_LATENT
 
     def _texts(self, prompt: str, negative: str) -> tuple[str, str]:
         """As they are: prompts of these clips are captions that say everything themselves."""
         return prompt, negative
 
-    def _start(self, number: int, begins: Tensor | None) -> Tensor:
-        """Noise for a chunk that begins with pixels `[1, 3, t, H, W]`, and its conditions."""
+    def start(self, number: int, begins: Tensor | None) -> Tensor:
+        """Noise for a chunk, and its conditions."""
         world, length = self._world, self._clip.frames
         self._given = None
         if begins is not None and begins.shape[2]:
             whole = 1 + (min(begins.shape[2], length) - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT
             self._given = self._autoencoder.encode(begins[:, :, :whole])
         self._kept = self._kept_frames()
-        start = number * self._stride
+        start = number * self.stride
         self._controls = [
-            self._autoencoder.encode(to_pixels(_part(clip, start, length, self._total), world.device))
+            self._autoencoder.encode(to_pixels(_part(clip, start, length, self._frames), world.device))
             for clip in self._clips
         ]
         self._branches = {
@@ -131,7 +91,7 @@ class Cosmos3TransferSampling(Cosmos3Sampling):
             for negative, branch in self._branches.items()
         }
         self._alone = self._layout(self._branches[False].tokens)
-        noise = torch.randn(self._shape, generator=self._generator)
+        noise = torch.randn(self._shape, generator=self.generator)
         return self._keep_given(noise.to(world.device))
 
 
