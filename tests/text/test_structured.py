@@ -103,7 +103,11 @@ def test_limits_and_sampling_follow_from_settings() -> None:
     assert isinstance(upsampler, ChatUpsampler)
     assert (upsampler.endpoint.timeout_s, upsampler.endpoint.max_tokens) == (30, 512)
     assert (upsampler.structured.timeout_s, upsampler.structured.max_tokens) == (STRUCTURED_S, STRUCTURED_TOKENS)
-    assert dict(upsampler.structured.options) == {"temperature": 0.01, "top_k": 20, "x": 1}
+    assert dict(upsampler.structured.options) == {"temperature": None, "top_k": 20, "x": 1}
+    assert dict(upsampler.endpoint.options) == {"temperature": 0.01, "top_k": 20, "x": 1}
+    warm = preparer_of(Settings(**server, prompt_upsampling_temperature=0.7)).upsampler
+    assert isinstance(warm, ChatUpsampler)
+    assert warm.structured.options["temperature"] == 0.7
     chosen = preparer_of(Settings(**server, prompt_upsampling_timeout_s=7, prompt_upsampling_template_style="reasoner"))
     assert isinstance(chosen.upsampler, ChatUpsampler)
     assert (chosen.upsampler.structured.timeout_s, chosen.upsampler.style) == (7, "reasoner")

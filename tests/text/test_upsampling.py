@@ -2,6 +2,7 @@ import json
 import logging
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,6 +184,23 @@ def test_a_chat_endpoint_lengthens_the_prompt(chat_server):
     assert request["messages"][1]["content"] == "a red ball"
     assert chat_server.paths == ["/v1/chat/completions"]
     assert chat_server.headers[0]["Authorization"] == "Bearer sk-secret"
+
+
+def test_the_picture_that_a_clip_begins_with_is_sent_and_left_out_where_none_are_taken(chat_server):
+    picture = np.full((16, 16, 3), 200, np.uint8)
+    chat_server.says("A red ball rolls.")
+    text, said = ChatUpsampler(ChatEndpoint(chat_server.url, "m", options={"temperature": None})).expanded("a", picture)
+    body = json.loads(chat_server.bodies[0])
+    assert (text, said) == ("A red ball rolls.", ())
+    assert "temperature" not in body
+    assert [part["type"] for part in body["messages"][1]["content"]] == ["text", "image_url"]
+    assert "begins with the picture" in body["messages"][0]["content"]
+    chat_server.status = 400
+    text, said = ChatUpsampler(ChatEndpoint(chat_server.url, "m")).expanded("a", picture)
+    assert (text, said) == ("a", ("prompt upsampling failed, and the prompt was used as it was",))
+    alone = json.loads(chat_server.bodies[-1])["messages"]
+    assert alone[1]["content"] == "a"
+    assert "picture" not in alone[0]["content"]
 
 
 def test_a_long_answer_is_cut_at_a_sentence_end_within_250_words(chat_server):

@@ -76,8 +76,12 @@ def _upsampler(settings: Settings) -> Upsampler | None:
     )
     # Captions in JSON are long: what is not set is set for them.
     chosen = settings.model_fields_set
+    options = dict(endpoint.options)
+    if "prompt_upsampling_temperature" not in chosen and "temperature" not in settings.prompt_upsampling_extra_body:
+        options["temperature"] = None  # the endpoint's own, as upstream has it
     longer = replace(
         endpoint,
+        options=options,
         timeout_s=endpoint.timeout_s if "prompt_upsampling_timeout_s" in chosen else STRUCTURED_S,
         max_tokens=endpoint.max_tokens if "prompt_upsampling_max_tokens" in chosen else STRUCTURED_TOKENS,
     )

@@ -46,7 +46,7 @@ class ChatEndpoint:
         api_key: Sent as a bearer token, never shown.
         timeout_s: For the whole call, not for each read.
         max_tokens: The longest answer asked for.
-        options: Other fields of the body, such as `temperature`; they win.
+        options: Other fields of the body, such as `temperature`; they win, and those that are None are left out.
     """
 
     url: str
@@ -101,6 +101,7 @@ def chat(endpoint: ChatEndpoint, instruction: str, text: str, *, images: Sequenc
         "temperature": 0.01,
         **endpoint.options,
     }
+    body = {name: value for name, value in body.items() if value is not None}
     return _text_of(_post(endpoint, body), endpoint.host)
 
 
