@@ -789,15 +789,15 @@ def test_clearing_takes_nobodys_jobs_away(tmp_path: Path, monkeypatch: pytest.Mo
         remove(self, *arguments, **options)  # type: ignore[arg-type]
 
     async def life() -> None:
-        settings = settings_in(tmp_path, retention_s=1.5, max_active=1)
+        settings = settings_in(tmp_path, retention_s=1, max_active=1)
         async with running(settings) as (one, first), running(settings) as (two, second):
             second.ready = False
-            for _ in range(15):
+            for _ in range(8):  # 1.6 s to remove, and a lease is 1 s
                 await one.wait((await one.submit(REQUEST, dialect="p")).id)
             monkeypatch.setattr(Artifacts, "remove", slow)
             first.gate.clear()
             job = (await one.submit(REQUEST, dialect="p")).id
-            await asyncio.sleep(4)
+            await asyncio.sleep(3)
             first.gate.set()
             ended = await two.wait(job)
             assert (ended.state, ended.attempts) == ("succeeded", 1)
