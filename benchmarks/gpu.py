@@ -410,7 +410,7 @@ def oom(bench: Bench) -> Figures:
             try:
                 make_alone(made, bench.request(**changes), Path(folder) / name)
                 found[name] = "made"
-            except Exception as error:  # what it ends with is the figure
+            except Exception as error:  # what it ends with is the figure  # noqa: BLE001
                 found[name] = f"{type(error).__name__}: {error}"[:160]
             gc.collect()
             found[f"{name}_left_over_mb"] = round((torch.cuda.memory_allocated() - before) / 1e6)
@@ -485,7 +485,7 @@ def main() -> None:
         begun = time.perf_counter()
         try:
             figures[name] = SECTIONS[name](bench)
-        except Exception as error:  # a section that fails stops no other
+        except Exception as error:  # a section that fails stops no other  # noqa: BLE001
             traceback.print_exc()
             figures[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
         figures[name]["section_s"] = round(time.perf_counter() - begun, 1)

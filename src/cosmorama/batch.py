@@ -140,7 +140,7 @@ async def run(
     rows: Sequence[Row], folder: Path, make: Make, *, parallel: int = 1, on_row: OnRow | None = None
 ) -> Report:
     """Make every row that is not finished yet, `parallel` at a time. A row that fails does not stop the others."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # before anything else runs on the loop
     manifest = Manifest(folder / MANIFEST)
     report, turn = Report(), asyncio.Semaphore(parallel)
     told = on_row or (lambda row, how: None)

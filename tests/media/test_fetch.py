@@ -358,7 +358,10 @@ def test_tls_is_started_with_the_name_not_the_address(monkeypatch: pytest.Monkey
 
     class Stream(httpcore.AsyncMockStream):
         async def start_tls(
-            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+            self,
+            ssl_context: ssl.SSLContext,
+            server_hostname: str | None = None,
+            timeout: float | None = None,  # noqa: ASYNC109  # httpcore's own interface
         ) -> httpcore.AsyncNetworkStream:
             started.append(server_hostname)
             return self

@@ -139,7 +139,7 @@ def pool_of(settings: Settings) -> ModelPool:
 def _announced(supervisor: ModelPool, settings: Settings) -> Callable[[], None]:
     """What is to be called when a model is loaded: what was to be called until now, and a line for people."""
     call = supervisor.on_ready
-    host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host
+    host = "localhost" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104  # compared, not bound
 
     def ready() -> None:
         call()

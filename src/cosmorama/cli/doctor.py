@@ -32,7 +32,7 @@ def doctor(
     for check in (_python, _parts, _torch, _gpu, lambda: _model(model), _hub, _codecs, _settings):
         try:
             lines += check()
-        except Exception as error:  # whatever is broken here, the other lines are wanted
+        except Exception as error:  # whatever is broken here, the other lines are wanted  # noqa: BLE001
             lines.append((getattr(check, "__name__", "model").strip("_"), False, f"{type(error).__name__}: {error}"))
     if as_json:
         import json
@@ -202,7 +202,7 @@ def _database(url: str) -> Line:
             connection.execute(text("select 1"))
     except ModuleNotFoundError as error:
         return "database", False, f"{error.name} is missing: pip install '.[postgres]'"
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever is wrong is what it is to tell
         return "database", False, f"{shown} cannot be used: {str(error).splitlines()[0]}"
     return "database", True, shown
 

@@ -266,7 +266,7 @@ def main() -> None:
     from PIL import Image
 
     Image.init()
-    preparer, setup = pickle.loads(_receive(control, 1 << 30))
+    preparer, setup = pickle.loads(_receive(control, 1 << 30))  # noqa: S301  # the pipe of a process that this one started
     if setup is not None:
         setup()
     woken, wake = socket.socketpair()
@@ -329,7 +329,7 @@ def _child(connection: socket.socket, preparer: Preparer) -> None:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.nice(_NICENESS)
-        request, capabilities, allowance = pickle.loads(_receive(connection, 1 << 40))
+        request, capabilities, allowance = pickle.loads(_receive(connection, 1 << 40))  # noqa: S301  # the pipe of a process that this one started
         _limit(allowance)
         watched = replace(preparer, on_reading=lambda field: _send(connection, _json({"reading": field})))
         try:

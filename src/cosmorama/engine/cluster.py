@@ -303,7 +303,7 @@ class Replicas:
                     _keep_handling(signal.SIGTERM)
                     self._handle = await asyncio.to_thread(self._deploy)
                 await self._look()
-            except Exception as error:  # the cluster is not there, or not any more
+            except Exception as error:  # the cluster is not there, or not any more  # noqa: BLE001
                 log.error("Ray cannot be used: %s", error)
                 self.ready, self.reason = False, f"Ray cannot be used ({type(error).__name__})"
             await asyncio.sleep(LOOK_EVERY_S)

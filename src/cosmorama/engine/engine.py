@@ -287,7 +287,7 @@ class Engine:
             if broken.error is not None:
                 self._finish(job, broken.error)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # one generation's failure is its own
             return self._judged(job, error)
         job.retried = False
         if outcome is not None:

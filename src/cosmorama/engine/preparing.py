@@ -75,7 +75,7 @@ class Preparing:
     def _run(self, preparation: _Preparation) -> None:
         try:
             prepared = preparation.prepare()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
             self._release(preparation)
             preparation.future.set_exception(error)
         else:

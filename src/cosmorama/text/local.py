@@ -89,7 +89,7 @@ class _Model:
             model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto")
             place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             self._model = model.to(place).eval()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever fails in the child is told to its parent
             self.failure = f"{folder} cannot be loaded: {type(error).__name__}: {error}"
             print(self.failure, file=sys.stderr, flush=True)
         self._loaded.set()
@@ -154,7 +154,7 @@ def _handler(model: _Model, token: str) -> type[BaseHTTPRequestHandler]:
                 text = model.answer(body["messages"], body)
             except (ValueError, KeyError, TypeError) as error:
                 return self._say(400, {"error": str(error)})
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # whatever fails in the child is told to its parent
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 return self._say(500, {"error": f"{type(error).__name__}: {error}"})
             return self._say(200, {"choices": [{"message": {"role": "assistant", "content": text}}]})

@@ -134,7 +134,7 @@ def _try_template(folder: Path, tokenizer: Any) -> None:
         try:
             tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
             return
-        except Exception as error:  # whatever the template does
+        except Exception as error:  # whatever the template does  # noqa: BLE001
             last = error
     raise ModelNotFoundError(f"{folder} cannot be loaded: its chat template fails: {first_line(last)}")
 

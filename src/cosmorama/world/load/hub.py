@@ -339,7 +339,7 @@ def _told(source: Source) -> Iterator[None]:
         yield
     except (ModelNotFoundError, MemoryError):
         raise
-    except Exception as found:  # the library's own, those of its HTTP client, of the disk
+    except Exception as found:  # the library's own, those of its HTTP client, of the disk  # noqa: BLE001
         error = found.__cause__ or found if isinstance(found, DryRunError) else found
         if isinstance(error, GatedRepoError):
             raise ModelNotFoundError(

@@ -121,7 +121,7 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
     if unknown and convert is not None:
         try:
             converted = convert(dict(weights))
-        except Exception:  # it knows other spellings, not this one
+        except Exception:  # it knows other spellings, not this one  # noqa: BLE001
             converted = {}
         again, left = _sorted(converted, _aliases(layers))
         if converted and not left:

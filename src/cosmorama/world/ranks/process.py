@@ -198,7 +198,7 @@ def _send(connection: Connection, message: object) -> None:
 
 
 def _receive(connection: Connection) -> Any:
-    return pickle.loads(connection.recv_bytes())
+    return pickle.loads(connection.recv_bytes())  # noqa: S301  # the pipe of a process that this one started
 
 
 def follow(connection: Connection) -> None:
@@ -208,7 +208,7 @@ def follow(connection: Connection) -> None:
         torch.set_num_threads(threads)
     try:
         world: World = load()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # it is raised in the process that waits for it
         _send(connection, Failed(WorkerError(f"{type(error).__name__}: {error}")))
         return
     _send(connection, None)
