@@ -195,10 +195,5 @@ def test_a_checkpoint_folder_with_a_unet_is_such_a_world(world: WindowedWorld, t
 @pytest.mark.parametrize("given", [0, 1, 9])
 def test_small_sizes_are_made_in_every_mode(world: WindowedWorld, size: tuple[int, int], given: int) -> None:
     width, height = size
-    request = replace(PLAIN, width=width, height=height, frames=17, steps=1)
     frames = picture(given)[:, :height, :width] if given else None
-    sampling = world.begin(Inputs(request=request, prompt="a red ball", frames=frames), world.encode_text)
-    latents = sampling.initial()
-    for chunk in range(len(sampling.shares)):
-        latents = sampling.denoise(latents if chunk == 0 else sampling.next_chunk(latents), 0)
-    assert np.concatenate([each.numpy() for each in sampling.decode(latents)]).shape == (17, height, width, 3)
+    assert drawn(world, frames, width=width, height=height, frames=17, steps=1).shape == (17, height, width, 3)
