@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosmorama.diffusion.guidance import Guidance
 from cosmorama.diffusion.reuse import FIRST_STEPS, LAST_STEPS, MOST_IN_A_ROW, Memory, estimate
-from cosmorama.diffusion.schedule import edm_schedule, flow_schedule
+from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_sigmas
 
 STEPS = 20
 SCHEDULE = flow_schedule(STEPS, shift=3.0)
@@ -126,5 +126,5 @@ def test_it_does_not_depend_on_the_parametrization() -> None:
             asked.append(index)
             return torch.ones(SHAPE)
 
-        _, memory = estimate(evaluate, Guidance(1.0), edm_schedule(STEPS), index, 0.01, memory)
+        _, memory = estimate(evaluate, Guidance(1.0), Schedule(karras_sigmas(STEPS), "edm"), index, 0.01, memory)
     assert len(asked) < STEPS

@@ -17,11 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cosmorama.diffusion.schedule import Schedule, edm_schedule, flow_schedule, karras_flow_schedule
+from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule, karras_sigmas
 from cosmorama.diffusion.solvers import SOLVER_STEPS, History, initial_noise
 
 SHAPE = (1, 4, 2, 3, 3)
 TARGET = torch.linspace(-1, 1, math.prod(SHAPE)).reshape(SHAPE)
+
+
+def edm_schedule(steps: int) -> Schedule:
+    """Karras levels for a model that works in EDM's own parametrization."""
+    return Schedule(karras_sigmas(steps), "edm")
 
 
 def denoiser(latents: Tensor, sigma: float) -> Tensor:

@@ -62,14 +62,6 @@ def karras_sigmas(
     return (*((high + r * (low - high)) ** rho for r in ramp), 0.0)
 
 
-def edm_schedule(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-    """Karras levels for a model that works in EDM's own parametrization."""
-    return Schedule(karras_sigmas(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho), "edm")
-
-
-def karras_flow_schedule(
-    steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Schedule:
+def karras_flow_schedule(steps: int) -> Schedule:
     """Karras levels visited by a flow model: the flow time with the same signal-to-noise ratio, `s / (1 + s)`."""
-    sigmas = karras_sigmas(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-    return Schedule(tuple(s / (1 + s) for s in sigmas))
+    return Schedule(tuple(s / (1 + s) for s in karras_sigmas(steps)))
