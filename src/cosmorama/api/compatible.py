@@ -23,7 +23,7 @@ from cosmorama.api.clips import discard
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import file_answer, worded
 from cosmorama.api.dialects.openai_videos import adapters_of, size_from
-from cosmorama.api.dialects.wire import DialectBody, validate
+from cosmorama.api.dialects.wire import DialectBody, names_written, validate
 from cosmorama.api.errors import BodyError
 from cosmorama.api.infer import generate
 from cosmorama.api.services import ServicesOf
@@ -148,18 +148,15 @@ class ImageBody(DialectBody):
 
 
 _UNUSED_IMAGE_FIELDS = (
-    "user",
+    *openai_videos.UNUSED,
     "quality",
     "style",
     "background",
     "moderation",
-    "output_compression",
     "stream",
     "partial_images",
-    "true_cfg_scale",
     "extra_args",
     "extra_params",
-    "guardrails",
 )
 
 
@@ -198,7 +195,7 @@ async def images(request: Request, services: ServicesOf) -> Response:
         fit=True,
         warnings=tuple(f"{name} was not used" for name in unused),
     )
-    names = {"adapters": "lora", "frames": "n"}
+    names = {"adapters": "lora", "frames": "n", **names_written(ImageBody, body)}
     try:
         outcome = await generate(request, generation, services, dialect=openai_videos.NAME)
     except (InvalidRequestError, MediaError) as error:

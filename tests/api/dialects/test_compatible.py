@@ -77,6 +77,14 @@ def test_sglangs_fields_are_the_fields_that_they_mean() -> None:
     assert "extra_body.enable_teacache was not used" in made.warnings
 
 
+def test_references_of_sglang() -> None:
+    for name, field in (("reference_url", "image"), ("image_url", "image"), ("video_url", "video")):
+        made = parse({"prompt": "a", name: "https://example.com/x", "output_quality": "default"}, Settings())
+        assert (getattr(made, field), made.warnings) == ("https://example.com/x", ())
+    made = parse({"prompt": "a", "enable_upscaling": True, "upscaling_scale": 2}, Settings())
+    assert made.warnings == ("enable_upscaling was not used", "upscaling_scale was not used")
+
+
 def test_a_bench_of_sglang(server: httpx.Client) -> None:
     assert server.get("/health").status_code == 200
     video = server.post("/v1/videos", json=SGLANG).raise_for_status().json()
@@ -157,6 +165,8 @@ def test_a_still_through_the_official_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="n: 2") as caught:
         client.images.generate(prompt="a", n=2)
     assert caught.value.param == "n"
+    with pytest.raises(openai.BadRequestError, match="num_inference_steps: 500 is not accepted"):
+        client.images.generate(prompt="a", extra_body={"num_inference_steps": 500, "generator_device": "cuda"})
     with pytest.raises(openai.BadRequestError, match="response_format: 'url'"):
         client.images.generate(prompt="a", response_format="url")
 

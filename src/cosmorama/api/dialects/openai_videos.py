@@ -63,7 +63,7 @@ QUALITIES = {"auto": None, "standard": None, "low": 3, "medium": 5, "high": 8, "
 """OpenAI's words for it, to this server's numbers."""
 _CARRIERS = ("extra_params", "extra_body")
 _OBJECTS = (*_CARRIERS, "lora", "video_params", "input_reference", "image_reference")
-_UNUSED = (
+UNUSED = (
     "user",
     "guidance_scale_2",
     "true_cfg_scale",
@@ -73,12 +73,24 @@ _UNUSED = (
     "generator_device",
     "enable_teacache",
     "enable_frame_interpolation",
+    "frame_interpolation_exp",
+    "frame_interpolation_scale",
+    "frame_interpolation_model_path",
+    "enable_upscaling",
+    "upscaling_model_path",
+    "upscaling_scale",
+    "output_quality",
     "output_compression",
     "output_path",
+    "save_output",
+    "diffusers_kwargs",
+    "perf_dump_path",
     "guardrails",
     "max_sequence_length",
 )
 """What clients of other servers send and nothing here follows from."""
+_AS_USUAL = (None, False, "false", "auto", "default", "standard")
+"""Values of theirs that ask for nothing."""
 _MOST_WARNINGS = 16
 _CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
 _STATUS: dict[State, str] = {
@@ -126,6 +138,7 @@ class VideoBody(DialectBody):
         "num_inference_steps": "steps",
         "num_outputs_per_prompt": "n",
         "image_reference": "input_reference",
+        "reference_url": "input_reference",
     }
 
     prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
@@ -231,7 +244,10 @@ def _object(text: str) -> Any:
 def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The body with what stands in its objects of extra fields, and what of all that is not used here."""
     given = {name: value for name, value in body.items() if value is not None and name not in _CARRIERS}
-    warnings = [f"{name} was not used" for name in _UNUSED if given.pop(name, None) not in (None, False, "false")]
+    warnings = [f"{name} was not used" for name in UNUSED if given.pop(name, None) not in _AS_USUAL]
+    for name in ("video_url", "image_url"):
+        if isinstance(given.get(name), str) and "input_reference" not in given:
+            given["input_reference"] = {name: given.pop(name)}
     for carrier in _CARRIERS:
         inner = body.get(carrier)
         if inner is None:
