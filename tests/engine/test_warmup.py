@@ -22,7 +22,7 @@ def test_a_model_that_needs_a_picture_is_given_one(
     save_predict("predict2-video2world", tmp_path)
     world = load_world(str(tmp_path))
     # A tiny checkpoint makes no larger ones.
-    monkeypatch.setattr(type(world), "capabilities", replace(world.capabilities, sizes=(Size(64, 64),)))
+    monkeypatch.setattr(world, "capabilities", replace(world.capabilities, sizes=(Size(64, 64),)))
     engine = Engine(world)
     warm_up(engine)
     assert "warmed up in" in caplog.text
@@ -36,7 +36,7 @@ def test_a_model_that_needs_a_clip_is_told_of(
     save_predict("predict2-video2world", tmp_path)
     world = load_world(str(tmp_path))
     follower = replace(world.capabilities, model="follower", modes=("transfer",))
-    monkeypatch.setattr(type(world), "capabilities", follower)
+    monkeypatch.setattr(world, "capabilities", follower)
     engine = Engine(world)
     warm_up(engine)
     assert "no warm-up: follower makes clips only from other clips" in caplog.text

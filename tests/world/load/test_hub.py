@@ -101,7 +101,8 @@ def test_every_row_loads_from_the_cache(source: Source, made: dict[str, dict[str
         capabilities = offline(name, home).capabilities
         assert capabilities.family == family
         assert capabilities.model == source.repository.rpartition("/")[2]
-    assert capabilities.controls == (tuple(source.controls) if source.controls else ())
+    if family != "cosmos3":  # whose controls are not parts of their own
+        assert capabilities.controls == tuple(source.controls or ())
     if source.fp8:
         for name in (f"{source.name}@fp8", f"{source.repository}@fp8", f"hf://{source.repository}:fp8"):
             assert str(offline(name, home).transformer.dtype) == "torch.bfloat16"
