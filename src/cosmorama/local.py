@@ -146,7 +146,7 @@ class Generation:
         result, output = self.request.result, output_for(Path(path), quality)
         if output.container == "jpeg" and result.frames > 1:
             accepted = f"a name for a clip: this one has {result.frames} frames"
-            raise InvalidRequestError(Problem("path", str(path), accepted))
+            raise InvalidRequestError(Problem("path", Path(path).name, accepted))
         with VideoWriter(
             Path(path),
             width=result.width,
