@@ -143,7 +143,8 @@ def test_a_refused_field_is_told_where_it_stands(studio: Studio) -> None:
 
 def test_a_running_clip_shows_its_frames_and_can_be_cancelled(studio: Studio) -> None:
     page = studio.page
-    describe(page, "a red ball", steps=50, frames=121)
+    describe(page, "a red ball", steps=50, frames=457)
+    page.get_by_role("radio", name="960×704").check(force=True)  # long enough to be seen while it is made
     generate(page)
     name = job_id(page)
     expect(page.locator(".says")).to_contain_text("Denoising", timeout=FINISHED_MS)
@@ -152,12 +153,13 @@ def test_a_running_clip_shows_its_frames_and_can_be_cancelled(studio: Studio) ->
     expect(page.get_by_text("Cancelled before it was finished")).to_be_visible(timeout=FINISHED_MS)
     assert job(studio, name)["state"] == "cancelled"
     page.get_by_role("button", name="Edit and try again").click()
-    expect(number(page, "frames")).to_have_value("121")
+    expect(number(page, "frames")).to_have_value("457")
 
 
 def test_a_reload_in_the_middle_goes_on_watching(studio: Studio) -> None:
     page = studio.page
-    describe(page, "a blue cube", steps=50, frames=241)
+    describe(page, "a blue cube", steps=50, frames=121)
+    page.get_by_role("radio", name="960×704").check(force=True)
     generate(page)
     name = job_id(page)
     expect(page.locator(".says")).to_contain_text(re.compile("Denoising|Decoding"), timeout=FINISHED_MS)
