@@ -131,7 +131,7 @@ def pool_of(settings: Settings) -> ModelPool:
         try:
             from cosmorama.engine.cluster import Replicas
         except ModuleNotFoundError as error:
-            raise CosmoramaError(f"{error.name} is not installed: pip install 'cosmorama[ray]'") from None
+            raise CosmoramaError(f"{error.name} is not installed: pip install '.[ray]'") from None
         return ModelPool(settings, Replicas)
     return ModelPool(settings, Supervisor)
 
