@@ -26,6 +26,8 @@ MediaSource = str | bytes | Path
 MODES: tuple[Mode, ...] = ("text2world", "image2world", "video2world")
 """What every prompt-driven world model does; the others are for models made for them."""
 CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
+COMPUTED_CONTROLS: tuple[ControlKind, ...] = ("edge", "vis")
+"""Kinds of control clips that are computed from the request's video where none is given."""
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 CODECS: dict[Container, tuple[Codec, ...]] = {
     "mp4": ("h264", "av1", "vp9"),

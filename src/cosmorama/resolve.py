@@ -13,6 +13,7 @@ from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import fitted, makes, nearest_size
 from cosmorama.request import (
     CODECS,
+    COMPUTED_CONTROLS,
     MAX_ACTION_NUMBERS,
     MAX_ADAPTERS,
     MAX_CONTROLS,
@@ -284,7 +285,9 @@ def _problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[
     yield from _prompt_problems(request, capabilities)
     if request.mode not in capabilities.modes:
         accepted = f"one of {_listed(capabilities.modes)} for {capabilities.model}"
-        yield Problem("mode", request.mode, accepted + _who_has(request.mode, capabilities))
+        needed = [given for mode, given in _STARTS_FROM.items() if mode in capabilities.modes]
+        start = f", which starts from {' or '.join(needed)}" if needed and request.mode == "text2world" else ""
+        yield Problem("mode", request.mode, accepted + start + _who_has(request.mode, capabilities))
     if not _in(request.guidance_scale, capabilities.guidance_scale):
         yield Problem("guidance_scale", request.guidance_scale, _number_from(capabilities.guidance_scale))
     if not (_is_int(request.steps) and request.steps in capabilities.steps):
@@ -364,6 +367,12 @@ def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Ite
             accepted = f"one of {_listed(capabilities.controls)}" if capabilities.controls else "no controls"
             said = f"{accepted} for {capabilities.model}{_who_has(control.kind, capabilities)}"
             yield Problem("controls", control.kind, said)
+        elif control.source is None and control.kind not in COMPUTED_CONTROLS:
+            computed = " and ".join(COMPUTED_CONTROLS)
+            accepted = f"a control clip: {control.kind} is not computed from the video, only {computed} are"
+            yield Problem(f"controls.{control.kind}.source", None, accepted)
+        elif control.source is None and request.video is None:
+            yield Problem(f"controls.{control.kind}.source", None, "a control clip, or a video to compute it from")
         if not _in(control.weight, _UNIT):
             yield Problem(f"controls.{control.kind}.weight", control.weight, "a number from 0 to 1")
     if request.action is not None:
@@ -391,6 +400,7 @@ def _output_problems(request: GenerationRequest) -> Iterator[Problem]:
         yield Problem("output.quality", output.quality, "an integer from 1 to 9")
 
 
+_STARTS_FROM = {"image2world": "an image", "video2world": "a video", "transfer": "a control clip"}
 LATENT_FRAMES = 4
 """Frames of video in one latent frame, which is how `conditioning_indexes` counts."""
 USUAL_INDEXES = (0, 1)

@@ -109,5 +109,5 @@ def test_what_replicas_cannot_be_is_refused_by_name(settings: dict[str, Any], sa
 def test_a_fleet_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "cosmorama.engine.cluster", raising=False)
-    with pytest.raises(CosmoramaError, match=r"ray is not installed: pip install 'cosmorama\[ray\]'"):
+    with pytest.raises(CosmoramaError, match=r"ray is not installed: pip install '\.\[ray\]'"):
         pool_of(Settings(role="fleet"))

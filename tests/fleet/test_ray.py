@@ -65,7 +65,7 @@ def test_told_to_end_it_finishes_what_runs_and_leaves_no_process(way: Way) -> No
     """The last one here."""
     below = psutil.Process(way.server.process.pid).children(recursive=True)
     job_id = way.submit(LONG | {"steps": 10})
-    way.until(job_id, lambda job: job["stage"] == "denoise")
+    way.until(job_id, lambda job: job["state"] == "running")
     way.server.process.terminate()
     way.server.process.wait(120)
     assert "ending; 0 jobs stay in the queue" in way.server.log.read_text()

@@ -85,7 +85,7 @@ def test_progress_is_told(way: Way) -> None:
 
 def test_a_job_that_runs_is_cancelled(way: Way) -> None:
     job_id = way.submit(LONG)
-    way.until(job_id, lambda job: job["stage"] == "denoise")
+    way.until(job_id, lambda job: job["state"] == "running")
     httpx.post(f"{way.server.url}/v1/jobs/{job_id}/cancel", timeout=60)
     way.until(job_id, lambda job: job["state"] == "cancelled")
     after = way.submit(SHORT)  # whoever made it is free again

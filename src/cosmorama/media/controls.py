@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import Control, Preset
+from cosmorama.request import Control, ControlKind, Preset
 
 Frames = NDArray[np.uint8]
 
@@ -51,19 +51,16 @@ def computed(control: Control, clip: Frames | None) -> Frames:
         uint8 `[T, H, W, 3]`.
 
     Raises:
-        InvalidRequestError: that kind is not computed, or there is nothing to compute it from.
+        InvalidRequestError: there is nothing to compute it from, or with. `resolve` has refused kinds that are not
+            among `COMPUTED_CONTROLS`.
     """
-    compute = _COMPUTED.get(control.kind)
     field = f"controls.{control.kind}.source"
-    if compute is None:
-        accepted = f"a control clip: {control.kind} is not computed from the video, only {' and '.join(_COMPUTED)} are"
-        raise InvalidRequestError(Problem(field, None, accepted))
     if clip is None:
         raise InvalidRequestError(Problem(field, None, "a control clip, or a video to compute it from"))
     try:
-        return compute(clip, control.preset)
+        return _COMPUTED[control.kind](clip, control.preset)
     except ModuleNotFoundError as error:
-        accepted = f"a control clip: this server has no {error.name} to compute one (pip install '.[cosmos]')"
+        accepted = f"a control clip: this server has no {error.name} to compute one (pip install '.[serve]')"
         raise InvalidRequestError(Problem(field, None, accepted)) from error
 
 
@@ -95,4 +92,4 @@ def blurred(clip: Frames, preset: Preset = "medium") -> Frames:
     return np.stack(frames).astype(np.uint8)
 
 
-_COMPUTED: dict[str, Callable[[Frames, Preset], Frames]] = {"edge": edges, "vis": blurred}
+_COMPUTED: dict[ControlKind, Callable[[Frames, Preset], Frames]] = {"edge": edges, "vis": blurred}

@@ -82,6 +82,25 @@ def test_transfer_answers_clip_and_seed(painter: httpx.Client, mp4: bytes) -> No
     assert answer["seed"] == 3
 
 
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        ({"depth": {}}, "depth is not computed from the video, only edge and vis are"),
+        ({"edge": {}, "seg": {"control_weight": 0.5}}, "seg is not computed"),
+    ],
+)
+def test_a_control_that_is_not_computed_is_refused_before_anything_is_queued(
+    controls: dict[str, Any], said: str, painter: httpx.Client, mp4: bytes
+) -> None:
+    body = {"prompt": "a", "video": base64.b64encode(mp4).decode(), "resolution": "256"} | controls
+    for path in ("/v1/jobs", "/v1/infer"):
+        refused = painter.post(path, json=body)
+        assert refused.status_code == 422, refused.text
+        message = refused.json()["error"]["message"]
+        assert said in message
+        assert f"{list(controls)[-1]}.control: null" in message, message
+
+
 @pytest.mark.parametrize(("mode", "media"), [("policy", "jpeg"), ("inverse_dynamics", "mp4")])
 def test_predicted_actions(mode: str, media: str, painter: httpx.Client, request: pytest.FixtureRequest) -> None:
     reference = base64.b64encode(request.getfixturevalue(media)).decode()
