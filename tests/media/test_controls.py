@@ -51,9 +51,7 @@ def test_blur_keeps_shapes_and_loses_detail() -> None:
     assert soft[0, :, :16].std() < clip[0, :, :16].std() / 2
 
 
-def test_what_is_not_computed_says_what_to_send() -> None:
-    with pytest.raises(InvalidRequestError, match=r"controls\.depth\.source.*depth is not computed.*only edge and vis"):
-        computed(Control("depth"), square())
+def test_what_cannot_be_computed_says_what_to_send() -> None:
     with pytest.raises(InvalidRequestError, match=r"controls\.edge\.source.*or a video to compute it from"):
         computed(Control("edge"), None)
 

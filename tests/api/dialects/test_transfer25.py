@@ -24,8 +24,8 @@ def test_defaults() -> None:
 def test_weights_over_one_in_sum_are_scaled() -> None:
     request = read(BODY | {"edge": {"control_weight": 1.5}, "vis": {"control_weight": 0.5}}, model=FOLLOWS)
     assert {control.kind: control.weight for control in request.controls} == {"edge": 0.75, "vis": 0.25}
-    request = read(BODY | {"edge": {"control_weight": 0.3}, "seg": {"control_weight": 0.4}}, model=FOLLOWS)
-    assert {control.kind: control.weight for control in request.controls} == {"edge": 0.3, "seg": 0.4}
+    request = read(BODY | {"edge": {"control_weight": 0.3}, "vis": {"control_weight": 0.4}}, model=FOLLOWS)
+    assert {control.kind: control.weight for control in request.controls} == {"edge": 0.3, "vis": 0.4}
 
 
 def test_controls_carry_their_clip_and_preset() -> None:
