@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_errors_come_back_as_they_are(children: Children) -> None:
     error = refused(children, small(image=b"nothing of the kind"))
     assert (error.field, error.status) == ("image", 422)
     assert "is not a picture" in error.message
-    request = small(controls=(Control("edge"),), task="transfer")
+    request = replace(small(), controls=(Control("edge"),), task="transfer")  # which `resolve` refuses before
     with pytest.raises(InvalidRequestError) as caught:
         children.prepare("x", request, CAPABILITIES)
     assert caught.value.problems[0].field == "controls.edge.source"
