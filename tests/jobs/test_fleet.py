@@ -92,14 +92,14 @@ def memory_mb(server: Running) -> float:
 
 
 def test_who_answers_shows_every_step_and_preview_of_who_generates(roles: Roles) -> None:
-    job_id = submit(roles.api, frames=121, steps=50)
+    job_id = submit(roles.api, frames=457, steps=50)  # long enough for a quick machine to be seen at it
     seen = list(events(roles.api, job_id))
     steps = {data["step"] for name, data, _ in seen if name == "status" and data["stage"] == "denoise"}
-    assert len(steps) > 1, steps  # a quick machine takes half a second for all of them
+    assert len(steps) > 5, steps  # the database is told once a second where nobody looks
     assert any(name == "preview" for name, _, _ in seen)
     name, job, arrived = seen[-1]
     assert name == "succeeded"
-    assert arrived - job["finished_at"] < 10  # without news it would be up to a second, on a quiet machine 0.1
+    assert arrived - job["finished_at"] < 2  # without news it would be up to a second, on a quiet machine 0.1
     clip = httpx.get(f"{roles.api.url}/v1/jobs/{job_id}/content", timeout=60)
     assert clip.content[4:8] == b"ftyp"
     assert roles.worker.metric('cosmorama_jobs_total{state="succeeded"}') >= 1
