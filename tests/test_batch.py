@@ -145,6 +145,44 @@ def test_rows_come_in_any_format_and_local_files_belong_to_them(tmp_path: Path) 
     assert other["ours"].fingerprint != rows["ours"].fingerprint
 
 
+def test_only_media_fields_take_files_and_the_fields_of_a_job_change_no_format(tmp_path: Path) -> None:
+    (tmp_path / "start.png").write_bytes(b"one")
+    told = {"metadata": {"source": "start.png"}, "priority": 1, "deadline_s": 60, "webhook_url": "start.png"}
+    row = {"id": "a", "prompt": "start.png", "image": "start.png", "frames": 9, "model": "start.png", **told}
+    (read,) = batch.read_rows(write(tmp_path / "rows.jsonl", row))
+    assert (read.body["dialect"], read.request is not None and read.request.frames) == ("cosmorama", 9)
+    sent = batch.with_files(read.body, tmp_path)
+    assert sent == {key: value for key, value in row.items() if key != "id"} | {"image": "b25l", "dialect": "cosmorama"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_rows_are_read_in_every_encoding_of_json(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"id": "a", "prompt": "ein roter Würfel"}\n'.encode(encoding))
+    (row,) = batch.read_rows(tmp_path / "rows.jsonl")
+    assert row.body["prompt"] == "ein roter Würfel"
+
+
+def test_text_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"id": "a", "prompt": "ein roter Würfel"}\n'.encode("latin-1"))
+    with pytest.raises(batch.RowsError, match=r"rows.jsonl is not UTF-8 text: byte \d+ is 0xfc"):
+        batch.read_rows(tmp_path / "rows.jsonl")
+
+
+def test_a_manifest_that_was_cut_off_within_a_letter_is_gone_on_from(tmp_path: Path) -> None:
+    rows = batch.read_rows(write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "x"}))
+
+    async def make(row: batch.Row, output: Path, key: str) -> batch.Made:
+        output.write_bytes(b"clip")
+        return batch.Made(1, "ein Würfel", {})
+
+    assert asyncio.run(batch.run(rows, tmp_path / "out", make)).made == ["a"]
+    manifest = tmp_path / "out" / batch.MANIFEST
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[: whole.index("ü".encode()) + 1])
+    assert asyncio.run(batch.run(rows, tmp_path / "out", make)).made == ["a"]
+    assert asyncio.run(batch.run(rows, tmp_path / "out", make)).skipped == ["a"]
+
+
 def test_a_line_that_holds_a_separator_is_made_once(tmp_path: Path) -> None:
     rows = batch.read_rows(write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "one\u2028two\u0085three"}))
 

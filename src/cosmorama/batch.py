@@ -92,7 +92,11 @@ def read_rows(path: Path, model: str | None = None) -> list[Row]:
         InvalidRequestError: naming every line that is wrong, and what is wrong with it.
         OSError: the file cannot be read.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    data = path.read_bytes()
+    try:
+        text = data.decode(json.detect_encoding(data))  # PowerShell's > writes UTF-16
+    except UnicodeDecodeError as error:
+        raise RowsError(f"{path} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from None
     _refuse_other_json(path, text)
     rows: dict[str, Row] = {}
     problems = []
@@ -178,7 +182,8 @@ class Manifest:
         self._path = path
         self._last: dict[str, dict[str, Any]] = {}
         self._failures: dict[tuple[str, str], int] = {}
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        # A line may have been cut off within a letter.
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         if text and not text.endswith("\n"):
             self._write("\n")
         self._batch = ""
@@ -275,7 +280,10 @@ def in_process(model: str) -> Make:
 
 
 _SUFFIXES = {"webm": ".webm", "gif": ".gif", "png": ".zip", "jpeg": ".jpg"}
-_FIELDS = frozenset(field.name for field in fields(GenerationRequest)) | {"dialect"}
+_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
+_OF_JOBS = frozenset({"dialect", "priority", "deadline_s", "metadata", "webhook_url"})
+"""Fields of a submission that say nothing of the clip."""
+_NO_MEDIA = _OF_JOBS | {"model", "user"}
 
 
 def _row(line: str, number: str, folder: Path, model: str | None) -> Row:
@@ -288,7 +296,7 @@ def _row(line: str, number: str, folder: Path, model: str | None) -> Row:
     name = body.pop("id") if "id" in body else body.pop("name", number) if "name" not in _FIELDS else number
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise InvalidRequestError(Problem("id", name, "a text of letters, digits, '.', '_' and '-', at most 100"))
-    if "dialect" not in body and body.keys() <= _FIELDS:
+    if "dialect" not in body and body.keys() - _OF_JOBS <= _FIELDS:
         body["dialect"] = "cosmorama"
     seen = {key: value for key, value in body.items() if key != "dialect" or value != "cosmorama"}
     digest = sha256(json.dumps(seen, sort_keys=True).encode())
@@ -319,10 +327,6 @@ def _understood(body: dict[str, Any], folder: Path) -> GenerationRequest | None:
     )
 
 
-_OF_JOBS = frozenset({"dialect", "priority", "deadline_s", "metadata", "webhook_url"})
-"""Fields of a submission that say nothing of the clip."""
-
-
 def _found_from(folder: Path, source: MediaSource | None) -> MediaSource | None:
     if not isinstance(source, str):
         return source
@@ -342,7 +346,7 @@ def _local(text: str, folder: Path) -> Path | None:
 def _files(value: Any, folder: Path, key: str = "") -> Iterator[Path]:
     """The local files that a body names, in its order."""
     if isinstance(value, dict):
-        for name in sorted(value):
+        for name in sorted(value.keys() - _NO_MEDIA):
             yield from _files(value[name], folder, name)
     elif isinstance(value, list):
         for item in value:
@@ -354,7 +358,7 @@ def _files(value: Any, folder: Path, key: str = "") -> Iterator[Path]:
 def with_files(value: Any, folder: Path, key: str = "") -> Any:
     """A body with the contents of local files in the place of their names."""
     if isinstance(value, dict):
-        return {name: with_files(item, folder, name) for name, item in value.items()}
+        return {name: item if name in _NO_MEDIA else with_files(item, folder, name) for name, item in value.items()}
     if isinstance(value, list):
         return [with_files(item, folder, key) for item in value]
     if isinstance(value, str) and "prompt" not in key and (path := _local(value, folder)) is not None:

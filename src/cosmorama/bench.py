@@ -291,7 +291,7 @@ def read_body(path: Path) -> JSON:
         OSError: it cannot be read.
     """
     try:
-        body = json.loads(path.read_text("utf-8-sig"))
+        body = json.loads(path.read_bytes())
     except ValueError as error:
         raise InvalidRequestError(Problem("body", str(path), f"a file with a JSON object: {error}")) from None
     if not isinstance(body, dict):

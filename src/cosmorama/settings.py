@@ -557,7 +557,7 @@ def _variable_of(field: str) -> str | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"the settings file {file} cannot be read: {_first_line(error)}") from None
     for name in found:

@@ -15,7 +15,7 @@ from cosmorama.guardrails.words import BlockedWords
 @pytest.fixture(scope="module")
 def blocked(tmp_path_factory: pytest.TempPathFactory) -> BlockedWords:
     path = tmp_path_factory.mktemp("words") / "blocked.txt"
-    path.write_text("# what we do not make\ngun\n\n  Hit and Run \ncafé\n", "utf-8")
+    path.write_text("\ufeff# what we do not make\ngun\n\n  Hit and Run \ncafé\n", "utf-8")
     return BlockedWords(path)
 
 
@@ -27,6 +27,7 @@ def blocked(tmp_path_factory: pytest.TempPathFactory) -> BlockedWords:
         ("a hit-and-run\nat night", "Hit and Run"),
         ("two people in a CAFE\N{COMBINING ACUTE ACCENT}", "café"),
         ("a \N{FULLWIDTH LATIN SMALL LETTER G}un", "gun"),
+        ("a g\N{ZERO WIDTH SPACE}u\N{SOFT HYPHEN}n", "gun"),
     ],
 )
 def test_a_blocked_phrase_is_named(blocked: BlockedWords, prompt: str, found: str) -> None:

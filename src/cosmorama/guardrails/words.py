@@ -24,7 +24,7 @@ class BlockedWords:
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise GuardrailUnavailableError(f"blocked_words: {path} cannot be read: {error}") from error
         phrases = {_spaced(line): line for line in lines if not line.startswith("#")}
@@ -43,4 +43,5 @@ class BlockedWords:
 
 def _spaced(text: str) -> str:
     """The words of a text in one form, a space before and after each."""
-    return f" {' '.join(_WORD.findall(unicodedata.normalize('NFKC', text).casefold()))} "
+    seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")  # a word joiner shows nothing
+    return f" {' '.join(_WORD.findall(unicodedata.normalize('NFKC', seen).casefold()))} "
