@@ -90,7 +90,8 @@ def test_the_command_prints_json_and_draws(server: Running, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [["--concurrency", "0"], ["--concurrency", "two"], ["--rate", "-1"], ["--body", "/no"]]
+    "options",
+    [["--concurrency", "0"], ["--concurrency", "two"], ["--rate", "-1"], ["--rate", "nan"], ["--body", "/no"]],
 )
 def test_mistakes_are_one_sentence(options: list[str]) -> None:
     done = CliRunner().invoke(app, ["bench", "http://127.0.0.1:1", *options])

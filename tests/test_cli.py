@@ -124,6 +124,7 @@ def test_mistakes_are_told_in_the_words_of_the_shell_before_a_model_is_loaded(tm
         (["a", "--seed", "-1"], "--seed: -1 is not accepted; expected an integer from 0 to 4294967295"),
         (["a", "--steps", "0"], "--steps: 0 is not accepted"),
         (["a", "--image", str(tmp_path / "none.png")], "--image: "),
+        (["a", "--size", "²x²"], "--size: ²x² is not accepted; expected WIDTHxHEIGHT"),
         (["a", "--size", "huge"], "--size: huge is not accepted; expected WIDTHxHEIGHT"),
         (["a", "--control", "lidar"], "--control: lidar is not accepted; expected KIND[=FILE][:WEIGHT]"),
         (["a", "--keep", "middle"], "--keep: middle is not accepted; expected first or last"),

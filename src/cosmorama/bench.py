@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import httpx
 
+from cosmorama.client.protocol import address_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 
 Target = Literal["infer", "jobs", "videos"]
@@ -113,9 +114,8 @@ class Bench:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # One connection per request under way, kept between requests, as a client library does.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        base = url if "://" in url else f"http://{url}"
         self._http = httpx.AsyncClient(
-            base_url=base.rstrip("/"), headers=headers, limits=limits, timeout=httpx.Timeout(plan.timeout_s, connect=10)
+            base_url=address_of(url), headers=headers, limits=limits, timeout=httpx.Timeout(plan.timeout_s, connect=10)
         )
         self._plan = plan
         self._sent = 0

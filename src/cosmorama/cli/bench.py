@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -78,6 +79,6 @@ def _numbers(name: str, text: str, kind: Callable[[str], N]) -> list[N]:
         numbers = [kind(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) <= 0:
+    if not all(0 < number < math.inf for number in numbers or [0]):
         raise InvalidRequestError(Problem(name, text, "positive numbers, comma-separated, such as 1,2,4"))
     return numbers

@@ -202,7 +202,7 @@ def _shell_sentence(problem: Problem) -> str:
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (width.isdecimal() and height.isdecimal()):
         raise InvalidRequestError(Problem("width", text, "WIDTHxHEIGHT, for example 1280x704"))
     return int(width), int(height)
 

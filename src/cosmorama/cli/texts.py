@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,18 +49,15 @@ def _media(source: str) -> str:
 
 
 def _print(server: str, api_key: str | None, path: str, body: dict[str, Any], field: str) -> None:
-    import httpx
+    from cosmorama.client import AsyncClient
 
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    try:
-        answer = httpx.post(server.rstrip("/") + path, json=body, headers=headers, timeout=300)
-        told = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
-        typer.echo(f"{server} cannot be asked: {error or type(error).__name__}", err=True)
-        raise typer.Exit(1) from None
-    if answer.status_code != 200:
-        typer.echo(told.get("error", {}).get("message", answer.text), err=True)
-        raise typer.Exit(1)
+    async def ask() -> dict[str, Any]:
+        async with AsyncClient(server, api_key=api_key, patience_s=0, timeout_s=300) as client:
+            told: dict[str, Any] = (await client.send("POST", path, json=body)).json()
+            return told
+
+    with errors_for_people():
+        told = asyncio.run(ask())
     for warning in told["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(told[field])

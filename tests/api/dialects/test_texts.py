@@ -72,5 +72,10 @@ def test_on_the_command_line(painter: httpx.Client, jpeg: bytes, tmp_path: Any) 
     missing = run.invoke(app, ["caption", str(tmp_path / "none.png"), *server])
     assert missing.exit_code != 0
     refused = run.invoke(app, ["upsample", " ", *server])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "a text to write out" in refused.output
+    bare = str(painter.base_url).removeprefix("http://")  # as every other command takes it
+    assert run.invoke(app, ["upsample", "a red ball", "--server", bare]).exit_code == 0
+    for wrong, said in {"ftp://a": "server: 'ftp://a' is not accepted", "127.0.0.1:9": "cannot be reached"}.items():
+        told = run.invoke(app, ["upsample", "a red ball", "--server", wrong])
+        assert (told.exit_code, said in told.output, "Traceback" in told.output) == (2, True, False), told.output
