@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cosmorama import load
 from cosmorama.cli import app
+from cosmorama.media.write import VideoWriter
+from cosmorama.request import Output
+from tests.world.cosmos.transfer_checkpoints import save_transfer
 
 SMALL = ["--steps", "2", "--frames", "9", "--size", "960x704", "--seed", "3"]
 
@@ -62,6 +66,24 @@ def test_what_started_from_a_picture_needs_it_again(tiny_checkpoint: Path, tmp_p
     assert "--image" in refused.output
     made = cosmorama("again", file, "--image", start, *model, "-o", tmp_path / "again.gif")
     assert "the same bytes" in made.output, made.output
+
+
+def test_what_followed_a_control_clip_needs_it_again(tmp_path: Path) -> None:
+    model, control, file = tmp_path / "model", tmp_path / "depth.mp4", tmp_path / "clip.gif"
+    save_transfer(model)
+    for part in ("transformer", "controlnet"):  # room for the 93 frames of a chunk
+        config = model / part / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"max_size": [32, 32, 32]}))
+    with VideoWriter(control, width=64, height=48, fps=16, output=Output()) as writer:
+        writer.write(np.random.default_rng(0).integers(0, 255, (9, 48, 64, 3), np.uint8))
+    options = ["--steps", "1", "--frames", "9", "--size", "64x48", "--seed", "3", "--model", model]
+    made = cosmorama("generate", "a ball", "--control", f"depth={control}:0.5", "-o", file, *options)
+    assert made.exit_code == 0, made.output
+    for wrong, said in (["--control", "depth"], "KIND=FILE"), ([], "--control is missing; expected a control clip"):
+        refused = cosmorama("again", file, "--model", model, *wrong)
+        assert (refused.exit_code, said in refused.output) == (2, True), refused.output
+    again = cosmorama("again", file, "--model", model, "--control", f"depth={control}", "-o", tmp_path / "again.gif")
+    assert "the same bytes" in again.output, again.output
 
 
 def test_files_of_others_are_refused_in_a_sentence(tmp_path: Path) -> None:

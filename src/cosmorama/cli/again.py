@@ -20,6 +20,7 @@ from cosmorama.cli.options import (
     file_to_write,
     needs_serve,
 )
+from cosmorama.cli.request import in_shell_words
 from cosmorama.errors import InvalidRequestError, Problem
 
 FileArgument = Annotated[Path, typer.Argument(help="A clip: MP4, WebM, GIF, JPEG or ZIP.")]
@@ -44,6 +45,10 @@ def again(
         str | None, typer.Option(help="The picture that it started from, which is not in the file.")
     ] = None,
     video: Annotated[str | None, typer.Option(help="The clip that it goes on from, which is not in it.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="A clip that it follows, as KIND=FILE; may be repeated.", metavar="KIND=FILE..."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Name or checkpoint folder.", show_default="the name in the file")
     ] = None,
@@ -63,6 +68,7 @@ def again(
         needed = {"image2world": "image", "video2world": "video"}.get(found.get("mode", ""))
         if needed is not None and {"image": image, "video": video}[needed] is None:
             raise InvalidRequestError(Problem(f"--{needed}", None, f"the {needed} that {file} was made from"))
+        _add_controls(body, control or [])
         usual = file.with_stem(f"{file.stem}-again").name
         path = file_to_write(output, force=force, default=usual)
         container = (body.get("output") or {}).get("container", "mp4")
@@ -77,6 +83,16 @@ def again(
         typer.echo(f"{path}  {'the same bytes' if same else 'other bytes: another model, version, machine or input'}")
 
 
+def _add_controls(body: dict[str, Any], given: list[str]) -> None:
+    known = {each["kind"]: each for each in body.get("controls", ())}
+    for text in given:
+        kind, _, path = text.partition("=")
+        if kind not in known or not path:
+            accepted = f"KIND=FILE, a kind of {', '.join(known)}" if known else "none: the clip follows no control"
+            raise InvalidRequestError(Problem("--control", text, accepted))
+        known[kind]["source"] = path
+
+
 def _here(body: dict[str, Any], image: str | None, video: str | None, model: str, path: Path) -> None:
     import cosmorama
     from cosmorama.api.dialects.native import to_request
@@ -88,11 +104,18 @@ def _here(body: dict[str, Any], image: str | None, video: str | None, model: str
         request,
         image=None if image is None else media_source(image),
         video=None if video is None else media_source(video),
+        controls=tuple(
+            each if each.source is None else replace(each, source=media_source(str(each.source)))
+            for each in request.controls
+        ),
     )
     with progress_bar(first="loading") as bar:
-        cosmorama.load(model).generate_file(
-            request, path, on_progress=lambda progress: bar(progress.stage, progress.step, progress.total)
-        )
+        try:
+            cosmorama.load(model).generate_file(
+                request, path, on_progress=lambda progress: bar(progress.stage, progress.step, progress.total)
+            )
+        except InvalidRequestError as error:
+            raise in_shell_words(error) from None
 
 
 async def _on_server(body: dict[str, Any], path: Path, server: str, api_key: str | None, model: str | None) -> None:
