@@ -181,6 +181,8 @@ class Capabilities:
     control_guidance: Range | None = None
     """Accepted strengths of guidance by controls, in chunks of a length that a request may say; None: neither."""
     action_domains: tuple[ActionDomain, ...] = ()
+    action_only: bool = False
+    """Whether it answers with actions alone, from a picture and the robot's state; only that picture is decoded."""
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters that are loaded."""
     adapter_layers: dict[str, int] = field(default_factory=dict)

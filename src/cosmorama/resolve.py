@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
         InvalidRequestError: naming every field that is wrong, its value and what is accepted.
     """
     filled, warnings = _filled(request, capabilities)
-    made, unfitted = fitted(filled, capabilities) if request.fit else (filled, [])
+    made, unfitted = fitted(filled, capabilities) if request.fit and not capabilities.action_only else (filled, [])
     if made.target is not None and filled.target is None:
         warnings.append(_fitted_words(made))
     # A request that cannot be fitted is still the client's own: the model's sizes say nothing about it.
@@ -213,10 +214,28 @@ def _action(action: Action, fps: float, capabilities: Capabilities) -> tuple[Act
     unused = {
         "the actions' own rate": action.fps not in (None, fps),
         "the action space": action.space != "joint_pos",
-        "the robot's state": action.state is not None,
+        "the robot's state": action.state is not None and not capabilities.action_only,
     }
     said = [f"{name} was not used: {capabilities.model} does not take it" for name, given in unused.items() if given]
+    if capabilities.action_only:
+        return replace(action, fps=None, space="joint_pos", view="concat_view"), said
     return replace(action, fps=None, space="joint_pos", state=None), said
+
+
+def robot_state(action: Action) -> tuple[float, ...]:
+    """Seven joints and how far the gripper is closed, of an action's `state` under DROID's names.
+
+    Raises:
+        InvalidRequestError: they are not there, or are not finite numbers.
+    """
+    state = json.loads(action.state or "{}")
+    observation = state.get("observation") or {}
+    joints, gripper = observation.get("observation/joint_position"), observation.get("observation/gripper_position")
+    values = [*(joints if isinstance(joints, list) else ()), *(gripper if isinstance(gripper, list) else (gripper,))]
+    if len(values) != ROBOT_STATE or not all(_is_number(value) and math.isfinite(value) for value in values):
+        accepted = "observation/joint_position with 7 finite numbers, and observation/gripper_position with one"
+        raise InvalidRequestError(Problem("action.state", sorted(observation), accepted))
+    return tuple(map(float, values))
 
 
 def _size(request: GenerationRequest, usual: Usual, capabilities: Capabilities) -> dict[str, int]:
@@ -380,6 +399,11 @@ def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Ite
         if request.action.domain not in domains:
             accepted = ", ".join(f"{domain.id} ({domain.name})" for domain in domains.values()) or "no actions"
             yield Problem("action.domain", request.action.domain, accepted)
+        elif capabilities.action_only:
+            try:
+                robot_state(request.action)
+            except InvalidRequestError as error:
+                yield from error.problems
     for adapter in request.adapters:
         if adapter.name not in capabilities.adapters:
             accepted = (
@@ -403,6 +427,8 @@ def _output_problems(request: GenerationRequest) -> Iterator[Problem]:
 _STARTS_FROM = {"image2world": "an image", "video2world": "a video", "transfer": "a control clip"}
 LATENT_FRAMES = 4
 """Frames of video in one latent frame, which is how `conditioning_indexes` counts."""
+ROBOT_STATE = 8
+"""Numbers of a robot's state, and of an action that is a state to reach."""
 USUAL_INDEXES = (0, 1)
 _NUMBERS = {"steps", "frames", "width", "height", "guidance_scale", "fps", "flow_shift"}
 _UNIT = Range(0, 1)

@@ -18,7 +18,11 @@ STILL = Usual(
     width=960, height=960, guidance_scale=4, steps=50, flow_shift=3, frames=1, fps=24, negative_prompt=""
 )  # fmt: skip
 VIDEO = Usual(guidance_scale=6, steps=35, flow_shift=10, frames=189, fps=24, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
-ACTIONS = Usual(guidance_scale=1, steps=30, flow_shift=10, fps=10, negative_prompt=DEFAULT_NEGATIVE_PROMPT)
+ACTIONS = Usual(
+    width=832, height=480, guidance_scale=1, steps=30, flow_shift=10, fps=10, negative_prompt=DEFAULT_NEGATIVE_PROMPT
+)  # fmt: skip
+POLICY = Usual(width=736, height=544, guidance_scale=3, steps=4, flow_shift=5, fps=15)
+"""Of a model that answers with actions alone."""
 WSM_CHUNK, CHUNK = 101, 93
 """Frames of a chunk of transfer by maps of the world alone, and of any other."""
 
@@ -40,8 +44,12 @@ def of_transfer(kinds: Sequence[ControlKind]) -> Usual:
 
 def usual_of(request: GenerationRequest, capabilities: Capabilities) -> Usual:
     """What is usual for a request whose wire format says nothing of its own; else that."""
-    if request.usual is not None or isinstance(request, ResolvedRequest):
+    if isinstance(request, ResolvedRequest):
         return request.usual or Usual()
+    if capabilities.action_only:
+        return POLICY
+    if request.usual is not None:
+        return request.usual
     if capabilities.family != "cosmos3":
         return Usual()
     # Where a clip is made, the shift of the noise levels is the checkpoint's own.

@@ -64,7 +64,7 @@ def variant_of(name: str) -> str:
     if not short.startswith(("cosmos3-", "cosmos-3-")):
         return name
     words = short.split("-", 1)[1].removeprefix("3-").partition("@")[0]
-    return words.replace("text2image", "t2i").replace("image2video", "i2v")
+    return words.replace("text2image", "t2i").replace("image2video", "i2v").replace("policy-", "")
 
 
 @router.get("/v1/manifest")

@@ -188,8 +188,15 @@ class Preparer:
     ) -> Frames | None:
         if request.image is not None:
             data = self._load(request.image, "image")
-            size = {"width": request.width, "height": request.height}
-            return read_image(data, "image", **size, limits=self.limits, warnings=warnings)[None]
+            return read_image(
+                data,
+                "image",
+                width=request.width,
+                height=request.height,
+                pad=capabilities.action_only,
+                limits=self.limits,
+                warnings=warnings,
+            )[None]
         if request.video is None:
             return None
         if request.mode in ("policy", "forward_dynamics"):

@@ -121,6 +121,8 @@ class Rollout:
     def decode(self, start: int = 0) -> Iterator[Frames]:
         """The frames of the chunks sampled so far, from chunk `start` on: uint8 `[t, H, W, 3]`, piece by piece."""
         left = self.prepared.request.frames - self.frames_before(start)
+        if self._world.capabilities.action_only:
+            left = min(left, 1)
         for chunk, latents in list(enumerate([*self._before, self._latents][: self.clean]))[start:]:
             assert self._sampling is not None
             self._frames[chunk] = left

@@ -30,13 +30,15 @@ def read_image(
     *,
     width: int,
     height: int,
+    pad: bool = False,
     limits: MediaLimits = _DEFAULT_LIMITS,
     warnings: list[str] | None = None,
 ) -> NDArray[np.uint8]:
     """A picture scaled to cover `width` x `height` pixels and cropped to its centre: uint8 RGB `[height, width, 3]`.
 
     Of an animated picture, the first frame. Turned as EXIF asks; transparency is shown on white; colors are sRGB's.
-    What was converted, or cut off by more than a third, is appended to `warnings`.
+    What was converted, or cut off by more than a third, is appended to `warnings`. With `pad` all of it is seen, never
+    enlarged, in the upper left corner; the rest mirrors it, as models that act were trained.
 
     Raises:
         MediaError: if `data` is not a picture, is damaged, or is outside the limits.
@@ -45,6 +47,11 @@ def read_image(
     if kind.what == "clip":
         raise MediaError(field, "is a video, not a picture; pass it as 'video'")
     picture = read_picture(data, kind.name, field, limits, warnings)
+    if pad:
+        scale = min(width / picture.width, height / picture.height, 1.0)
+        seen = fit(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        missing = ((0, height - seen.shape[0]), (0, width - seen.shape[1]), (0, 0))
+        return np.pad(seen, missing, mode="reflect")
     _warn_of_cropping(picture.size, Fraction(1), (width, height), field, warnings)
     return fit(picture, width, height)
 

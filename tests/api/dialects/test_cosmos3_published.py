@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
+from cosmorama.api.dialects.cosmos3 import COSMOS3 as COSMOS3_DIALECT
+from cosmorama.engine.outcome import Outcome
 from cosmorama.request import MODES, ActionDomain, Capabilities, Defaults, FrameRule, Range, Size
+from cosmorama.world.cosmos3.family import policy_of
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.registry import MICROCOSM as EMBEDDED
 from tests.api.dialects.reading import read, refusal
@@ -197,6 +203,49 @@ def test_transfer(name: str) -> None:
     bare["transfer"] = {key: value for key, value in body["transfer"].items() if key not in CHUNKS}
     usual = read(bare, model=COSMOS3)
     assert (usual.frames, usual.fps, usual.guidance_scale) == (made.frames, made.fps, made.guidance_scale)
+
+
+POLICY = policy_of(replace(COSMOS3, model="Cosmos3-Nano-Policy-DROID"))
+
+
+def test_the_policy_for_droid_owns_its_sampling() -> None:
+    body = ACTIONS["nano_droid"]
+    made = read(body, model=POLICY)
+    assert (made.frames, made.fps, made.width, made.height) == (33, 15, 736, 544)
+    assert (made.steps, made.guidance_scale, made.flow_shift, made.warnings) == (4, 3.0, 5.0, ())
+    own = {"num_inference_steps": 8, "guidance_scale": 2.0, "flow_shift": 4.0}
+    made = read(body | own, model=POLICY)
+    assert (made.steps, made.guidance_scale, made.flow_shift) == (8, 2.0, 4.0)
+    for name, value, said in (
+        ("fps", 10.0, "fps: 10.0 is not accepted; expected no value: the model has its own, 15"),
+        ("negative_prompt", "dark", "negative_prompt: 'dark' is not accepted; expected no value"),
+        ("model_mode", "forward_dynamics", "model_mode: 'forward_dynamics' is not accepted"),
+    ):
+        change = {name: value}
+        if value == "forward_dynamics":
+            rows = {"action": [[0.0] * 10] * 32}
+            params = {key: value for key, value in body["action_params"].items() if key != "observation"}
+            change["action_params"] = params | rows
+        assert said in refusal(body | change, model=POLICY)
+    for change, said in (
+        ({"image_size": "480"}, "action_params.image_size: '832x480' is not accepted; expected width x height"),
+        ({"observation": None}, "action_params.observation: [] is not accepted; expected observation/joint_position"),
+        ({"observation": {"observation/joint_position": [0.0] * 6}}, "with 7 finite numbers"),
+        ({"domain_name": "av"}, "action_params.domain_name: 'av' is not accepted; expected 8 (droid_lerobot)"),
+    ):
+        assert said in refusal(body | {"action_params": body["action_params"] | change}, model=POLICY)
+
+
+def test_actions_alone_are_answered_without_a_clip(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"one frame")
+    request = read(ACTIONS["nano_droid"], model=POLICY)
+    outcome = Outcome(clip, 0, "", 736, 544, 1, 15, {}, action=((0.5,) * 8,) * 32)
+    answer = json.loads(bytes(COSMOS3_DIALECT.answer(Request({"type": "http", "headers": []}), request, outcome).body))
+    assert (answer.keys(), clip.exists()) == ({"action", "seed"}, False)
+    assert answer["action"]["shape"] == [32, 8]
+    named = {name: answer["action"][name] for name in ("dtype", "raw_action_dim", "action_mode", "domain_id")}
+    assert named == {"dtype": "float32", "raw_action_dim": 8, "action_mode": "policy", "domain_id": 8}
 
 
 @pytest.mark.parametrize("name", ACTIONS)

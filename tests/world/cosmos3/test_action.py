@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
-from cosmorama.request import Action, ActionDomain, Mode, ResolvedRequest
+from cosmorama.request import Action, ActionDomain, GenerationRequest, Mode, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.cosmos3.action import DOMAINS
 from cosmorama.world.registry import load_world
@@ -122,6 +123,36 @@ def test_clip_and_actions_are_those_of_diffusers(
         assert relative_error(torch.tensor(ours.actions), theirs.action[0]) <= TOLERANCE
         assert (len(ours.actions or ()), len((ours.actions or ((),))[0])) == (ACTIONS, UMI.width)
     assert sum(len(chunk) for chunk in ours.decode()) == ACTIONS + 1
+
+
+def test_a_policy_for_droid_goes_on_from_the_robots_state(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models--nvidia--Cosmos3-Nano-Policy-DROID" / "snapshots" / "0123"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(checkpoint, target_is_directory=True)
+    world = load_world(str(folder), device="cpu")
+    assert (world.capabilities.modes, world.capabilities.action_only) == (("policy",), True)
+    joints = [0.1, -0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    made = []
+    for gripper in (0.0, 0.25):
+        state = json.dumps(
+            {"observation": {"observation/joint_position": joints, "observation/gripper_position": gripper}}
+        )
+        asked = GenerationRequest(
+            prompt="lift", task="policy", image=b"a picture", action=Action(8, None, ACTIONS, state=state), seed=SEED
+        )
+        # The picture is small so that the test is quick; the model's own size is 736 x 544.
+        request = replace(resolve(asked, world.capabilities), width=64, height=64)
+        rollout = Rollout(world, PreparedRequest(request, "lift", clip(1)[:, :64, :64]))
+        while not rollout.done:
+            rollout.advance()
+            given = rollout.latents[0, -(ACTIONS + 1) * 16 :].view(-1, 16)[0]
+            assert given[:8].tolist() == pytest.approx([*joints, 1 - gripper])
+            assert given[8:].count_nonzero() == 0
+        assert rollout.index == 4
+        assert np.shape(rollout.actions) == (ACTIONS, 8)
+        assert [len(frames) for frames in rollout.decode()] == [1]
+        made.append(np.array(rollout.actions))
+    assert not np.allclose(*made)
 
 
 def test_known_robots_fit_the_checkpoint(checkpoint: Path) -> None:

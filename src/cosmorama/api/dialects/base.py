@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
-from cosmorama.api.clips import ClipFile, ClipJSON
+from cosmorama.api.clips import ClipFile, ClipJSON, discard
 from cosmorama.api.dialects.wire import WireModel, names_written
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
@@ -114,10 +115,20 @@ def clip_answer(
     accept = request.headers.get("accept", "")
     if kind in accept and "application/json" not in accept:
         return ClipFile(outcome, media_type)
+    return ClipJSON(name, outcome.path, {**fields, **_said(outcome)})
+
+
+def fields_answer(outcome: Outcome, fields: Mapping[str, Any]) -> Response:
+    """The fields of a JSON object without the clip, whose file is deleted."""
+    discard(outcome.path)
+    return JSONResponse({**fields, **_said(outcome)})
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
     said: dict[str, Any] = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
     if outcome.checks:
         said["guardrails"] = [asdict(check) for check in outcome.checks]
-    return ClipJSON(name, outcome.path, {**fields, **said})
+    return said
 
 
 def told_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from pydantic import Field, field_validator
 
 from cosmorama import usual
-from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer
+from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer, fields_answer
 from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
 from cosmorama.api.dialects.transfer import scaled
 from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
@@ -126,7 +126,7 @@ class ActionParams(WireModel):
     )
     raw_action_dim: int | None = Field(None, description="Numbers per action; only the domain's own is accepted.")
     action_space: Literal["joint_pos", "midtrain"] = "joint_pos"
-    image_size: Literal["256", "480", "704", "720"] = "480"
+    image_size: Literal["256", "480", "704", "720"] | None = None
     action_fps: float | None = Field(None, ge=1, le=60)
     history_length: int | None = Field(None, ge=1)
     use_state: bool | None = None
@@ -186,9 +186,9 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     if problems:
         raise InvalidRequestError(*problems)
     action = None if wire.action_params is None else action_of(wire.action_params)
-    size = size_of(resolution, COSMOS3_SIZES)
+    size: Size | None = size_of(resolution, COSMOS3_SIZES)
     if wire.action_params is not None:
-        size = ACTION_SIZES[wire.action_params.image_size]
+        size = size_of_action(wire.action_params)
     takes_video = _REFERENCE[mode] == "a clip"
     request = GenerationRequest(
         prompt=wire.prompt,
@@ -199,8 +199,8 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         guidance_scale=wire.guidance_scale,
         steps=wire.num_inference_steps,
         flow_shift=wire.flow_shift,
-        width=size.width,
-        height=size.height,
+        width=None if size is None else size.width,
+        height=None if size is None else size.height,
         frames=1 if still else wire.num_frames,
         fps=wire.fps,
         conditioning_indexes=None
@@ -330,7 +330,7 @@ def action_problems(params: ActionParams, mode: str, at: str = "action_params") 
         accepted = f"rows of {domain.width} numbers for {domain.name}"
         yield Problem(f"{at}.action", f"rows of {widths} numbers", accepted)
     if params.raw_action_dim not in (None, domain.width):
-        yield Problem(f"{at}.raw_action_dim", params.raw_action_dim, f"{domain.width} for {domain.name}")
+        yield Problem(f"{at}.raw_action_dim", params.raw_action_dim, f"{domain.width} for {domain.name}, or no value")
     for name in ("history_length", "use_state", "observation"):
         if getattr(params, name) is not None and mode != "policy":
             yield Problem(f"{at}.{name}", getattr(params, name), "no value unless model_mode is policy")
@@ -343,6 +343,11 @@ def _domain(params: ActionParams) -> ActionDomain | None:
     if params.domain_name is not None:
         return DOMAINS[params.domain_name]
     return next((domain for domain in DOMAINS.values() if domain.id == params.domain_id), None)
+
+
+def size_of_action(params: ActionParams) -> Size | None:
+    """The size that actions are seen at; None: the usual one."""
+    return ACTION_SIZES[params.image_size] if params.image_size else None
 
 
 def action_of(params: ActionParams) -> Action:
@@ -370,10 +375,15 @@ def _preset(params: Cosmos3ControlParams) -> Preset:
 
 
 def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
-    """`{"b64_image", "seed"}` for stills; `{"b64_video", "action", "seed"}` for clips, `action` null without one."""
+    """`{"b64_image", "seed"}` for stills; `{"b64_video", "action", "seed"}` for clips, `action` null without one.
+
+    Of a model that answers with actions alone, `{"action", "seed"}`: the one frame that it decodes is no clip.
+    """
     if generation.output.container == "jpeg":
         return clip_answer(request, generation, outcome, {"seed": outcome.seed}, name="b64_image")
     fields = {"action": action_answer(generation, outcome), "seed": outcome.seed}
+    if fields["action"] is not None and outcome.frames == 1:
+        return fields_answer(outcome, fields)
     return clip_answer(request, generation, outcome, fields, name="b64_video")
 
 
@@ -381,12 +391,15 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def names_of_domain(params: object, at: str = "action_params") -> dict[str, str]:
-    """What a client calls a domain, by name or by number, in the object that is called `at`."""
+def names_of_action(params: object, at: str = "action_params") -> dict[str, str]:
+    """What a client calls what belongs to actions, in the object that is called `at`; domains by name or by number."""
+    names = {"action.values": f"{at}.action", "action.state": f"{at}.observation"}
+    if isinstance(params, Mapping):
+        names["size"] = f"{at}.image_size"
     if isinstance(params, Mapping) and params.get("domain_name") is None:
-        return {"action.domain": f"{at}.domain_id"}
+        return names | {"action.domain": f"{at}.domain_id"}
     by_name = {f"action.domain={domain.id}": domain.name for domain in DOMAINS.values()}
-    return {"action.domain": f"{at}.domain_name", **by_name}
+    return names | {"action.domain": f"{at}.domain_name", **by_name}
 
 
 _MARKS = frozenset(
@@ -417,7 +430,7 @@ COSMOS3 = Dialect(
     recognises=recognises,
     answer=answer,
     body=Cosmos3Body,
-    more_names=lambda body: names_of_domain(body.get("action_params")),
+    more_names=lambda body: names_of_action(body.get("action_params")),
     wire_names={
         "mode": "model_mode",
         "mode=text2world": "text2video",
@@ -435,7 +448,6 @@ COSMOS3 = Dialect(
         "chunk_frames": "transfer.num_video_frames_per_chunk",
         "first_conditioning_frames": "transfer.num_first_chunk_conditional_frames",
         "controls": "transfer",
-        "action.values": "action_params.action",
         **{f"controls.{kind}.weight": f"transfer.{name}.control_weight" for name, kind in CONTROLS.items()},
         **{f"controls.{kind}.source": f"transfer.{name}.video" for name, kind in CONTROLS.items()},
     },

@@ -21,11 +21,11 @@ from cosmorama import usual
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, action_answer, file_answer
 from cosmorama.api.dialects.cosmos3 import (
     ACTION_MODES,
-    ACTION_SIZES,
     ActionParams,
     action_of,
     action_problems,
-    names_of_domain,
+    names_of_action,
+    size_of_action,
 )
 from cosmorama.api.dialects.wire import DialectBody, WireModel, validate, wire_error
 from cosmorama.errors import InvalidRequestError, Problem
@@ -392,13 +392,12 @@ def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: Vi
         problems.append(Problem("num_frames", wire.frames, f"action_chunk_size + 1 = {steps + 1}, or no value"))
     if problems:
         raise InvalidRequestError(*problems)
-    size = Size(request.width or 0, request.height or 0)
     if wire.size is None and wire.width is None:
-        size = ACTION_SIZES[params.image_size]
+        size = size_of_action(params)
+        sides = (size.width, size.height) if size else (None, None)
+        request = replace(request, width=sides[0], height=sides[1])
     return replace(
         request,
-        width=size.width,
-        height=size.height,
         frames=None,
         task=ACTION_MODES[mode],
         action=action_of(params),
@@ -502,7 +501,7 @@ def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
         if not isinstance(inner, Mapping):
             continue
         if "action_mode" in inner:
-            names |= names_of_domain(inner, carrier)
+            names |= names_of_action(inner, carrier)
         own = {VideoBody.aliases.get(name, name): name for name in inner}
         inside = {field: name for field, name in own.items() if body.get(field) is None and body.get(name) is None}
         names |= {field: f"{carrier}.{name}" for field, name in inside.items()}

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cosmorama.request import CONTROL_KINDS, Capabilities, Defaults, FrameRule, Mode, Range, Size
+from cosmorama.request import CONTROL_KINDS, ActionDomain, Capabilities, Defaults, FrameRule, Mode, Range, Size
+from cosmorama.resolve import ROBOT_STATE
+from cosmorama.usual import POLICY
 from cosmorama.world.cosmos.levels import check_distilled, check_unipc
 from cosmorama.world.cosmos3.action import ACTION_MODES, known_domains
 from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
@@ -52,9 +54,42 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
             release_text=options.offload == "release",
             distilled=distilled,
         ),
-        with_tiles(capabilities_of(folder.name, transformer.config, distilled), options),
+        with_tiles(_capabilities_in(folder, transformer.config, distilled), options),
         TextHalf(transformer, folder / "transformer", options),
         Cosmos3TransferSampling,
+    )
+
+
+def _capabilities_in(folder: Path, config: Any, distilled: tuple[float, ...] | None) -> Capabilities:
+    """Nothing in a policy's files tells it from the model that it was trained from, only the name of its repository."""
+    made = capabilities_of(folder.name, config, distilled)
+    # The hub's cache calls it models--nvidia--Cosmos3-Nano-Policy-DROID/snapshots/REVISION.
+    is_policy = any("policy-droid" in part.lower() for part in folder.absolute().parts[-3:])
+    return policy_of(made) if is_policy and made.action_domains else made
+
+
+def policy_of(whole: Capabilities) -> Capabilities:
+    """What the policy for DROID's robots takes: a picture of 640 x 540 and the robot's state, for joints to reach.
+
+    Sizes, rate and sampling are those of the Cosmos3 NIM's `nano-droid` and of Cosmos-Framework's policy server.
+    """
+    size = Size(POLICY.width or 0, POLICY.height or 0)
+    fps = POLICY.fps or 15
+    own = replace(whole.defaults, width=size.width, height=size.height, frames=33, fps=fps, steps=4, guidance_scale=3.0)
+    return replace(
+        whole,
+        modes=("policy",),
+        sizes=(size,),
+        size_multiple=None,
+        fps=Range(fps, fps),
+        negative_prompts=False,
+        conditioning_frames=(1,),
+        conditioning_indexes=False,
+        controls=(),
+        control_guidance=None,
+        action_domains=(ActionDomain(8, "droid_lerobot", ROBOT_STATE),),
+        action_only=True,
+        defaults=own,
     )
 
 

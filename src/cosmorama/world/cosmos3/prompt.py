@@ -67,15 +67,22 @@ def described_negative(prompt: str, clip: ClipFacts) -> str:
     return _append(text, f"This {clip.kind} is not of {clip.height}x{clip.width} resolution.")
 
 
-def described_action(prompt: str, clip: ClipFacts, view: View) -> str:
-    """The caption, as JSON, of a clip with actions, seen from somewhere."""
+_DROID_VIEWS = (
+    "The top row is from the wrist-mounted camera. The bottom row contains two horizontally concatenated third-person "
+    "perspective views of the scene from opposite sides, with the robot visible."
+)
+"""What Cosmos-Framework's policy server says besides of the picture; the policy was trained with these words."""
+
+
+def described_action(prompt: str, clip: ClipFacts, view: View, *, droid: bool = False) -> str:
+    """The caption, as JSON, of a clip with actions, seen from somewhere; or from DROID's three cameras."""
     description = prompt.strip()
     if description and not description.endswith((".", "!", "?")):
         description += "."
     minutes, seconds = divmod(round(clip.frames / clip.fps), 60)
     return json.dumps(
         {
-            "cinematography": {"framing": f"This video {_VIEWS[view]}."},
+            "cinematography": {"framing": f"This video {_VIEWS[view]}." + (f" {_DROID_VIEWS}" if droid else "")},
             "actions": [{"time": f"0:00-{minutes}:{seconds:02d}", "description": description}],
             **_facts(clip),
         }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities, ResolvedRequest
+from cosmorama.resolve import robot_state
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.levels import Levels, distilled_levels, unipc_levels
 from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_actions
@@ -119,7 +120,8 @@ class Branch:
 class Cosmos3Sampling(Sampling):
     """One request.
 
-    Latents are `[1, C, T, h, w]`; with actions one row `[1, n]`, the numbers of the clip, then those of the actions.
+    Latents are `[1, C, T, h, w]`; with actions one row `[1, n]`, the numbers of the clip, then those of the actions. A
+    robot's state is a clean action before the others, at the time of the first frame.
     """
 
     def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
@@ -129,11 +131,13 @@ class Cosmos3Sampling(Sampling):
         self._autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
         self._shape = self._autoencoder.latents_shape(frames, request.height, request.width)
         self._clip = ClipFacts(request.width, request.height, frames, request.fps)
-        self._domain = self._action = None
+        self._domain = self._action = self._state = None
         if request.mode in ACTION_MODES:
             wanted = request.action.domain if request.action else None
             self._domain = next((d for d in world.capabilities.action_domains if d.id == wanted), None)
             self._action = check_action(request, self._domain)
+            if world.capabilities.action_only:
+                self._state = _as_trained(torch.tensor(robot_state(self._action)))
         self._given = self._encode_given(inputs.frames)
         self._kept = self._kept_frames()
         self._levels = self._place_levels()
@@ -154,10 +158,10 @@ class Cosmos3Sampling(Sampling):
         if action is None or self._domain is None:
             return clip
         width = self._world.transformer.config.action_dim
-        actions = torch.randn(action.steps, width, generator=generator)
+        actions = torch.randn(self._rows, width, generator=generator)
         if request.mode == "forward_dynamics":
             actions = given_actions(action, width)
-        actions[:, self._domain.width :] = 0
+        actions = self._keep_state(actions, self._domain.width)
         return torch.cat([clip.reshape(1, -1), actions.to(device).reshape(1, -1)], dim=1)
 
     @torch.inference_mode()
@@ -171,8 +175,7 @@ class Cosmos3Sampling(Sampling):
         if actions is None or drift is None or self._domain is None:
             return clip
         if self._request.mode != "forward_dynamics":
-            actions = actions - sigma * drift.float()
-            actions[:, self._domain.width :] = 0
+            actions = self._keep_state(actions - sigma * drift.float(), self._domain.width)
         return torch.cat([clip.reshape(1, -1), actions.reshape(1, -1)], dim=1)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
@@ -186,7 +189,8 @@ class Cosmos3Sampling(Sampling):
         _, actions = self._unpack(latents)
         if actions is None or self._domain is None or self._request.mode == "forward_dynamics":
             return None
-        return actions[:, : self._domain.width]
+        actions = actions[:, : self._domain.width]
+        return actions if self._state is None else _as_trained(actions[1:])
 
     def _frames_at_once(self) -> int:
         """The request's frames, and as many more as the model needs."""
@@ -195,7 +199,8 @@ class Cosmos3Sampling(Sampling):
     def _texts(self, prompt: str, negative: str) -> tuple[str, str]:
         """The prompts with what they say about the clip."""
         if self._action is not None:
-            return described_action(prompt, self._clip, self._action.view), negative
+            droid = self._state is not None
+            return described_action(prompt, self._clip, self._action.view, droid=droid), negative
         return described(prompt, self._clip), described_negative(negative, self._clip)
 
     def _encode_given(self, frames: Tensor | None) -> Tensor | None:
@@ -253,17 +258,19 @@ class Cosmos3Sampling(Sampling):
         if self._action is not None:
             # An action lies between two frames: the first one with the second frame.
             of_actions, _ = get_3d_mrope_ids_vae_tokens(
-                self._action.steps,
+                self._rows,
                 1,
                 1,
                 temporal_compression_factor=1,
                 base_temporal_compression_factor=FRAMES_PER_LATENT,
-                start_frame_offset=1,
+                start_frame_offset=1 if self._state is None else 0,
                 **common,
             )
             positions = torch.cat([positions, of_actions], dim=1)
             free = self._request.mode != "forward_dynamics"
-            noisy = torch.cat([noisy, torch.full((self._action.steps, 1), free)])
+            acting = torch.full((self._rows, 1), free)
+            acting[: self._rows - self._action.steps] = False
+            noisy = torch.cat([noisy, acting])
         domain = None if self._domain is None else self._domain.id
         device = self._world.device
         rotary = rotary_embedding(self._world.transformer, positions.to(device))
@@ -286,7 +293,25 @@ class Cosmos3Sampling(Sampling):
         if self._action is None:
             return latents, None
         split = torch.Size(self._shape).numel()
-        return latents[:, :split].view(self._shape), latents[0, split:].view(self._action.steps, -1)
+        return latents[:, :split].view(self._shape), latents[0, split:].view(self._rows, -1)
+
+    @property
+    def _rows(self) -> int:
+        """Of numbers: the actions, and the state before them."""
+        return (self._action.steps if self._action else 0) + (self._state is not None)
+
+    def _keep_state(self, actions: Tensor, width: int) -> Tensor:
+        actions[:, width:] = 0
+        if self._state is not None:
+            actions[0, :width] = self._state
+        return actions
+
+
+def _as_trained(joints: Tensor) -> Tensor:
+    """Joints and gripper `[..., 8]`, whose last number is how far it is open: robots say how far it is closed."""
+    joints = joints.clone()
+    joints[..., -1] = 1 - joints[..., -1]
+    return joints
 
 
 class DistilledSampling(Cosmos3Sampling):
