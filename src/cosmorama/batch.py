@@ -13,13 +13,16 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cosmorama.client.client import AsyncClient
 from cosmorama.client.protocol import media_text, suffix_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.media.source import media_source
-from cosmorama.request import GenerationRequest, MediaSource
+from cosmorama.request import MAX_SEED, GenerationRequest, MediaSource
+
+if TYPE_CHECKING:
+    from cosmorama.judge import Look
 
 MANIFEST = "manifest.jsonl"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -172,6 +175,81 @@ async def run(
     return report
 
 
+async def best_of(
+    rows: Sequence[Row],
+    folder: Path,
+    make: Make,
+    look: Look,
+    count: int,
+    *,
+    parallel: int = 1,
+    on_row: OnRow | None = None,
+) -> Report:
+    """Make every row that is not finished yet `count` times, with seeds that follow one another; keep the best clip.
+
+    Tries wait in the folder `tries` until all of a row are there, so that an interrupted run goes on with the next one.
+    The manifest has, of a row, which try was kept and why, and what was found of each. Once is `run`.
+    """
+    if count == 1:
+        return await run(rows, folder, make, parallel=parallel, on_row=on_row)
+    from cosmorama.judge import ranked, why
+
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
+    manifest, tries = Manifest(folder / MANIFEST), folder / "tries"
+    report, told = Report(), on_row or (lambda row, how: None)
+    tried: dict[str, list[Row]] = {}
+    for row in rows:
+        if (file := manifest.file_of(row)) is not None and (folder / file).is_file():
+            report.skipped.append(row.name)
+            told(row, "skipped")
+        else:
+            tried[row.name] = [_try(row, number) for number in range(1, count + 1)]
+    if not tried:
+        return report
+    made = await run([each for some in tried.values() for each in some], tries, make, parallel=parallel)
+    noted = Manifest(tries / MANIFEST)
+    for row in rows:
+        if row.name not in tried:
+            continue
+        if failures := [made.failed[each.name] for each in tried[row.name] if each.name in made.failed]:
+            manifest.failed(row, failures[0])
+            report.failed[row.name] = failures[0]
+            told(row, "failed")
+            continue
+        files = {each.name: tries / str(noted.file_of(each)) for each in tried[row.name]}
+        prompt = row.body.get("prompt") if row.request is None else row.request.prompt
+        # One after the other: an endpoint is asked about one clip at a time.
+        found = [await asyncio.to_thread(look, file, name, prompt) for name, file in files.items()]
+        best, *others = ranked(found)
+        kept = next(each for each in tried[row.name] if each.name == best.name)
+        clip = files[best.name].replace(folder / (row.name + files[best.name].suffix))
+        manifest.made(
+            row,
+            replace(noted.made_of(kept), file=clip.name),
+            kept=best.name,
+            why=why(best, others),
+            tries=[each.told() for each in (best, *others)],
+        )
+        for name in files.keys() - {best.name}:
+            files[name].unlink()
+        report.made.append(row.name)
+        told(row, "made")
+    return report
+
+
+def _try(row: Row, number: int) -> Row:
+    """The row with the seed of one try."""
+    seed = row.body.get("seed") if row.request is None else row.request.seed
+    if not isinstance(seed, int):  # the same in every run
+        seed = int(row.fingerprint[:8], 16)
+    seed = (seed + number - 1) % (MAX_SEED + 1)
+    request = None if row.request is None else replace(row.request, seed=seed)
+    body = {**row.body, "seed": seed}
+    return replace(
+        row, name=f"{row.name}-{number}", body=body, fingerprint=f"{row.fingerprint}-{seed}", request=request
+    )
+
+
 class Manifest:
     """What became of the rows, a JSON object per line, the last one about a row counts.
 
@@ -208,8 +286,8 @@ class Manifest:
         attempt = self._failures.get((row.name, row.fingerprint), 0)
         return sha256(f"{self._batch} {row.name} {row.fingerprint} {attempt}".encode()).hexdigest()
 
-    def made(self, row: Row, made: Made) -> None:
-        """Note that a row is finished."""
+    def made(self, row: Row, made: Made, **more: Any) -> None:
+        """Note that a row is finished, and more of it."""
         self._add(
             {
                 "name": row.name,
@@ -219,8 +297,14 @@ class Manifest:
                 "prompt": made.prompt,
                 "timings": {stage: round(seconds, 3) for stage, seconds in made.timings.items()},
                 "job": made.job,
+                **more,
             }
         )
+
+    def made_of(self, row: Row) -> Made:
+        """What is noted of a row that is finished as it is now."""
+        last = self._last[row.name]
+        return Made(last["seed"], last["prompt"], last["timings"], last["job"], last.get("file", row.file))
 
     def failed(self, row: Row, error: str) -> None:
         """Note that a row has failed; it is tried again by the next run."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from cosmorama.cli.judge import BestOfOption, JudgeKeyOption, ModelOption, UrlOption, looks
 from cosmorama.cli.options import KeyOption, MaybeServerOption, errors_for_people
 
 
@@ -26,6 +27,10 @@ def batch(
         str | None, typer.Option(help="Name; or, without a server, a checkpoint folder too.", show_default="the usual")
     ] = None,
     parallel: Annotated[int, typer.Option(help="Jobs on the server at a time.", min=1, max=256)] = 4,
+    best_of: BestOfOption = 1,
+    judge_url: UrlOption = None,
+    judge_model: ModelOption = None,
+    judge_api_key: JudgeKeyOption = None,
 ) -> None:
     """Make many clips. Started again, it goes on where it stopped: finished rows are skipped."""
     from rich.progress import Progress
@@ -34,6 +39,7 @@ def batch(
     from cosmorama.client import AsyncClient
 
     with errors_for_people():
+        look = looks(best_of, judge_url, judge_model, judge_api_key)
         rows = batches.read_rows(requests, model)
     console = Console(stderr=True)
     bar = Progress(console=console)
@@ -46,10 +52,11 @@ def batch(
 
     async def all_of_them() -> batches.Report:
         if server is None:
-            return await batches.run(rows, output, batches.in_process(model or "microcosm"), on_row=told)
+            make = batches.in_process(model or "microcosm")
+            return await batches.best_of(rows, output, make, look, best_of, on_row=told)
         async with AsyncClient(server, api_key=api_key) as client:
             make = batches.on_server(client, model)
-            return await batches.run(rows, output, make, parallel=parallel, on_row=told)
+            return await batches.best_of(rows, output, make, look, best_of, parallel=parallel, on_row=told)
 
     with errors_for_people(), bar:
         report = asyncio.run(all_of_them())

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cosmorama.cli.judge import BestOfOption, JudgeKeyOption, ModelOption, UrlOption, looks
 from cosmorama.cli.options import KeyOption, MaybeServerOption, errors_for_people, needs_serve
 from cosmorama.cli.request import takes_a_request
 from cosmorama.request import GenerationRequest
@@ -31,6 +32,10 @@ def grid(
     server: MaybeServerOption = None,
     api_key: KeyOption = None,
     parallel: Annotated[int, typer.Option(help="Jobs on the server at a time.", min=1, max=256)] = 4,
+    best_of: BestOfOption = 1,
+    judge_url: UrlOption = None,
+    judge_model: ModelOption = None,
+    judge_api_key: JudgeKeyOption = None,
 ) -> None:
     """Make one clip for every combination of two or three knobs' values, and a sheet that plays them side by side.
 
@@ -41,6 +46,7 @@ def grid(
     from cosmorama.grid.plan import cells, parse_axis
 
     with errors_for_people():
+        look = looks(best_of, judge_url, judge_model, judge_api_key)
         # Down before across, so that the names sort as the sheet reads.
         given = (("z", z), ("y", y), ("x", x))
         axes = [parse_axis(name, text) for name, text in given if text is not None]  # type: ignore[arg-type]
@@ -67,6 +73,8 @@ def grid(
                 api_key=api_key,
                 parallel=parallel,
                 on_cell=told,
+                best_of=best_of,
+                look=look,
             )
         )
     typer.echo(f"{report.made} made, {report.skipped} were there, {len(report.failed)} failed in {output}")

@@ -13,6 +13,7 @@ from cosmorama import batch
 from cosmorama.client.client import AsyncClient
 from cosmorama.grid.plan import Axis, Cell, labels
 from cosmorama.grid.sheet import Sheet, write_sheet
+from cosmorama.judge import Look, look_at
 from cosmorama.request import GenerationRequest
 
 
@@ -36,10 +37,13 @@ async def make_grid(
     api_key: str | None = None,
     parallel: int = 1,
     on_cell: Callable[[str, str], None] | None = None,
+    best_of: int = 1,
+    look: Look = look_at,
 ) -> Report:
     """Make the cells that are not there yet, then one sheet per value of the third axis, as MP4 and as PNG.
 
-    On a server the jobs carry the labels by which the studio shows them as a grid, under the name `grid-...`.
+    On a server the jobs carry the labels by which the studio shows them as a grid, under the name `grid-...`; not so
+    where each cell is the best of several.
 
     Raises:
         CosmoramaError: the server or the model cannot be had; what is wrong with single cells is in the report.
@@ -55,7 +59,8 @@ async def make_grid(
             on_cell(row.name, how)
 
     if server is None:
-        report = await batch.run(rows, folder, batch.in_process(model or "microcosm"), on_row=told)
+        make = batch.in_process(model or "microcosm")
+        report = await batch.best_of(rows, folder, make, look, best_of, on_row=told)
     else:
         name = "grid-" + sha256("".join(row.fingerprint for row in rows).encode()).hexdigest()[:12]
         # The studio counts the axes from x on; here the order is that of the names of files.
@@ -63,18 +68,17 @@ async def make_grid(
         ordered = [axes[at] for at in order]
         async with AsyncClient(server, api_key=api_key) as client:
 
-            async def make(row: batch.Row, output: Path, key: str) -> batch.Made:
-                place = by_name[row.name].place
-                metadata = labels(name, ordered, [place[at] for at in order])
-                job = await client.submit(
-                    by_name[row.name].request, model=model, idempotency_key=key, metadata=metadata
-                )
+            async def on_server(row: batch.Row, output: Path, key: str) -> batch.Made:
+                cell = by_name.get(row.name)  # several tries are none
+                metadata = {} if cell is None else labels(name, ordered, [cell.place[at] for at in order])
+                assert row.request is not None
+                job = await client.submit(row.request, model=model, idempotency_key=key, metadata=metadata)
                 status = await job.wait()
                 await job.download(output)
                 assert status.result is not None
                 return batch.Made(status.result.seed, status.result.upsampled_prompt, status.result.timings_s, job.id)
 
-            report = await batch.run(rows, folder, make, parallel=parallel, on_row=told)
+            report = await batch.best_of(rows, folder, on_server, look, best_of, parallel=parallel, on_row=told)
     sheets = write_sheets(planned, axes, folder)
     return Report(len(report.made), len(report.skipped), report.failed, tuple(sheets))
 
