@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import av
@@ -11,7 +12,10 @@ import torch
 from PIL import Image
 
 import cosmorama
+from cosmorama.media.source import image_source, request_of
 from cosmorama.progress import Progress
+from cosmorama.request import Action, Adapter, Control, Knobs
+from cosmorama.resolve import resolve
 
 SMALL = {"steps": 2, "frames": 9, "width": 960, "height": 704}
 
@@ -97,3 +101,55 @@ def test_a_fitted_clip_is_as_it_was_asked_for(model, tmp_path: Path) -> None:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (320, 320, 6)
         assert sum(1 for _ in container.decode(stream)) == 5
+
+
+ODD = ["x", -1, 1.5, math.nan, math.inf, 10**30, [1], ["x"], {"a": 1}, object(), b"\xff", ((1,),), np.zeros(3), [None]]
+
+
+@pytest.mark.parametrize("knob", ["prompt", "image", "video", *Knobs.__annotations__])
+def test_a_value_of_any_type_is_taken_or_refused_by_the_name_of_its_field(model, knob: str) -> None:
+    words = {"width": "size", "height": "size", "image": "mode", "video": "mode"}
+    for value in ODD:
+        said = ""
+        try:
+            request = request_of(**{"prompt": "a ball", **SMALL, "image": None, "video": None, knob: value})
+            model.preparer(resolve(request, model.capabilities), model.capabilities)
+        except (cosmorama.InvalidRequestError, cosmorama.MediaError) as error:
+            said = str(error)
+        assert not said or knob in said or words.get(knob, knob) in said, (value, said)
+
+
+def test_a_knob_that_does_not_exist_is_named(model) -> None:
+    with pytest.raises(TypeError, match="there is no knob 'stepz'; did you mean 'steps'"):
+        model.generate("a ball", stepz=2)
+
+
+def test_numbers_of_numpy_mappings_and_names_are_taken(tmp_path: Path) -> None:
+    control = tmp_path / "edge.mp4"
+    control.write_bytes(b"a clip")
+    request = request_of(
+        "a ball",
+        image=None,
+        video=None,
+        steps=np.int64(2),
+        fps=np.float32(16),
+        guidance_interval=[0, 0.5],
+        controls=[{"kind": "edge", "source": str(control)}, Control("depth", source=control)],
+        adapters=["style", {"name": "other", "scale": 0.5}, Adapter("third")],
+        action={"domain": 1, "values": np.ones((4, 2))},
+    )
+    assert (request.steps, type(request.steps), request.fps, request.guidance_interval) == (2, int, 16, (0, 0.5))
+    assert request.controls == (Control("edge", source=control), Control("depth", source=control))
+    assert request.adapters == (Adapter("style"), Adapter("other", 0.5), Adapter("third"))
+    assert request.action == Action(1, ((1, 1),) * 4)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F", "LA", "I;16", "1"])
+def test_a_picture_of_any_mode_is_taken(mode: str) -> None:
+    assert isinstance(image_source(Image.new(mode, (8, 8))), bytes)
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8)])
+def test_an_array_that_is_no_picture_is_named(model, array: np.ndarray) -> None:
+    with pytest.raises(cosmorama.InvalidRequestError, match=r"image: .*expected an array of uint8, \[H, W, 3\]"):
+        model.generate(image=array)

@@ -16,7 +16,7 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.fetch import FetchPolicy
 from cosmorama.media.read import resampled
-from cosmorama.media.source import Picture, image_source, media_source, output_for
+from cosmorama.media.source import Picture, output_for, request_of
 from cosmorama.media.write import VideoWriter, mime_type
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource, Output, ResolvedRequest
@@ -54,12 +54,7 @@ class Model:
             InvalidRequestError: a value outside what the model takes.
             MediaError: the image or video cannot be read.
         """
-        request = GenerationRequest(
-            prompt=prompt,
-            image=None if image is None else image_source(image),
-            video=None if video is None else media_source(video),
-            **knobs,
-        )
+        request = request_of(prompt, image=image, video=video, **knobs)
         report = on_progress or (lambda progress: None)
         prepared = self.preparer(resolve(request, self.capabilities), self.capabilities)
         rollout = Rollout(self.world, prepared)

@@ -93,10 +93,11 @@ def problems_of(request: GenerationRequest) -> Iterator[Problem]:
         yield Problem("video", "both image and video", "either an image or a video, not both")
     if request.seed is not None and not (_is_int(request.seed) and 0 <= request.seed <= MAX_SEED):
         yield Problem("seed", request.seed, f"an integer from 0 to {MAX_SEED}, or null to draw one")
-    for name in ("steps", "frames", "width", "height"):
+    counts = dict.fromkeys(("steps", "frames", "width", "height", "chunk_frames"), 1)
+    for name, least in (counts | {"first_conditioning_frames": 0}).items():
         value = getattr(request, name)
-        if value is not None and not (_is_int(value) and value >= 1):
-            yield Problem(name, value, "an integer of at least 1")
+        if value is not None and not (_is_int(value) and value >= least):
+            yield Problem(name, value, f"an integer of at least {least}")
     if request.seconds is not None and not (_is_number(request.seconds) and 0 < request.seconds <= 3600):
         yield Problem("seconds", request.seconds, "a number above 0 and at most 3600")
     for name in ("guidance_scale", "fps", "flow_shift"):
@@ -114,12 +115,12 @@ def problems_of(request: GenerationRequest) -> Iterator[Problem]:
         request.conditioning_indexes and all(_is_int(index) and index >= 0 for index in request.conditioning_indexes)
     ):
         yield Problem("conditioning_indexes", list(request.conditioning_indexes), "numbers of latent frames, from 0 on")
-    counts: tuple[tuple[str, Sequence[object], int], ...] = (
+    lists: tuple[tuple[str, Sequence[object], int], ...] = (
         ("controls", request.controls, MAX_CONTROLS),
         ("adapters", request.adapters, MAX_ADAPTERS),
         ("conditioning_indexes", request.conditioning_indexes or (), MAX_INDEXES),
     )
-    for name, listed, most in counts:
+    for name, listed, most in lists:
         if len(listed) > most:
             yield Problem(name, f"{len(listed)} entries", f"at most {most} entries")
     if request.action is not None and sum(map(len, request.action.values or ())) > MAX_ACTION_NUMBERS:
@@ -179,8 +180,12 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
     if request.reuse is None and usual.reuse is not None and capabilities.reuse is not None:
         values["reuse"] = usual.reuse
     values |= _size(request, usual, capabilities)
-    values |= _conditions(request, capabilities)
     warnings: list[str] = []
+    if request.conditioning_indexes and request.mode == "text2world":
+        warnings.append("conditioning indexes were not used: neither a picture nor a clip is given")
+        values["conditioning_indexes"] = None
+    else:
+        values |= _conditions(request, capabilities)
     if request.action is not None:
         values["action"], warnings = _action(request.action, values["fps"], capabilities)
     for name in ("control_guidance", "chunk_frames", "first_conditioning_frames"):

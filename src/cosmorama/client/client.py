@@ -33,7 +33,7 @@ from cosmorama.client.protocol import (
     event_status,
     page_of,
     part_of,
-    request_of,
+    request_with_output,
     status_of,
     submit_arguments,
 )
@@ -114,7 +114,8 @@ class AsyncClient:
         Raises:
             CosmoramaError: the error that the server answered with, or `ServerUnreachableError`.
         """
-        job = await self.submit(request_of(prompt, image=image, video=video, output=output, **knobs), model=model)
+        request = request_with_output(prompt, image=image, video=video, output=output, **knobs)
+        job = await self.submit(request, model=model)
         try:
             await job.wait(on_status=on_status, progress_bar=progress_bar)
             return await job.clip()

@@ -13,7 +13,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -30,7 +30,7 @@ from cosmorama.errors import (
     error_of,
 )
 from cosmorama.jobs.model import JobOptions, JobPage, JobStatus
-from cosmorama.media.source import Picture, image_source, media_source, output_for
+from cosmorama.media.source import Picture, output_for, request_of
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def unreachable(server: httpx.URL, failure: Exception | None) -> ServerUnreachab
     return ServerUnreachableError(f"{server} cannot be reached: {failure or 'no answer'}")
 
 
-def request_of(
+def request_with_output(
     prompt: str | None,
     *,
     image: Picture | None,
@@ -254,15 +254,9 @@ def request_of(
     """The request that the arguments of `generate` describe.
 
     Raises:
-        InvalidRequestError: `output` has a suffix that stands for no format.
+        InvalidRequestError: `output` has a suffix that stands for no format, or as `request_of`.
     """
-    return GenerationRequest(
-        prompt=prompt,
-        image=None if image is None else image_source(image),
-        video=None if video is None else media_source(video),
-        output=output_for(Path(output)),
-        **knobs,
-    )
+    return replace(request_of(prompt, image=image, video=video, **knobs), output=output_for(Path(output)))
 
 
 def submit_arguments(request: GenerationRequest, model: str | None, options: JobOptions) -> dict[str, Any]:

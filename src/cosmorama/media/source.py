@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import io
+import os
 import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import Container, MediaSource, Output
+from cosmorama.request import Container, GenerationRequest, Knobs, MediaSource, Output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +54,68 @@ def output_for(path: Path, quality: int = 7) -> Output:
     return Output(container, quality=quality)
 
 
-def media_source(value: MediaSource) -> MediaSource:
-    """A path given as text becomes a `Path`; URLs, data URLs, base64 text and bytes stay what they are."""
+def request_of(
+    prompt: str | None, *, image: Picture | None, video: MediaSource | None, **knobs: Any
+) -> GenerationRequest:
+    """The request that the arguments of a Python call describe.
+
+    Numbers may be numpy's, controls and an action mappings of their fields, and an adapter its name alone.
+
+    Raises:
+        InvalidRequestError: a value is of another type; every such field is named.
+        TypeError: there is no such knob.
+    """
+    if unknown := sorted(knobs.keys() - Knobs.__annotations__):
+        close = difflib.get_close_matches(unknown[0], Knobs.__annotations__, 1)
+        raise TypeError(f"there is no knob {unknown[0]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    given = {name: _plain(value) for name, value in knobs.items() if value is not None}
+    if isinstance(adapters := given.get("adapters"), list):
+        given["adapters"] = [{"name": each} if isinstance(each, str) else each for each in adapters]
+    given |= {"prompt": prompt, "image": None if image is None else image_source(image)}
+    given["video"] = None if video is None else media_source(video)
+    try:
+        request = _REQUEST.validate_python(given)
+    except ValidationError as error:
+        raise InvalidRequestError(*map(_problem, error.errors(include_url=False))) from None
+    controls = (
+        control if control.source is None else replace(control, source=media_source(control.source))
+        for control in request.controls
+    )
+    return replace(request, controls=tuple(controls))
+
+
+_REQUEST: TypeAdapter[GenerationRequest] = TypeAdapter(GenerationRequest)
+
+
+def _plain(value: Any) -> Any:
+    """In Python's own types, for the validator: of numpy's numbers and arrays, and of dataclasses that were given."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    numpy = sys.modules.get("numpy")
+    return value.tolist() if numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray)) else value
+
+
+def _problem(found: ErrorDetails) -> Problem:
+    field = ".".join(map(str, found["loc"]))
+    return Problem(field, found["input"], found["msg"].removeprefix("Input should be "))
+
+
+def media_source(value: object, field: str = "video") -> MediaSource:
+    """A path given as text becomes a `Path`; URLs, data URLs, base64 text and bytes stay what they are.
+
+    Raises:
+        InvalidRequestError: it is something else; `field` says what it was given for.
+    """
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    if not isinstance(value, (str, bytes)):
+        raise InvalidRequestError(Problem(field, type(value).__name__, "a path, a URL, base64 text or bytes"))
     if isinstance(value, str) and "://" not in value and not value.startswith("data:"):
         path = Path(value).expanduser()
         # Base64 of any real image is longer than a path may be.
@@ -57,16 +124,27 @@ def media_source(value: MediaSource) -> MediaSource:
     return value
 
 
-def image_source(value: Picture) -> MediaSource:
-    """The same for images, with PIL images and arrays encoded losslessly."""
+def image_source(value: object, field: str = "image") -> MediaSource:
+    """The same for images, with PIL images and arrays encoded losslessly.
+
+    Raises:
+        InvalidRequestError: as `media_source`, or an array of another type or shape.
+    """
     # Neither module is imported for this: who has such an object has imported it.
     numpy, pil = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
     if numpy is not None and isinstance(value, numpy.ndarray):
         from PIL import Image
 
+        if value.dtype != numpy.uint8 or value.ndim != 3 or value.shape[2] not in (3, 4) or 0 in value.shape:
+            shown = f"{value.dtype} {list(value.shape)}"
+            raise InvalidRequestError(Problem(field, shown, "an array of uint8, [H, W, 3] or with alpha [H, W, 4]"))
         value, pil = Image.fromarray(value), sys.modules["PIL.Image"]
     if pil is not None and isinstance(value, pil.Image):
         buffer = io.BytesIO()
-        value.save(buffer, "png")
+        # PNG has no CMYK, YCbCr, Lab, HSV or floating point.
+        (value if value.mode in _PNG_MODES else value.convert("RGB")).save(buffer, "png")
         return buffer.getvalue()
-    return media_source(cast("MediaSource", value))
+    return media_source(value, field)
+
+
+_PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
