@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from typing import Any
 
 
 class CosmoramaError(Exception):
@@ -254,10 +256,22 @@ def error_of(status: int, kind: str, message: str) -> CosmoramaError:
 
 
 def _brief(value: object) -> str:
+    if isinstance(value, str) and len(value) > 80:  # all of it may be a hundred megabytes
+        return f"{repr(value[:60])[:60]}... ({len(value)} characters)"
     try:
+        value = _cut(value)
         text = json.dumps(value) if value is None or isinstance(value, (bool, list, tuple, dict)) else repr(value)
     except TypeError:  # holds what JSON has no words for
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or a list nested as deep
         return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def _cut(value: Any) -> Any:
+    """As much of a value as is ever shown."""
+    if isinstance(value, str):
+        return value[:80]
+    if isinstance(value, dict):
+        return {_cut(name): _cut(item) for name, item in islice(value.items(), 40)}
+    return [_cut(item) for item in value[:40]] if isinstance(value, (list, tuple)) else value

@@ -295,7 +295,7 @@ class Settings(BaseSettings):
         if isinstance(keys, (list, tuple)):
             for key in keys:
                 text = key.get_secret_value() if isinstance(key, SecretStr) else str(key)
-                if not text.rpartition(":" if text.count(":") == 1 else "\0")[2].strip():
+                if not any(map(str.isalnum, text.partition(":")[2] if ":" in text else text)):
                     raise ValueError("api_keys: an empty key would let everybody in; expected KEY or NAME:KEY, ...")
             return tuple(key.strip() if isinstance(key, str) else key for key in keys)
         return value

@@ -120,7 +120,7 @@ def test_a_wrong_type_is_told_what_is_accepted(field: str, value: Any, expected:
     [
         (
             {"model_mode": "text2video", "prompt": "x" * 20_001},
-            "(20003 characters) is not accepted; expected at most 20000",
+            "(20001 characters) is not accepted; expected at most 20000",
         ),
         ({"prompt": "a", "resolution": 720}, "720 is not accepted; expected a valid string: Tier 256, 480, 512 or 720"),
         ({"resolution": "720"}, "prompt: Field required; a text"),

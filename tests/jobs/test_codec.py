@@ -20,10 +20,11 @@ from cosmorama.jobs.model import JobError
 from cosmorama.jobs.store import fingerprint
 from cosmorama.request import Action, Adapter, Container, Control, ControlKind, Output, ResolvedRequest
 
+JPEG = b"\xff\xd8\xff"
 media = st.one_of(
     st.none(),
-    st.binary(min_size=1, max_size=40),
-    st.binary(min_size=1, max_size=40).map(lambda data: base64.b64encode(data).decode()),
+    st.binary(max_size=40).map(JPEG.__add__),
+    st.binary(max_size=40).map(lambda data: base64.b64encode(JPEG + data).decode()),
     st.just("https://example.com/a.png"),
 )
 numbers = st.floats(-1e6, 1e6)
@@ -79,9 +80,9 @@ def test_round_trip(request: ResolvedRequest) -> None:
 
 
 def test_media_is_not_in_the_document_and_is_checked() -> None:
-    inline = base64.b64encode(b"picture" * 100).decode()
+    inline = base64.b64encode(b"\xff\xd8\xffpicture" * 80).decode()
     bare, blobs = take_media(ResolvedRequest(image=inline), max_bytes=1000)
-    assert blobs == {"image": b"picture" * 100}
+    assert blobs == {"image": b"\xff\xd8\xffpicture" * 80}
     assert inline not in pack_request(bare)
     for bad in ("not base64!", Path("/etc/hostname")):
         with pytest.raises(MediaError):
@@ -89,15 +90,18 @@ def test_media_is_not_in_the_document_and_is_checked() -> None:
     with pytest.raises(MediaError) as large:
         take_media(ResolvedRequest(image=inline), max_bytes=10)
     assert large.value.status == 413
+    # Random bytes are told at once, not when their turn in the queue has come.
+    with pytest.raises(MediaError, match="video: is not a picture or clip"):
+        take_media(ResolvedRequest(video=base64.b64encode(bytes(range(200))).decode()), max_bytes=1000)
 
 
 def test_fingerprints_tell_requests_apart() -> None:
-    def of(dialect: str = "a", blob: bytes = b"x", **changes: object) -> str:
+    def of(dialect: str = "a", blob: bytes = b"\xff\xd8\xffx", **changes: object) -> str:
         bare, blobs = take_media(ResolvedRequest(image=blob, **changes), 100)  # type: ignore[arg-type]
         return fingerprint(dialect, bare, blobs)
 
     assert of() == of()
-    assert len({of(), of("b"), of(blob=b"y"), of(steps=9), of(seed=1)}) == 5
+    assert len({of(), of("b"), of(blob=b"\xff\xd8\xffy"), of(steps=9), of(seed=1)}) == 5
 
 
 def test_a_later_version_is_refused() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import StoreUnavailableError
+from cosmorama.jobs.database import Database
 from cosmorama.jobs.files import Artifacts
 
 OUTCOME = Outcome(Path("clip.mp4"), seed=1, prompt="p", width=8, height=8, frames=1, fps=24.0, timings={})
@@ -85,3 +87,22 @@ def test_what_belongs_to_a_job_is_found_and_removed(artifacts: Artifacts, tmp_pa
     artifacts.remove("job")
     assert set(artifacts.jobs()) == set()
     artifacts.remove("job")  # again, and nothing is wrong
+
+
+def test_state_that_is_kept_elsewhere_is_as_private(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    old = os.umask(0o022)
+    try:
+        Artifacts(folder / "artifacts").put("inputs/job/image", b"x")
+        database = Database(f"sqlite:///{folder / 'jobs.sqlite3'}")
+        database.create()
+        for beside in folder.glob("jobs.sqlite3*"):
+            assert beside.stat().st_mode & 0o077 == 0, beside
+        database.close()
+        assert (folder / "artifacts").stat().st_mode & 0o077 == 0
+        shared = tmp_path / "shared"  # made by the operator, who knows who looks into it
+        shared.mkdir()
+        Artifacts(shared)
+        assert shared.stat().st_mode & 0o077
+    finally:
+        os.umask(old)

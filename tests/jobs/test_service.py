@@ -96,7 +96,7 @@ def test_submit_wait_fetch_delete(tmp_path: Path) -> None:
 
 
 def test_inline_media_goes_to_the_artifact_store_and_back_to_the_worker(tmp_path: Path) -> None:
-    picture = b"\x89PNG" + bytes(range(256)) * 100
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100
 
     async def life() -> None:
         async with running(settings_in(tmp_path)) as (jobs, supervisor):
@@ -223,7 +223,7 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
 def test_idempotency(tmp_path: Path) -> None:
     async def life() -> None:
         async with running(settings_in(tmp_path)) as (jobs, supervisor):
-            open_seed = replace(REQUEST, seed=None, image=base64.b64encode(b"picture").decode())
+            open_seed = replace(REQUEST, seed=None, image=base64.b64encode(b"\xff\xd8\xffpicture").decode())
             one, two = await asyncio.gather(
                 *(jobs.submit(open_seed, dialect="predict1", idempotency_key="k") for _ in range(2))
             )
@@ -233,7 +233,10 @@ def test_idempotency(tmp_path: Path) -> None:
             again = await jobs.submit(open_seed, dialect="predict1", idempotency_key="k")
             assert (again.id, again.state) == (one.id, "succeeded")
             assert len(supervisor.started) == 1
-            for other in (replace(open_seed, steps=4), replace(open_seed, image=base64.b64encode(b"other").decode())):
+            for other in (
+                replace(open_seed, steps=4),
+                replace(open_seed, image=base64.b64encode(b"\xff\xd8\xffother").decode()),
+            ):
                 with pytest.raises(JobConflictError, match=one.id):
                     await jobs.submit(other, dialect="predict1", idempotency_key="k")
             elsewhere = await jobs.submit(REQUEST, dialect="predict1", idempotency_key="k", owner="other")
@@ -733,7 +736,7 @@ def test_every_end_is_told_once(tmp_path: Path) -> None:
 
 
 def test_what_was_sent_with_a_job_that_made_nothing_goes_with_it(tmp_path: Path) -> None:
-    picture = replace(REQUEST, image=base64.b64encode(b"picture").decode())
+    picture = replace(REQUEST, image=base64.b64encode(b"\xff\xd8\xffpicture").decode())
 
     async def life() -> None:
         async with running(settings_in(tmp_path, max_active=1)) as (jobs, supervisor):
@@ -810,9 +813,9 @@ def test_a_remote_artifact_store(tmp_path: Path) -> None:
 
     async def life() -> None:
         async with running(settings) as (jobs, supervisor):
-            request = replace(REQUEST, image=base64.b64encode(b"picture").decode())
+            request = replace(REQUEST, image=base64.b64encode(b"\xff\xd8\xffpicture").decode())
             job = await jobs.wait((await jobs.submit(request, dialect="p")).id)
-            assert supervisor.seen[0].image == b"picture"
+            assert supervisor.seen[0].image == b"\xff\xd8\xffpicture"
             opened = jobs.content(job)
             assert opened.path is None
             whole = await content(jobs, job.id)

@@ -22,7 +22,7 @@ from cosmorama.settings import Settings
 from tests.jobs.conftest import Blocking
 from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 
-PICTURE = replace(REQUEST, image=base64.b64encode(b"a picture").decode())
+PICTURE = replace(REQUEST, image=base64.b64encode(b"\xff\xd8\xffa picture").decode())
 STAGES = ("queued", "claimed", "begun", "preparing", "running", "storing", "finishing")
 ENDS = ("cancel", "deadline", "stop", "death")
 

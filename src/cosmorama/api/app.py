@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observers = Observers(metrics) if tracing is None else Observers(metrics, tracing)
         jobs = Jobs(settings, supervisor, observer=observers)
         metrics.queued = lambda: jobs.queued
-        app.state.services = Services(settings, supervisor, metrics, jobs)
+        app.state.services = services = Services(settings, supervisor, metrics, jobs)
         app.state.writers = writers = texts.Writers(settings)
         try:
             await jobs.start()
@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         finally:
             writers.close()
+            services.close()
             for chat in chats:
                 chat.close()
             await jobs.stop()

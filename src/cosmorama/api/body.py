@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
-import pydantic_core
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from cosmorama.api.dialects.wire import Wire, validate
+from cosmorama.api.dialects.wire import Wire, parse_object, validate
 from cosmorama.api.errors import BodyError
 
+T = TypeVar("T")
+# One large body at a time: each would keep the others, and the event loop, from running for a moment.
+_reader = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 OFF_LOOP_BYTES = 1 << 18
 """Bodies above this size are parsed and checked in a thread, so that the event loop can serve others meanwhile."""
-MAX_COMMAS = 100_000
-MAX_VALUES = 20_000
-"""Fields and list entries in one body. The largest of real requests are the actions of a robot, a few thousand."""
-MAX_FIELDS_OF_OBJECT = 200
-MAX_DEPTH = 16
 TEXT_ALLOWANCE_BYTES = 1 << 20
 """Room in a body for everything that is not the image or the video."""
 
@@ -44,53 +43,19 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     if media_type != "application/json":
         raise BodyError(f"the body's Content-Type must be application/json, not {media_type or 'empty'}", status=415)
     body = await read_bytes(request, limit)
-    if len(body) <= OFF_LOOP_BYTES:
-        return parse_object(body)
-    return await asyncio.to_thread(parse_object, body)
+    return await off_loop(partial(parse_object, body), len(body))
+
+
+async def off_loop(read: Callable[[], T], size: int) -> T:
+    """What a body is read as; a large one is read in a thread."""
+    if size <= OFF_LOOP_BYTES:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(_reader, read)
 
 
 async def read_json(request: Request, model: type[Wire], limit: int) -> Wire:
     """The body of `request` as a wire model; raises as `read_object` and `validate`."""
     return validate(await read_object(request, limit), model)
-
-
-def parse_object(body: bytes | bytearray) -> dict[str, Any]:
-    """A JSON object from its text.
-
-    Raises:
-        BodyError: it is not valid JSON, or not an object.
-    """
-    # Counted before it is believed: an entry costs a thousand times its own size until it is refused.
-    if body.count(b",") > MAX_COMMAS:
-        raise BodyError(f"the body has more than {MAX_COMMAS:,} commas; no request has so many values")
-    try:
-        value = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise BodyError(f"the body is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise BodyError("the body must be a JSON object")
-    _check_counts(value)
-    return value
-
-
-def _check_counts(body: dict[str, Any]) -> None:
-    """Refuse what is nested too deep, or has more fields or values than any request."""
-    values, level, depth = 0, list[Any]([("", body)]), 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise BodyError(f"{level[0][0]}: the body is nested deeper than {MAX_DEPTH} levels")
-        below: list[Any] = []
-        for where, node in level:
-            most, kind = (MAX_FIELDS_OF_OBJECT, "fields") if isinstance(node, dict) else (MAX_VALUES, "values")
-            if len(node) > most:
-                raise BodyError(f"{where or 'the body'} has {len(node):,} {kind}; at most {most:,} are accepted")
-            values += len(node)
-            if values > MAX_VALUES:
-                raise BodyError(f"the body has more than {MAX_VALUES:,} values in all")
-            named = node.items() if isinstance(node, dict) else enumerate(node)
-            below.extend((where or str(name)[:80], each) for name, each in named if isinstance(each, (dict, list)))
-        level = below
 
 
 async def read_bytes(request: Request, limit: int) -> bytearray:
@@ -154,18 +119,22 @@ async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str
     Raises:
         BodyError: status 413 for more than `limit` bytes, 422 for a damaged form, too many fields or another file.
     """
-    body = bytes(await read_bytes(request, limit))
+    body = await read_bytes(request, limit)
+    reading = partial(_parsed_form, request.headers, body, upload)
+    if len(body) <= OFF_LOOP_BYTES:
+        return await reading()
+    return await off_loop(lambda: asyncio.run(reading()), len(body))
 
+
+async def _parsed_form(headers: Headers, body: bytearray, upload: str) -> tuple[dict[str, str], bytes | None]:
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        yield bytes(body)
         yield b""  # what tells the parser that the form ends here
 
     try:
-        parser = _FormParser(
-            request.headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-        )
+        parser = _FormParser(headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         # Files above this size would go to the disk; the body is in memory already.
-        parser.spool_max_size = limit
+        parser.spool_max_size = len(body)
         form = await parser.parse()
         if not parser.ended:
             await form.close()

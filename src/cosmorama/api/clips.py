@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cosmorama.api.errors import envelope
+from cosmorama.api.services import Services, owner_of, while_wanted
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.jobs.model import Job
@@ -33,21 +34,28 @@ STILLS: dict[str, tuple[str, Callable[..., bytes]]] = {
 """Pictures that stand for a clip."""
 
 
-async def still_answer(jobs: Jobs, job: Job, variant: str) -> Response:
+async def still_answer(request: Request, services: Services, job: Job, variant: str) -> Response:
     """A picture that stands for a job's clip: one of `STILLS`.
 
     Raises:
         InvalidRequestError: there is no such variant.
         MediaError: the job's file holds no frames.
+        QueueFullError: too many pictures are made for this client.
     """
     if variant not in STILLS:
         raise InvalidRequestError(Problem("variant", variant, f"one of video, {', '.join(STILLS)}"))
     media_type, make = STILLS[variant]
-    clip = await jobs.checkout(job)
-    try:
-        picture = await asyncio.to_thread(make, clip)
-    finally:
-        discard(clip)
+
+    async def made() -> bytes:
+        async with services.pictures.turn(owner_of(request)) as call:
+            clip = await services.jobs.checkout(job)
+            try:
+                picture: bytes = await call(make, clip)
+            finally:
+                discard(clip)
+            return picture
+
+    picture = await while_wanted(request, made())
     # A job's clip never changes.
     return Response(picture, media_type=media_type, headers={"Cache-Control": "private, max-age=604800, immutable"})
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from cosmorama.errors import CosmoramaError
 
@@ -68,9 +69,19 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
         case HTTPStatus.NOT_FOUND:
             return envelope(404, "not_found_error", f"there is nothing at {path}", error.headers)
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            return envelope(405, "method_not_allowed_error", f"{path} takes {allowed}, not {method}", error.headers)
+            allowed = ", ".join(_methods(request))
+            message = f"{path} takes {allowed}, not {method}"
+            return envelope(405, "method_not_allowed_error", message, {"Allow": allowed})
     return envelope(error.status_code, "http_error", str(error.detail), error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What a path takes: the router itself tells of its first route there only."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.dialects.predict import EXAMPLES
-from cosmorama.api.services import Services, ServicesOf, options_of, owner_of, release_body
+from cosmorama.api.services import Services, ServicesOf, client_gone, ended, options_of, owner_of, release_body
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidRequestError, MediaError
 from cosmorama.jobs.model import Job
@@ -131,7 +130,7 @@ async def _finished(request: Request, job: Job, jobs: Jobs, settings: Settings) 
     what others took here, has longer: at the limit it goes on for as long as it gets further.
     """
     finished = asyncio.create_task(jobs.wait(job.id))
-    gone = asyncio.create_task(_gone(request))
+    gone = asyncio.create_task(client_gone(request))
     limit_s, progress = settings.request_timeout_s, None
     started = asyncio.get_running_loop().time()
     try:
@@ -150,11 +149,7 @@ async def _finished(request: Request, job: Job, jobs: Jobs, settings: Settings) 
                 raise DeadlineExceededError(f"the generation was not finished within the limit of {told_s:g} s{more}")
             limit_s, progress = max(_LATER * job.eta_s, 1.0), job.progress
     finally:
-        for task in (finished, gone):
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        await ended(finished, gone)
 
 
 async def _abandon(job: Job, jobs: Jobs) -> None:
@@ -162,9 +157,3 @@ async def _abandon(job: Job, jobs: Jobs) -> None:
     job = await jobs.cancel(job.id, reason="cancelled: the client that waited for it went away")
     if job.result is not None:  # it was finished in the same moment
         jobs.forget_content(job.id)
-
-
-async def _gone(request: Request) -> None:
-    # The body has been read, so the next thing that can be received is the client's leaving.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -180,7 +180,7 @@ async def content(
     job = await services.jobs.get(job_id, owner=owner_of(request))
     if variant == "video":
         return await content_answer(request, services.jobs, job)
-    return await still_answer(services.jobs, job, variant)
+    return await still_answer(request, services, job, variant)
 
 
 @router.get("/{job_id}/inputs/{where}", summary="A picture or clip that came with the job", response_class=Response)

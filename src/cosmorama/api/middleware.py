@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from secrets import token_hex
@@ -39,7 +40,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 REQUEST_ID = "X-Request-Id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
-SMALL_BODY_BYTES = 1 << 20
+SMALL_BODY_BYTES = 1 << 16
 """Bodies up to this size are read without asking whether there is room for them."""
 BODY_WAIT_S = 20.0
 """For how long a large body waits for others to be dealt with, before its client is told to come again."""
@@ -99,9 +100,14 @@ def named_keys(secrets: Iterable[SecretStr]) -> dict[bytes, str]:
     """The keys in `KEY` or `NAME:KEY`, each with its name or the beginning of its digest.
 
     Raises:
-        InvalidRequestError: a key is empty, which would let everybody in who sends none.
+        InvalidRequestError: a key is empty, which would let in who sends none, or two names have the same one.
     """
-    return dict(map(_key_and_name, secrets))
+    found: dict[bytes, str] = {}
+    for key, name in map(_key_and_name, secrets):
+        if found.setdefault(key, name) != name:
+            both = f"the same key for {found[key]} and {name}"
+            raise InvalidRequestError(Problem("api_keys", both, "a key of their own for everybody"))
+    return found
 
 
 def _key_and_name(secret: SecretStr) -> tuple[bytes, str]:
@@ -109,7 +115,7 @@ def _key_and_name(secret: SecretStr) -> tuple[bytes, str]:
     if not colon:
         name, key = "", name
     name, encoded = name.strip(), key.strip().encode()
-    if not encoded:
+    if not any(map(str.isalnum, key)):  # what is left of variables that were not filled in
         raise InvalidRequestError(
             Problem("api_keys", f"{name}:" if colon else "", "KEY or NAME:KEY, none of them empty")
         )
@@ -191,13 +197,16 @@ class LimitBodies:
 
     Args:
         app: What is behind it.
-        most_bytes: Of all bodies above `SMALL_BODY_BYTES` that are read or dealt with at a time.
+        most_bytes: Of all bodies above `SMALL_BODY_BYTES` that are read or dealt with at a time. Half of it is the most
+            of one key, or of one address where there are no keys: who sends slowly does not keep others out.
         largest_bytes: What a body may have, where it does not announce its size.
     """
 
     def __init__(self, app: ASGIApp, most_bytes: int, largest_bytes: int) -> None:
         self._app = app
-        self._most = self._free = max(most_bytes, largest_bytes)
+        self._free = max(most_bytes, largest_bytes)
+        self._per_client = max(most_bytes // 2, largest_bytes)
+        self._clients: Counter[str] = Counter()
         self._largest = largest_bytes
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -208,9 +217,10 @@ class LimitBodies:
             return
         size = self._size(Headers(scope=scope))
         held = size if size > SMALL_BODY_BYTES else 0
+        client = scope.get("state", {}).get("owner") or (scope.get("client") or ("",))[0]
         try:
             async with asyncio.timeout(BODY_WAIT_S):
-                await self._take(held)
+                await self._take(client, held)
         except TimeoutError:
             busy = "too many large bodies are being read at the moment; try again later"
             await envelope(503, "not_ready", busy, {"Retry-After": "5"})(scope, receive, send)
@@ -218,7 +228,7 @@ class LimitBodies:
 
         def release() -> None:
             nonlocal held
-            self._give(held)
+            self._give(client, held)
             held = 0
 
         scope.setdefault("state", {})["release_body"] = release
@@ -233,8 +243,8 @@ class LimitBodies:
             return min(int(announced), self._largest)  # of more than that, nothing is read
         return self._largest if "transfer-encoding" in headers else 0
 
-    async def _take(self, size: int) -> None:
-        while self._free < size:
+    async def _take(self, client: str, size: int) -> None:
+        while size and (self._free < size or self._clients[client] + size > self._per_client):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
@@ -242,9 +252,13 @@ class LimitBodies:
             finally:
                 self._waiting.remove(waiter)
         self._free -= size
+        self._clients[client] += size
 
-    def _give(self, size: int) -> None:
+    def _give(self, client: str, size: int) -> None:
         self._free += size
+        self._clients[client] -= size
+        if not self._clients[client]:
+            del self._clients[client]
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)

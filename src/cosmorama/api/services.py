@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
 from cosmorama.api.metrics import Metrics
 from cosmorama.engine.pool import ModelPool
-from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.errors import CancelledError, InvalidRequestError, Problem, QueueFullError
 from cosmorama.jobs.model import JobOptions, job_options
 from cosmorama.jobs.service import Jobs
 from cosmorama.settings import Settings
+
+T = TypeVar("T")
+WAITING_PER_KEY, WAITING = 8, 64
+"""Requests of one key, and of all clients of a server without keys, that may be in one line."""
+
+
+class Turns:
+    """A line in front of a few threads, for what takes seconds and is no job: of one key only so many stand in it.
+
+    Args:
+        threads: How many have their turn at a time.
+        what: What is done, for messages.
+    """
+
+    def __init__(self, threads: int, what: str) -> None:
+        self._free = asyncio.Semaphore(threads)
+        # Its own: who has left his turn may have left a thread that is still busy.
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=what)
+        self._what = what
+        self._owners: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, owner: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+        """Wait for a turn; `(function, *arguments)` is then called in a thread by what this gives.
+
+        Raises:
+            QueueFullError: too many of this owner stand in the line.
+        """
+        if self._owners[owner] >= (WAITING_PER_KEY if owner else WAITING):
+            raise QueueFullError(f"{self._owners[owner]} {self._what} are being made for you; try again in a moment", 1)
+        self._owners[owner] += 1
+        try:
+            async with self._free:
+                yield partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        finally:
+            self._owners[owner] -= 1
+
+    def close(self) -> None:
+        """Have nothing more done."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +69,17 @@ class Services:
     supervisor: ModelPool
     metrics: Metrics
     jobs: Jobs
+    pictures: Turns = field(default_factory=lambda: Turns(2, "pictures"))
+    sheets: Turns = field(default_factory=lambda: Turns(1, "sheets"))
+    """One at a time: every clip of a sheet is decoded for it."""
+    texts: Turns = field(default_factory=lambda: Turns(2, "texts"))
+    captions: Turns = field(default_factory=lambda: Turns(2, "descriptions"))
+    """Apart from the texts, which wait for nobody's picture."""
+
+    def close(self) -> None:
+        """Have nothing more done."""
+        for turns in (self.pictures, self.sheets, self.texts, self.captions):
+            turns.close()
 
 
 async def services_of(request: Request) -> Services:
@@ -34,7 +91,6 @@ async def services_of(request: Request) -> Services:
 
 
 ServicesOf = Annotated[Services, Depends(services_of)]
-
 """A route's parameter of this type is given the services."""
 OPTION_HEADERS = {
     "priority": "X-Cosmorama-Priority",
@@ -57,6 +113,37 @@ def release_body(request: Request) -> None:
         release()
 
 
+async def client_gone(request: Request) -> None:
+    """Return when the client of a request, whose body was read, goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What a request is answered with; given up when its client goes away.
+
+    Raises:
+        CancelledError: it did.
+    """
+    working, gone = asyncio.create_task(work), asyncio.create_task(client_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise CancelledError("the client went away")
+    finally:
+        await ended(working, gone)
+
+
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel what is not done of some tasks, and wait for it."""
+    for task in tasks:
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
 def options_of(request: Request) -> JobOptions:
     """What the headers say of a job.
 
@@ -73,6 +160,6 @@ def page_limit(text: str) -> int:
     Raises:
         InvalidRequestError: it is none.
     """
-    if not text.isdecimal() or len(text) > 9:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise InvalidRequestError(Problem("limit", text, "an integer from 1 to 100"))
     return int(text)

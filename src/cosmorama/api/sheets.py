@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -10,25 +11,24 @@ from pydantic import Field
 
 from cosmorama.api.body import read_json
 from cosmorama.api.clips import DiscardedFile, discard
-from cosmorama.api.dialects.wire import WireModel
-from cosmorama.api.services import ServicesOf, owner_of
+from cosmorama.api.dialects.wire import Few, WireModel
+from cosmorama.api.services import Services, ServicesOf, owner_of, while_wanted
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.grid.sheet import Sheet, write_sheet
+from cosmorama.jobs.model import Job
 
 MAX_CELLS = 64
 _MAX_BODY_BYTES = 200_000
 
 router = APIRouter(prefix="/v1/sheets", tags=["jobs"])
-# One at a time: every clip of a sheet is decoded for it.
-_turn = asyncio.Semaphore(1)
 
 
 class SheetBody(WireModel):
     """Which clips go where, and what is written beside them."""
 
-    rows: list[list[str | None]] = Field(description="Ids of succeeded jobs from left to right; null: an empty cell.")
-    columns: list[str] = Field(default_factory=list, description="What is written above the columns.")
-    row_titles: list[str] = Field(default_factory=list, description="What is written before the rows.")
+    rows: Few[Few[str | None]] = Field(description="Ids of succeeded jobs from left to right; null: an empty cell.")
+    columns: Few[str] = Field(default_factory=list, description="What is written above the columns.")
+    row_titles: Few[str] = Field(default_factory=list, description="What is written before the rows.")
     format: Literal["mp4", "png"] = "mp4"
     frame: int | None = Field(None, ge=0, description="For png: which frame, from 0; null: the middle one.")
 
@@ -57,9 +57,16 @@ async def sheet(request: Request, services: ServicesOf) -> Response:
     found = [
         [None if name is None else await services.jobs.get(name, owner=owner) for name in row] for row in body.rows
     ]
-    clips = []
+    output = await while_wanted(request, _made(found, body, services, owner))
+    media_type = "video/mp4" if body.format == "mp4" else "image/png"
+    return DiscardedFile(output, media_type=media_type, filename=output.name)
+
+
+async def _made(found: list[list[Job | None]], body: SheetBody, services: Services, owner: str) -> Path:
+    """The sheet, in a folder of its own."""
+    clips: list[Path] = []
     try:
-        async with _turn:
+        async with services.sheets.turn(owner) as call:
             rows = []
             for jobs in found:
                 rows.append([None if job is None else await services.jobs.checkout(job) for job in jobs])
@@ -67,12 +74,11 @@ async def sheet(request: Request, services: ServicesOf) -> Response:
             # Beside the first clip, so that it goes with its folder.
             output = clips[0].with_name(f"sheet.{body.format}")
             plan = Sheet(rows, body.columns, body.row_titles)
-            await asyncio.to_thread(write_sheet, plan, output, format=body.format, frame=body.frame)
+            await call(partial(write_sheet, plan, output, format=body.format, frame=body.frame))
     except BaseException:
         for clip in clips:
             discard(clip)
         raise
     for clip in clips[1:]:
         discard(clip)
-    media_type = "video/mp4" if body.format == "mp4" else "image/png"
-    return DiscardedFile(output, media_type=media_type, filename=output.name)
+    return output

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 from typing import Any
@@ -20,19 +20,25 @@ from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.infer import request_body
-from cosmorama.api.services import Services, ServicesOf
+from cosmorama.api.services import Services, ServicesOf, owner_of, while_wanted
 from cosmorama.engine.children import Children
 from cosmorama.engine.inputs import preparer_of
 from cosmorama.engine.prepare import PreparedRequest
-from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem, QueueFullError
+from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.guardrails.words import BlockedWords
 from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
-AT_ONCE = 2
-"""Texts that are written at a time."""
+
+class ElsewhereError(CosmoramaError):
+    """What was asked for is done by other servers than this one (HTTP 501)."""
+
+    status = 501
+    kind = "not_here"
+
+
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The text, the model that it is for, and warnings where there are some."}
 }
@@ -46,38 +52,36 @@ class Writers:
 
     settings: Settings
     children: Children | None = None
-    writing: int = 0
-    names: set[str] = field(default_factory=set)
 
-    async def prepared(self, generation: GenerationRequest, services: Services) -> tuple[PreparedRequest, str]:
+    async def prepared(
+        self, generation: GenerationRequest, services: Services, owner: str
+    ) -> tuple[PreparedRequest, str]:
         """A request with its text, and the model that it is for.
 
         Raises:
             CosmoramaError: as a generation of it would.
-            QueueFullError: too many are being written.
+            QueueFullError: too many of this owner are waited for.
         """
         model = services.supervisor.find(generation.model)
         capabilities = await services.supervisor.capabilities_of(model)
         resolved = resolve(generation, capabilities)
-        if self.writing >= AT_ONCE:
-            raise QueueFullError(f"{AT_ONCE} texts are being written; try again in a moment", 1.0)
+        if self.settings.text_guardrail and self.settings.role == "api":
+            raise ElsewhereError("the text guardrail runs beside a model, and this server has none; ask one that has")
         if self.children is None:
             setup = partial(logs.configure, self.settings, "reader")
             self.children = Children(preparer_of(self.settings), setup=setup)
-        name = f"text_{token_hex(8)}"
-        self.writing += 1
-        given = (resolved.prompt or "").strip()
-        try:
+        name, given = f"text_{token_hex(8)}", (resolved.prompt or "").strip()
+        turns = services.texts if resolved.mode == "text2world" else services.captions
+        async with turns.turn(owner) as call:
             await self._pass(given, "prompt", services, model)
-            prepared = await asyncio.to_thread(self.children.prepare, name, resolved, capabilities)
+            try:
+                prepared = await call(self.children.prepare, name, resolved, capabilities)
+            except asyncio.CancelledError:
+                self.children.stop(name)
+                raise
             if prepared.prompt != given:
                 await self._pass(prepared.prompt, "expanded prompt" if given else "description", services, model)
             return prepared, model
-        except asyncio.CancelledError:
-            self.children.stop(name)
-            raise
-        finally:
-            self.writing -= 1
 
     async def _pass(self, text: str, called: str, services: Services, model: str) -> None:
         """Ask the guardrails: the networks are in the process of the model, the words may be anywhere."""
@@ -99,7 +103,7 @@ class Writers:
 )
 async def upsample(request: Request, services: ServicesOf) -> dict[str, Any]:
     """The longer text that a prompt becomes before a clip is made of it, by the server's way of writing it out."""
-    generation, names = await _asked(request, services)
+    generation, names, _ = await _asked(request, services)
     given = (generation.prompt or "").strip()
     if not given:
         raise InvalidRequestError(Problem("prompt", generation.prompt, "a text to write out"))
@@ -120,9 +124,10 @@ async def upsample(request: Request, services: ServicesOf) -> dict[str, Any]:
 )
 async def caption(request: Request, services: ServicesOf) -> dict[str, Any]:
     """The description that stands for a prompt where a picture or a clip comes without one."""
-    generation, names = await _asked(request, services)
+    generation, names, body = await _asked(request, services)
     if generation.image is None and generation.video is None:
-        raise InvalidRequestError(Problem(names.get("image", "image"), None, "a picture or a clip to describe"))
+        given = next((name for name in ("video", "input_reference") if name in body), names.get("image", "image"))
+        raise InvalidRequestError(Problem(given, body.get(given), "a picture or a clip to describe"))
     described = replace(generation, prompt=None, prompt_upsampling=False)
     prepared, model = await _prepared(request, described, services, names)
     return {
@@ -132,12 +137,14 @@ async def caption(request: Request, services: ServicesOf) -> dict[str, Any]:
     }
 
 
-async def _asked(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, str]]:
+async def _asked(
+    request: Request, services: Services
+) -> tuple[GenerationRequest, Mapping[str, str], Mapping[str, Any]]:
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
     dialect = choose(SHAPED, body, None if settings.dialect == "auto" else settings.dialect)
     # Size and rate decide nothing here that would be worth a refusal.
-    return replace(dialect.parse(body, settings), fit=True), dialect.names_of(body)
+    return replace(dialect.parse(body, settings), fit=True), dialect.names_of(body), body
 
 
 async def _prepared(
@@ -145,6 +152,6 @@ async def _prepared(
 ) -> tuple[PreparedRequest, str]:
     writers: Writers = request.app.state.writers
     try:
-        return await writers.prepared(generation, services)
+        return await while_wanted(request, writers.prepared(generation, services, owner_of(request)))
     except CosmoramaError as error:
         raise worded(error, names) from None

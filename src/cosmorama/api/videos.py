@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import body_limit, read_form, read_json, read_object
+from cosmorama.api.body import body_limit, off_loop, read_form, read_json, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import worded
@@ -150,7 +151,7 @@ async def content(
     """The file of a completed video, its first frame (WebP), or sixteen of its moments on a sheet (JPEG)."""
     job = await video_of(video_id, request, services)
     if variant != "video":
-        return await still_answer(services.jobs, job, variant)
+        return await still_answer(request, services, job, variant)
     return await content_answer(request, services.jobs, job)
 
 
@@ -186,7 +187,9 @@ async def generation_of(request: Request, services: Services) -> tuple[Generatio
     limit = body_limit(settings.max_input_bytes)
     if is_form(request):
         fields, upload = await read_form(request, "input_reference", limit)
-        return openai_videos.parse_form(fields, upload, settings), openai_videos.DIALECT.names_of(fields)
+        # Some of the texts may be objects, which are parsed like bodies.
+        read = partial(openai_videos.parse_form, fields, upload, settings)
+        return await off_loop(read, sum(map(len, fields.values()))), openai_videos.DIALECT.names_of(fields)
     body = await read_object(request, limit)
     return openai_videos.parse(body, settings), openai_videos.DIALECT.names_of(body)
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -231,6 +232,8 @@ class Database:
         if self.is_sqlite and parsed.database and parsed.database != ":memory:":
             self._file = Path(parsed.database)
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # whose prompts and URLs are in it; what SQLite lays beside it is as private
+                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))
         arguments: dict[str, Any] = (
             {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
             if self.is_sqlite

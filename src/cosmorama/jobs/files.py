@@ -34,6 +34,7 @@ from pydantic import TypeAdapter
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import ContentGoneError, StoreUnavailableError
 from cosmorama.media.fetch import FetchPolicy, load_bytes
+from cosmorama.media.sniff import known_kind
 from cosmorama.request import MediaSource, ResolvedRequest
 
 PROBE_BYTES = 1 << 16
@@ -64,6 +65,9 @@ class Artifacts:
         except (ImportError, ValueError) as error:
             raise StoreUnavailableError(f"the artifact store cannot be used: {error}") from error
         self._local = isinstance(self._fs, LocalFileSystem)
+        if self._local and not Path(self._root).exists():
+            with suppress(OSError):  # the first probe says so
+                make_private(Path(self._root))
 
     def local_path(self, key: str) -> Path | None:
         """The file of a key, where keys are files of this machine."""
@@ -333,7 +337,8 @@ def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedReques
     URLs stay; they are fetched when the job runs.
 
     Raises:
-        MediaError: base64 that is none, media over `max_bytes`, or a local file, which no client may name.
+        MediaError: base64 that is none, what is no picture or clip, media over `max_bytes`, or a local file, which no
+            client may name.
     """
     blobs: dict[str, bytes] = {}
     policy = FetchPolicy(allow_urls=True, allow_files=False, max_bytes=max_bytes)
@@ -342,6 +347,7 @@ def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedReques
         if isinstance(source, str) and source.lstrip()[:8].lower().startswith(("http://", "https://")):
             return source
         blobs[where] = load_bytes(source, where, policy)
+        known_kind(blobs[where], where)  # nobody is to wait in the queue to be told
         return Path(where)
 
     return _map_media(request, take), blobs

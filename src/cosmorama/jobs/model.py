@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes the other one from Python 3.12 on
 
 from cosmorama.engine.outcome import Outcome
@@ -20,6 +20,12 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 """States that a job never leaves."""
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str) and "_" in value:  # Python's way of writing long numbers, and nobody else's
+        raise ValueError("no number")
+    return value
 
 
 class JobOptions(TypedDict, total=False):
@@ -37,6 +43,7 @@ class JobOptions(TypedDict, total=False):
     priority: Annotated[Priority, Field(description="Class of service.")]
     deadline_s: Annotated[
         float,
+        BeforeValidator(_plain),
         Field(gt=0, le=1e9, allow_inf_nan=False, description="Fail if not finished so many seconds from acceptance."),
     ]
     metadata: Annotated[

@@ -597,14 +597,24 @@ class Store:
 
     @in_thread
     def due_webhooks(self, limit: int = 256) -> list[Delivery]:
-        """Webhooks that are due, so many of them: the first of each owner and address before the second of any."""
-        place = func.row_number().over(
-            partition_by=(jobs.c.owner, jobs.c.webhook_url), order_by=(jobs.c.webhook_due, jobs.c.seq)
+        """Webhooks that are due, so many of them.
+
+        The first of each owner comes before the second of any, and of an owner the first to each address likewise.
+        """
+        columns, order = jobs.c, (jobs.c.webhook_due, jobs.c.seq)
+        place = func.row_number().over(partition_by=(columns.owner, columns.webhook_url), order_by=order)
+        fields = (
+            columns.id,
+            columns.owner,
+            columns.webhook_url,
+            columns.webhook_attempts,
+            columns.webhook_due,
+            columns.seq,
         )
-        fields = (jobs.c.id, jobs.c.owner, jobs.c.webhook_url, jobs.c.webhook_attempts, place.label("place"))
-        due = select(*fields).where(jobs.c.webhook_due <= self.database.now()).subquery()
+        due = select(*fields, place.label("place")).where(columns.webhook_due <= self.database.now()).subquery()
+        turn = func.row_number().over(partition_by=due.c.owner, order_by=(due.c.place, due.c.webhook_due, due.c.seq))
         with self.database.read() as connection:
-            rows = connection.execute(select(due).order_by(due.c.place).limit(limit)).all()
+            rows = connection.execute(select(due).order_by(turn, due.c.place).limit(limit)).all()
         return [Delivery(row.id, row.webhook_url, row.webhook_attempts + 1, row.owner) for row in rows]
 
     @in_thread

@@ -13,7 +13,7 @@ import functools
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -188,6 +188,10 @@ def host_of(url: httpx.URL) -> str:
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ESCAPES = ((b"%2B", b"+"), (b"%2b", b"+"), (b"%2F", b"/"), (b"%2f", b"/"), (b"%3D", b"="), (b"%3d", b"="))
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\n\r\f\v"
+_PIECE = 1 << 20
+_TAIL = 64
+"""Characters at the end that may be padding."""
 _HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "image/*, video/*, */*;q=0.5",
     "Accept-Encoding": "identity",
@@ -253,20 +257,39 @@ def _load_text(text: str, field: str, policy: FetchPolicy) -> bytes:
 
 
 def _decode_base64(text: str, field: str, policy: FetchPolicy) -> bytes:
+    """What a base64 text stands for. In pieces: nothing else runs in the process while one of them is dealt with."""
+    data, left = bytearray(), b""
     try:
-        encoded = text.encode("ascii")
-        if b"%" in encoded:
-            # Of a data URL. Decoding any escape takes seconds for what is all escapes; base64 has three to escape.
-            for escape, plain in _ESCAPES:
-                encoded = encoded.replace(escape, plain)
-        encoded = b"".join(encoded.split()).translate(_URLSAFE)
-        if len(encoded) // 4 * 3 > policy.max_bytes + 2:
-            raise _too_large(field, policy)
+        for piece in _base64_pieces(text):
+            left += piece
+            whole = max(len(left) - _TAIL, 0) // 4 * 4
+            if b"=" in left[:whole]:
+                raise binascii.Error("padding before the end")
+            data += binascii.a2b_base64(left[:whole], strict_mode=True)
+            left = left[whole:]
+            if len(data) > policy.max_bytes:
+                raise _too_large(field, policy)
         # Padding is often dropped with the URL-safe alphabet.
-        encoded = encoded.rstrip(b"=") + b"=" * (-len(encoded.rstrip(b"=")) % 4)
-        return binascii.a2b_base64(encoded, strict_mode=True)
+        left = left.rstrip(b"=")
+        data += binascii.a2b_base64(left + b"=" * (-len(left) % 4), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error):
         raise MediaError(field, "is neither an http(s) URL, a data URL, nor valid base64") from None
+    return bytes(data)
+
+
+def _base64_pieces(text: str) -> Iterator[bytes]:
+    """The text in the standard alphabet, without white space and without a data URL's escapes."""
+    rest = ""
+    for start in range(0, len(text), _PIECE):
+        piece = rest + text[start : start + _PIECE]
+        # Base64 has three characters to escape; decoding any takes seconds for what is all escapes.
+        cut = piece.rfind("%", len(piece) - 2) if start + _PIECE < len(text) else -1
+        piece, rest = (piece, "") if cut < 0 else (piece[:cut], piece[cut:])
+        encoded = piece.encode("ascii")
+        if b"%" in encoded:
+            for escape, plain in _ESCAPES:
+                encoded = encoded.replace(escape, plain)
+        yield encoded.translate(_URLSAFE, _WHITE_SPACE)
 
 
 def _read_file(path: Path, field: str, policy: FetchPolicy) -> bytes:

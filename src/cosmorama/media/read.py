@@ -15,7 +15,7 @@ from PIL import Image
 from cosmorama.errors import MediaError
 from cosmorama.media.decode import Clip, MediaLimits
 from cosmorama.media.pictures import AnimatedPicture, read_picture
-from cosmorama.media.sniff import Kind, sniff
+from cosmorama.media.sniff import known_kind
 from cosmorama.request import Target
 
 __all__ = ["MediaLimits", "read_image", "read_video"]
@@ -43,7 +43,7 @@ def read_image(
     Raises:
         MediaError: if `data` is not a picture, is damaged, or is outside the limits.
     """
-    kind = _kind(data, field)
+    kind = known_kind(data, field)
     if kind.what == "clip":
         raise MediaError(field, "is a video, not a picture; pass it as 'video'")
     picture = read_picture(data, kind.name, field, limits, warnings)
@@ -79,7 +79,7 @@ def read_video(
     Raises:
         MediaError: if `data` is not a clip, is damaged, holds no video, or is outside the limits.
     """
-    kind = _kind(data, field)
+    kind = known_kind(data, field)
     clip = (Clip if kind.what == "clip" else AnimatedPicture)(data, kind.name, field, limits, warnings)
     if keep == "last":
         indices = pick_last(clip.tail(span_s(fps, frames)), fps, frames)
@@ -100,7 +100,7 @@ def rate_of(data: bytes, field: str, limits: MediaLimits = _DEFAULT_LIMITS) -> f
     Raises:
         MediaError: as `read_video`.
     """
-    kind = _kind(data, field)
+    kind = known_kind(data, field)
     if kind.what == "clip":
         return Clip(data, kind.name, field, limits).rate
     times = AnimatedPicture(data, kind.name, field, limits).tail(math.inf)
@@ -116,13 +116,6 @@ def _warn_of_cropping(
         shape = "x".join(map(str, size))
         words = f"{field} of {shape} was cropped to its middle: {kept:.0%} of it is seen at {target[0]}x{target[1]}"
         warnings.append(f"{words}; ask for a size of its shape to see all")
-
-
-def _kind(data: bytes, field: str) -> Kind:
-    kind = sniff(data)
-    if kind is None:
-        raise MediaError(field, "is not a picture or clip that can be read; send JPEG, PNG or WebP, or MP4 or WebM")
-    return kind
 
 
 def cover_box(

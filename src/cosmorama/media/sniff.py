@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cosmorama.errors import MediaError
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -57,6 +59,18 @@ def sniff(data: bytes) -> Kind | None:
         if len(data) >= start + 3 * step and all(data[start + i * step] == 0x47 for i in range(3)):
             return Kind("clip", "mpegts")
     return None
+
+
+def known_kind(data: bytes, field: str) -> Kind:
+    """The kind of file that `data` is the start of.
+
+    Raises:
+        MediaError: it is no picture or clip that can be read.
+    """
+    kind = sniff(data)
+    if kind is None:
+        raise MediaError(field, "is not a picture or clip that can be read; send JPEG, PNG or WebP, or MP4 or WebM")
+    return kind
 
 
 def _by_brand(data: bytes) -> Kind:

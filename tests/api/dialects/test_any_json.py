@@ -9,11 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cosmorama.api.body import parse_object
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.dialects.base import worded
 from cosmorama.api.dialects.openai_videos import parse_form
-from cosmorama.api.dialects.wire import field_paths
+from cosmorama.api.dialects.wire import field_paths, parse_object
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.resolve import resolve

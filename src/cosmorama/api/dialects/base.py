@@ -112,8 +112,8 @@ def clip_answer(
     """
     media_type = mime_type(generation.output)
     kind = "image/" if name == "b64_image" else "video/"
-    accept = request.headers.get("accept", "")
-    if kind in accept and "application/json" not in accept:
+    accepted = _accepted(request.headers.get("accept", ""))
+    if any(each.startswith(kind) for each in accepted) and "application/json" not in accepted:
         return ClipFile(outcome, media_type)
     return ClipJSON(name, outcome.path, {**fields, **_said(outcome)})
 
@@ -129,6 +129,12 @@ def _said(outcome: Outcome) -> dict[str, Any]:
     if outcome.checks:
         said["guardrails"] = [asdict(check) for check in outcome.checks]
     return said
+
+
+def _accepted(header: str) -> list[str]:
+    """The media types of an `Accept` header, but for those of quality 0, which are not wanted."""
+    parts = [[word.strip().lower() for word in part.split(";")] for part in header.split(",")]
+    return [kind for kind, *rest in parts if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in rest)]
 
 
 def told_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:

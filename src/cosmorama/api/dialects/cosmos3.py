@@ -18,7 +18,7 @@ from cosmorama import usual
 from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer, fields_answer
 from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
 from cosmorama.api.dialects.transfer import scaled
-from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
+from cosmorama.api.dialects.wire import DialectBody, Numbers, WireModel, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
@@ -121,8 +121,8 @@ class ActionParams(WireModel):
     domain_name: Literal["av", "umi", "bridge_orig_lerobot", "droid_lerobot"] | None = None
     domain_id: int | None = Field(None, description="The domain by number: 1, 6, 7 or 8. Not known to the NIM.")
     action_chunk_size: int = Field(ge=4, le=MAX_ACTIONS, description="A multiple of 4; frames are one more.")
-    action: list[list[float]] | None = Field(
-        None, max_length=MAX_ACTIONS, description="One row of numbers per step, for forward dynamics."
+    action: list[Numbers] | None = Field(
+        None, max_length=MAX_ACTIONS, fail_fast=True, description="One row of numbers per step, for forward dynamics."
     )
     raw_action_dim: int | None = Field(None, description="Numbers per action; only the domain's own is accepted.")
     action_space: Literal["joint_pos", "midtrain"] = "joint_pos"
@@ -155,7 +155,7 @@ class Cosmos3Body(DialectBody):
     num_frames: int | None = Field(None, description="Any number from 25 to the tier's most; 1 for text2image.")
     fps: float | None = Field(None, ge=1, le=60)
     condition_frame_indexes_vision: list[int] | None = Field(
-        None, max_length=MAX_INDEXES, description="Latent frames of the result that are given: [0, 1]."
+        None, max_length=MAX_INDEXES, fail_fast=True, description="Latent frames of the result that are given: [0, 1]."
     )
     condition_video_keep: Literal["first", "last"] | None = None
     transfer: Transfer | None = None

@@ -6,13 +6,14 @@ A job is sent in it with `dialect` set to "cosmorama"; it is never guessed from 
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from cosmorama.api.dialects.base import Dialect, file_answer
-from cosmorama.api.dialects.wire import WireModel, validate
-from cosmorama.request import Action, Adapter, Control, GenerationRequest, MediaSource, Output
+from cosmorama.api.dialects.wire import Few, Numbers, WireModel, validate
+from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.request import MAX_INDEXES, Action, Adapter, Control, GenerationRequest, MediaSource, Output
 from cosmorama.settings import Settings
 
 NAME = "cosmorama"
@@ -31,17 +32,18 @@ def _body_of(kind: type, name: str, **special: Any) -> type[WireModel]:
     return create_model(name, __base__=WireModel, __doc__=kind.__doc__, **made)  # type: ignore[call-overload, no-any-return]
 
 
-_numbers = list[float]
+_Rows = Annotated[list[Numbers], Field(max_length=4096, fail_fast=True)]
+_Indexes = Annotated[list[int], Field(max_length=MAX_INDEXES, fail_fast=True)]
 OutputBody = _body_of(Output, "OutputBody", quality=int | None)
 NativeBody = _body_of(
     GenerationRequest,
     "NativeBody",
-    guidance_interval=_numbers | None,
-    conditioning_indexes=list[int] | None,
+    guidance_interval=Numbers | None,
+    conditioning_indexes=_Indexes | None,
     output=OutputBody | None,
-    controls=list[_body_of(Control, "ControlBody")] | None,  # type: ignore[misc]
-    action=_body_of(Action, "ActionBody", values=list[_numbers] | None) | None,
-    adapters=list[_body_of(Adapter, "AdapterBody")] | None,  # type: ignore[misc]
+    controls=Few[_body_of(Control, "ControlBody")] | None,  # type: ignore[misc]
+    action=_body_of(Action, "ActionBody", values=_Rows | None) | None,
+    adapters=Few[_body_of(Adapter, "AdapterBody")] | None,  # type: ignore[misc]
 )
 """The fields of a generation request; every one may be left out."""
 
@@ -72,14 +74,8 @@ def to_request(body: dict[str, Any], *, quality: int) -> GenerationRequest:
         if name in given:
             given[name] = tuple(given[name])
             if length is not None and len(given[name]) != length:
-                raise _wrong(name, list(given[name]), "two fractions of the steps")
+                raise InvalidRequestError(Problem(name, list(given[name]), "two fractions of the steps"))
     return GenerationRequest(**given | {"output": Output(**{"quality": quality} | given.get("output", {}))})
-
-
-def _wrong(name: str, value: object, accepted: str) -> Exception:
-    from cosmorama.errors import InvalidRequestError, Problem
-
-    return InvalidRequestError(Problem(name, value, accepted))
 
 
 DIALECT = Dialect(name=NAME, parse=parse, recognises=lambda body: False, answer=file_answer, body=NativeBody)

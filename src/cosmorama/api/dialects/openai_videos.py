@@ -7,7 +7,6 @@ the official client sends with `extra_body`. Any size is made: at the model's ne
 from __future__ import annotations
 
 import binascii
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from cosmorama.api.dialects.cosmos3 import (
     names_of_action,
     size_of_action,
 )
-from cosmorama.api.dialects.wire import DialectBody, WireModel, validate, wire_error
+from cosmorama.api.dialects.wire import DialectBody, UnreadableJSONError, WireModel, parse_object, validate, wire_error
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
 from cosmorama.jobs.model import Job, State
@@ -223,7 +222,7 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
             if isinstance(parts, dict):
                 parts[inner.removesuffix("]")] = text
         else:
-            body[name] = _object(text) if outer in _OBJECTS and text.lstrip().startswith("{") else text
+            body[name] = _object(text) if outer in _OBJECTS else text
     given, warnings = _spread(body)
     if upload is not None and "input_reference" in given:
         raise InvalidRequestError(Problem("input_reference", "an upload and a value", "one of the two"))
@@ -235,9 +234,12 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
 
 
 def _object(text: str) -> Any:
+    """The object that a form's field holds as JSON, counted as a body is; a text that is none stays one."""
+    if not text.lstrip().startswith("{"):
+        return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_object(text.encode())
+    except UnreadableJSONError:
         return text
 
 

@@ -10,8 +10,9 @@ import difflib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
+import pydantic_core
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -20,7 +21,14 @@ from pydantic_core import ErrorDetails
 from cosmorama.api.errors import BodyError
 from cosmorama.errors import Problem
 
-MAX_URL_CHARACTERS = 8192
+MAX_COMMAS = 100_000
+MAX_VALUES = 20_000
+"""Fields and list entries in one body. The largest of real requests are the actions of a robot, a few thousand."""
+MAX_FIELDS_OF_OBJECT = 200
+MAX_DEPTH = 16
+MAX_ESCAPES, BYTES_PER_ESCAPE = 100_000, 16
+"""Backslashes in a body: of texts, and of base64 whose slashes and line ends are escaped. Each costs many times what a
+plain byte costs, and while a text is read nothing else runs in the process."""
 _LONGEST_NAME = 64
 """Characters of an unknown field's name that are looked at; likeness costs time that grows with their square."""
 _SHORTEST_PART = 4
@@ -65,6 +73,10 @@ class DialectBody(WireModel):
     model: str | None = Field(None, max_length=512, description="Of several models, the one to use.")
 
 
+class UnreadableJSONError(BodyError):
+    """A text that is not JSON."""
+
+
 class WireError(BodyError):
     """A body that is not what its wire format says (HTTP 422).
 
@@ -78,6 +90,52 @@ class WireError(BodyError):
 
 
 Wire = TypeVar("Wire", bound=WireModel)
+_Entry = TypeVar("_Entry")
+Few = Annotated[list[_Entry], Field(max_length=64)]
+"""A list that no client has reason to make long: each wrong entry of one is told, and costs."""
+Numbers = Annotated[list[float], Field(max_length=256, fail_fast=True)]
+"""A row of numbers, read up to the first that is none."""
+
+
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
+    """A JSON object from its text.
+
+    Raises:
+        BodyError: it is not valid JSON, or not an object.
+    """
+    # Counted before it is believed: an entry costs a thousand times its own size until it is refused.
+    if body.count(b",") > MAX_COMMAS:
+        raise BodyError(f"the body has more than {MAX_COMMAS:,} commas; no request has so many values")
+    if body.count(b"\\") > MAX_ESCAPES + len(body) // BYTES_PER_ESCAPE:
+        raise BodyError("the body has more backslashes than any text and any base64; send base64 without escapes")
+    try:
+        value = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise UnreadableJSONError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BodyError("the body must be a JSON object")
+    _check_counts(value)
+    return value
+
+
+def _check_counts(body: dict[str, Any]) -> None:
+    """Refuse what is nested too deep, or has more fields or values than any request."""
+    values, level, depth = 0, list[Any]([("", body)]), 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BodyError(f"{level[0][0]}: the body is nested deeper than {MAX_DEPTH} levels")
+        below: list[Any] = []
+        for where, node in level:
+            most, kind = (MAX_FIELDS_OF_OBJECT, "fields") if isinstance(node, dict) else (MAX_VALUES, "values")
+            if len(node) > most:
+                raise BodyError(f"{where or 'the body'} has {len(node):,} {kind}; at most {most:,} are accepted")
+            values += len(node)
+            if values > MAX_VALUES:
+                raise BodyError(f"the body has more than {MAX_VALUES:,} values in all")
+            named = node.items() if isinstance(node, dict) else enumerate(node)
+            below.extend((where or str(name)[:80], each) for name, each in named if isinstance(each, (dict, list)))
+        level = below
 
 
 def validate(body: Mapping[str, Any], model: type[Wire], at: str = "") -> Wire:
