@@ -119,12 +119,15 @@ def load_world(
         missing = [part for part in _MICROCOSM_LAYOUT if not (folder / part).exists()]
         if missing:
             raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing)}")
+        from cosmorama.world.load.checkpoint import told_of
         from cosmorama.world.microcosm.loader import load_microcosm
 
-        return load_microcosm(folder)
+        with told_of(folder):
+            return load_microcosm(folder)
     load = _loader_of(folder, variant)
     import torch
 
+    from cosmorama.world.load.checkpoint import told_of
     from cosmorama.world.load.fit import check_weights_fit
     from cosmorama.world.load.options import LoadOptions
     from cosmorama.world.load.quantize import check_quantize
@@ -140,7 +143,8 @@ def load_world(
     if quantize == "float8" and offload == "layer":
         raise ModelNotFoundError("COSMORAMA_QUANTIZE=float8 does not go with COSMORAMA_OFFLOAD=layer: take int8")
     check_weights_fit(folder, options)
-    return load(folder, options)
+    with told_of(folder):
+        return load(folder, options)
 
 
 _ON_A_CPU = (

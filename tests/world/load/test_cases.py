@@ -21,7 +21,8 @@ from torch import Tensor
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.generic import pipeline as generic
-from cosmorama.world.registry import load_world
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
+from cosmorama.world.registry import MICROCOSM, load_world
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos3_checkpoints import save_cosmos3
 from tests.world.generic_checkpoints import save_ltx, save_wan
@@ -35,6 +36,7 @@ BASES: dict[str, Callable[[Path], Any]] = {
     "cosmos3": save_cosmos3,
     "wan": save_wan,
     "ltx": save_ltx,
+    "microcosm": lambda folder: shutil.copytree(MICROCOSM.folder, folder),
 }
 Change = Callable[[Path], object]
 
@@ -75,6 +77,11 @@ def configured(file: str, **values: Any) -> Change:
 
 def both(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
+
+
+def dangling(file: str) -> Change:
+    """A link into a cache whose contents are gone."""
+    return both(removed(file), lambda folder: (folder / file).symlink_to(folder / "blobs" / "gone"))
 
 
 def renamed(old: str, new: str) -> Change:
@@ -253,6 +260,87 @@ CASES: dict[str, tuple[str, Change, str]] = {
         r"tokenizer/tokenizer_config\.json begins with a byte order mark",
     ),
     "words that are a pointer": ("wan", written("tokenizer/spiece.model", LFS), r"spiece\.model is a Git LFS pointer"),
+    "a link to nothing": (
+        "predict1",
+        dangling("tokenizer/tokenizer.json"),
+        r"tokenizer\.json is a link to a file that",
+    ),
+    "weights that are a link to nothing": ("ltx", dangling(WEIGHTS), r"missing transformer/\*\.safetensors"),
+    "a link to itself": (
+        "predict2.5",
+        both(removed("vae/config.json"), lambda folder: (folder / "vae/config.json").symlink_to("config.json")),
+        r"vae/config\.json is a link to a file that is not there",
+    ),
+    "a file in the place of a part": (
+        "predict2.5",
+        both(lambda folder: shutil.rmtree(folder / "vae"), written("vae", b"")),
+        r"missing vae/config\.json",
+    ),
+    "a file in the place of Wan's tokenizer": (
+        "wan",
+        both(lambda folder: shutil.rmtree(folder / "tokenizer"), written("tokenizer", b"")),
+        "missing tokenizer",
+    ),
+    # Configs that say something else than the weights.
+    "a text encoder's config without a word": (
+        "predict2.5",
+        written("text_encoder/config.json", b"{}"),
+        "that of a network of",
+    ),
+    "another config in the generic's code": ("ltx", configured("transformer/config.json", patch_size="x"), "'x'"),
+    "statistics of other channels": ("wan", configured("vae/config.json", latents_mean=[0, 0]), "latents_mean has 2"),
+    "no deviation": ("cosmos3", configured("vae/config.json", latents_std=[0.0] * 8), "latents_std .* numbers above 0"),
+    "deviations that are none": (
+        "predict1",
+        configured("vae/config.json", latents_std=[float("nan")] * 16),
+        "latents_std must be a list of finite numbers",
+    ),
+    "means that are words": ("predict2.5", configured("vae/config.json", latents_mean="x"), "latents_mean must be a"),
+    "another scheduler": (
+        "predict2.5",
+        configured("scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
+        "scheduler: _class_name is 'DDIMScheduler'",
+    ),
+    "a scheduler's words": (
+        "cosmos3",
+        configured("scheduler/scheduler_config.json", num_train_timesteps="x"),
+        "its numbers give no noise levels",
+    ),
+    "levels that rise": (
+        "predict1",
+        configured("scheduler/scheduler_config.json", sigma_min=-1),
+        "noise levels that do not fall",
+    ),
+    "no scale of the data": (
+        "predict1",
+        configured("scheduler/scheduler_config.json", sigma_data=0),
+        "sigma_data is 0",
+    ),
+    # Microcosm's own, whose parts are read by the same code.
+    "Microcosm with a tensor too many": (
+        "microcosm",
+        edited(WEIGHTS, lambda found: found | EXTRA),
+        "no place for left",
+    ),
+    "Microcosm with a tensor too few": (
+        "microcosm",
+        without("proj_out.weight", file=WEIGHTS),
+        "no weights for proj_out",
+    ),
+    "Microcosm in whole numbers": (
+        "microcosm",
+        edited(WEIGHTS, lambda found: found | {"proj_out.weight": found["proj_out.weight"].int()}),
+        "proj_out.weight is stored as I32",
+    ),
+    "Microcosm of another size": ("microcosm", written("transformer/config.json", b"{}"), "that of a network of"),
+    "Microcosm of another width": (
+        "microcosm",
+        configured("transformer/config.json", num_attention_heads=3),
+        "has the shape",
+    ),
+    "Microcosm in shards": ("microcosm", sharded(), SAME),
+    "Microcosm of nothing": ("microcosm", written("text_encoder/config.json", b"{}"), "text_encoder cannot be loaded"),
+    "Microcosm without sizes": ("microcosm", configured("world.json", sizes=None), "cannot be loaded"),
     "GGUF": ("wan", both(removed(WEIGHTS), written("transformer/wan-q4.gguf", b"GGUF")), "GGUF is not read"),
     # Every tensor is used, every parameter is given.
     "a tensor too many": ("predict2.5", edited(WEIGHTS, lambda found: found | EXTRA), r"no place for leftover\.weight"),
@@ -381,6 +469,8 @@ def weights_of(world: Any) -> dict[str, Tensor]:
     """The weights of all networks of a model, by part and name."""
     if hasattr(world, "pipeline"):
         parts = {name: part for name, part in world.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    elif isinstance(world, CosmosFlowWorld):
+        parts = {"transformer": world.transformer, "vae": world.autoencoder}
     else:
         holder = getattr(world, "parts", world)
         reader = getattr(holder, "read_text", None)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from cosmorama.diffusion.schedule import Schedule
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.files import first_line
 
 _NEEDED = {
     "prediction_type": "flow_prediction",
@@ -25,6 +28,8 @@ _NEEDED = {
     "use_dynamic_shifting": False,
 }
 """What `cosmorama.diffusion.solvers.unipc` and a flow schedule stand for; diffusers' other variants are refused."""
+_TRIED_STEPS = 8
+"""Of the schedule that a checkpoint's scheduler is tried with when it is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ def check_distilled(config: Mapping[str, Any], sigmas: object, where: str) -> tu
         found = config.get(name, defaults.get(name))
         if found != value:
             raise ModelNotFoundError(f"{where}: {name} is {found!r}; of a distilled model only {value!r} is supported")
+    _check_levels(lambda: distilled_levels(config, sigmas).schedule, where)
     return tuple(map(float, sigmas))
 
 
@@ -73,11 +79,12 @@ def check_unipc(config: Mapping[str, Any], where: str) -> None:
     Raises:
         ModelNotFoundError: naming the value that is not supported.
     """
-    defaults = UniPCMultistepScheduler().config
-    for name, needed in _NEEDED.items():
+    defaults = {"_class_name": "UniPCMultistepScheduler", **UniPCMultistepScheduler().config}
+    for name, needed in ({"_class_name": defaults["_class_name"]} | _NEEDED).items():
         value = config.get(name, defaults[name])
         if value != needed:
             raise ModelNotFoundError(f"{where}: {name} is {value!r}; only {needed!r} is supported")
+    _check_levels(lambda: unipc_levels(config, _TRIED_STEPS).schedule, where)
 
 
 def check_karras(config: Mapping[str, Any], where: str) -> None:
@@ -92,6 +99,20 @@ def check_edm(config: Mapping[str, Any], where: str) -> None:
     for name, value in needed.items():
         if config.get(name) != value:
             raise ModelNotFoundError(f"{where}: {name} is {config.get(name)!r}, not {value!r}")
+    data = config.get("sigma_data")
+    if not isinstance(data, int | float) or not 0 < data < math.inf:
+        raise ModelNotFoundError(f"{where}: sigma_data is {data!r}; it must be a number above 0")
+    _check_levels(lambda: edm_levels(config, _TRIED_STEPS), where)
+
+
+def _check_levels(make: Callable[[], Schedule], where: str) -> None:
+    """Refuse a scheduler whose numbers give no levels to sample at: what it holds is not looked at before a request."""
+    try:
+        levels = make().sigmas
+    except Exception as error:  # whatever diffusers makes of them
+        raise ModelNotFoundError(f"{where}: its numbers give no noise levels: {first_line(error)}") from error
+    if not all(map(math.isfinite, levels)) or levels[-1] < 0 or sorted(levels, reverse=True) != list(levels):
+        raise ModelNotFoundError(f"{where}: its numbers give noise levels that do not fall: {levels}")
 
 
 def unipc_levels(
@@ -114,3 +135,17 @@ def unipc_levels(
     else:
         scheduler.set_timesteps(steps)
     return Levels(Schedule(tuple(scheduler.sigmas.tolist())), tuple(scheduler.timesteps.tolist()))
+
+
+def edm_levels(config: Mapping[str, Any], steps: int) -> Schedule:
+    """The levels of an `EDMEulerScheduler`.
+
+    Where it is configured to end at its smallest level, that level comes twice: a step that evaluates the network and
+    multiplies the result by zero. Without it the schedule has a step less.
+    """
+    scheduler: Any = EDMEulerScheduler.from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    levels = tuple(scheduler.sigmas.tolist())
+    if levels[-1] == levels[-2]:
+        levels = (*levels[:-1], 0.0) if steps == 1 else levels[:-1]
+    return Schedule(levels, "edm")

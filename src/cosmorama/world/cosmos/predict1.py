@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cosmorama.diffusion.schedule import Schedule
 from cosmorama.world.base import Inputs, ReadText
+from cosmorama.world.cosmos.levels import edm_levels
 from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
 
 _AUGMENT_SIGMA = 0.001
@@ -80,19 +79,3 @@ class Predict1Sampling(CosmosSampling):
 
     def _input_scale(self, sigma: float) -> float:
         return 1 / math.sqrt(sigma**2 + self._sigma_data**2)
-
-
-def edm_levels(config: dict[str, Any], steps: int) -> Schedule:
-    """The levels of an `EDMEulerScheduler`.
-
-    Where it is configured to end at its smallest level, that level comes twice: a step that evaluates the network and
-    multiplies the result by zero. Without it the schedule has a step less.
-    """
-    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
-
-    scheduler: Any = EDMEulerScheduler.from_config(config)
-    scheduler.set_timesteps(steps)
-    levels = tuple(scheduler.sigmas.tolist())
-    if levels[-1] == levels[-2]:
-        levels = (*levels[:-1], 0.0) if steps == 1 else levels[:-1]
-    return Schedule(levels, "edm")

@@ -54,7 +54,7 @@ def load(folder: Path, options: LoadOptions, name: str) -> GenericWorld:
     Raises:
         ModelNotFoundError: it is no video pipeline of the installed diffusers, or its parts cannot be read.
     """
-    _check(name)
+    _check(folder, name)
     if options.quantize != "none":
         raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
     check_dependencies(name)
@@ -232,14 +232,18 @@ class _Seen:
         return tensors
 
 
-def _check(name: object) -> None:
+def _check(folder: Path, name: object) -> None:
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
         # A list here names a file of code in the checkpoint; that is not run.
-        raise ModelNotFoundError(f"{PIPELINE} asks for {name!r}, which is no pipeline of the installed diffusers")
+        raise ModelNotFoundError(
+            f"{folder / PIPELINE} asks for {name!r}, which is no pipeline of the installed diffusers"
+        )
     missing = sorted(_NEEDED - inspect.signature(kind.__call__).parameters.keys())
     if missing:
-        raise ModelNotFoundError(f"{name} is no video pipeline: it does not take {', '.join(missing)}")
+        raise ModelNotFoundError(
+            f"{folder / PIPELINE}: {name} is no video pipeline: it does not take {', '.join(missing)}"
+        )
 
 
 def _takes(pipeline: Any) -> dict[str, Any]:

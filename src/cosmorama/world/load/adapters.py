@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Adapter, AdapterPreset, Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
-from cosmorama.world.load.checkpoint import first_line
-from cosmorama.world.load.files import read_json
+from cosmorama.world.load.files import first_line, read_json
 from cosmorama.world.load.spellings import Addition, Convert, read_adapter
 
 

@@ -7,6 +7,7 @@ no others; which files they are is said in `files`, how they are read in `weight
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,16 @@ from typing import Any
 
 import torch
 
-from cosmorama.errors import ModelNotFoundError
+from cosmorama.errors import CosmoramaError, ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.kernels.gpu import choose_compile
-from cosmorama.world.load.files import check_small, missing_weights, read_json, some, variants_of
+from cosmorama.world.load.files import check_small, first_line, missing_weights, read_json, some, variants_of
 from cosmorama.world.load.names import is_denoiser
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
-from cosmorama.world.load.weights import Weights, assign, unused
+from cosmorama.world.load.weights import Weights, assign, check_size, unused
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
 _ABOUT_WEIGHTS = ("quantization_config", "compression_config", "dtype", "torch_dtype")
@@ -156,6 +157,7 @@ def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: st
             which file or weight.
     """
     config = without_quantization(read_json(folder / "config.json"))
+    _check_statistics(folder, config)
     weights = Weights(folder, variant)
     with told_of(folder):
         if _is_diffusers(kind):
@@ -163,6 +165,27 @@ def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: st
         else:
             module = _transformers(kind, config, weights, dtype or weights.dtype)
     return module.eval().requires_grad_(False)
+
+
+def _check_statistics(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse means and deviations of latents that would make every clip grey, noise or nothing at all."""
+    lengths = {}
+    for name in ("latents_mean", "latents_std"):
+        values = config.get(name)
+        if values is None:
+            continue
+        least = -math.inf if name == "latents_mean" else 0.0
+        if not isinstance(values, list) or not all(isinstance(n, int | float) and least < n < math.inf for n in values):
+            above = " above 0" if least == 0 else ""
+            raise ModelNotFoundError(f"{folder / 'config.json'}: {name} must be a list of finite numbers{above}")
+        lengths[name] = len(values)
+    channels = config.get("z_dim") or config.get("latent_channels")
+    for name, length in lengths.items():
+        if length != lengths.get("latents_std") or (isinstance(channels, int) and length % channels):
+            raise ModelNotFoundError(
+                f"{folder / 'config.json'}: {name} has {length} numbers; it must have as many as the other statistics, "
+                f"for each of {channels or 'the'} channels"
+            )
 
 
 def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
@@ -175,16 +198,10 @@ def told_of(place: Path) -> Iterator[None]:
     """Whatever a library says of a checkpoint's files is told in one sentence that names them."""
     try:
         yield
-    except (ModelNotFoundError, MemoryError, torch.OutOfMemoryError):
+    except (CosmoramaError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever: each library has its own, and all of them mean the same
         raise ModelNotFoundError(f"{place} cannot be loaded: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of what an error says; its type where it says nothing or only a name."""
-    said = next(iter(str(error).strip().splitlines()), "")[:300]
-    return said if " " in said else f"{type(error).__name__} {said}".strip()
 
 
 def _is_diffusers(kind: Any) -> bool:
@@ -211,6 +228,7 @@ def _transformers(kind: Any, config: dict[str, Any], weights: Weights, dtype: to
         raise ModelNotFoundError(
             f"{weights.folder / 'config.json'} is that of a model of type {name}, not {kind.config_class.model_type}"
         )
+    check_size(weights, lambda: kind(kind.config_class.from_dict(config)))
     with _quiet("transformers"):
         # Names of older versions are translated there, and weights shared between layers are told from missing ones.
         module, found = kind.from_pretrained(

@@ -27,6 +27,8 @@ INDEXES = (PIPELINE, MODULAR)
 """What names a pipeline and its parts, in the order in which it is looked for; diffusers' modular one comes last."""
 _COSMOS_PARTS = {"transformer", "vae", "text_encoder", "tokenizer", "text_tokenizer", "scheduler"}
 """What is read of a Cosmos checkpoint. Guardrails, sound and the eyes of the text encoder are left where they are."""
+SMALL = (".json", ".txt", ".jinja", ".model")
+"""Endings of configs and of what belongs to tokenizers. No code, and nothing that has to be unpickled."""
 _READ_HERE = ("/config.json", "scheduler_config.json", "chat_template.json", ".index.json")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER = 100_000_000
@@ -246,6 +248,12 @@ def some(names: Collection[str], most: int = 3) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says; its type where it says nothing or only a name."""
+    said = next(iter(str(error).strip().splitlines()), "")[:300]
+    return said if " " in said else f"{type(error).__name__} {said}".strip()
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a checkpoint; a byte order mark before it is skipped.
 
@@ -282,7 +290,8 @@ def has_weights(folder: Path, variant: str | None = None) -> bool:
 
 def parts_of(folder: Path) -> tuple[Path, ...]:
     """The folders of the parts that loading a checkpoint reads weights from."""
-    return tuple(folder / part for part in parts_named(read_index(folder), [part.name for part in folder.iterdir()]))
+    names = [part.name for part in folder.iterdir() if part.is_dir()]
+    return tuple(folder / part for part in parts_named(read_index(folder), names))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -322,8 +331,14 @@ def check_whole(folder: Path, variant: str | None = None) -> None:
         ModelNotFoundError: names the file, and says what is wrong with it and what to do.
     """
     for part in parts_of(folder):
-        for file in sorted(file for file in part.iterdir() if file.is_file() and file.suffix != ".safetensors"):
-            check_small(file)
+        for file in sorted(part.iterdir()):
+            if file.suffix in SMALL and not file.is_file():
+                raise ModelNotFoundError(
+                    f"{file} is {'a link to a file that is not there' if file.is_symlink() else 'no file'}: download "
+                    "the folder again"
+                )
+            if file.is_file() and file.suffix != ".safetensors":
+                check_small(file)
         if has_weights(part, variant):
             stored_tensors(part, variant)
 

@@ -25,6 +25,7 @@ from typing import Any
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.load.files import (
     INDEXES,
+    SMALL,
     choose,
     instead_of,
     parts_named,
@@ -37,8 +38,6 @@ from cosmorama.world.load.sources import SOURCES, Source, check_controls
 
 log = logging.getLogger(__name__)
 
-_SMALL = (".json", ".txt", ".jinja", ".model")
-"""Endings of configs and tokenizers. No code, and nothing that has to be unpickled."""
 RESUMED_BYTES = 50_000_000
 """Files of so many bytes go on where a download of them ended."""
 _ATTEMPTS = 5
@@ -225,7 +224,7 @@ def _needed(source: Source, revision: str | None, cache: Path | None, variant: s
     inside = {
         part: {path.name for path in map(PurePosixPath, sizes) if path.parent == PurePosixPath(part)} for part in parts
     }
-    wanted = [*tops, *(_in(part, name) for part, names in inside.items() for name in names if name.endswith(_SMALL))]
+    wanted = [*tops, *(_in(part, name) for part, names in inside.items() for name in names if name.endswith(SMALL))]
     folder = _snapshot(source.repository, revision, cache, wanted)
     for part, names in inside.items():
         config = folder / _in(part, "config.json")

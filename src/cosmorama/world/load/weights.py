@@ -86,6 +86,11 @@ class Weights:
         common = plain.most_common(1)[0][0] if plain else "BF16" if in_8_bits else "F32"
         self.dtype = _TYPES[common]
 
+    @property
+    def count(self) -> int:
+        """How many numbers the weights are."""
+        return sum(self._stored[name].count for name in self)
+
     def __iter__(self) -> Iterator[str]:
         """The names of the weights, without those of their scales."""
         return (name for name in self._stored if name not in self._companions)
@@ -217,6 +222,21 @@ def assign(
         kind = dtype if exact.isdisjoint(name.split(".")) else torch.float32
         loaded[name] = tensor.to(place(name), kind if tensor.is_floating_point() else tensor.dtype)
     module.load_state_dict(loaded, assign=True, strict=False)
+
+
+def check_size(weights: Weights, make: Callable[[], nn.Module]) -> None:
+    """Refuse a config of another size than its weights before memory is taken for what it describes.
+
+    Raises:
+        ModelNotFoundError: the module that `make` builds has more than twice as many numbers as the files.
+    """
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in make().parameters())
+    if count > 2 * weights.count:
+        raise ModelNotFoundError(
+            f"{weights.folder} cannot be loaded: its config.json is that of a network of {count:,} numbers, and its "
+            f"weights are {weights.count:,}"
+        )
 
 
 def check_names(folder: Path, found: Collection[str], expected: Collection[str], kind: type) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-from safetensors.torch import load_file
 
 from cosmorama.request import Capabilities, FrameRule, Range, Size
 from cosmorama.world.kernels.cpu import use_onednn
-from cosmorama.world.load.files import read_header, read_json, weight_files
+from cosmorama.world.load.checkpoint import told_of
+from cosmorama.world.load.files import read_json
+from cosmorama.world.load.weights import Weights, assign, check_size
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.text_encoder import TextEncoder
@@ -38,11 +40,12 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
 
 def load_component(kind: Any, folder: Path) -> Any:
     """One part of a checkpoint: a class with diffusers' `from_config`, its folder, in float32 and ready to evaluate."""
-    # Read directly: diffusers' from_pretrained needs accelerate for this transformer.
-    model = kind.from_config(read_json(folder / "config.json"))
-    (file,) = weight_files(folder).files
-    read_header(file)  # refuses what is damaged by its name
-    model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    config, weights = read_json(folder / "config.json"), Weights(folder)
+    with told_of(folder):
+        check_size(weights, lambda: kind.from_config(config))
+        # Read directly: diffusers' from_pretrained needs accelerate for this transformer.
+        model = kind.from_config(config)
+        assign(model, weights, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 
