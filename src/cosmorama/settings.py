@@ -95,21 +95,26 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), validation_alias=AliasChoices("COSMORAMA_API_KEYS", "COSMORAMA_API_KEY")
     )
-    """Any of these lets a client in (comma-separated); none: everyone is let in. NAME:KEY gives a key a name."""
+    """Comma-separated keys, any of which lets a client in (`Authorization: Bearer`); `NAME:KEY` names a key in logs;
+    not set: everyone, but see `COSMORAMA_ALLOWED_HOSTS`; set and empty: the server does not start."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Without keys: names besides local ones that this server may be called by (comma-separated)."""
+    """Without keys: names in `Host`, comma-separated, that are served besides addresses, `localhost`, this machine's
+    name, names without a dot, and `*.local`, `*.internal`."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages that may call this server (comma-separated; * for all); none: only its own."""
     drain_s: float = Field(30, ge=0)
     """After SIGTERM, for how long jobs that run may go on; what is left then stays in the queue."""
 
     role: Literal["all", "api", "worker", "fleet"] = "all"
-    """all: answers and generates; api: answers only, for workers that share its database; worker: generates only;
-    fleet: answers, and generates on a Ray cluster."""
+    """`api`: answers and generates nothing, for `cosmorama worker` processes that share its database and artifact
+    store; `worker`: generates and answers health and metrics only; `fleet`: answers, and generates on a Ray cluster
+    ([fleet.md](fleet.md))."""
     model: str = Field("microcosm", min_length=1, validation_alias=_names("MODEL", "MODEL_PATH"))
-    """A known model's name, or the folder of a checkpoint."""
+    """A known model's name, a checkpoint folder, or `owner/name@revision` on the model hub (also as
+    `hf://owner/name:revision`)."""
     models: Annotated[dict[str, str], NoDecode] = {}
-    """Several models by name (comma-separated NAME=SOURCE, or SOURCE alone), the default one first; none: `model`."""
+    """Several models, comma-separated `NAME=SOURCE` or known names; the first is the default one, and `COSMORAMA_MODEL`
+    may not be set; the flag `--model` wins over this. None: `model`."""
     name: str | None = Field(None, min_length=1)
     """What clients call the one model that is served; None: its own name."""
     model_variant: str | None = Field(None, validation_alias=_names("MODEL_VARIANT", "MODEL_VARIANT"))
@@ -125,31 +130,37 @@ class Settings(BaseSettings):
     disable_model_download: bool = Field(
         False, validation_alias=_names("DISABLE_MODEL_DOWNLOAD", "DISABLE_MODEL_DOWNLOAD")
     )
-    """True: models from the hub are taken from that folder only."""
+    """True: a model from the hub is taken from that folder only; where it is not there, the server does not become
+    ready and says so."""
     warmup: bool = Field(False, validation_alias=_names("WARMUP", "ENABLE_WARMUP"))
-    """Whether a worker makes one small clip before it is ready."""
+    """True: a worker makes one small clip (two steps at the smallest size) before it is ready, so that the first
+    request does not pay for what is done once; not with a model that starts only from a clip."""
     device: str = Field("auto", pattern=r"^(cpu|(auto|cuda)(:\d+)?)$")
     """Where the model runs: cpu, cuda or cuda:N; auto: on a GPU where there is one. Microcosm runs on the CPU."""
     dtype: Literal["auto", DType] = Field("auto", validation_alias=_names("DTYPE", "PRECISION"))
-    """Of the weights; auto: as they are stored."""
+    """Of the weights: float32, bfloat16 or float16; auto: as they are stored. See [memory](memory.md)."""
     offload: Offload = Field("none", validation_alias=_names("OFFLOAD", "OFFLOAD_MODE"))
     """What waits in the CPU's memory: nothing, the text encoder, or every layer of it and of the denoiser."""
     quantize: Quantize = "none"
     """What the matrices of the denoiser's blocks are held as instead of the dtype: int8, or float8 on newer GPUs; both
     change frames a little."""
     variant: str | None = None
-    """Of the weights, for example fp16, taken where a part of the model has it; None: the usual files."""
+    """Which of several copies of the weights is loaded, for example `fp16`: the files with that word in their names, of
+    every part that has them; see [models.md](models.md#which-files-are-the-model). None: the usual files."""
     controls: Annotated[tuple[str, ...], NoDecode] = ()
-    """Of Transfer2.5 from the hub: kinds of control to load (comma-separated); none: all there are."""
+    """Of Transfer2.5 from the hub: the kinds of control to load, comma-separated; see
+    [models.md](models.md#on-the-hugging-face-hub). None: all there are."""
     compile: Compile = "kernels"
-    """What of the denoiser torch.compile makes faster on a GPU: nothing, norm and rotary embedding, or whole blocks."""
+    """What torch.compile makes faster on a GPU: `none`, `kernels` (norm and rotary embedding of queries and keys as
+    one), `blocks`; see [speed](speed.md#compiled)."""
     attention: str = Field("auto", pattern=r"^[a-z0-9_]+$")
     """Kernel of the denoiser's self-attention, by diffusers' names: native, _native_cudnn, _flash_3_hub, sage, ...;
-    auto: torch's own choice."""
+    auto is torch's own choice. What is not installed is refused at the start."""
     fps_modulation: bool = False
     """Predict2 only: positions in time follow the frame rate, as in diffusers; NVIDIA's released models have it off."""
     vae_tiling: int = 0
-    """Where a request does not say: frames are encoded and decoded in tiles of so many pixels a side; 0 is exact."""
+    """Where a request does not say: frames in tiles of so many pixels a side (128, 192, 256, 384, 512 or 768), 0 is
+    exact; see [memory](memory.md)."""
     adapters: Annotated[dict[str, Path], NoDecode] = Field(default_factory=dict)
     """LoRA adapters that requests may choose: name=path, comma-separated; safetensors."""
     parallel: Literal["none", "guidance", "sequence"] = "none"
@@ -160,9 +171,11 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1)
     """CPU threads of the worker; None: all."""
     replicas: int = Field(1, ge=1, le=1024)
-    """Workers with the same model behind one queue, each on the next GPU; of a fleet, where Ray puts them."""
+    """Workers with the same model behind one queue, each on the next GPU (with `COSMORAMA_PARALLEL` each on the next
+    few); not with several models. Of a fleet: replicas of each model at most."""
     min_replicas: int | None = Field(None, ge=0)
-    """Of a fleet, so many replicas stay when there is no work; None: all."""
+    """Of a fleet: so many replicas of each model stay when there is no work; between the two Ray adds one when all have
+    `COSMORAMA_MAX_ACTIVE` jobs, and gives one back when ten minutes long fewer were needed. None: all."""
     max_active: int = Field(2, ge=1)
     """Generations held by the worker at once; one more where it goes before all of them."""
     max_queue: int = Field(32, ge=0)
@@ -170,18 +183,21 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(1800, gt=0)
     """From the arrival of a synchronous request to the end of its generation."""
     hang_s: float = Field(120, gt=0)
-    """A worker is replaced when a unit of work takes longer than this, and 20 times longer than the longest so far; the
-    first of its size has five times as long on a GPU, and on a CPU as long as it computes."""
+    """A worker is replaced when a unit of work (a step, a few frames) takes longer than this and 20 times longer than
+    the longest of its size so far; the first of a size has five times as long on a GPU, and on a CPU as long as it
+    computes."""
     upstream_request_timeout_us: float | None = Field(
         None, gt=0, validation_alias="NIM_TRITON_REQUEST_TIMEOUT", exclude=True
     )
     """The same in microseconds, as upstream has it."""
     state_dir: Path = Field(default_factory=_state_dir)
-    """Where jobs live unless `database_url` and `artifacts` say otherwise, and clips while they are made."""
+    """Where jobs live unless `COSMORAMA_DATABASE_URL` and `COSMORAMA_ARTIFACTS` say otherwise, and clips while they are
+    made."""
     database_url: SecretStr | None = None
     """SQLAlchemy URL of the job store, sqlite:///FILE or postgresql://...; None: a SQLite file in `state_dir`."""
     artifacts: str | None = None
-    """Folder or fsspec URL (s3://bucket/prefix, ...) of inputs and results; None: in `state_dir`."""
+    """Inputs and results: a folder, or an [fsspec](https://filesystem-spec.readthedocs.io) URL such as
+    `s3://bucket/prefix` (needs `pip install s3fs`). None: in `state_dir`."""
     retention_s: float = Field(7 * 86400, gt=0)
     """Age, since its end, at which a job and its files are removed."""
     max_artifact_bytes: int = Field(50_000_000_000, ge=1)
@@ -227,18 +243,23 @@ class Settings(BaseSettings):
     prompt_upsampling_model: str | None = Field(
         None, validation_alias=_names("PROMPT_UPSAMPLING_MODEL", "PROMPT_UPSAMPLING_MODEL")
     )
+    """The model's name there."""
     prompt_upsampling_api_key: SecretStr | None = Field(
         None, validation_alias=_names("PROMPT_UPSAMPLING_API_KEY", "PROMPT_UPSAMPLING_API_KEY")
     )
+    """Sent there as a bearer token."""
     prompt_upsampling_timeout_s: float = Field(
         30, gt=0, validation_alias=_names("PROMPT_UPSAMPLING_TIMEOUT_S", "PROMPT_UPSAMPLING_TIMEOUT_S")
     )
+    """For one expansion; not set: 120 for Cosmos3. On any failure the prompt is used as it is, which a warning says."""
     prompt_upsampling_max_tokens: int = Field(
         512, ge=1, validation_alias=_names("PROMPT_UPSAMPLING_MAX_TOKENS", "PROMPT_UPSAMPLING_MAX_TOKENS")
     )
+    """The longest expansion that is asked for; not set: 8192 for Cosmos3."""
     prompt_upsampling_temperature: float = Field(
         0.01, ge=0, le=2, validation_alias=_names("PROMPT_UPSAMPLING_TEMPERATURE", "PROMPT_UPSAMPLING_TEMPERATURE")
     )
+    """Sent there; not set: not sent for Cosmos3."""
     prompt_upsampling_template_style: Literal["external_api", "reasoner"] = Field(
         "external_api", validation_alias=_names("PROMPT_UPSAMPLING_TEMPLATE_STYLE", "PROMPT_UPSAMPLING_TEMPLATE_STYLE")
     )
@@ -257,16 +278,22 @@ class Settings(BaseSettings):
     """JSON object whose fields are sent to that server too."""
 
     prompt_upsampling_checkpoint: Path | None = None
-    """Folder of a transformers checkpoint that expands prompts, instead of a server."""
+    """Instead of a server: folder of a transformers checkpoint with a chat template, run in a process of its own on
+    `COSMORAMA_DEVICE`; its timeout is 300 where none is set."""
 
     captioning_checkpoint: Path | None = None
-    """Folder of a transformers checkpoint that sees pictures, instead of a server."""
+    """The same as `COSMORAMA_PROMPT_UPSAMPLING_CHECKPOINT` for captions; a model that takes pictures. Both may be one
+    folder, which is loaded once."""
     captioning_endpoint_url: HttpUrl | None = None
     """Base URL of an OpenAI-compatible server with a vision model; None: the pixels are measured."""
     captioning_model: str | None = None
+    """The model's name there."""
     captioning_api_key: SecretStr | None = None
+    """Sent there as a bearer token."""
     captioning_timeout_s: float = Field(30, gt=0)
+    """For one description; on any failure the pixels are measured instead."""
     captioning_max_tokens: int = Field(512, ge=1)
+    """The longest description that is asked for."""
 
     @classmethod
     def settings_customise_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +19,17 @@ _MOST_USED = ("model", "models", "host", "port", "api_keys")
 _HIDDEN = ("upstream_request_timeout_us",)
 _GROUPS = {
     "Models and memory": "model name warmup device dtype offload quantize compile variant controls vae_tiling adapters "
-    "parallel threads replicas min cache disable",
+    "attention fps parallel threads replicas min cache disable",
     "Jobs": "role max drain request hang state database artifacts retention lease webhook",
+    "Who may call": "api_keys allowed_hosts cors",
     "Inputs": "allow url video_quality reuse dialect size",
     "Text and safety": "blocked text_guardrail video_guardrail prompt captioning",
     "Watching": "log otel",
 }
 
 
-def _group(name: str) -> str:
-    if name in _MOST_USED:
-        return "Options"
+def group_of(name: str) -> str:
+    """Under which heading a setting stands, here and on the page of settings."""
     starts = {start: title for title, words in _GROUPS.items() for start in words.split()}
     longest = max((start for start in starts if name.startswith(start)), key=len, default="")
     return starts.get(longest, "Others")
@@ -39,12 +40,16 @@ def _flags(names: list[str]) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name in names:
         field = Settings.model_fields[name]
-        help_ = " ".join((field.description or "").split())
+        help_ = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", " ".join((field.description or "").split()))
         default = None if field.default_factory is not None else field.default
         shown = (
             "none" if default in (None, (), {}) else str(default).lower() if isinstance(default, bool) else str(default)
         )
-        options: dict[str, Any] = {"help": help_, "show_default": shown, "rich_help_panel": _group(name)}
+        options: dict[str, Any] = {
+            "help": help_,
+            "show_default": shown,
+            "rich_help_panel": "Options" if name in _MOST_USED else group_of(name),
+        }
         kind: Any = str
         dashed = name.replace("_", "-")
         declarations = [f"--{dashed}"]
