@@ -25,8 +25,7 @@ from typing import Any
 
 import simpy
 
-CLAIM_FROM = 128
-"""As in `cosmorama.jobs.loops`, which this does without."""
+from cosmorama.jobs.loops import CLAIM_FROM
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.fleet_sim import CLAIM_FROM, Costs, Fleet, Simulation
-from cosmorama.jobs import loops
+from benchmarks.fleet_sim import Costs, Fleet, Simulation
 
 FREE = Costs(accept_ms=0, claim_ms=0, finish_ms=0, heartbeat_ms=0, per_held_ms=0, read_ms=0, per_row_ms=0)
 
@@ -31,10 +30,6 @@ def test_a_claim_that_the_database_decides_is_hardly_ever_lost() -> None:
     decided = Simulation(Fleet(**fleet), Costs(claim_ms=20)).run()
     assert herd["claims_lost"] > 0.3 > decided["claims_lost"]
     assert decided["finished"] >= 0.98 * herd["finished"]  # whose clips come in another order
-
-
-def test_it_claims_as_servers_do() -> None:
-    assert loops.CLAIM_FROM == CLAIM_FROM
 
 
 def test_the_same_seed_gives_the_same_fleet() -> None:

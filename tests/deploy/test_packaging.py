@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import inspect
 import json
 import re
 import subprocess
@@ -13,11 +14,15 @@ import pytest
 import yaml
 from pydantic import AliasChoices
 
-from cosmorama.settings import Settings
+from cosmorama.api.metrics import Metrics
+from cosmorama.engine.pool import ModelPool
+from cosmorama.settings import Settings, read_settings
 from tests import needs
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "cosmorama"
+# What is measured of a process, where there is one; without a worker there is nothing to see of it.
+PROCESSES = {"process_resident_memory_bytes", "cosmorama_worker_process_resident_memory_bytes"}
 SHARED: dict[str, Any] = {"database": {"urlSecret": "db"}, "artifacts": {"url": "s3://clips/worlds"}}
 
 # The example of the vendor's Helm page for Cosmos3, as facts: these keys with these kinds of values.
@@ -92,6 +97,12 @@ def environment(workload: dict[str, Any]) -> dict[str, Any]:
     return {entry["name"]: entry.get("value") for entry in entries}
 
 
+def probed(workload: dict[str, Any]) -> set[str]:
+    """The paths of its probes."""
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    return {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -146,17 +157,24 @@ def test_which_model_is_served(values: dict[str, Any], model: str | None) -> Non
 
 
 def test_a_fleet_answers_with_one_role_and_generates_with_the_other() -> None:
-    manifests = rendered(EVERYTHING)
+    manifests = rendered(EVERYTHING | {"customArgs": ["worker", "--replicas", "2"]})
     api, workers = one(manifests, "Deployment", "cosmos3-cosmorama-api"), one(manifests, "Deployment")
+    monitor = one(manifests, "ServiceMonitor")
     assert api["spec"]["template"]["spec"]["containers"][0]["args"] == ["serve", "--role", "api"]
-    assert workers["spec"]["template"]["spec"]["containers"][0]["args"] == ["worker"]
+    assert workers["spec"]["template"]["spec"]["containers"][0]["args"] == ["worker", "--replicas", "2"]
     assert "nodeSelector" not in api["spec"]["template"]["spec"]  # it needs no GPU
     front = one(manifests, "Service")["spec"]["selector"]
     assert front.items() <= api["spec"]["template"]["metadata"]["labels"].items()
     assert not front.items() <= workers["spec"]["template"]["metadata"]["labels"].items()
+    # Jobs are accepted while no worker is ready: whoever takes them is not to be unreachable meanwhile.
+    assert probed(api) == {"/v1/health/live"}
+    assert probed(workers) == {"/v1/health/live", "/v1/health/ready"}
+    measured = one(manifests, "Service", "cosmos3-cosmorama-pods")
+    for pods in (api, workers):
+        assert measured["spec"]["selector"].items() <= pods["spec"]["template"]["metadata"]["labels"].items()
+    assert measured["metadata"]["labels"].items() >= monitor["spec"]["selector"]["matchLabels"].items()
     assert "replicas" not in workers["spec"]  # KEDA's
     assert one(manifests, "ScaledObject")["spec"]["scaleTargetRef"]["kind"] == "Deployment"
-    monitor = one(manifests, "ServiceMonitor")
     assert monitor["spec"]["endpoints"][0]["authorization"]["credentials"] == {"name": "keys", "key": "metrics"}
 
 
@@ -191,15 +209,21 @@ def test_every_setting_that_a_file_names_exists(path: Path) -> None:
 
 
 def test_rules_and_dashboard_ask_for_metrics_that_there_are() -> None:
+    """And the page of metrics names all that there are."""
+    text = Metrics(ModelPool(Settings())).text().decode()
+    exported = {name for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE) if not name.endswith("_created")}
+    assert len(exported) > 15
+    gpu = set(re.findall(r'"(gpu_\w+)"', Path(inspect.getfile(Metrics)).read_text()))
     page = (DEPLOY.parent / "docs" / "operations.md").read_text()
-    documented = set(re.findall(r"\b(?:cosmorama|gpu|request)_[a-z_]+\b", page))
+    documented = set(re.findall(r"`(\w+)[`{]", page))
+    assert {name for name in exported if name.startswith("cosmorama_")} <= documented
+    assert gpu | {f"{name}_total" for name in gpu} >= {name for name in documented if name.startswith("gpu_")}
     dashboard = json.loads((CHART / "files" / "dashboard.json").read_text())
     asked = " ".join(t["expr"] for panel in dashboard["panels"] for t in panel["targets"])
     asked += (CHART / "files" / "alerts.yaml").read_text() + (CHART / "templates" / "scaling.yaml").read_text()
-    names = {re.sub(r"_(bucket|sum)$", "", name) for name in re.findall(r"\b(?:cosmorama|gpu)_[a-z_]+\b", asked)}
-    names -= {"cosmorama_worker_process_resident_memory_bytes"}  # documented as cosmorama_worker_process_*
+    names = set(re.findall(r"\b(?:cosmorama|gpu|request|process)_[a-z_]+\b", asked)) - {"cosmorama_worker"}
     assert names
-    assert names <= documented
+    assert {re.sub(r"_(bucket|sum)$", "", name) for name in names} <= exported | gpu | PROCESSES
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
 
@@ -235,6 +259,18 @@ def test_composed_services_share_one_store() -> None:
     assert ours["worker-1"]["volumes"][0] != ours["worker-2"]["volumes"][0]  # each has a state folder of its own
     assert all(p.startswith("127.0.0.1:") for service in services.values() for p in service.get("ports", ()))
     assert all(service["cap_drop"] == ["ALL"] and service["read_only"] for service in ours.values())
+
+
+@pytest.mark.parametrize("name", ["api", "worker-1", "worker-2"])
+def test_composed_services_have_an_environment_that_is_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"][name]
+    for variable, value in service["environment"].items():
+        if value is not None:  # else it is that of whoever runs compose
+            monkeypatch.setenv(variable, re.sub(r"\$\{\w+(?::-([^}]*))?\}", r"\1", value))
+    settings = read_settings({"role": "api" if name == "api" else "worker"})
+    assert settings.model == "microcosm"
+    assert settings.database_url is not None
+    assert service["stop_grace_period"] == f"{settings.drain_s + 10:.0f}s"
 
 
 def test_the_systemd_unit_leaves_the_worker_to_the_server() -> None:

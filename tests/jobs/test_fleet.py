@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import md5
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import httpx
 import pytest
 
 from cosmorama.errors import ModelNotFoundError, NotReadyError
+from cosmorama.jobs.database import Database
 from cosmorama.jobs.fleet import Member, Register, RemotePool
+from cosmorama.jobs.store import Store
+from cosmorama.progress import Progress
 from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
 from tests.fleet.ways import (  # noqa: F401
@@ -28,6 +33,7 @@ from tests.fleet.ways import (  # noqa: F401
     test_what_the_model_cannot_make_is_refused_by_name,
 )
 from tests.jobs.conftest import Blocking, Postgres, pass_lease
+from tests.jobs.test_store import FAILED, WIDE, new
 from tests.serving import Running, running_server
 
 BODY: dict[str, Any] = {"dialect": "cosmorama", "prompt": "a red ball falls", "seed": 1, "width": 960, "height": 704}
@@ -211,7 +217,7 @@ def test_wishes_and_previews_are_kept_once_per_job(store: Blocking) -> None:
     register = Blocking(Register(store.awaited))
     register.create()
     for _ in range(2):
-        register.watch("job")
+        register.watch("job", "server")
         register.show("job", 3, b"old")
         register.show("job", 4, b"new")
     assert register.watched(["job", "other"]) == {"job"}
@@ -219,3 +225,42 @@ def test_wishes_and_previews_are_kept_once_per_job(store: Blocking) -> None:
     register.forget("job")
     assert register.preview("job") is None
     assert register.watched(["job"]) == set()
+
+
+def test_steps_and_previews_are_told_only_where_somebody_follows_the_job(postgres: Postgres) -> None:
+    """Of a job that nobody follows all servers hear three times, however many steps it takes."""
+    psycopg = pytest.importorskip("psycopg", reason="pip install 'psycopg[binary]'")
+    database = Database(postgres.new_database())
+    store = Blocking(Store(database, lease_s=60))
+    store.create()
+    register = Blocking(Register(store.awaited))
+    register.create()
+    channels = {name: f"cosmorama_{md5(name.encode()).hexdigest()}" for name in ("worker", "api", "other")}
+    with psycopg.connect(database.conninfo, autocommit=True) as listening:
+        for channel in ("cosmorama", *channels.values()):
+            listening.execute(f"LISTEN {channel}")
+
+        def heard() -> list[tuple[str, str]]:
+            names = {channel: name for name, channel in channels.items()}
+            listening.execute("NOTIFY cosmorama, 'end'")  # they come in the order in which they were sent
+            found = takewhile(lambda each: each.payload != "end", listening.notifies(timeout=60))
+            return [(names.get(each.channel, "all"), each.payload) for each in found]
+
+        store.accept(new("job").job, WIDE)
+        claim, _ = store.claim(["job"], "worker")
+        for step in range(35):
+            store.advance({claim: Progress("denoise", step, 35)})
+        assert heard() == [("all", "queued job"), ("all", "moved job")]
+        register.watch("job", "api")
+        store.advance({claim: Progress("decode", 1, 2)})
+        register.show("job", 3, b"jpeg")
+        store.cancel("job", FAILED.error)
+        assert heard() == [
+            ("worker", "watched job"),
+            ("api", "moved job"),
+            ("api", "preview job"),
+            ("worker", "cancel job"),
+        ]
+        store.finish(claim, FAILED)
+        assert heard() == [("all", "moved job")]
+    database.close()

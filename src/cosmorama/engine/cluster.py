@@ -2,19 +2,23 @@
 
 The job store stays the queue. The dispatcher claims a job under its lease and makes a streaming call to a replica, so
 that Serve sees an ongoing request: it drains, cancels and scales by that. A replica is a `Supervisor` with its worker
-process, as every server has one; progress, previews and the clip's bytes come back over the call. The death of a
-replica is the death of a worker: the job goes back into the queue.
+process, as every server has one; progress, previews and the clip's bytes come back over the call, as far as somebody
+wants them (`Wishes`). The death of a replica is the death of a worker: the job goes back into the queue. The death of
+the server ends the calls that it made.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import re
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -23,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import SecretStr
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cosmorama import logs
+from cosmorama import __version__, logs
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
 from cosmorama.engine.supervisor import PreviewCallback, Supervisor
@@ -41,14 +47,41 @@ from cosmorama.settings import Settings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+TELL_EVERY_S = 1.0
+"""Of a generation that nobody watches: as often as the job store is told."""
 CHUNK_BYTES = 1 << 20
 """A clip crosses in pieces of this size."""
 DOWNSCALE_DELAY_S = 600.0
 """A replica is given back when so long fewer were needed: a model takes minutes to load."""
 _UNHEALTHY_AFTER = 3
 """A replica is placed anew when so many of its worker processes in a row died."""
-_SECRETS = ("api_keys", "database_url", "webhook_secret")
-"""What a replica does not need; its settings lie in Ray's control store."""
+_SERVERS = (
+    *("host", "port", "otel", "api_keys", "allowed_hosts", "cors_origins", "drain_s", "role"),
+    *("models", "model_aliases", "model_memory", "model_idle_s", "replicas", "min_replicas"),
+    *("max_queue", "request_timeout_s", "upstream_request_timeout_us", "state_dir", "database_url", "artifacts"),
+    *("retention_s", "max_artifact_bytes", "lease_s", "max_jobs_per_key", "webhook_secret"),
+)
+"""Settings of the server, not of a replica: some are secret, and a replica's lie in Ray's control store. A server that
+differs in these alone finds the replicas as it wants them."""
+
+
+class Wishes:
+    """Which generations of a server somebody watches: an actor beside it, which replicas ask, each for its own."""
+
+    def __init__(self) -> None:
+        self._watched: set[str] = set()
+        self._asked: dict[str, asyncio.Event] = {}
+
+    async def watch(self, name: str, watched: bool) -> None:
+        """Begin or end watching a generation."""
+        (self._watched.add if watched else self._watched.discard)(name)
+        self._asked.pop(name, asyncio.Event()).set()
+
+    async def other(self, name: str, watched: bool) -> bool:
+        """Return once a generation is watched where it was not, or not any more."""
+        while (name in self._watched) == watched:
+            await self._asked.setdefault(name, asyncio.Event()).wait()
+        return not watched
 
 
 class Replica:
@@ -62,16 +95,13 @@ class Replica:
         """
         logs.configure(settings, "replica")
         self._supervisor = Supervisor(settings)
+        self._watched: set[str] = set()
         await self._supervisor.start()
         await self._ready(restarts=0)
 
     async def capabilities(self) -> Capabilities | None:
         """What the model takes."""
         return self._supervisor.capabilities
-
-    async def watch(self, name: str, watched: bool) -> None:
-        """Begin or end making previews of a generation, if it is here."""
-        self._supervisor.watch(name, watched)
 
     async def check(self, text: str, called: str) -> CosmoramaError | None:
         """What the guardrails say of a text that no generation has; None: it passes."""
@@ -92,12 +122,24 @@ class Replica:
             raise RuntimeError(self._supervisor.reason)
 
     async def generate(
-        self, request: GenerationRequest, name: str, priority: Priority, age_s: float, owner: str
+        self, request: GenerationRequest, name: str, priority: Priority, age_s: float, owner: str, wishes: Any
     ) -> AsyncIterator[str | Advanced | Previewed | bytes | Finished]:
-        """Make a clip: who makes it, how far it is, its bytes, how it ended. Whoever stops listening cancels it."""
+        """Make a clip: who makes it, how far it is, its bytes, how it ended. Whoever stops listening cancels it.
+
+        How far it is comes at every unit of work while it is watched, else once a second and with each stage.
+        """
         yield serve.get_replica_context().replica_id.unique_id
         await self._ready()
         news: asyncio.Queue[Advanced | Previewed | None] = asyncio.Queue()
+        told, told_at = Progress("queued"), 0.0
+
+        def advanced(progress: Progress) -> None:
+            nonlocal told, told_at
+            now = time.monotonic()
+            if name in self._watched or progress.stage != told.stage or now >= told_at + TELL_EVERY_S:
+                told, told_at = progress, now
+                news.put_nowait(Advanced(name, progress))
+
         with tempfile.TemporaryDirectory(prefix="cosmorama-") as folder:
             making = asyncio.create_task(
                 self._supervisor.generate(
@@ -107,11 +149,12 @@ class Replica:
                     priority=priority,
                     age_s=age_s,
                     owner=owner,
-                    on_progress=lambda progress: news.put_nowait(Advanced(name, progress)),
+                    on_progress=advanced,
                     on_preview=lambda jpeg: news.put_nowait(Previewed(name, jpeg)),
                 )
             )
             making.add_done_callback(lambda _: news.put_nowait(None))
+            heeding = asyncio.create_task(self._heed(name, wishes, making))
             try:
                 while (event := await news.get()) is not None:
                     yield event
@@ -126,7 +169,21 @@ class Replica:
                     yield Finished(name, outcome)
             finally:
                 making.cancel()
+                heeding.cancel()
+                self._watched.discard(name)
                 await self._supervisor.released(name)
+
+    async def _heed(self, name: str, wishes: Any, making: asyncio.Future[Any]) -> None:
+        """Watch a generation for as long as somebody wishes it, and end it when its server is gone."""
+        watched = False
+        try:
+            while True:
+                watched = await wishes.other.remote(name, watched)
+                (self._watched.add if watched else self._watched.discard)(name)
+                self._supervisor.watch(name, watched)
+        except RayError as error:
+            log.warning("the server that wanted a clip is gone: %s", error)
+            making.cancel()
 
     async def _ready(self, restarts: int | None = None) -> None:
         """Wait until the model is loaded, where `restarts` is given for so many attempts only."""
@@ -144,6 +201,7 @@ class _Call:
     progress: Progress
     over: asyncio.Event
     replica: str = ""
+    watched: bool = False
 
 
 class Replicas:
@@ -164,6 +222,7 @@ class Replicas:
         self._settings = settings
         self._name = "cosmorama-" + re.sub(r"[^A-Za-z0-9._-]+", "-", settings.name or settings.model).strip("-")
         self._handle: Any = None
+        self._wishes: Any = None
         self._calls: dict[str, _Call] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -221,7 +280,7 @@ class Replicas:
         request = resolve(request, self.capabilities)
         name = name or uuid.uuid4().hex
         call = self._calls[name] = _Call(Progress("queued"), asyncio.Event())
-        stream = self._handle.generate.remote(request, name, priority, age_s, owner)
+        stream = self._handle.generate.remote(request, name, priority, age_s, owner, self._wishes)
         ended = False
         try:
             with output.open("wb") as clip:
@@ -255,6 +314,7 @@ class Replicas:
             ) from None
         finally:
             call.over.set()
+            self.watch(name, False)
             del self._calls[name]
             if not ended:
                 self._later(asyncio.to_thread(stream.cancel))
@@ -281,13 +341,10 @@ class Replicas:
             await call.over.wait()
 
     def watch(self, name: str, watched: bool) -> None:
-        """Begin or end making previews of a generation. Which replica has it only Serve knows: all are told."""
-        if name in self._calls:
-            self._later(self._tell(name, watched))
-
-    async def _tell(self, name: str, watched: bool) -> None:
-        with suppress(RayError, RayServeException, TimeoutError):
-            await self._handle.broadcast("watch", name, watched).results_async(timeout_s=10)
+        """Begin or end making previews of a generation."""
+        if (call := self._calls.get(name)) is not None and call.watched != watched:
+            call.watched = watched
+            self._wishes.watch.remote(name, watched)
 
     def _later(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -301,6 +358,7 @@ class Replicas:
                 if self._handle is None:
                     await asyncio.to_thread(_CLUSTER.enter)
                     _keep_handling(signal.SIGTERM)
+                    self._wishes = _beside_this_process(Wishes)
                     self._handle = await asyncio.to_thread(self._deploy)
                 await self._look()
             except Exception as error:  # the cluster is not there, or not any more  # noqa: BLE001
@@ -355,10 +413,13 @@ class Replicas:
             health_check_timeout_s=60,
             **options,
         )
-        secretless = self._settings.model_copy(
-            update={name: Settings.model_fields[name].get_default() for name in _SECRETS} | {"device": self._device}
+        settings = self._settings.model_copy(
+            update={name: Settings.model_fields[name].get_default(call_default_factory=True) for name in _SERVERS}
+            | {"device": self._device}
         )
-        target = serve.RunTarget(deployment.bind(secretless), name=self._name, route_prefix=None)
+        # Serve starts all replicas anew where the version is another one, and makes one up where none is given.
+        deployment = deployment.options(version=_fingerprint(settings), _internal=True)
+        target = serve.RunTarget(deployment.bind(settings), name=self._name, route_prefix=None)
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         return handle.options(stream=True)
 
@@ -417,6 +478,13 @@ def _keep_handling(number: signal.Signals) -> None:
         signal.signal(number, signal.getsignal(number))
 
 
+def _beside_this_process(kind: type) -> Any:
+    """An actor on this machine that ends with this process; of few calls, many of which wait."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000}
+    return ray.remote(kind).options(**options, scheduling_strategy=here).remote()
+
+
 def _resources(settings: Settings) -> dict[str, float]:
     """What Ray keeps for a replica."""
     wanted: dict[str, float] = {"num_cpus": settings.threads or 1}
@@ -424,6 +492,15 @@ def _resources(settings: Settings) -> dict[str, float]:
     if kind == "cuda" or (kind == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
         wanted["num_gpus"] = settings.parallel_processes if settings.parallel != "none" else 1
     return wanted
+
+
+def _fingerprint(settings: Settings) -> str:
+    """The same for the same release and settings, secrets too."""
+    said = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in sorted(dict(settings).items())
+    }
+    return hashlib.sha256(json.dumps([__version__, said]).encode()).hexdigest()[:16]
 
 
 def _last_line(app: Any) -> str:

@@ -4,13 +4,15 @@ A server announces itself in a table. One without a model of its own (`--role ap
 models take (`RemotePool`). News of jobs comes by Postgres's NOTIFY: triggers send it, so that no change of a row can
 be forgotten. With SQLite, whose servers share one machine, there is no such thing, and everybody looks once a second.
 
-Progress is written down once a second, and previews not at all, unless somebody watches the job on another server:
-that server says so (`watched`), and the one that runs the job then writes both at once (`Fleet.relay`).
+All servers are told that a job waits, begins or ends. Steps and previews are told to those alone where somebody follows
+the job: progress is written down once a second, and previews not at all, unless such a server asks for both at once
+(`watchers`), and they come on a channel of its own. So what a server hears does not grow with the steps of all others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -77,10 +79,12 @@ known_models = Table(
     Column("source", Text, primary_key=True),
     Column("capabilities", Document(Capabilities), nullable=False),
 )
-watched = Table(
-    "cosmorama_watched",
+watchers = Table(
+    "cosmorama_watchers",
     metadata,
     Column("job_id", String(64), primary_key=True),
+    # Where somebody follows the job.
+    Column("server", String(64), primary_key=True),
     Column("until", Float(53), nullable=False),
 )
 previews = Table(
@@ -93,31 +97,33 @@ previews = Table(
 )
 
 _TRIGGERS = """
-CREATE OR REPLACE FUNCTION cosmorama_tell() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE word text := TG_ARGV[0];
+CREATE OR REPLACE FUNCTION cosmorama_news() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF word IS NOT NULL THEN
-        PERFORM pg_notify('cosmorama', word || ' ' || NEW.job_id);
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'INSERT' OR (NEW.state = 'queued' AND OLD.state <> 'queued') THEN
-        word := 'queued';
-    ELSIF NEW.cancel_error IS NOT NULL AND OLD.cancel_error IS NULL THEN
-        word := 'cancel';
-    ELSIF (NEW.state, NEW.stage, NEW.step) IS DISTINCT FROM (OLD.state, OLD.stage, OLD.step) THEN
-        word := 'moved';
-    END IF;
-    IF word IS NOT NULL THEN
-        PERFORM pg_notify('cosmorama', word || ' ' || NEW.id);
+    IF TG_TABLE_NAME = 'cosmorama_watchers' THEN
+        PERFORM pg_notify('cosmorama_' || md5(holder), 'watched ' || id)
+            FROM cosmorama_jobs WHERE id = NEW.job_id AND holder IS NOT NULL;
+    ELSIF TG_TABLE_NAME = 'cosmorama_previews' THEN
+        PERFORM pg_notify('cosmorama_' || md5(server), 'preview ' || job_id)
+            FROM cosmorama_watchers WHERE job_id = NEW.job_id;
+    ELSIF TG_OP = 'INSERT' OR NEW.state <> OLD.state THEN
+        PERFORM pg_notify('cosmorama', CASE NEW.state WHEN 'queued' THEN 'queued ' ELSE 'moved ' END || NEW.id);
+    ELSE
+        IF NEW.cancel_error IS NOT NULL AND OLD.cancel_error IS NULL AND NEW.holder IS NOT NULL THEN
+            PERFORM pg_notify('cosmorama_' || md5(NEW.holder), 'cancel ' || NEW.id);
+        END IF;
+        IF (NEW.stage, NEW.step) IS DISTINCT FROM (OLD.stage, OLD.step) THEN
+            PERFORM pg_notify('cosmorama_' || md5(server), 'moved ' || job_id)
+                FROM cosmorama_watchers WHERE job_id = NEW.id;
+        END IF;
     END IF;
     RETURN NULL;
 END $$;
 CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE OF state, stage, step, cancel_error
-    ON cosmorama_jobs FOR EACH ROW EXECUTE FUNCTION cosmorama_tell();
+    ON cosmorama_jobs FOR EACH ROW EXECUTE FUNCTION cosmorama_news();
 CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE
-    ON cosmorama_watched FOR EACH ROW EXECUTE FUNCTION cosmorama_tell('watched');
+    ON cosmorama_watchers FOR EACH ROW EXECUTE FUNCTION cosmorama_news();
 CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE
-    ON cosmorama_previews FOR EACH ROW EXECUTE FUNCTION cosmorama_tell('preview');
+    ON cosmorama_previews FOR EACH ROW EXECUTE FUNCTION cosmorama_news();
 """
 
 _CAPABILITIES: TypeAdapter[Capabilities] = TypeAdapter(Capabilities)
@@ -157,7 +163,7 @@ class Register:
             StoreUnavailableError: here and below, the database is away.
         """
         with self.database.write(admission=True) as connection:  # one server at a time
-            metadata.create_all(connection, tables=[servers, known_models, watched, previews])
+            metadata.create_all(connection, tables=[servers, known_models, watchers, previews])
             if not self.database.is_sqlite:
                 connection.exec_driver_sql(_TRIGGERS)
 
@@ -178,7 +184,7 @@ class Register:
         with self.database.write() as connection:
             self._put(connection, servers, {"id": server, "started_at": now, **row}, row)
             connection.execute(delete(servers).where(servers.c.seen_at < now - REMEMBERED_S))
-            connection.execute(delete(watched).where(watched.c.until < now - WATCHED_S))
+            connection.execute(delete(watchers).where(watchers.c.until < now))
 
     @in_thread
     def remember(self, models: dict[str, Capabilities]) -> None:
@@ -221,16 +227,16 @@ class Register:
         ]
 
     @in_thread
-    def watch(self, job_id: str) -> None:
-        """Ask whoever runs a job to tell of every step, for a while."""
-        until = self.database.now() + WATCHED_S
+    def watch(self, job_id: str, server: str) -> None:
+        """Ask whoever runs a job to tell a server of every step, for a while."""
+        until = {"until": self.database.now() + WATCHED_S}
         with self.database.write() as connection:
-            self._put(connection, watched, {"job_id": job_id, "until": until}, {"until": until})
+            self._put(connection, watchers, {"job_id": job_id, "server": server, **until}, until)
 
     @in_thread
     def watched(self, ids: Sequence[str]) -> set[str]:
         """Those of some jobs that somebody wants to follow."""
-        wanted = select(watched.c.job_id).where(watched.c.job_id.in_(ids), watched.c.until > self.database.now())
+        wanted = select(watchers.c.job_id).where(watchers.c.job_id.in_(ids), watchers.c.until > self.database.now())
         with self.database.read() as connection:
             return {row.job_id for row in connection.execute(wanted)}
 
@@ -252,13 +258,13 @@ class Register:
     def forget(self, job_id: str) -> None:
         """Remove a job's preview and the wish for it: it is over."""
         with self.database.write() as connection:
-            for table in (previews, watched):
+            for table in (previews, watchers):
                 connection.execute(delete(table).where(table.c.job_id == job_id))
 
     def _put(self, connection: Connection, table: Table, row: dict[str, Any], changes: dict[str, Any]) -> None:
         insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
-        (key,) = table.primary_key.columns
-        connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=[key], set_=changes))
+        key = list(table.primary_key.columns)
+        connection.execute(insert(table).values(**row).on_conflict_do_update(index_elements=key, set_=changes))
 
 
 def _models(said: list[Any]) -> dict[str, Capabilities]:
@@ -384,7 +390,7 @@ class Fleet:
             return
         self._watching = {known: until for known, until in self._watching.items() if until > now}
         self._watching[job_id] = now + WATCHED_S / 2
-        asyncio.get_running_loop().create_task(_tried(self.register.watch(job_id)))
+        asyncio.get_running_loop().create_task(_tried(self.register.watch(job_id, self._server)))
 
     async def start(self) -> None:
         """Make the tables, and take in what is known of this server's models from before they are loaded.
@@ -432,12 +438,14 @@ class Fleet:
         """Take in what Postgres tells; after a lost connection everything may have changed."""
         import psycopg
 
+        channel = f"cosmorama_{hashlib.md5(self._server.encode(), usedforsecurity=False).hexdigest()}"
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(
                     self._store.database.conninfo, autocommit=True, application_name="cosmorama news"
                 ) as connection:
                     await connection.execute("LISTEN cosmorama")
+                    await connection.execute(f"LISTEN {channel}")
                     self._dispatcher.wake()
                     async for news in connection.notifies():
                         word, _, job_id = news.payload.partition(" ")

@@ -127,13 +127,13 @@ spec:
     - name: cosmorama
       image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
       imagePullPolicy: {{ .Values.image.pullPolicy | default "IfNotPresent" }}
-      {{- if .Values.customCommand }}
+      {{- if and .Values.customCommand (ne $role "api") }}
       command: {{- toYaml .Values.customCommand | nindent 8 }}
       {{- end }}
-      {{- if .Values.customArgs }}
-      args: {{- toYaml .Values.customArgs | nindent 8 }}
-      {{- else if eq $role "api" }}
+      {{- if eq $role "api" }}
       args: [serve, --role, api]
+      {{- else if .Values.customArgs }}
+      args: {{- toYaml .Values.customArgs | nindent 8 }}
       {{- else if eq $role "worker" }}
       args: [worker]
       {{- else }}
@@ -150,14 +150,17 @@ spec:
       {{- end }}
       ports:
         - {name: http-api, containerPort: {{ .Values.model.apiPort }}}
+      {{- $ready := ternary (dict "path" .Values.livenessProbe.path) dict (eq $role "api") }}
+      {{- /* Who answers clients takes jobs before a worker is there, and would be unreachable if it had to be ready. */}}
       {{- if .Values.startupProbe.enabled }}
-      startupProbe: {{- include "cosmorama.probe" (list .Values.startupProbe) | nindent 8 }}
+      startupProbe: {{- include "cosmorama.probe" (list (merge $ready .Values.startupProbe)) | nindent 8 }}
       {{- end }}
       {{- if .Values.livenessProbe.enabled }}
       livenessProbe: {{- include "cosmorama.probe" (list .Values.livenessProbe) | nindent 8 }}
       {{- end }}
       {{- if .Values.readinessProbe.enabled }}
-      readinessProbe: {{- include "cosmorama.probe" (list .Values.readinessProbe) | nindent 8 }}
+      {{- $ready := ternary (dict "path" .Values.livenessProbe.path) dict (eq $role "api") }}
+      readinessProbe: {{- include "cosmorama.probe" (list (merge $ready .Values.readinessProbe)) | nindent 8 }}
       {{- end }}
       resources: {{- toYaml (ternary .Values.fleet.api.resources .Values.resources (eq $role "api")) | nindent 8 }}
       volumeMounts:
