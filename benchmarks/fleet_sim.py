@@ -30,15 +30,15 @@ from cosmorama.jobs.loops import CLAIM_FROM
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Milliseconds of one database core per statement."""
+    """Milliseconds of one database core per statement, as `benchmarks.fleet_costs` measured them (docs/fleet.md)."""
 
-    accept_ms: float = 1.5
-    claim_ms: float = 1.0
-    finish_ms: float = 1.0
-    heartbeat_ms: float = 0.6
-    per_held_ms: float = 0.05
-    read_ms: float = 0.5
-    per_row_ms: float = 0.02
+    accept_ms: float = 0.53
+    claim_ms: float = 0.36
+    finish_ms: float = 0.34
+    heartbeat_ms: float = 0.75
+    per_held_ms: float = 0.20
+    read_ms: float = 0.08
+    per_row_ms: float = 0.0012
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,7 @@ class Simulation:
             "arrivals_per_s": round(len(arrivals) / end_s, 3),
             "accepted": tally.accepted,
             "finished": tally.finished,
+            "finished_ideal": sum(end <= end_s for end, _ in ideal),
             "database_busy": round(tally.busy_s / (end_s * self.fleet.cores), 3),
             "claims_lost": round(tally.lost / max(tally.claims, 1), 3),
             "heartbeat_late_s": _percentiles(tally.late_s),

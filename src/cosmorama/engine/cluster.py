@@ -413,20 +413,12 @@ class Replicas:
             health_check_timeout_s=60,
             **options,
         )
-        settings = self._settings.model_copy(
-            update={name: Settings.model_fields[name].get_default(call_default_factory=True) for name in _SERVERS}
-            | {"device": self._device}
-        )
+        settings = _of_a_replica(self._settings)
         # Serve starts all replicas anew where the version is another one, and makes one up where none is given.
         deployment = deployment.options(version=_fingerprint(settings), _internal=True)
         target = serve.RunTarget(deployment.bind(settings), name=self._name, route_prefix=None)
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         return handle.options(stream=True)
-
-    @property
-    def _device(self) -> str:
-        """Which GPU is Ray's to say: a replica sees only its own."""
-        return self._settings.device.partition(":")[0]
 
 
 class _Cluster:
@@ -492,6 +484,12 @@ def _resources(settings: Settings) -> dict[str, float]:
     if kind == "cuda" or (kind == "auto" and ray.cluster_resources().get("GPU", 0) > 0):
         wanted["num_gpus"] = settings.parallel_processes if settings.parallel != "none" else 1
     return wanted
+
+
+def _of_a_replica(settings: Settings) -> Settings:
+    """A server's settings without what is not a replica's. Which GPU is Ray's to say: a replica sees only its own."""
+    defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in _SERVERS}
+    return settings.model_copy(update=defaults | {"device": settings.device.partition(":")[0]})
 
 
 def _fingerprint(settings: Settings) -> str:
