@@ -145,7 +145,6 @@ class Simulation:
             "arrivals_per_s": round(len(arrivals) / end_s, 3),
             "accepted": tally.accepted,
             "finished": tally.finished,
-            "finished_ideal": sum(end <= end_s for end, _ in ideal),
             "database_busy": round(tally.busy_s / (end_s * self.fleet.cores), 3),
             "claims_lost": round(tally.lost / max(tally.claims, 1), 3),
             "heartbeat_late_s": _percentiles(tally.late_s),

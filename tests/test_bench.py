@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
-from cosmorama.bench import BenchError, Plan, Target, measure, plot, read_body, spread
+from cosmorama.bench import Bench, BenchError, Plan, Run, Target, measure, plot, read_body, spread
 from cosmorama.cli import app
 from cosmorama.errors import InvalidRequestError
 from tests.serving import Running, running_server
@@ -119,3 +120,22 @@ def test_runs_without_a_success_are_left_out_of_the_plot(tmp_path: Path) -> None
     run = {"concurrency": 1, "rate_per_s": None, "latency_s": None, "throughput_per_s": 0, "failed": 2, "wall_s": 1.0}
     plot({"runs": [run], "plan": {"target": "infer", "requests": 2}, "url": "x"}, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("missed", "failures"), [(4, {}), (5, {"ReadError": 1})])
+def test_a_look_that_fails_is_not_a_job_that_does(missed: int, failures: dict[str, int]) -> None:
+    looks = iter(range(100))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json={"id": "a"})
+        if next(looks) < missed:
+            raise httpx.ReadError("closed")
+        return httpx.Response(200, json={"id": "a", "state": "succeeded"})
+
+    async def run() -> Run:
+        async with Bench("http://server", Plan("jobs", {}, requests=1, poll_s=0)) as bench:
+            bench._http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(answer))
+            return await bench.closed(1)
+
+    assert asyncio.run(run()).failures == failures

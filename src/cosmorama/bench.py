@@ -38,6 +38,8 @@ BODIES: Mapping[Target, JSON] = {
 
 _OVER = {"succeeded", "completed", "failed", "cancelled", "expired", "incomplete"}
 _GOOD = {"succeeded", "completed"}
+MISSED_LOOKS = 5
+"""So many looks at a job in a row may fail before it counts as failed itself."""
 _BEGUN = {"running", "in_progress", "processing"}
 
 
@@ -213,14 +215,21 @@ class Bench:
         return str(answer.json()["id"])
 
     async def _until(self, job: str, states: set[str], poll_s: float | None = None) -> str:
+        missed = 0
         while True:
-            answer = await self._http.get(f"{self._path}/{job}")
-            if answer.status_code == 404 and "gone" in states:
-                return "gone"  # a server whose DELETE removes what it cancels
-            record = self._checked(answer).json()
-            state = str(record.get("state") or record.get("status"))
-            if state in states:
-                return state
+            try:
+                answer = await self._http.get(f"{self._path}/{job}")
+            except httpx.TransportError:  # of one look, such as a kept connection that the server had just closed
+                if (missed := missed + 1) == MISSED_LOOKS:
+                    raise
+            else:
+                missed = 0
+                if answer.status_code == 404 and "gone" in states:
+                    return "gone"  # a server whose DELETE removes what it cancels
+                record = self._checked(answer).json()
+                state = str(record.get("state") or record.get("status"))
+                if state in states:
+                    return state
             await asyncio.sleep(self._plan.poll_s if poll_s is None else poll_s)
 
     async def _cancel(self, job: str) -> None:

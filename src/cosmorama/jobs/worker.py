@@ -126,6 +126,7 @@ class Runner:
         if channel := self._channels.find(job.id):
             channel.update(job)
         with about(job.id):
+            log.info("begun, attempt %d", claim.attempt)
             running.task = asyncio.create_task(self._run(running), name=running.name)
 
     def interrupt(self, job_id: str, reason: Reason, error: JobError = CANCELLED) -> asyncio.Task[None] | None:
