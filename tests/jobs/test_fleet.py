@@ -185,6 +185,8 @@ def test_a_pool_of_other_servers_before_during_and_after() -> None:
         workers.find(None)
     told: list[bool] = []
     workers.on_ready = lambda: told.append(True)
+    workers.see([member(models={})])  # it has loaded one, and says which a moment later
+    assert (workers.ready, told) == (False, [])
     workers.see([member(), member(id="b", models={"street": Capabilities(model="street")}, places=3)])
     assert (workers.ready, workers.names, workers.places, told) == (True, ("tiny", "street"), 5, [True])
     assert workers.find(None) == "tiny"

@@ -302,8 +302,8 @@ class RemotePool(ModelPool):
 
     @property
     def ready(self) -> bool:
-        """Whether anybody generates."""
-        return any(server.ready for server in self._servers)
+        """Whether anybody generates, and has said with which models."""
+        return any(server.ready and server.models for server in self._servers)
 
     @property
     def reason(self) -> str:
