@@ -112,3 +112,18 @@ def test_who_asks_while_it_is_read_shares_the_next_reading() -> None:
 
     asyncio.run(ask())
     assert store.reads - 1 == 2
+
+
+def test_who_arrives_takes_its_place_without_a_new_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, _ = queue_of(*(stored(f"s{i}", age_s=10 * i) for i in range(20)))
+    before = names(queue)
+    monkeypatch.setattr("cosmorama.jobs.queue.order", None)
+    queue._sorted_until = float("inf")
+    for arrived in (job("late"), replace(job("high"), priority="high"), job("old", age_s=55)):
+        queue.accepted(arrived)
+    monkeypatch.undo()
+    kept = names(queue)
+    assert [name for name in kept if name in before] == before
+    queue._sorted_until = float("-inf")
+    assert names(queue) == kept
+    assert kept[0] == "high"

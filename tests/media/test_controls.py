@@ -51,11 +51,6 @@ def test_blur_keeps_shapes_and_loses_detail() -> None:
     assert soft[0, :, :16].std() < clip[0, :, :16].std() / 2
 
 
-def test_what_cannot_be_computed_says_what_to_send() -> None:
-    with pytest.raises(InvalidRequestError, match=r"controls\.edge\.source.*or a video to compute it from"):
-        computed(Control("edge"), None)
-
-
 def test_without_opencv_a_control_clip_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     modules: Any = sys.modules
     monkeypatch.setitem(modules, "cv2", None)

@@ -41,7 +41,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(CosmoramaError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 def answer(error: CosmoramaError) -> JSONResponse:
@@ -82,8 +81,3 @@ def _methods(request: Request) -> list[str]:
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     ]
-
-
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    # The traceback is for the log; a client is told nothing of the inside.
-    return envelope(500, "internal_error", "the server failed in a way it should not; its log says more")

@@ -50,16 +50,7 @@ LAST_WORD_S = 10.0
 
 
 class AsyncClient:
-    """A Cosmorama server.
-
-    Args:
-        server: Its address; None: what `COSMORAMA_SERVER` says, or port 8000 of this machine.
-        api_key: Sent as a bearer token; None: what `COSMORAMA_API_KEY` says.
-        patience_s: For how long a call that finds the server busy (429, 502, 503, 504), restarting or unreachable is
-            repeated. A submission carries an idempotency key, so that repeating it never makes work twice. What would
-            fail every time, such as a host that does not exist, is told at once.
-        timeout_s: For one answer of the server to begin.
-        transport: Another way to reach the server, for tests and proxies.
+    """A Cosmorama server, for programs with an event loop: `Client` with coroutines, and the same arguments.
 
     Raises:
         InvalidRequestError: `server` is no address.
@@ -99,21 +90,7 @@ class AsyncClient:
         progress_bar: bool = False,
         **knobs: Unpack[Knobs],
     ) -> Clip:
-        """Generate a clip and wait for it. If the wait is given up, by cancellation say, the job is cancelled.
-
-        Args:
-            prompt: May be left out with an image or a video.
-            image: A picture to start from: path, URL, bytes, PIL image or array.
-            video: A clip to continue: path, URL or bytes.
-            output: Its suffix chooses the format: .mp4, .webm, .gif, .jpg, or .zip for PNG frames. Nothing is written.
-            model: One of the server's models; None: its first.
-            on_status: Called whenever the job got further.
-            progress_bar: Show one on standard error.
-            **knobs: The sampling knobs of `GenerationRequest`.
-
-        Raises:
-            CosmoramaError: the error that the server answered with, or `ServerUnreachableError`.
-        """
+        """As `Client.generate`. If the wait is given up, by cancellation say, the job is cancelled."""
         request = request_with_output(prompt, image=image, video=video, output=output, **knobs)
         job = await self.submit(request, model=model)
         try:
@@ -128,16 +105,7 @@ class AsyncClient:
     async def submit(
         self, request: GenerationRequest | str, *, model: str | None = None, **options: Unpack[JobOptions]
     ) -> AsyncJobHandle:
-        """Submit a request, or a prompt with everything else at its default, and return at once.
-
-        Args:
-            request: What to make.
-            model: One of the server's models; None: the request's own, or the server's first.
-            **options: See `JobOptions`.
-
-        Raises:
-            CosmoramaError: as `generate`.
-        """
+        """As `Client.submit`."""
         request = GenerationRequest(prompt=request) if isinstance(request, str) else request
         return AsyncJobHandle(self, status_of(await self.send(**submit_arguments(request, model, options))))
 
@@ -151,15 +119,11 @@ class AsyncClient:
         return AsyncJobHandle(self, status_of(await self.send("POST", "/v1/jobs", json=body, headers=headers)))
 
     async def job(self, job_id: str) -> AsyncJobHandle:
-        """A job by its id.
-
-        Raises:
-            JobNotFoundError: there is none, or it is another key's.
-        """
+        """As `Client.job`."""
         return AsyncJobHandle(self, status_of(await self.send("GET", f"/v1/jobs/{job_id}")))
 
     async def jobs(self, *, state: State | None = None) -> AsyncGenerator[AsyncJobHandle, None]:
-        """The jobs of this key, newest first; fetched page by page as they are asked for."""
+        """As `Client.jobs`."""
         params: dict[str, Any] = {"limit": 100} | ({} if state is None else {"state": state})
         while True:
             page, cursor = page_of(await self.send("GET", "/v1/jobs", params=params))
@@ -170,7 +134,7 @@ class AsyncClient:
             params["cursor"] = cursor
 
     async def capabilities(self, model: str | None = None) -> Capabilities:
-        """What a model of the server takes; None: its first."""
+        """As `Client.capabilities`."""
         params = {} if model is None else {"model": model}
         return capabilities_of(await self.send("GET", "/v1/capabilities", params=params))
 
@@ -201,12 +165,12 @@ class AsyncJobHandle:
         self._client, self._url = client, f"/v1/jobs/{status.id}"
 
     async def refresh(self) -> JobStatus:
-        """The job as it is now."""
+        """As `JobHandle.refresh`."""
         self.status = status_of(await self._client.send("GET", self._url))
         return self.status
 
     async def events(self) -> AsyncGenerator[JobStatus, None]:
-        """Its status whenever it changes, from now to its end. Connections that break are made again."""
+        """As `JobHandle.events`."""
         http, patience, last = self._client.http, Patience(self._client.patience_s), ""
         while True:
             response, failure = None, None
@@ -241,17 +205,7 @@ class AsyncJobHandle:
     async def wait(
         self, timeout_s: float | None = None, *, on_status: OnStatus | None = None, progress_bar: bool = False
     ) -> JobStatus:
-        """Wait for its end.
-
-        Args:
-            timeout_s: For how long at most; the job goes on all the same.
-            on_status: Called whenever it got further.
-            progress_bar: Show one on standard error.
-
-        Raises:
-            TimeoutError: it is not over yet.
-            CosmoramaError: it failed or was cancelled.
-        """
+        """As `JobHandle.wait`."""
         try:
             with new_bar() if progress_bar else nullcontext() as show:
                 async with asyncio.timeout(timeout_s), aclosing(self.events()) as events:
@@ -265,40 +219,25 @@ class AsyncJobHandle:
         return self.status.raise_for_state()
 
     async def cancel(self, *, patience_s: float | None = None) -> JobStatus:
-        """Stop it within one denoising step. A job that is over stays as it is."""
+        """As `JobHandle.cancel`."""
         self.status = status_of(await self._client.send("POST", f"{self._url}/cancel", patience_s=patience_s))
         return self.status
 
     async def delete(self) -> None:
-        """Cancel it if it is not over, and remove it and its clip from the server."""
+        """As `JobHandle.delete`."""
         await self._client.send("DELETE", self._url)
 
     async def clip(self) -> Clip:
-        """The finished clip, in memory.
-
-        Raises:
-            JobConflictError: the job has not succeeded.
-            ContentGoneError: the server keeps the clip no longer.
-        """
+        """As `JobHandle.clip`."""
         content = (await self._client.send("GET", f"{self._url}/content")).content
         return clip_of(self.status if self.status.result else await self.refresh(), content)
 
     async def actions(self) -> tuple[tuple[float, ...], ...]:
-        """The actions `[steps][numbers]` that inverse dynamics or a policy predicted.
-
-        Raises:
-            JobConflictError: the job has not succeeded, or predicts none.
-        """
+        """As `JobHandle.actions`."""
         return actions_of(await self._client.send("GET", f"{self._url}/actions"))
 
     async def download(self, path: str | Path, *, progress_bar: bool = False) -> Path:
-        """The finished clip, into a file. A download that was cut off, even by the end of this process, goes on where
-        it stopped; the file is there only when it is whole.
-
-        Raises:
-            InvalidRequestError: the file's name promises another format than the clip has.
-            CosmoramaError: as `clip`.
-        """
+        """As `JobHandle.download`."""
         path = Path(path)
         status = self.status if self.status.result else await self.refresh()
         if status.result is not None:

@@ -126,7 +126,10 @@ class Preparer:
         controls: dict[str, Frames] = {}
         for control in request.controls:
             given = read.get(f"controls.{control.kind}.source")
-            controls[control.kind] = computed(control, clip) if given is None else given
+            if given is None:
+                assert clip is not None
+                given = computed(control, clip)
+            controls[control.kind] = given
         length = min((len(frames) for frames in controls.values()), default=request.frames)
         warnings += [
             f"the control {kind} has {len(frames)} frames at {request.fps:g} fps; cut to the {length} of the shortest"

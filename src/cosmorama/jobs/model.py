@@ -377,11 +377,13 @@ def _knobs(job: Job) -> dict[str, Any]:
         return None if source is None else str(source)
 
     known = {field.name: getattr(asked, field.name) for field in fields(GenerationRequest) if field.name not in _INWARD}
+    # What follows a clip is as long as the clip, which is not known before it was read.
+    length = job.result.outcome if job.result is not None and asked.mode == "transfer" else asked.result
     return known | {
         "width": asked.result.width,
         "height": asked.result.height,
-        "frames": asked.result.frames,
-        "fps": asked.result.fps,
+        "frames": length.frames,
+        "fps": length.fps,
         "image": reference("image", asked.image),
         "video": reference("video", asked.video),
         "guidance_interval": list(asked.guidance_interval),
@@ -395,5 +397,5 @@ def _knobs(job: Job) -> dict[str, Any]:
     }
 
 
-_INWARD = frozenset({"left_open", "target", "usual", "warnings"})
+_INWARD = frozenset({"target", "usual", "warnings"})
 """What `resolve` and the dialects tell each other; not the client's."""

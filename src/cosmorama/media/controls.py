@@ -40,28 +40,25 @@ _BILATERAL_SIGMAS = (150, 100)
 """Of color levels and of pixels."""
 
 
-def computed(control: Control, clip: Frames | None) -> Frames:
+def computed(control: Control, clip: Frames) -> Frames:
     """The control clip that a request leaves to be computed.
 
     Args:
         control: What is asked for.
-        clip: The request's video, uint8 `[T, H, W, 3]`; None if it has none.
+        clip: The request's video, uint8 `[T, H, W, 3]`.
 
     Returns:
         uint8 `[T, H, W, 3]`.
 
     Raises:
-        InvalidRequestError: there is nothing to compute it from, or with. `resolve` has refused kinds that are not
-            among `COMPUTED_CONTROLS`.
+        InvalidRequestError: there is nothing to compute it with. `resolve` has refused kinds that are not among
+            `COMPUTED_CONTROLS`, and requests without a video.
     """
-    field = f"controls.{control.kind}.source"
-    if clip is None:
-        raise InvalidRequestError(Problem(field, None, "a control clip, or a video to compute it from"))
     try:
         return _COMPUTED[control.kind](clip, control.preset)
     except ModuleNotFoundError as error:
         accepted = f"a control clip: this server has no {error.name} to compute one (pip install '.[serve]')"
-        raise InvalidRequestError(Problem(field, None, accepted)) from error
+        raise InvalidRequestError(Problem(f"controls.{control.kind}.source", None, accepted)) from error
 
 
 def edges(clip: Frames, preset: Preset = "medium") -> Frames:
