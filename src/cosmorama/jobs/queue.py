@@ -51,6 +51,7 @@ class QueueView(Observer):
         # What happened here while the store was read, which may not have seen it; None: over.
         self._meanwhile: dict[str, Unfinished | None] = {}
         self._sorted: list[Candidate] = []
+        self._sorted_at = 0.0
         self._sorted_until = float("-inf")
 
     @property
@@ -97,7 +98,7 @@ class QueueView(Observer):
             )
             self._meanwhile[job.id] = self.jobs[job.id] = arrived
             if time.monotonic() < self._sorted_until:  # to sort all anew would cost more than accepting one does
-                insort(self._sorted, self.candidate(arrived), key=rank)
+                insort(self._sorted, self.candidate(arrived, at=self._sorted_at), key=rank)
 
     def started(self, job: Job) -> None:
         """A job was claimed here."""
@@ -117,7 +118,8 @@ class QueueView(Observer):
     def ordered(self) -> list[Candidate]:
         """The unfinished as the scheduler sees them, the one that should be advanced now first."""
         if time.monotonic() >= self._sorted_until:
-            self._sorted = order(map(self.candidate, self.jobs.values()))
+            self._sorted_at = time.time()
+            self._sorted = order(self.candidate(job, at=self._sorted_at) for job in self.jobs.values())
             self._sorted_until = time.monotonic() + SORTED_FOR_S
         return self._sorted
 
@@ -125,12 +127,12 @@ class QueueView(Observer):
         """Whether a process may have died of the job, as far as is known."""
         return job_id in self.jobs and self.jobs[job_id].suspect
 
-    def candidate(self, job: Job | Unfinished) -> Candidate:
-        """A job as the scheduler sees it now."""
+    def candidate(self, job: Job | Unfinished, at: float | None = None) -> Candidate:
+        """A job as the scheduler sees it now, or with the age that it had at a time."""
         remaining_s = job.progress.remaining_s
         if remaining_s is None:
             remaining_s = self.estimator.remaining_s(job.request, job.progress)
-        return Candidate(job.id, job.priority, time.time() - job.created_at, remaining_s)
+        return Candidate(job.id, job.priority, (at or time.time()) - job.created_at, remaining_s)
 
     def standings(self, wanted: Collection[str]) -> dict[str, Standing]:
         """Where unfinished jobs stand, as if one worker did all of them in the scheduler's order."""
