@@ -19,8 +19,7 @@ import signal
 import tempfile
 import threading
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,12 +35,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cosmorama import __version__, logs
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import Priority
-from cosmorama.engine.supervisor import PreviewCallback, Supervisor
-from cosmorama.engine.worker import Advanced, Finished, Previewed
+from cosmorama.engine.supervisor import PreviewCallback, Supervisor, Worker
+from cosmorama.engine.worker import Advanced, Finished, Previewed, Submit
 from cosmorama.errors import CosmoramaError, NotReadyError, WorkerDiedError, WorkerError
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest
-from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -204,22 +202,12 @@ class _Call:
     watched: bool = False
 
 
-class Replicas:
-    """The replicas of one model on a Ray cluster, used as a `Supervisor` is. All methods are for one event loop.
-
-    Attributes:
-        ready, reason, capabilities, on_ready: As a supervisor's.
-    """
-
-    worker_pid = None
+class Replicas(Worker):
+    """The replicas of one model on a Ray cluster."""
 
     def __init__(self, settings: Settings) -> None:
-        self.ready = False
-        self.reason = "the model is loading"
-        self.capabilities: Capabilities | None = None
+        super().__init__(settings)
         self._lost: set[str] = set()
-        self.on_ready: Callable[[], None] = lambda: None
-        self._settings = settings
         self._name = "cosmorama-" + re.sub(r"[^A-Za-z0-9._-]+", "-", settings.name or settings.model).strip("-")
         self._handle: Any = None
         self._wishes: Any = None
@@ -256,52 +244,31 @@ class Replicas:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(_CLUSTER.leave)
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        output: Path,
-        name: str | None = None,
-        priority: Priority = "normal",
-        age_s: float = 0.0,
-        owner: str = "",
-        on_progress: ProgressCallback | None = None,
-        on_preview: PreviewCallback | None = None,
-    ) -> Outcome:
-        """Generate a clip into `output`, see `Supervisor.generate`.
-
-        Raises:
-            NotReadyError: no model is loaded now.
-            WorkerDiedError: the replica died while it had this.
-            CosmoramaError: as there.
-        """
-        if not self.ready or self.capabilities is None:
-            raise NotReadyError(self.reason)
-        request = resolve(request, self.capabilities)
-        name = name or uuid.uuid4().hex
+    async def _make(self, wanted: Submit, on_progress: ProgressCallback, on_preview: PreviewCallback) -> Outcome:
+        name = wanted.job
         call = self._calls[name] = _Call(Progress("queued"), asyncio.Event())
-        stream = self._handle.generate.remote(request, name, priority, age_s, owner, self._wishes)
+        stream = self._handle.generate.remote(
+            wanted.request, name, wanted.priority, wanted.age_s, wanted.owner, self._wishes
+        )
         ended = False
         try:
-            with output.open("wb") as clip:
+            with wanted.output.open("wb") as clip:
                 async for event in stream:
                     match event:
                         case str():
                             call.replica = event
                         case Advanced(_, progress):
                             call.progress = progress
-                            if on_progress is not None:
-                                on_progress(progress)
+                            on_progress(progress)
                         case Previewed(_, jpeg):
-                            if on_preview is not None:
-                                on_preview(jpeg)
+                            on_preview(jpeg)
                         case bytes():
                             clip.write(event)
                         case Finished(_, result):
                             ended = True
                             if isinstance(result, CosmoramaError):
                                 raise result
-                            return replace(result, path=output)
+                            return replace(result, path=wanted.output)
             raise WorkerDiedError("the replica stopped while it made this clip")
         except RayTaskError as error:
             log.error("a replica failed: %s", error)
@@ -320,12 +287,7 @@ class Replicas:
                 self._later(asyncio.to_thread(stream.cancel))
 
     async def check(self, text: str, called: str) -> None:
-        """Let a text that no generation has pass the guardrails of a replica, see `Supervisor.check`.
-
-        Raises:
-            PromptRefusedError: one does not let it.
-            NotReadyError: there is no replica to ask, or it died.
-        """
+        """Let a text that no generation has pass the guardrails of a replica."""
         if not self.ready:
             raise NotReadyError(self.reason)
         try:
@@ -336,7 +298,7 @@ class Replicas:
             raise refused
 
     async def released(self, name: str) -> None:
-        """Return once nothing writes the generation's file any more."""
+        """Return once nothing writes the generation's file any more, here."""
         if (call := self._calls.get(name)) is not None:
             await call.over.wait()
 

@@ -15,21 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
-from cosmorama.engine.supervisor import Supervisor
+from cosmorama.engine.supervisor import Supervisor, Worker
 from cosmorama.errors import ModelNotFoundError, NotReadyError
 from cosmorama.request import Capabilities
 from cosmorama.settings import Settings
 from cosmorama.world.registry import stored_bytes
 
-if TYPE_CHECKING:
-    from cosmorama.engine.cluster import Replicas
-
 log = logging.getLogger(__name__)
-
-Worker: TypeAlias = "Supervisor | Replicas"
-"""Whoever makes clips with one model: a process here, or replicas on a cluster, which count as one with many places."""
 
 LOOK_EVERY_S = 1.0
 SETTLE_S = 2.0

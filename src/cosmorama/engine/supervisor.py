@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.process import WorkerProcess
@@ -56,25 +57,129 @@ class _Generation:
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Supervisor:
-    """Owns the worker process. All methods are for one event loop.
+class Worker:
+    """Whoever makes clips with one model: a process here, or replicas on a cluster (one worker with many places).
+
+    All methods are for one event loop.
 
     Attributes:
         ready: Whether a generation can be accepted.
         reason: In words, why it is not.
         capabilities: What the model takes, once one was loaded.
-        restarts: How often the worker had to be started again.
-        failures: How many workers in a row died before they had finished anything.
-        on_ready: Called when a worker has loaded the model.
+        on_ready: Called when the model was loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.ready = False
         self.reason = "the model is loading"
         self.capabilities: Capabilities | None = None
-        self.restarts = self.failures = 0
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
+
+    @property
+    def restarts(self) -> int:
+        """How often a process had to be started again."""
+        raise NotImplementedError
+
+    @property
+    def active(self) -> int:
+        """Generations being worked on."""
+        raise NotImplementedError
+
+    @property
+    def held(self) -> int:
+        """Generations that it has, worked on or not yet."""
+        raise NotImplementedError
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id, if it is one process of this machine and runs now."""
+        return None
+
+    async def start(self) -> None:
+        """Begin to load the model; returns before that is done."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Stop, and fail what was in flight."""
+        raise NotImplementedError
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        output: Path,
+        name: str | None = None,
+        priority: Priority = "normal",
+        age_s: float = 0.0,
+        owner: str = "",
+        on_progress: ProgressCallback | None = None,
+        on_preview: PreviewCallback | None = None,
+    ) -> Outcome:
+        """Generate a clip into `output`. Cancelling the calling task cancels the generation within one step.
+
+        Args:
+            request: What to make.
+            output: Where the file will be.
+            name: For `watch`; unique among those in flight.
+            priority: Class of service.
+            age_s: Seconds since the request was accepted.
+            owner: Whose it is.
+            on_progress: Called at every unit of work.
+            on_preview: Called with a small JPEG every few steps while the generation is watched.
+
+        Raises:
+            InvalidRequestError: the model cannot make this.
+            NotReadyError: no model is loaded now.
+            MediaError: the image or video cannot be used.
+            WorkerDiedError: the worker died while it had this.
+            WorkerError: it failed inside.
+        """
+        if not self.ready or self.capabilities is None:
+            raise NotReadyError(self.reason)
+        resolved = resolve(request, self.capabilities)
+        wanted = Submit(name or uuid.uuid4().hex, resolved, output, priority, age_s, owner)
+        return await self._make(wanted, on_progress or _ignore, on_preview or _ignore)
+
+    async def _make(self, wanted: Submit, on_progress: ProgressCallback, on_preview: PreviewCallback) -> Outcome:
+        """Generate what is wanted, whose request is resolved."""
+        raise NotImplementedError
+
+    async def check(self, text: str, called: str) -> None:
+        """Let a text that no generation has pass the guardrails, called as in `Decision.on`.
+
+        Raises:
+            PromptRefusedError: one does not let it.
+            NotReadyError: there is nobody to ask, or the answer never came.
+        """
+        raise NotImplementedError
+
+    async def released(self, name: str) -> None:
+        """Return once nothing writes the generation's file any more."""
+        raise NotImplementedError
+
+    def watch(self, name: str, watched: bool) -> None:
+        """Begin or end making previews of a generation."""
+        raise NotImplementedError
+
+
+def _ignore(news: object) -> None:
+    """Where nobody wants to know."""
+
+
+class Supervisor(Worker):
+    """Owns the worker process.
+
+    Attributes:
+        restarts: How often the worker had to be started again.
+        failures: How many workers in a row died before they had finished anything.
+    """
+
+    restarts = 0
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.failures = 0
         self._generations: dict[str, _Generation] = {}
         self._checks: dict[str, asyncio.Future[None]] = {}
         self._advanced_last: str | None = None
@@ -119,59 +224,22 @@ class Supervisor:
                 await self._keeper
         self._lose_all("the server stopped before the generation finished", blame=False)
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        *,
-        output: Path,
-        name: str | None = None,
-        priority: Priority = "normal",
-        age_s: float = 0.0,
-        owner: str = "",
-        on_progress: ProgressCallback | None = None,
-        on_preview: PreviewCallback | None = None,
-    ) -> Outcome:
-        """Generate a clip into `output`. Cancelling the calling task cancels the generation within one step.
-
-        Args:
-            request: What to make.
-            output: Where the file will be.
-            name: For `watch`; unique among those in flight.
-            priority: Class of service.
-            age_s: Seconds since the request was accepted.
-            owner: Whose it is.
-            on_progress: Called at every unit of work.
-            on_preview: Called with a small JPEG every few steps while the generation is watched.
-
-        Raises:
-            InvalidRequestError: the model cannot make this.
-            NotReadyError: no model is loaded now.
-            MediaError: the image or video cannot be used.
-            WorkerDiedError: the worker died while it had this.
-            WorkerError: it failed inside.
-        """
-        if not self.ready or self.capabilities is None or self._worker is None:
+    async def _make(self, wanted: Submit, on_progress: ProgressCallback, on_preview: PreviewCallback) -> Outcome:
+        if self._worker is None:
             raise NotReadyError(self.reason)
-        request = resolve(request, self.capabilities)
-        name = name or uuid.uuid4().hex
         result: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        ignore = lambda _: None  # noqa: E731
-        self._generations[name] = _Generation(request, on_progress or ignore, on_preview or ignore, result)
-        self._worker.send(Submit(name, request, output, priority, age_s, owner))
+        resolved = cast(ResolvedRequest, wanted.request)
+        self._generations[wanted.job] = _Generation(resolved, on_progress, on_preview, result)
+        self._worker.send(wanted)
         try:
             return await result
         except asyncio.CancelledError:
             if self._worker is not None:
-                self._worker.send(Cancel(name))
+                self._worker.send(Cancel(wanted.job))
             raise
 
     async def check(self, text: str, called: str) -> None:
-        """Let a text that no generation has pass the guardrails, called as in `Decision.on`.
-
-        Raises:
-            PromptRefusedError: one does not let it.
-            NotReadyError: there is no worker to ask, or it died.
-        """
+        """Let a text that no generation has pass the guardrails, called as in `Decision.on`."""
         if not self.ready or self._worker is None:
             raise NotReadyError(self.reason)
         name = uuid.uuid4().hex

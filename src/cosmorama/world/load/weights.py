@@ -171,11 +171,6 @@ class Weights:
             )
 
 
-def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
-    """What the weights of a part are brought to when nothing else is asked for: the type most of them are stored as."""
-    return Weights(folder, variant).dtype
-
-
 def unused(module: nn.Module | type, name: str) -> bool:
     """Whether a tensor of this name may be in a module's files without having a place in it."""
     kind = module if isinstance(module, type) else type(module)
