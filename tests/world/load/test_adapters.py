@@ -373,7 +373,58 @@ REFUSED: dict[str, tuple[Callable[[Pairs], dict[str, Tensor]], str]] = {
     ),
     "whole numbers": (lambda pairs: {name: t.to(torch.int8) for name, t in spelt(pairs, *AB).items()}, "torch.int8"),
     "nothing": (lambda pairs: {}, "has no weights"),
+    "what is not trained": (
+        lambda pairs: {name: t * ("lora_A" in name) for name, t in spelt(pairs, *AB).items()},
+        "adds nothing: its matrices or its alpha are zero",
+    ),
+    "an alpha of zero": (
+        lambda pairs: spelt(pairs, *AB) | {f"{layer}.alpha": torch.zeros(()) for layer in pairs},
+        "adds nothing",
+    ),
+    "an alpha of nothing": (
+        lambda pairs: spelt(pairs, *AB) | {f"{layer}.alpha": torch.empty(0) for layer in pairs},
+        "the alpha of .* is 0 numbers",
+    ),
 }
+SAID: dict[str, tuple[dict[str, Any], str]] = {
+    "an alpha in words": ({"lora_alpha": "x"}, "lora_alpha is 'x'; it must be a number"),
+    "an alpha that is none": ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+    "alphas as a list": ({"lora_alpha": 2, "alpha_pattern": ["x"]}, "alpha_pattern is .*; it must be a number"),
+    "alphas of no pattern": ({"lora_alpha": 2, "alpha_pattern": {"(": 2}}, "is no regular expression"),
+    "another rank": ({"r": 16, "lora_alpha": 16}, "says that its rank is 16; that of .* is 4"),
+    "a magnitude that is not there": ({"lora_alpha": 4, "use_dora": True}, "says use_dora, but has no magnitude"),
+    "matrices the other way": ({"lora_alpha": 4, "fan_in_fan_out": True}, "fan_in_fan_out is set"),
+    "another kind": ({"peft_type": "LOKR"}, "is that of LOKR"),
+}
+
+
+@pytest.mark.parametrize("where", ["beside", "header"])
+@pytest.mark.parametrize("case", SAID)
+def test_what_an_adapter_says_of_itself_is_applied_or_refused(
+    case: str, where: str, saved: Saved, plain_world: Any, tmp_path: Path
+) -> None:
+    config, said = SAID[case]
+    pairs = pairs_of(saved[2]["crayon"])
+    if where == "beside":
+        path = peft_folder(tmp_path / "folder", pairs, **config)
+    elif "peft_type" in config:
+        pytest.skip("diffusers writes none into the header")
+    else:
+        path = header(
+            tmp_path / "a.safetensors", pairs, **{f"transformer.{key}": value for key, value in config.items()}
+        )
+    with pytest.raises(ModelNotFoundError, match=said) as refused:
+        AdaptedWorld(plain_world, {"mine": path})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("said", ["{", "[1]", '"x"'])
+def test_a_header_that_cannot_be_read_is_refused(said: str, saved: Saved, plain_world: Any, tmp_path: Path) -> None:
+    save_file(
+        spelt(pairs_of(saved[2]["crayon"]), *AB), tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": said}
+    )
+    with pytest.raises(ModelNotFoundError, match=r"a\.safetensors: the lora_adapter_metadata in its header"):
+        AdaptedWorld(plain_world, {"mine": tmp_path / "a.safetensors"})
 
 
 @pytest.mark.parametrize("case", REFUSED)

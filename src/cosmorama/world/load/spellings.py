@@ -8,6 +8,7 @@ understood: an adapter of which a part is dropped is another adapter.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,7 +135,15 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
     additions = {layer: _addition(name, layer, parts, layers[layer], config) for layer, parts in found.items()}
     if not additions:
         raise ModelNotFoundError(f"the adapter {name} ({file.name}) has no weights")
+    if not any(each.magnitude is not None or (each.up.any() and each.down.any()) for each in additions.values()):
+        raise ModelNotFoundError(
+            f"the adapter {name} ({file.name}) adds nothing: its matrices or its alpha are zero, as before a training"
+        )
     plain = [layer for layer, addition in additions.items() if addition.magnitude is None]
+    if plain and config.get("use_dora"):
+        raise ModelNotFoundError(
+            f"the adapter {name} ({file.name}) says use_dora, but has no magnitude for {some(plain)}"
+        )
     if plain and len(plain) < len(additions):
         raise ModelNotFoundError(
             f"the adapter {name} ({file.name}): some layers have a magnitude (DoRA), but not {some(plain)}"
@@ -174,14 +183,32 @@ def _config(file: Path) -> dict[str, Any]:
         config = read_json(beside)
         if str(config.get("peft_type", "LORA")).upper() != "LORA":
             raise ModelNotFoundError(f"{beside} is that of {config['peft_type']}: only LoRA and DoRA are applied")
-        return config
+        return _checked(beside, config)
     with safe_open(file, framework="pt") as opened:
-        said = (opened.metadata() or {}).get("lora_adapter_metadata")
+        said = (opened.metadata() or {}).get("lora_adapter_metadata") or "{}"
     try:
-        values = json.loads(said) if said else {}
-    except ValueError:
-        values = {}
-    return {key.removeprefix("transformer."): value for key, value in values.items()}
+        values = json.loads(said)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ModelNotFoundError(f"{file}: the lora_adapter_metadata in its header cannot be read as a JSON object")
+    return _checked(file, {key.removeprefix("transformer."): value for key, value in values.items()})
+
+
+def _checked(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what an adapter says of itself where that cannot be, or is not applied."""
+    patterns = config.get("alpha_pattern") or {}
+    alphas = {"lora_alpha": config.get("lora_alpha"), **(patterns if isinstance(patterns, dict) else {"": patterns})}
+    for name, value in alphas.items():
+        if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+            raise ModelNotFoundError(f"{file}: {name or 'alpha_pattern'} is {value!r}; it must be a number")
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise ModelNotFoundError(f"{file}: {name!r} in alpha_pattern is no regular expression: {error}") from None
+    if config.get("fan_in_fan_out"):
+        raise ModelNotFoundError(f"{file}: fan_in_fan_out is set; only matrices of [rows, columns] are applied")
+    return config
 
 
 def _aliases(layers: Shapes) -> dict[str, str]:
@@ -252,7 +279,13 @@ def _addition(
                 f"of its {rows} rows is applied"
             )
         magnitude = magnitude.reshape(rows)
-    return Addition(down, up * _scale(layer, len(down), parts.get("alpha"), config), magnitude)
+    said = config.get("r")
+    if said is not None and said != len(down) and not config.get("rank_pattern"):
+        raise ModelNotFoundError(f"the adapter {name} says that its rank is {said!r}; that of {layer} is {len(down)}")
+    alpha = parts.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise ModelNotFoundError(f"the adapter {name}: the alpha of {layer} is {alpha.numel()} numbers, not one")
+    return Addition(down, up * _scale(layer, len(down), alpha, config), magnitude)
 
 
 _PAIR = ("down", "up")
