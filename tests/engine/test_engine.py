@@ -26,9 +26,10 @@ from cosmorama.errors import (
     InvalidRequestError,
     MediaError,
     NotEnoughMemoryError,
+    StorageFullError,
     WorkerError,
 )
-from cosmorama.media.write import read_metadata
+from cosmorama.media.write import VideoWriter, read_metadata
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.world.base import BrokenModelError, Inputs, ReadText, Sampling
@@ -310,6 +311,63 @@ def test_what_runs_out_of_memory_once_is_done_again_and_gives_the_same_bytes(
     assert isinstance(run(engine)["again"], Outcome)
     assert next(failures, "none left") == "none left"
     assert digest(tmp_path / "again.mp4") == digest(tmp_path / "before.mp4")
+
+
+def test_frames_are_written_while_the_next_are_decoded(
+    engine: Engine, tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.submit("before", REQUEST, output=tmp_path / "before.mp4")
+    assert isinstance(run(engine)["before"], Outcome)
+    begin, write, decoded = tiny_world.begin, VideoWriter.write, threading.Semaphore(0)
+
+    def told(inputs: Inputs, read: ReadText) -> Sampling:
+        sampling = begin(inputs, read)
+        decode = sampling.decode
+
+        def in_pieces(latents: torch.Tensor, chunk: int = 0) -> Iterator[torch.Tensor]:
+            try:
+                for frames in decode(latents, chunk):
+                    decoded.release()
+                    yield frames
+            finally:  # nothing follows, or nothing more is wanted
+                decoded.release()
+
+        monkeypatch.setattr(sampling, "decode", in_pieces)
+        return sampling
+
+    def after_the_next(self: VideoWriter, frames: Any) -> None:
+        assert decoded.acquire(timeout=60), "what follows is not decoded before this is written"
+        write(self, frames)
+
+    monkeypatch.setattr(tiny_world, "begin", told)
+    monkeypatch.setattr(VideoWriter, "write", after_the_next)
+    engine.submit("again", REQUEST, output=tmp_path / "again.mp4")
+    while not decoded.acquire(blocking=False):  # of the first frames: so every write needs the decoding after it
+        engine.step()
+    assert isinstance(run(engine)["again"], Outcome)
+    assert digest(tmp_path / "again.mp4") == digest(tmp_path / "before.mp4")
+
+
+def test_frames_that_cannot_be_written_end_their_job_alone(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = VideoWriter.write
+    failures: list[Exception] = []
+
+    def short_once(self: VideoWriter, frames: Any) -> None:
+        if failures:
+            raise failures.pop()
+        write(self, frames)
+
+    monkeypatch.setattr(VideoWriter, "write", short_once)
+    for failure, told in ((OSError(28, "No space left on device"), StorageFullError), (MemoryError(), CosmoramaError)):
+        failures.append(failure)
+        engine.submit("full", REQUEST, output=tmp_path / "full.mp4")
+        assert isinstance(run(engine)["full"], told)
+        assert not failures
+        assert list(tmp_path.iterdir()) == []
+    engine.submit("next", REQUEST, output=tmp_path / "next.mp4")
+    assert isinstance(run(engine)["next"], Outcome)
 
 
 def test_what_runs_out_of_memory_twice_is_told_what_to_reduce(

@@ -92,6 +92,7 @@ class Engine:
         self._preparing = Preparing((lambda name: None) if children is None else children.stop)
         # Prompts without media; they never wait behind a picture.
         self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prompt")
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._prepared, self._tell = multiprocessing.Pipe(duplex=False)
         self._told = False
 
@@ -181,6 +182,7 @@ class Engine:
         for job in (*self._waiting, *self._active):
             self._finish(job, CancelledError("the engine was closed"))
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._writing.shutdown(wait=False)
         if self._children is not None:
             self._children.close()
         self._tell.close()
@@ -361,19 +363,19 @@ class Engine:
                     metadata=rollout.parameters(),
                 )
             )
-        with timed(job, "decode") as decoding:
+        begun = time.perf_counter()
+        with timed(job, "decode"):
             chunk = next(job.frames, None)
+        # Until here the frames before these were being written; where that failed, who knows what of them is there.
+        job.retried = True
+        _join(job)
         if chunk is not None:
-            job.retried = True  # who knows what of a chunk is written when that fails
-            check_s = 0.0
             if self._guardrails.frames is not None:
-                with timed(job, "guardrail") as checking:
+                with timed(job, "guardrail"):
                     chunk = self._guarded(job, chunk)
-                check_s = checking()
-            with timed(job, "write") as writing:
-                job.writer.write(chunk)
+            job.writing = self._writing.submit(_write, job, job.writer, chunk)
             job.written += len(chunk)
-            self._estimator.decoded(job.request, len(chunk), decoding() + check_s + writing())
+            self._estimator.decoded(job.request, len(chunk), time.perf_counter() - begun)
             # While chunks are still to be sampled, denoising is what there is to wait for.
             self._report(job, Progress("decode", job.written, result.frames) if rollout.done else rollout.progress)
             return None
@@ -432,6 +434,8 @@ class Engine:
             self._waiting.remove(job)
         if job in self._active:
             self._active.remove(job)
+        with suppress(Exception):  # the file is given up, or every frame was joined
+            _join(job)
         if isinstance(result, CosmoramaError):
             # Leaving the writer's context with the error makes it remove the half-written file. What goes wrong then
             # (a full disk, a folder that is gone) concerns nobody else's clip.
@@ -456,6 +460,19 @@ def _failure(error: Exception) -> CosmoramaError:
 
 def _failed(preparing: Future[PreparedRequest]) -> bool:
     return preparing.done() and preparing.exception() is not None
+
+
+def _write(job: EngineJob, writer: VideoWriter, frames: Frames) -> None:
+    """Write frames, in a thread beside the one that decodes the next."""
+    with about(job.name), timed(job, "write"):
+        writer.write(frames)
+
+
+def _join(job: EngineJob) -> None:
+    """Wait until the frames handed over last are written, or raise what kept them from being."""
+    if job.writing is not None:
+        writing, job.writing = job.writing, None
+        writing.result()
 
 
 def _without(chunks: Iterator[Frames], written: int) -> Iterator[Frames]:

@@ -88,7 +88,8 @@ class Estimator:
         """Learn from a finished generation's seconds per stage."""
         if not request.reuse:
             self.denoised(request, request.steps, timings.get("denoise", 0.0))
-        self.decoded(request, request.frames, timings.get("decode", 0.0) + timings.get("write", 0.0))
+        # Frames are written while the next are decoded.
+        self.decoded(request, request.frames, max(timings.get("decode", 0.0), timings.get("write", 0.0)))
 
     def remaining_s(self, request: ResolvedRequest, progress: Progress | None = None) -> float:
         """Seconds of work left at this point of a request, or for all of it."""

@@ -39,6 +39,8 @@ class EngineJob:
     rollout: Rollout | None = None
     frames: Iterator[Frames] | None = None
     writer: VideoWriter | None = None
+    writing: Future[None] | None = None
+    """Of the frames decoded last, which are written while the next are decoded."""
     shown: int = 0
     """Chunks of the rollout that are written."""
     written: int = 0
