@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import (
     Action,
+    ActionDomain,
     Adapter,
     Capabilities,
     Control,
@@ -236,6 +237,81 @@ def test_mistakes_that_need_no_model(change: dict[str, object], said: str) -> No
     with pytest.raises(InvalidRequestError) as caught:
         check(replace(PLAIN, **change))
     assert said in str(caught.value)
+
+
+IMAGE, CLIP, EDGE = {"image": b"x"}, {"video": b"x"}, {"controls": (Control("edge", source=b"x"),)}
+ACTS = {"action": Action(8, None, 4)}
+ROBOT = Capabilities(
+    model="robot",
+    family="cosmos3",
+    modes=("text2world", "image2world", "video2world", "transfer", "forward_dynamics", "inverse_dynamics", "policy"),
+    controls=("edge",),
+    control_guidance=Range(0, 10),
+    action_domains=(ActionDomain(8, "droid", 2),),
+    adapters=("crayon",),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": "text2world"} | IMAGE, "image: 'given' is not accepted; expected none: text2world"),
+        ({"task": "text2world"} | CLIP, "video: 'given' is not accepted"),
+        ({"task": "image2world"}, "image: null is not accepted; expected given for image2world"),
+        ({"task": "video2world"} | IMAGE, "video: null is not accepted"),
+        ({"task": "transfer"} | CLIP, "controls: 'none' is not accepted; expected one or more of edge"),
+        (IMAGE | EDGE, "image: 'given' is not accepted; expected none: transfer"),
+        ({"task": "image2world"} | IMAGE | EDGE, "controls: 'given' is not accepted"),
+        (IMAGE | ACTS, "action: 'given' is not accepted; expected none: image2world"),
+        ({"task": "policy"} | ACTS, "image: null is not accepted; expected given for policy"),
+        ({"task": "policy"} | IMAGE, "action: null is not accepted; expected a domain and steps"),
+        ({"task": "inverse_dynamics"} | IMAGE | ACTS, "video: null is not accepted"),
+        ({"task": "policy", "action": Action(8, None, 3)} | IMAGE, "action.steps: 3 is not accepted"),
+        ({"task": "policy", "frames": 9} | IMAGE | ACTS, r"frames: 9 is not accepted; expected action.steps \+ 1"),
+        ({"task": "policy", "action": Action(8, ((1.0, 1.0),), 4)} | IMAGE, "none: policy answers with them"),
+        ({"task": "forward_dynamics"} | IMAGE | ACTS, "rows of 2 numbers for droid"),
+        (
+            {"task": "forward_dynamics", "action": Action(8, ((1.0, float("nan")),), 4)} | IMAGE,
+            "rows of finite numbers",
+        ),
+        ({"keep": "middle"} | CLIP, "keep: 'middle' is not accepted; expected first or last"),
+        ({"guidance_interval": (0.5,)}, "guidance_interval"),
+        ({"adapters": (Adapter("crayon", float("nan")),)}, "adapters.crayon.scale: nan is not accepted"),
+        ({"adapters": (Adapter("crayon", 1e9),)}, "expected a number from -100 to 100"),
+        ({"controls": (Control("edge", source=b"x", preset="x"),)}, "controls.edge.preset: 'x' is not accepted"),  # type: ignore[arg-type]
+        (EDGE | {"chunk_frames": 10**9}, "chunk_frames: 1000000000 is not accepted; expected an integer from 1 to 121"),
+        (EDGE | {"conditioning_frames": -1}, "conditioning_frames: -1 is not accepted"),
+        (EDGE | CLIP | {"chunk_frames": 5, "first_conditioning_frames": 5}, "less than the 5 frames of a chunk"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_and_not_passed_over(change: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        resolve(replace(PLAIN, **change), ROBOT)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (EDGE | {"conditioning_indexes": (0, 3)}, "conditioning indexes were not used"),
+        ({"guidance_scale": 1, "negative_prompt": "fog"}, "negative prompt was not used"),
+        (
+            {"task": "forward_dynamics", "action": Action(8, ((1.0, 1.0),) * 8, 4)} | IMAGE,
+            "8 actions were given for 4 steps: those after the first 4 were not used",
+        ),
+        (
+            {"task": "forward_dynamics", "action": Action(8, ((1.0, 1.0),), 4)} | IMAGE,
+            "1 actions were given for 4 steps: the last one was repeated",
+        ),
+    ],
+)
+def test_what_is_not_used_is_said(change: dict[str, object], said: str) -> None:
+    resolved = resolve(replace(PLAIN, **change), ROBOT)
+    assert any(said in warning for warning in resolved.warnings), resolved.warnings
+    assert resolve(resolved, ROBOT) == resolved
+    chunks = replace(ROBOT, control_guidance=None, conditioning_frames=(1,))
+    assert any(
+        "a chunk repeats 1" in word for word in resolve(replace(PLAIN, **EDGE, conditioning_frames=2), chunks).warnings
+    )
 
 
 def test_any_latent_frames_can_be_given_to_a_model_that_takes_them() -> None:

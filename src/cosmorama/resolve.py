@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import fitted, makes, nearest_size
@@ -25,6 +25,7 @@ from cosmorama.request import (
     AdapterPreset,
     Capabilities,
     GenerationRequest,
+    Preset,
     Range,
     ResolvedRequest,
     Size,
@@ -91,6 +92,8 @@ def problems_of(request: GenerationRequest) -> Iterator[Problem]:
             yield Problem(name, f"{len(text)} characters", f"at most {PROMPT_MAX_CHARACTERS} characters")
     if request.image is not None and request.video is not None:
         yield Problem("video", "both image and video", "either an image or a video, not both")
+    else:
+        yield from _given_problems(request)
     if request.seed is not None and not (_is_int(request.seed) and 0 <= request.seed <= MAX_SEED):
         yield Problem("seed", request.seed, f"an integer from 0 to {MAX_SEED}, or null to draw one")
     counts = dict.fromkeys(("steps", "frames", "width", "height", "chunk_frames"), 1)
@@ -104,8 +107,8 @@ def problems_of(request: GenerationRequest) -> Iterator[Problem]:
         value = getattr(request, name)
         if value is not None and not (_is_number(value) and math.isfinite(value) and value >= 0):
             yield Problem(name, value, "a finite number of at least 0")
-    start, end = request.guidance_interval
-    if not (_in(start, _UNIT) and _in(end, _UNIT) and start <= end):
+    interval = tuple(request.guidance_interval)
+    if not (len(interval) == 2 and all(_in(end, _UNIT) for end in interval) and interval[0] <= interval[1]):
         yield Problem("guidance_interval", request.guidance_interval, "fractions of the steps, 0 <= start <= end <= 1")
     if not _in(request.guidance_rescale, _UNIT):
         yield Problem("guidance_rescale", request.guidance_rescale, "a number from 0 to 1")
@@ -123,8 +126,19 @@ def problems_of(request: GenerationRequest) -> Iterator[Problem]:
     for name, listed, most in lists:
         if len(listed) > most:
             yield Problem(name, f"{len(listed)} entries", f"at most {most} entries")
-    if request.action is not None and sum(map(len, request.action.values or ())) > MAX_ACTION_NUMBERS:
+    if request.keep not in ("first", "last"):
+        yield Problem("keep", request.keep, "first or last")
+    rows = () if request.action is None else request.action.values or ()
+    if sum(map(len, rows)) > MAX_ACTION_NUMBERS:
         yield Problem("action.values", "too many numbers", f"at most {MAX_ACTION_NUMBERS} numbers")
+    elif not all(_is_number(number) and math.isfinite(number) for row in rows for number in row):
+        yield Problem("action.values", "something else", "rows of finite numbers")
+    for adapter in request.adapters:
+        if not _in(adapter.scale, _SCALES):
+            yield Problem(f"adapters.{adapter.name}.scale", adapter.scale, f"a number from {_SCALES}")
+    for control in request.controls:
+        if control.preset not in get_args(Preset):
+            yield Problem(f"controls.{control.kind}.preset", control.preset, f"one of {_listed(get_args(Preset))}")
     kinds = [control.kind for control in request.controls]
     yield from (
         Problem("controls", kind, "every kind of control once")
@@ -132,6 +146,20 @@ def problems_of(request: GenerationRequest) -> Iterator[Problem]:
         if kinds.count(kind) > 1
     )
     yield from _output_problems(request)
+
+
+def _given_problems(request: GenerationRequest) -> Iterator[Problem]:
+    """What a mode needs and lacks, and what it would not look at."""
+    needs, reads = _GIVEN.get(request.mode, ((), _INPUTS))
+    for name in _INPUTS:
+        given = getattr(request, name) not in (None, ())
+        if given and name not in (*needs, *reads):
+            yield Problem(name, "given", f"none: {request.mode} does not look at it")
+        elif not given and name in needs:
+            what = f"a domain and steps for {request.mode}" if name == "action" else f"given for {request.mode}"
+            yield Problem(name, None, what)
+    if "action" in needs and request.image is None and request.video is None and "video" not in needs:
+        yield Problem("image", None, f"given for {request.mode}")
 
 
 def _missing_files(request: GenerationRequest) -> Iterator[Problem]:
@@ -181,8 +209,9 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
         values["reuse"] = usual.reuse
     values |= _size(request, usual, capabilities)
     warnings: list[str] = []
-    if request.conditioning_indexes and request.mode == "text2world":
-        warnings.append("conditioning indexes were not used: neither a picture nor a clip is given")
+    if request.conditioning_indexes and request.mode in ("text2world", "transfer"):
+        why = "chunks follow their controls" if request.mode == "transfer" else "neither a picture nor a clip is given"
+        warnings.append(f"conditioning indexes were not used: {why}")
         values["conditioning_indexes"] = None
     else:
         values |= _conditions(request, capabilities)
@@ -194,6 +223,14 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
         elif values[name]:
             warnings.append(f"{name.replace('_', ' ')} was not used: {capabilities.model} does not take it")
             values[name] = None
+    counts = capabilities.conditioning_frames
+    fixed = request.mode == "transfer" and capabilities.control_guidance is None
+    if fixed and request.conditioning_frames not in (None, *counts):
+        warnings.append(f"conditioning frames were not used: a chunk repeats {_listed(counts)} of the one before")
+        values["conditioning_frames"] = None
+    asked = request.negative_prompt and not isinstance(request, ResolvedRequest) and capabilities.negative_prompts
+    if asked and _in(values["guidance_scale"], _UNIT):
+        warnings.append("negative prompt was not used: a guidance scale of 1 or less switches guidance off")
     for name in capabilities.ignores:
         if values.get(name) is not None:
             warnings.append(f"{name} was not used: {capabilities.model} has its own")
@@ -222,6 +259,10 @@ def _action(action: Action, fps: float, capabilities: Capabilities) -> tuple[Act
         "the robot's state": action.state is not None and not capabilities.action_only,
     }
     said = [f"{name} was not used: {capabilities.model} does not take it" for name, given in unused.items() if given]
+    if action.values and len(action.values) != action.steps:
+        few = len(action.values) < action.steps
+        done = "the last one was repeated" if few else f"those after the first {action.steps} were not used"
+        said.append(f"{len(action.values)} actions were given for {action.steps} steps: {done}")
     if capabilities.action_only:
         return replace(action, fps=None, space="joint_pos", view="concat_view"), said
     return replace(action, fps=None, space="joint_pos", state=None), said
@@ -376,9 +417,18 @@ def _sampling_problems(request: ResolvedRequest, capabilities: Capabilities) -> 
             accepted = f"indexes up to {latent}, the last latent frame of {request.frames} frames"
             yield Problem("conditioning_indexes", list(request.conditioning_indexes), accepted)
     given, accepted_counts = request.conditioning_frames, capabilities.conditioning_frames
+    if request.chunk_frames is not None and request.chunk_frames > capabilities.frames.maximum:
+        yield Problem("chunk_frames", request.chunk_frames, f"an integer from 1 to {capabilities.frames.maximum}")
+    first, chunk = request.first_conditioning_frames, request.chunk_frames or request.frames
+    if first and request.mode == "transfer" and first >= max(chunk, 2):
+        yield Problem("first_conditioning_frames", first, f"less than the {chunk} frames of a chunk")
     if given is None:
         return
-    if request.mode != "video2world":
+    if request.mode == "transfer":
+        repeated = Range(0, capabilities.frames.maximum)
+        if not (_is_int(given) and given in repeated):
+            yield Problem("conditioning_frames", given, f"frames that a chunk repeats, an integer from {repeated}")
+    elif request.mode != "video2world":
         if given != _conditioning_frames(request, capabilities):  # what `resolve` fills in may come back
             yield Problem("conditioning_frames", given, "no value unless a video is given")
     elif given not in accepted_counts or given >= max(request.frames, 2):
@@ -386,6 +436,8 @@ def _sampling_problems(request: ResolvedRequest, capabilities: Capabilities) -> 
 
 
 def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:
+    if request.mode == "transfer" and not request.controls and capabilities.controls:
+        yield Problem("controls", "none", f"one or more of {_listed(capabilities.controls)}")
     for control in request.controls:
         if control.kind not in capabilities.controls:
             accepted = f"one of {_listed(capabilities.controls)}" if capabilities.controls else "no controls"
@@ -400,21 +452,37 @@ def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Ite
         if not _in(control.weight, _UNIT):
             yield Problem(f"controls.{control.kind}.weight", control.weight, "a number from 0 to 1")
     if request.action is not None:
-        domains = {domain.id: domain for domain in capabilities.action_domains}
-        if request.action.domain not in domains:
-            accepted = ", ".join(f"{domain.id} ({domain.name})" for domain in domains.values()) or "no actions"
-            yield Problem("action.domain", request.action.domain, accepted)
-        elif capabilities.action_only:
-            try:
-                robot_state(request.action)
-            except InvalidRequestError as error:
-                yield from error.problems
+        yield from _action_problems(request, request.action, capabilities)
     for adapter in request.adapters:
         if adapter.name not in capabilities.adapters:
             accepted = (
                 f"one of {_listed(capabilities.adapters)}" if capabilities.adapters else "no adapter: none is loaded"
             )
             yield Problem("adapters", adapter.name, accepted)
+
+
+def _action_problems(request: ResolvedRequest, action: Action, capabilities: Capabilities) -> Iterator[Problem]:
+    domain = next((domain for domain in capabilities.action_domains if domain.id == action.domain), None)
+    if domain is None:
+        accepted = ", ".join(f"{each.id} ({each.name})" for each in capabilities.action_domains) or "no actions"
+        yield Problem("action.domain", action.domain, accepted)
+        return
+    if not _is_int(action.steps) or action.steps < LATENT_FRAMES or action.steps % LATENT_FRAMES:
+        yield Problem("action.steps", action.steps, f"a multiple of {LATENT_FRAMES}")
+    elif request.frames != action.steps + 1:
+        yield Problem("frames", request.frames, f"action.steps + 1 = {action.steps + 1}")
+    if request.mode == "forward_dynamics":
+        widths = {len(row) for row in action.values or ()}
+        if widths != {domain.width}:
+            accepted = f"rows of {domain.width} numbers for {domain.name}"
+            yield Problem("action.values", f"rows of {sorted(widths)} numbers", accepted)
+    elif action.values is not None:
+        yield Problem("action.values", f"{len(action.values)} rows", f"none: {request.mode} answers with them")
+    if capabilities.action_only:
+        try:
+            robot_state(action)
+        except InvalidRequestError as error:
+            yield from error.problems
 
 
 def _output_problems(request: GenerationRequest) -> Iterator[Problem]:
@@ -437,6 +505,18 @@ ROBOT_STATE = 8
 USUAL_INDEXES = (0, 1)
 _NUMBERS = {"steps", "frames", "width", "height", "guidance_scale", "fps", "flow_shift"}
 _UNIT = Range(0, 1)
+_SCALES = Range(-100, 100)
+_INPUTS = ("image", "video", "controls", "action")
+_GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "text2world": ((), ()),
+    "image2world": (("image",), ()),
+    "video2world": (("video",), ()),
+    "transfer": ((), ("controls", "video")),  # that it lacks controls is said with the kinds there are
+    "forward_dynamics": (("action",), ("image", "video")),
+    "inverse_dynamics": (("action", "video"), ()),
+    "policy": (("action",), ("image", "video")),
+}
+"""By mode: what has to be given, and what else is looked at."""
 _FITTED_FIELDS = {"size", "width", "height", "frames", "fps"}
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import Action, ActionDomain, Mode, ResolvedRequest
+from cosmorama.request import Action, ActionDomain, Mode
 
 DOMAINS: tuple[ActionDomain, ...] = (
     ActionDomain(1, "av", 9),
@@ -27,41 +26,11 @@ DOMAINS: tuple[ActionDomain, ...] = (
     ActionDomain(20, "fractal", 10),
 )
 ACTION_MODES: tuple[Mode, ...] = ("forward_dynamics", "inverse_dynamics", "policy")
-STEPS_MULTIPLE = 4
-"""Actions per latent frame."""
 
 
 def known_domains(action_dim: int, domains: int) -> tuple[ActionDomain, ...]:
     """The robots of a checkpoint with actions of `action_dim` numbers and projections for `domains` robots."""
     return tuple(domain for domain in DOMAINS if domain.width <= action_dim and domain.id < domains)
-
-
-def check_action(request: ResolvedRequest, domain: ActionDomain | None) -> Action:
-    """What an action mode needs.
-
-    Raises:
-        InvalidRequestError: naming what is missing or does not fit together.
-    """
-    action = request.action
-    if action is None or domain is None:
-        raise InvalidRequestError(Problem("action", None, f"a domain and steps for {request.mode}"))
-    problems = []
-    if action.steps < STEPS_MULTIPLE or action.steps % STEPS_MULTIPLE:
-        problems.append(Problem("action.steps", action.steps, f"a multiple of {STEPS_MULTIPLE}"))
-    elif request.frames != action.steps + 1:
-        problems.append(Problem("frames", request.frames, f"action.steps + 1 = {action.steps + 1}"))
-    if request.mode == "forward_dynamics":
-        widths = {len(row) for row in action.values or ()}
-        if widths != {domain.width}:
-            accepted = f"rows of {domain.width} numbers for {domain.name}"
-            problems.append(Problem("action.values", f"rows of {sorted(widths)} numbers", accepted))
-    elif action.values is not None:
-        problems.append(
-            Problem("action.values", f"{len(action.values)} rows", f"none: {request.mode} answers with them")
-        )
-    if problems:
-        raise InvalidRequestError(*problems)
-    return action
 
 
 def given_actions(action: Action, action_dim: int) -> Tensor:

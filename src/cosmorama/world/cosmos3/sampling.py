@@ -14,7 +14,7 @@ from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.resolve import robot_state
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.levels import Levels, distilled_levels, unipc_levels
-from cosmorama.world.cosmos3.action import ACTION_MODES, check_action, given_actions
+from cosmorama.world.cosmos3.action import ACTION_MODES, given_actions
 from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_embedding, text_memory, understand
 from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described, described_action, described_negative
 from cosmorama.world.cosmos3.weights import TextHalf
@@ -133,9 +133,10 @@ class Cosmos3Sampling(Sampling):
         self._clip = ClipFacts(request.width, request.height, frames, request.fps)
         self._domain = self._action = self._state = None
         if request.mode in ACTION_MODES:
-            wanted = request.action.domain if request.action else None
-            self._domain = next((d for d in world.capabilities.action_domains if d.id == wanted), None)
-            self._action = check_action(request, self._domain)
+            self._action = request.action
+            assert self._action is not None
+            wanted = self._action.domain
+            self._domain = next(domain for domain in world.capabilities.action_domains if domain.id == wanted)
             if world.capabilities.action_only:
                 self._state = _as_trained(torch.tensor(robot_state(self._action)))
         self._given = self._encode_given(inputs.frames)
