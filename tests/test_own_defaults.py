@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import cosmorama
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.cli import app
-from cosmorama.client.protocol import body_of, request_of
+from cosmorama.client.protocol import body_of, request_with_output
 from cosmorama.request import Action, Capabilities, Control, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
@@ -40,7 +40,7 @@ def through_a_dialect(name: str, body: dict[str, Any]) -> Callable[[pytest.Monke
 
 
 def through_the_client(_: pytest.MonkeyPatch) -> GenerationRequest:
-    body = body_of(request_of("a red ball", image=None, video=None, output="x.mp4"))
+    body = body_of(request_with_output("a red ball", image=None, video=None, output="x.mp4"))
     [native] = [dialect for dialect in DIALECTS if dialect.name == "cosmorama"]
     return native.parse(body, Settings())
 

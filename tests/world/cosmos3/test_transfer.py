@@ -166,7 +166,7 @@ def test_controls_are_followed_the_more_the_stronger_they_are(world: Any) -> Non
 
 
 def test_what_cannot_be_followed_is_refused_by_name(world: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=r"controls: .* one or more of edge, vis, depth, seg, wsm"):
+    with pytest.raises(InvalidRequestError, match=r"controls: .* one or more of edge, depth, seg, vis, wsm"):
         rollout(world, {}).advance()
     with pytest.raises(InvalidRequestError, match=r"conditioning_frames: .* fewer than the chunk's 9"):
         rollout(world, {"edge": moving(21)}, conditioning_frames=9).advance()
