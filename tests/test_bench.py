@@ -117,7 +117,7 @@ def test_a_body_must_be_an_object(tmp_path: Path) -> None:
 
 def test_runs_without_a_success_are_left_out_of_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install matplotlib")
-    run = {"concurrency": 1, "rate_per_s": None, "latency_s": None, "throughput_per_s": 0, "failed": 2, "wall_s": 1.0}
+    run = {"concurrency": 1, "rate_per_s": None, "latency_s": None, "completed": 0, "failed": 2, "wall_s": 1.0}
     plot({"runs": [run], "plan": {"target": "infer", "requests": 2}, "url": "x"}, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 0
 

@@ -324,23 +324,21 @@ def plot(report: JSON, path: Path) -> None:
     runs = [run for run in report["runs"] if run["latency_s"]]
     names = [str(run["concurrency"]) if run["concurrency"] else f"{run['rate_per_s']:g}/s" for run in runs]
     places = range(len(runs))
+    kinds = {"requests at a time" if run["concurrency"] else "arrivals per second" for run in runs}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name in ("p50", "p90", "p99"):
         left.plot(places, [run["latency_s"][name] for run in runs], marker="o", label=name)
-    left.set(title="Latency", ylabel="seconds", xlabel="requests at a time, or arrivals per second", ylim=(0, None))
+    left.set(title="Latency", ylabel="seconds")
     left.legend()
-    right.bar(places, [run["throughput_per_s"] for run in runs], color="tab:blue", label="completed")
-    right.bar(
-        places,
-        [run["failed"] / run["wall_s"] for run in runs],
-        bottom=[run["throughput_per_s"] for run in runs],
-        color="tab:red",
-        label="failed",
-    )
-    right.set(title="Requests per second", xlabel="requests at a time, or arrivals per second")
+    completed, failed = ([run[count] / run["wall_s"] for run in runs] for count in ("completed", "failed"))
+    right.bar(places, completed, color="tab:blue", label="completed")
+    if any(failed):
+        right.bar(places, failed, bottom=completed, color="tab:red", label="failed")
+    right.set(title="Requests per second")
     right.legend()
     for axes in (left, right):
         axes.set_xticks(list(places), names)
+        axes.set(xlabel=" or ".join(sorted(kinds, reverse=True)), ylim=(0, axes.get_ylim()[1] * 1.05))
     figure.suptitle(f"{report['plan']['target']} on {report['url']}, {report['plan']['requests']} requests a run")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
