@@ -455,10 +455,11 @@ def _of_a_replica(settings: Settings) -> Settings:
 
 
 def _fingerprint(settings: Settings) -> str:
-    """The same for the same release and settings, secrets too."""
+    """The same for the same release and settings of a replica, secrets too."""
     said = {
         name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         for name, value in sorted(dict(settings).items())
+        if name not in _SERVERS
     }
     return hashlib.sha256(json.dumps([__version__, said]).encode()).hexdigest()[:16]
 
