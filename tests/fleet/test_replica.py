@@ -21,8 +21,8 @@ pytest.importorskip("ray", reason="Ray is not installed (pip install '.[ray]')")
 
 from ray.exceptions import RayActorError
 
-from cosmorama.engine import cluster
-from cosmorama.engine.cluster import Replica, Wishes
+from cosmorama.engine import replica as module
+from cosmorama.engine.replica import Replica, Wishes, fingerprint, of_a_replica
 
 
 class Quick:
@@ -69,7 +69,7 @@ class Remote:
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> Replica:
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
-    monkeypatch.setattr(cluster.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(module.serve, "get_replica_context", lambda: context)
     found = Replica.__new__(Replica)
     found._supervisor, found._watched = Quick(), set()  # type: ignore[assignment]
     return found
@@ -84,7 +84,7 @@ async def told(replica: Replica, wishes: Wishes, *, waits: bool) -> list[Any]:
 
 
 def test_what_nobody_watches_is_told_with_each_stage(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(module, "TELL_EVERY_S", 3600.0)
 
     async def run() -> list[Any]:
         return await told(replica, Wishes(), waits=False)
@@ -97,7 +97,7 @@ def test_what_nobody_watches_is_told_with_each_stage(replica: Replica, monkeypat
 
 
 def test_what_somebody_watches_is_told_at_every_step(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "TELL_EVERY_S", 3600.0)
+    monkeypatch.setattr(module, "TELL_EVERY_S", 3600.0)
 
     async def run() -> list[Any]:
         wishes = Wishes()
@@ -135,7 +135,7 @@ def test_a_generation_ends_with_the_server_that_wanted_it(replica: Replica) -> N
 
 def test_servers_that_differ_in_what_is_theirs_want_the_same_replicas() -> None:
     def wanted(**settings: Any) -> str:
-        return cluster._fingerprint(cluster._of_a_replica(Settings(model="microcosm", **settings)))
+        return fingerprint(of_a_replica(Settings(model="microcosm", **settings)))
 
     same = wanted()
     assert wanted(port=8001, lease_s=3, replicas=4, database_url="sqlite:///x", api_keys=("me:secret",)) == same
