@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from microcosm.evaluation import adherence, continuation, crispness, driving, fidelity, strangers
+from microcosm.evaluation import adherence, continuation, crispness, driving, fidelity, steering, strangers
 from microcosm.evaluation.corridor_probe import FILE as CORRIDOR_FILE
 from microcosm.evaluation.corridor_probe import CorridorProbe
 from microcosm.evaluation.figures import Figure, table
@@ -33,6 +33,7 @@ PARTS = (
     "persistence",
     "corridor",
     "corridor-continuation",
+    "drive",
     "decoder",
     "cost",
 )
@@ -107,6 +108,13 @@ def main(
             some, pairs = continuation.measure(weights, mode, drives, processes, "corridor: ")
             figures += some
             save(_pairs(pairs, drives), out / f"corridor_{mode}.png")
+    if "drive" in parts and (weights / "drive").exists():
+        corridor_probe, _ = load_probe(CorridorProbe(), runs / CORRIDOR_FILE)
+        egomotion, facts["egomotion"] = load_probe(steering.Egomotion(), runs / steering.FILE)
+        some, pairs, ends = steering.measure(weights, corridor_probe, egomotion, clips // 2, long)
+        figures += some
+        save(grid([strip(clip) for pair in pairs for clip in pair], 1), out / "drive.png")
+        save(grid(ends, 4), out / "drive_after_a_minute.png")
     if "decoder" in parts:
         figures += fidelity.measure_decoder(weights, fidelity.held_out_closeups(closeups))
     if "cost" in parts:

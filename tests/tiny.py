@@ -10,6 +10,7 @@ import torch
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
 CHANNELS = 4
@@ -35,9 +36,25 @@ def save_transformer(folder: Path, *, blends: bool = False) -> None:
     ).save_pretrained(folder / "transformer")
 
 
-def save_tiny(folder: Path, sizes: Sequence[tuple[int, int]] = ((960, 704), (704, 960), (1280, 704))) -> Path:
+def tiny_driver() -> DriveNet:
+    """A random network that drives."""
+    torch.manual_seed(0)
+    net = DriveNet(widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), motion_widths=(8, 8, 8, 8), text_width=16)
+    for layer in (net.motion.write, net.paint.write):  # as new it moves and paints nothing
+        torch.nn.init.normal_(layer.weight, std=0.05)
+    return net.eval().requires_grad_(False)
+
+
+def save_tiny(
+    folder: Path,
+    sizes: Sequence[tuple[int, int]] = ((960, 704), (704, 960), (1280, 704)),
+    *,
+    drives: bool = False,
+) -> Path:
     """Write a complete checkpoint into `folder`; it makes clips of `sizes`, width and height in pixels."""
     save_transformer(folder)
+    if drives:
+        tiny_driver().save_pretrained(folder / "drive")
     vae = VideoAutoencoder(CHANNELS)
     torch.nn.init.orthogonal_(vae.basis.data)
     vae.scaling_factor.data.fill_(0.2)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cosmorama.text.language import COLORS, FLOORS, LIGHTS, SHAPES, SPEEDS, Corridor, Light, SceneObject, Speed
+from cosmorama.world.microcosm.odometry import BAY_M, FOV_DEG, HALF_WIDTH_M, HAZE_M, TOP_M, Pose
 from microcosm.scenes.simulate import (
     FLOOR_RGB,
     FRAME_RATES,
@@ -34,13 +35,9 @@ from microcosm.scenes.simulate import (
 AHEAD_SHARE = 0.5
 SPEED_M_S: dict[Speed, tuple[float, float]] = {"slow": (0.3, 0.4), "fast": (0.75, 0.9)}
 HAZE_RGB: dict[Light, RGB] = {"bright": (0.92, 0.93, 0.95), "dim": (0.1, 0.1, 0.14)}
-HALF_WIDTH_M = 1.7  # from the middle to the fronts of the shelves
-FOV_DEG = 45.0  # of the short side
-_HAZE_M = (2.0, 10.0)  # where it begins and where nothing else is left
 _LONGEST_S = 10.0  # 121 frames at 12 per second
-_BAY_M, _DEPTH_M = 2.2, 0.9
+_DEPTH_M = 0.9
 _LEVELS_M = (0.1, 1.35)
-_TOP_M = 2.6
 _BOX_SHARE = 0.8
 _STOP_M = 1.3  # the camera stops so far from what is ahead
 
@@ -62,12 +59,17 @@ class Drive:
     scene: Corridor
     size_px: tuple[int, int]
     fps: int
+    bays: range
     boxes: tuple[Box, ...]
     speed_m_s: float
     ahead_m: float
     eye_m: tuple[float, float]
     yaw_deg: float
     pitch_deg: float
+
+    def pose(self, time_s: float) -> Pose:
+        """Where the camera is."""
+        return self.eye_m[0], self.camera_y_m(time_s), math.radians(self.yaw_deg)
 
     def camera_y_m(self, time_s: float) -> float:
         """How far the camera has driven; it stops in front of what is ahead."""
@@ -88,12 +90,14 @@ def draw_drive(seed: int) -> Drive:
     scene = draw_corridor(rng)
     size, fps = pick(rng, SIZES, SIZE_WEIGHTS), pick(rng, FRAME_RATES, RATE_WEIGHTS)
     speed = rng.uniform(*SPEED_M_S[scene.speed])
+    bays = bays_between(0, speed * _LONGEST_S)
     return Drive(
         seed=seed,
         scene=scene,
         size_px=size,
         fps=fps,
-        boxes=tuple(_boxes(rng, speed * _LONGEST_S + _HAZE_M[1])),
+        bays=bays,
+        boxes=tuple(draw_boxes(rng, bays)),
         speed_m_s=speed,
         ahead_m=5 * speed + rng.uniform(1.7, 2.7),
         eye_m=(rng.uniform(-0.25, 0.25), rng.uniform(1.15, 1.4)),
@@ -102,36 +106,43 @@ def draw_drive(seed: int) -> Drive:
     )
 
 
-def _boxes(rng: np.random.Generator, length_m: float) -> Iterator[Box]:
-    for bay in range(_bays(length_m)):
+def bays_between(first_m: float, last_m: float, behind_m: float = 0.0) -> range:
+    """The bays that are seen by a camera between two places along the corridor, and `behind_m` before the first."""
+    return range(math.floor((first_m - behind_m) / BAY_M) - 1, math.ceil((last_m + HAZE_M[1]) / BAY_M))
+
+
+def draw_boxes(rng: np.random.Generator, bays: range) -> Iterator[Box]:
+    """Random boxes on the shelves."""
+    for bay in bays:
         for side in (-1, 1):
             for level in _LEVELS_M:
                 for slot in (0.28, 0.72):
                     half = (0.36, rng.uniform(0.34, 0.44), rng.uniform(0.34, 0.52))
-                    y = (bay - 1 + slot) * _BAY_M + rng.uniform(-0.05, 0.05)
+                    y = (bay + slot) * BAY_M + rng.uniform(-0.05, 0.05)
                     x = side * (HALF_WIDTH_M + 0.05 + half[0] + rng.uniform(0, 0.1))
                     box = Box((x, y, level + 0.03 + half[2]), half, rng.uniform(0.72, 1.0))
                     if rng.random() < _BOX_SHARE:
                         yield box
 
 
-def _bays(length_m: float) -> int:
-    return 1 + math.ceil(length_m / _BAY_M)
-
-
 def render_drive(drive: Drive, times_s: Sequence[float], supersample: int = 2, scale: int = 1) -> Frames:
     """Frames of a drive; arguments and result as those of `simulate.render`."""
+    return render_poses(drive, [drive.pose(time_s) for time_s in times_s], supersample, scale)
+
+
+def render_poses(drive: Drive, poses: Sequence[Pose], supersample: int = 2, scale: int = 1) -> Frames:
+    """Frames of a drive's corridor, one from every pose; otherwise as `render_drive`."""
     width, height = (side * scale * supersample for side in drive.size_px)
-    azimuth, elevation = 90 + drive.yaw_deg, drive.pitch_deg
-    film = Film(_corridor_xml(drive, width, height), (azimuth, elevation, 1.0))
-    turn, tilt = math.radians(azimuth), math.radians(elevation)
-    ahead = (math.cos(tilt) * math.cos(turn), math.cos(tilt) * math.sin(turn), math.sin(tilt))
+    film = Film(_corridor_xml(drive, width, height), (90.0, drive.pitch_deg, 1.0))
+    tilt = math.radians(drive.pitch_deg)
 
-    def drive_on(time_s: float) -> None:
-        eye = (drive.eye_m[0], drive.camera_y_m(time_s), drive.eye_m[1])
-        film.camera.lookat[:] = [at + way for at, way in zip(eye, ahead, strict=True)]
+    def drive_on(index: float) -> None:
+        x, y, yaw = poses[int(index)]
+        film.camera.azimuth = 90 + math.degrees(yaw)
+        ahead = (-math.cos(tilt) * math.sin(yaw), math.cos(tilt) * math.cos(yaw), math.sin(tilt))
+        film.camera.lookat[:] = [at + way for at, way in zip((x, y, drive.eye_m[1]), ahead, strict=True)]
 
-    return film.shoot(_renderer(drive.scene.light, width, height), times_s, supersample, drive_on)
+    return film.shoot(_renderer(drive.scene.light, width, height), range(len(poses)), supersample, drive_on)
 
 
 @cache
@@ -156,13 +167,12 @@ def _corridor_xml(drive: Drive, width: int, height: int) -> str:
     ambient, headlight, lamp = (0.42, 0.28, 0.35) if bright else (0.3, 0.32, 0.15)
     haze = numbers(HAZE_RGB[drive.scene.light])
     tangent = math.tan(math.radians(FOV_DEG / 2)) * height / min(width, height)
-    length_m = drive.speed_m_s * _LONGEST_S + _HAZE_M[1]
     return f"""<mujoco>
 <statistic extent="1" center="0 0 1"/>
 <visual>
   <global offwidth="{width}" offheight="{height}" fovy="{math.degrees(2 * math.atan(tangent)):.4f}"/>
   <quality offsamples="0"/>
-  <map zfar="60" znear="0.05" fogstart="{_HAZE_M[0]}" fogend="{_HAZE_M[1]}"/>
+  <map zfar="60" znear="0.05" fogstart="{HAZE_M[0]}" fogend="{HAZE_M[1]}"/>
   <rgba fog="{haze} 1"/>
   <headlight ambient="{numbers((ambient,) * 3)}" diffuse="{numbers((headlight,) * 3)}" specular="0 0 0"/>
 </visual>
@@ -172,23 +182,23 @@ def _corridor_xml(drive: Drive, width: int, height: int) -> str:
 <worldbody>
   <light directional="true" castshadow="false" dir="0.3 0.5 -1" diffuse="{numbers((lamp,) * 3)}" specular="0 0 0"/>
   <geom type="plane" size="0 0 0.5" rgba="{numbers(FLOOR_RGB[drive.scene.floor])} 1"/>
-  {"".join(_shelves_xml(drive, length_m))}{"".join(_box_xml(drive, box) for box in drive.boxes)}{_ahead_xml(drive)}
+  {"".join(_shelves_xml(drive))}{"".join(_box_xml(drive, box) for box in drive.boxes)}{_ahead_xml(drive)}
 </worldbody></mujoco>"""
 
 
-def _shelves_xml(drive: Drive, length_m: float) -> Iterator[str]:
+def _shelves_xml(drive: Drive) -> Iterator[str]:
     color = OBJECT_RGB[drive.scene.shelves]
     back = (0.5, 0.5, 0.52)
-    start, end = -_BAY_M, (_bays(length_m) - 1) * _BAY_M
+    start, end = drive.bays.start * BAY_M, drive.bays.stop * BAY_M
     middle, half = (start + end) / 2, (end - start) / 2
     for side in (-1, 1):
         x = side * (HALF_WIDTH_M + _DEPTH_M / 2)
-        yield _slab((x + side * _DEPTH_M / 2, middle, _TOP_M / 2), (0.02, half, _TOP_M / 2), back)
-        for level in (*_LEVELS_M, _TOP_M):
+        yield _slab((x + side * _DEPTH_M / 2, middle, TOP_M / 2), (0.02, half, TOP_M / 2), back)
+        for level in (*_LEVELS_M, TOP_M):
             yield _slab((x, middle, level - 0.03), (_DEPTH_M / 2, half, 0.08), color)
-        for bay in range(_bays(length_m) + 1):
+        for bay in range(drive.bays.start, drive.bays.stop + 1):
             front = side * (HALF_WIDTH_M + 0.03)
-            yield _slab((front, (bay - 1) * _BAY_M, _TOP_M / 2), (0.09, 0.09, _TOP_M / 2), color)
+            yield _slab((front, bay * BAY_M, TOP_M / 2), (0.09, 0.09, TOP_M / 2), color)
 
 
 def _box_xml(drive: Drive, box: Box) -> str:

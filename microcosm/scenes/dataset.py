@@ -46,6 +46,7 @@ SPLITS: dict[str, Split] = {
     "corridor-images": Split(5_000_000, 8, 1000, 1, "corridor"),
     "corridor-clips": Split(6_000_000, 4, 32, CLIP_FRAMES, "corridor"),
     "corridor-shorts": Split(7_000_000, 32, 64, 33, "corridor"),
+    "drives": Split(8_000_000, 48, 24, 49, "steered"),
     "heldout": Split(9_000_000, 1, 32, CLIP_FRAMES),
 }
 

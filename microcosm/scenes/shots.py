@@ -1,4 +1,4 @@
-"""Both worlds by name: what is drawn from a seed in each, and its frames.
+"""The worlds by name: what is drawn from a seed in each, and its frames.
 
 `python -m microcosm.scenes.shots objects OUT.png` draws a sheet of examples.
 """
@@ -17,15 +17,18 @@ from PIL import Image
 from cosmorama.text.language import Corridor, Scene, SceneObject, canonical_caption, corridor_caption
 from microcosm.scenes.corridor import Drive, draw_drive, render_drive
 from microcosm.scenes.simulate import SIZES, Frames, Shot, draw_shot, render
+from microcosm.scenes.steered import Steered, draw_steered
 
-World = Literal["objects", "corridor"]
+World = Literal["objects", "corridor", "steered"]
 AnyScene = Scene | Corridor
-AnyShot = Shot | Drive
-DRAW: dict[World, Callable[[int], AnyShot]] = {"objects": draw_shot, "corridor": draw_drive}
+AnyShot = Shot | Drive | Steered
+DRAW: dict[World, Callable[[int], AnyShot]] = {"objects": draw_shot, "corridor": draw_drive, "steered": draw_steered}
 
 
 def frames_of(shot: AnyShot, times_s: Sequence[float], scale: int = 1) -> Frames:
-    """Frames of a shot at increasing times; see `simulate.render`."""
+    """Frames of a shot at increasing times; see `simulate.render`. Of a steered drive, as many frames."""
+    if isinstance(shot, Steered):
+        return shot.frames(slice(len(times_s)), scale)
     return render_drive(shot, times_s, scale=scale) if isinstance(shot, Drive) else render(shot, times_s, scale=scale)
 
 

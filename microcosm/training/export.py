@@ -14,6 +14,7 @@ from diffusers import CosmosTransformer3DModel
 from safetensors.torch import save_file
 
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
+from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.unet import VideoUNet
 from microcosm.scenes.dataset import CLIP_FRAMES, SPLITS
@@ -52,6 +53,16 @@ def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]
         if kind is CosmosTransformer3DModel:
             fold(net.patch_embed.proj.weight, state["gain"])
     return net.eval(), text_encoder.eval(), state["progress"]
+
+
+def load_driver(checkpoint: Path) -> tuple[DriveNet, dict[str, float]]:
+    """The network that drives, with its averaged weights, and the training progress."""
+    state = torch.load(checkpoint, weights_only=False)
+    net: DriveNet = DriveNet.from_config(public(state["net_config"]))
+    with torch.no_grad():
+        for parameter, average in zip(net.parameters(), state["optimizer"]["averages"], strict=True):
+            parameter.copy_(average)
+    return net.eval(), state["progress"]
 
 
 def data_hash() -> str:
@@ -107,8 +118,17 @@ def main(
     runs: Annotated[Path, typer.Option()] = RUNS,
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world",
     out: Annotated[Path, typer.Option()] = WEIGHTS,
+    drive: Annotated[str, typer.Option(help="Write only this checkpoint, of a network that drives.")] = "",
 ) -> None:
-    """Write float16 weights and replace the folder in one move."""
+    """Write float16 weights and replace the folder in one move; one that drives is put beside those that are there."""
+    if drive:
+        driver, progress = load_driver(runs / f"{drive}.pt")
+        shutil.rmtree(out / "drive", ignore_errors=True)
+        _write(driver, out / "drive")
+        values = json.loads((out / "world.json").read_text())
+        values["drive"] = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
+        (out / "world.json").write_text(json.dumps(values, indent=2) + "\n")
+        return
     net, text_encoder, progress = load_averaged(runs / f"{name}.pt")
     new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
     for leftover in (new, old):
@@ -129,6 +149,8 @@ def main(
     }
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (new / "world.json").write_text(json.dumps(description(progress, net, vae), indent=2) + "\n")
+    if (out / "drive").exists():
+        shutil.copytree(out / "drive", new / "drive")
     card = Path(__file__).parents[1] / "MODEL_CARD.md"
     if card.exists():
         shutil.copy(card, new / "MODEL_CARD.md")

@@ -75,7 +75,7 @@ def orthogonalise(batch: Tensor, iterations: int = 4) -> Tensor:
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon takes this weight: matrices and kernels inside the blocks, not what is at the ends."""
     if parameter.ndim == 4:
-        return not name.startswith(("read.", "write.")) and min(parameter.shape[:2]) >= 32
+        return not {"read", "write"} & set(name.split(".")) and min(parameter.shape[:2]) >= 32
     inside = "transformer_blocks." in name or name.startswith("attention.")
     return inside and parameter.ndim == 2 and min(parameter.shape) >= 64
 
@@ -85,6 +85,7 @@ class Optimizer:
 
     def __init__(self, modules: Iterable[nn.Module], muon: bool, ema_decay: float, bf16: bool = False) -> None:
         named = [(name, parameter) for module in modules for name, parameter in module.named_parameters()]
+        named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
         matrices = [parameter for name, parameter in named if muon and is_matrix(name, parameter)]
         taken = {id(matrix) for matrix in matrices}

@@ -126,11 +126,27 @@ class Usual:
 
 @dataclass(frozen=True, slots=True)
 class ActionDomain:
-    """A kind of robot: the number that models know it by, its name, and how many numbers an action of it has."""
+    """A kind of robot, as a model knows it.
+
+    Attributes:
+        id: The number that models know it by.
+        name: What it is called.
+        width: How many numbers an action has.
+        numbers: What each is, and its unit; none where that is the robot's own business.
+        ranges: What is accepted of each; none: anything.
+        fps: Actions per second where a request does not say; None: the model's own default.
+        sizes: At which it is shown; none: at all of the model's.
+        longest: Frames of the longest clip; None: of the longest that the model makes at once.
+    """
 
     id: int
     name: str
     width: int
+    numbers: tuple[str, ...] = ()
+    ranges: tuple[Range, ...] = ()
+    fps: float | None = None
+    sizes: tuple[Size, ...] = ()
+    longest: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +374,8 @@ class GenerationRequest:
             return self.task
         if self.controls:
             return "transfer"
+        if self.action is not None and self.action.values is not None:
+            return "forward_dynamics"
         if self.video is not None:
             return "video2world"
         return "image2world" if self.image is not None else "text2world"

@@ -22,6 +22,7 @@ from cosmorama.request import (
     MAX_SEED,
     PROMPT_MAX_CHARACTERS,
     Action,
+    ActionDomain,
     AdapterPreset,
     Capabilities,
     GenerationRequest,
@@ -42,6 +43,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     Raises:
         InvalidRequestError: naming every field that is wrong, its value and what is accepted.
     """
+    capabilities, domain = _acting(request, capabilities)
     filled, warnings = _filled(request, capabilities)
     made, unfitted = fitted(filled, capabilities) if request.fit and not capabilities.action_only else (filled, [])
     if made.target is not None and filled.target is None:
@@ -49,6 +51,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     # A request that cannot be fitted is still the client's own: the model's sizes say nothing about it.
     skipped = _FITTED_FIELDS if unfitted else ()
     found = unfitted + [problem for problem in _problems(made, capabilities) if problem.field not in skipped]
+    found += [] if domain is None else _domain_problems(made, domain)
     if request.frames is None and request.seconds is not None:
         accepted = f"as many as make 1 to {capabilities.most_frames} frames: {made.frames} at {made.fps:g} fps are not"
         found = [
@@ -60,7 +63,8 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     if problems := [problem for problem in problems_of(request) if problem.field not in said] + found:
         raise InvalidRequestError(*problems)
     # A picture is sent along where a caption in JSON is written.
-    expands = made.mode == "text2world" or (made.mode == "image2world" and capabilities.family == "cosmos3")
+    from_text = made.mode == "text2world" or (domain is not None and not _pictured(made))
+    expands = from_text or (made.mode == "image2world" and capabilities.family == "cosmos3")
     return replace(
         made,
         seed=secrets.randbelow(MAX_SEED + 1) if made.seed is None else made.seed,
@@ -71,6 +75,47 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
         vae_tiling=capabilities.defaults.vae_tiling if made.vae_tiling is None else made.vae_tiling,
         warnings=tuple(dict.fromkeys((*made.warnings, *warnings))),
     )
+
+
+def _acting(request: GenerationRequest, capabilities: Capabilities) -> tuple[Capabilities, ActionDomain | None]:
+    """What the model takes of requests with these actions, and their domain, where that says what it takes."""
+    given = None if request.action is None else request.action.domain
+    domain = next((each for each in capabilities.action_domains if each.id == given and each.ranges), None)
+    if domain is None:
+        return capabilities, None
+    defaults = replace(capabilities.defaults, fps=domain.fps or capabilities.defaults.fps)
+    sizes = domain.sizes or capabilities.sizes
+    return replace(capabilities, defaults=defaults, sizes=sizes, longest=domain.longest), domain
+
+
+def _domain_problems(request: ResolvedRequest, domain: ActionDomain) -> Iterator[Problem]:
+    """What is wrong with actions whose numbers are known."""
+    if request.mode != "forward_dynamics":
+        yield Problem("task", request.task, f"forward_dynamics for {domain.name}: the actions are given")
+    action = request.action
+    rows = (action.values if action else None) or ()
+    if not rows:
+        yield Problem("action.values", None, f"rows of {domain.width} numbers for {domain.name}")
+    elif action is not None and action.steps != len(rows):
+        yield Problem("action.steps", action.steps, f"{len(rows)}, as there are rows of values")
+    elif request.fps != request.result.fps:
+        yield Problem("fps", request.result.fps, f"a rate that {domain.name} is made at: there is an action a frame")
+    elif request.frames != len(rows) + 1:
+        yield Problem("frames", request.frames, f"{len(rows) + 1}, one more than actions, or no value")
+    if not (request.prompt or "").strip() and not _pictured(request):
+        yield Problem("prompt", request.prompt, "a text, unless an image or a video is given to start from")
+    for number, row in enumerate(rows):
+        if len(row) != domain.width:
+            yield Problem("action.values", f"row {number}: {list(row)}", f"{domain.width} numbers for {domain.name}")
+            return
+        for name, value, accepted in zip(domain.numbers, row, domain.ranges, strict=True):
+            if not _in(value, accepted):
+                yield Problem("action.values", f"row {number}: {value}", f"{name}: a number from {accepted}")
+                return
+
+
+def _pictured(request: GenerationRequest) -> bool:
+    return request.image is not None or request.video is not None
 
 
 def check(request: GenerationRequest) -> None:
@@ -217,6 +262,12 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
         values |= _conditions(request, capabilities)
     if request.action is not None:
         values["action"], warnings = _action(request.action, values["fps"], capabilities)
+        if _acting(request, capabilities)[1] is not None and _pictured(request):
+            unused = [
+                name for name in ("steps", "guidance_scale", "negative_prompt") if getattr(request, name) is not None
+            ]
+            unused = [] if isinstance(request, ResolvedRequest) else unused
+            warnings += [f"{name} was not used: it is for a first frame, which is given" for name in unused]
     for name in ("control_guidance", "chunk_frames", "first_conditioning_frames"):
         if capabilities.control_guidance is not None and request.mode == "transfer":
             values[name] = values[name] if values[name] is not None else getattr(usual, name, None)

@@ -18,6 +18,7 @@ from cosmorama.cli.grid import grid
 from cosmorama.cli.jobs import jobs
 from cosmorama.cli.judge import judge
 from cosmorama.cli.models import models
+from cosmorama.cli.play import play
 from cosmorama.cli.serve import fleet, serve, worker
 from cosmorama.cli.texts import caption, upsample
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, show, again, batch, grid, judge, bench, doctor, upsample, caption):
+for command in (generate, play, show, again, batch, grid, judge, bench, doctor, upsample, caption):
     app.command()(command)
 app.command("serve")(serve)
 app.command("worker")(worker)

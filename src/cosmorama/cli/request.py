@@ -125,7 +125,7 @@ def clip_request(
             conditioning_frames=conditioning_frames,
             keep=cast("Any", _one_of("keep", keep, "first", "last")),
             task=None if task is None else cast("Any", _one_of("task", task, *typing.get_args(Mode))),
-            action=None if actions is None else _action(actions),
+            action=None if actions is None else action_of_file(actions),
             fit=fit,
             controls=tuple(_control(text, preset) for text in control or ()),
             adapters=tuple(map(_adapter, adapter or ())),
@@ -223,7 +223,7 @@ def _control(text: str, preset: str | None) -> Control:
     return Control(cast("ControlKind", kind), float(weight or 1), media_source(file) if file else None, strength)
 
 
-def _action(path: Path) -> Action:
+def action_of_file(path: Path) -> Action:
     """A robot's actions from a file: an object with the fields of `Action`. Rows say how many steps there are."""
     from pydantic import TypeAdapter, ValidationError
 

@@ -157,7 +157,7 @@ class Rollout:
 
     def _begun(self) -> tuple[Sampling, Tensor]:
         inputs, capabilities = self.prepared.inputs, self._world.capabilities
-        if inputs.request.frames > capabilities.frames.maximum:
+        if inputs.request.action is None and inputs.request.frames > capabilities.frames.maximum:
             sampling: Sampling = Windows(self._world, inputs, self._read)
         else:
             sampling = self._world.begin(inputs, self._read)

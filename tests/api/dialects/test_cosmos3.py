@@ -10,6 +10,7 @@ import pytest
 
 from cosmorama.request import CONTROL_KINDS, MODES, ActionDomain, Capabilities, FrameRule, Range
 from cosmorama.world.families import makers
+from cosmorama.world.microcosm.driving import DRIVE
 from tests.api.dialects.reading import MICROCOSM, read, refusal, shape_of
 
 TEXT: dict[str, Any] = {"model_mode": "text2video", "prompt": "a red ball rolls"}
@@ -93,6 +94,19 @@ def test_conditions_are_sorted_and_once_each_and_any_latent_frame() -> None:
     assert request.conditioning_indexes == (0, 23)
     message = refusal(VIDEO | {"condition_frame_indexes_vision": [0, 24], "num_frames": 93}, model=COSMOS3)
     assert "condition_frame_indexes_vision: [0, 24] is not accepted; expected indexes up to 23" in message
+
+
+def test_a_drive_begins_with_a_picture_or_with_what_the_prompt_shows() -> None:
+    microcosm = Capabilities(model="m", modes=(*MODES, "forward_dynamics"), action_domains=(DRIVE,))
+    params: dict[str, Any] = {"domain_name": "drive", "action_chunk_size": 4, "action": [[1, 0, 0]] * 4}
+    body = {"model_mode": "forward_dynamics", "prompt": "a corridor", "seed": 1, "action_params": params}
+    for given in ({}, {"input_reference": "aGk="}):
+        made = read(body | given, model=microcosm)
+        assert (made.mode, made.frames, made.fps, made.guidance_scale) == ("forward_dynamics", 5, 12, 7)
+        assert (made.width, made.height, made.image) == (640, 352, given.get("input_reference"))
+    message = refusal(body | {"action_params": params | {"action": [[2, 0, 0]] * 4}}, model=microcosm)
+    assert "action_params.action: 'row 0: 2.0'" in message
+    assert "forward, m/s: a number from -0.5 to 1.5" in message
 
 
 def test_actions() -> None:

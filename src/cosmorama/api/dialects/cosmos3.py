@@ -51,8 +51,11 @@ DOMAINS = {
         ActionDomain(6, "umi", 10),
         ActionDomain(7, "bridge_orig_lerobot", 10),
         ActionDomain(8, "droid_lerobot", 10),
+        ActionDomain(100, "drive", 3),
     )
 }
+"""Those of the NIM, and Microcosm's: the camera's speed forward, its turn and its step to the left."""
+DRIVEN = Usual(width=640, height=352)
 MAX_ACTIONS = 396
 """A clip has one frame more than actions, and 397 are the most that Cosmos3 makes."""
 ACTION_SIZES = {"256": Size(320, 192), "480": Size(832, 480), "704": Size(1280, 704), "720": Size(1280, 720)}
@@ -118,8 +121,8 @@ class Transfer(WireModel):
 class ActionParams(WireModel):
     """Whose actions, and for forward dynamics the actions themselves."""
 
-    domain_name: Literal["av", "umi", "bridge_orig_lerobot", "droid_lerobot"] | None = None
-    domain_id: int | None = Field(None, description="The domain by number: 1, 6, 7 or 8. Not known to the NIM.")
+    domain_name: Literal["av", "umi", "bridge_orig_lerobot", "droid_lerobot", "drive"] | None = None
+    domain_id: int | None = Field(None, description="The domain by number: 1, 6, 7, 8 or 100. Not known to the NIM.")
     action_chunk_size: int = Field(ge=4, le=MAX_ACTIONS, description="A multiple of 4; frames are one more.")
     action: list[Numbers] | None = Field(
         None, max_length=MAX_ACTIONS, fail_fast=True, description="One row of numbers per step, for forward dynamics."
@@ -166,7 +169,7 @@ def _usual(wire: Cosmos3Body) -> Usual:
     if wire.model_mode == "text2image":
         return replace(usual.STILL, width=None, height=None)
     if wire.model_mode in ACTION_MODES:
-        return usual.ACTIONS
+        return DRIVEN if drives(wire.action_params) else usual.ACTIONS
     if wire.transfer is None:
         return usual.VIDEO
     return usual.of_transfer([CONTROLS[name] for name in wire.transfer.given])
@@ -240,7 +243,8 @@ def _mode_problems(wire: Cosmos3Body, reference: str | None, resolution: str) ->
     mode, wanted = wire.model_mode, _REFERENCE[wire.model_mode]
     if wanted is None and reference is not None:
         yield Problem("input_reference", f"given for {mode}", f"no value: {mode} starts from text alone")
-    if wanted is not None and reference is None and wire.transfer is None:
+    begins = wire.transfer is not None or drives(wire.action_params)
+    if wanted is not None and reference is None and not begins:
         yield Problem("input_reference", None, f"{wanted} for {mode} (base64, data URL or URL)")
     if mode in ("text2image", "text2video") and not (wire.prompt or "").strip():
         yield Problem("prompt", wire.prompt, f"a text for {mode}")
@@ -348,6 +352,12 @@ def _domain(params: ActionParams) -> ActionDomain | None:
 def size_of_action(params: ActionParams) -> Size | None:
     """The size that actions are seen at; None: the usual one."""
     return ACTION_SIZES[params.image_size] if params.image_size else None
+
+
+def drives(params: ActionParams | None) -> bool:
+    """Whether these are Microcosm's, whose drives may also begin with what a prompt shows."""
+    domain = None if params is None else _domain(params)
+    return domain is not None and domain.name == "drive"
 
 
 def action_of(params: ActionParams) -> Action:

@@ -20,9 +20,11 @@ from cosmorama import usual
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, action_answer, file_answer
 from cosmorama.api.dialects.cosmos3 import (
     ACTION_MODES,
+    DRIVEN,
     ActionParams,
     action_of,
     action_problems,
+    drives,
     names_of_action,
     size_of_action,
 )
@@ -388,7 +390,7 @@ def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: Vi
     problems = [*action_problems(params, mode, carrier)]
     wanted = "a clip" if mode == "inverse_dynamics" else "a picture"
     given = "a picture" if request.image is not None else None if request.video is None else "a clip"
-    if given != wanted:
+    if given != wanted and not (given is None and drives(params)):
         problems.append(Problem("input_reference", given, f"{wanted} for {mode}"))
     if wire.frames not in (None, steps + 1):
         problems.append(Problem("num_frames", wire.frames, f"action_chunk_size + 1 = {steps + 1}, or no value"))
@@ -403,7 +405,7 @@ def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: Vi
         frames=None,
         task=ACTION_MODES[mode],
         action=action_of(params),
-        usual=usual.ACTIONS,
+        usual=DRIVEN if drives(params) else usual.ACTIONS,
     )
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
-from cosmorama.request import Capabilities, FrameRule, Range, Size
+from cosmorama.request import MODES, Capabilities, FrameRule, Range, Size
 from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.load.checkpoint import told_of
 from cosmorama.world.load.files import read_json
 from cosmorama.world.load.weights import Weights, assign, check_size
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.drive_net import DriveNet
+from cosmorama.world.microcosm.driving import DRIVE
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.unet import VideoUNet
@@ -32,10 +34,14 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
     config, capabilities = _flow_config(values), capabilities_of(folder)
     if (folder / "unet").exists():
         net = load_component(VideoUNet, folder / "unet")
-        return WindowedWorld(net, autoencoder, text_encoder, config, capabilities)
-    transformer = load_component(CosmosTransformer3DModel, folder / "transformer")
-    use_onednn(transformer)
-    return CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
+        world: CosmosFlowWorld | WindowedWorld = WindowedWorld(net, autoencoder, text_encoder, config, capabilities)
+    else:
+        transformer = load_component(CosmosTransformer3DModel, folder / "transformer")
+        use_onednn(transformer)
+        world = CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
+    if (folder / "drive").exists():
+        world.driver = load_component(DriveNet, folder / "drive")
+    return world
 
 
 def load_component(kind: Any, folder: Path) -> Any:
@@ -69,8 +75,11 @@ def _guidance(points: list[list[float]]) -> GuidanceMap:
 def capabilities_of(folder: Path) -> Capabilities:
     """What the checkpoint in a folder takes."""
     values = read_json(folder / "world.json")
+    drives = (folder / "drive").exists()
     return Capabilities(
         model=values["name"],
+        modes=(*MODES, "forward_dynamics") if drives else MODES,
+        action_domains=(DRIVE,) if drives else (),
         prompt_words=None,  # it reads the words that it knows, and says so where it knows none
         ignores=("flow_shift",),
         sizes=tuple(Size(width, height) for width, height in values["sizes"]),

@@ -23,6 +23,8 @@ from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
+from cosmorama.world.microcosm.drive_net import DriveNet
+from cosmorama.world.microcosm.driving import DriveSampling
 from cosmorama.world.vae.tiles import Autoencoder
 
 Prediction = Literal["sample", "velocity", "blend"]
@@ -86,7 +88,13 @@ class FlowConfig:
 
 
 class FlowWorld(World):
-    """What the worlds of this family have in common, whatever their network."""
+    """What the worlds of this family have in common, whatever their network.
+
+    Attributes:
+        driver: The network that drives through the corridor, if the checkpoint has one.
+    """
+
+    driver: DriveNet | None = None
 
     def __init__(
         self,
@@ -111,6 +119,15 @@ class FlowWorld(World):
         """Conditioning frames, uint8 `[T, H, W, 3]`, to clean latents `[1, C, K, h, w]`."""
         pixels = frames.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
         return self.autoencoder.encode(pixels)
+
+    def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
+        """Read the prompts and encode the conditioning frames of a request."""
+        drives = inputs.request.mode == "forward_dynamics"
+        return DriveSampling(self, inputs, read) if drives else self.begin_clip(inputs, read)
+
+    def begin_clip(self, inputs: Inputs, read: ReadText) -> Sampling:
+        """The same for a request without actions."""
+        raise NotImplementedError
 
     def guidance_weight(self, scale: float, *, onward: bool = False) -> float:
         """Piecewise linear through the checkpoint's own points, held constant outside them.
@@ -162,8 +179,8 @@ class CosmosFlowWorld(FlowWorld):
         """The transformer."""
         return (self.transformer,)
 
-    def begin(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
-        """Read the prompts and encode the conditioning frames of a request."""
+    def begin_clip(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
+        """See `FlowWorld`."""
         if self.config.still_first and inputs.frames is None and inputs.request.frames > 1:
             return StillFirstSampling(self, inputs, read)
         return CosmosFlowSampling(self, inputs, read)

@@ -55,8 +55,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         context = widths[-1]
         self.read = nn.Conv2d(2 * channels + 3, widths[0], 3, padding=1)
-        self.level_embed = _mlp(2 * _WAVES, context)
-        self.when_embed = _mlp(2 * _WAVES + 2, context)
+        self.level_embed = mlp(2 * _WAVES, context)
+        self.when_embed = mlp(2 * _WAVES + 2, context)
         self.text_embed = nn.Linear(text_width, context)
         self.action_embed = nn.Linear(actions + 1, context) if actions else None
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.SiLU())
@@ -107,7 +107,8 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         batch, _, frames = latents.shape[:3]
         context = self._context(levels, text, given, seconds, actions)
         x = torch.cat([latents, beside], dim=1).transpose(1, 2).flatten(0, 1)
-        x = self.read(torch.cat([x, _places(x, given.flatten())], dim=1).contiguous(memory_format=torch.channels_last))
+        marked = given.flatten().float().view(-1, 1, 1, 1).expand(-1, -1, *x.shape[2:])
+        x = self.read(torch.cat([x, places(x), marked], dim=1).contiguous(memory_format=torch.channels_last))
         kept = []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
             x = stage(x, context, frames)
@@ -222,7 +223,8 @@ class Attention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
 
-def _mlp(inputs: int, width: int) -> nn.Sequential:
+def mlp(inputs: int, width: int) -> nn.Sequential:
+    """Two layers."""
     return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
 
 
@@ -232,12 +234,12 @@ def _waves(x: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def _places(x: Tensor, given: Tensor) -> Tensor:
-    """Where each cell is, and whether its frame is given: [N, 3, h, w]."""
+def places(x: Tensor) -> Tensor:
+    """Where each cell of features [N, C, h, w] is, -1 to 1: [N, 2, h, w]."""
     count, _, rows, columns = x.shape
     down = torch.linspace(-1, 1, rows, device=x.device).view(1, 1, rows, 1).expand(count, -1, -1, columns)
     across = torch.linspace(-1, 1, columns, device=x.device).view(1, 1, 1, columns).expand(count, -1, rows, -1)
-    return torch.cat([down, across, given.float().view(count, 1, 1, 1).expand(-1, -1, rows, columns)], dim=1)
+    return torch.cat([down, across], dim=1)
 
 
 def _positions(frames: int, rows: int, columns: int, width: int) -> Tensor:

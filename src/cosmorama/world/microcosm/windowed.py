@@ -74,7 +74,7 @@ class WindowedWorld(FlowWorld):
         # As it was trained; without these instructions bfloat16 is slower than float32.
         self.half = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
-    def begin(self, inputs: Inputs, read: ReadText) -> WindowedSampling:
+    def begin_clip(self, inputs: Inputs, read: ReadText) -> WindowedSampling:
         """Read the prompts and encode the conditioning frames of a request."""
         return WindowedSampling(self, inputs, read)
 

@@ -1,0 +1,185 @@
+"""Trains the network that drives: `python -m microcosm.training.drive --minutes 60`; runs are resumed.
+
+The next frame must be near the real one, and so must its steps from pixel to pixel; what is moved must be near it by
+itself too. So that the world does not dissolve as it is driven through, the frames that are gone on from are blurred
+and disturbed, and some are the network's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional as F
+
+from cosmorama.world.microcosm import unet
+from cosmorama.world.microcosm.drive_net import DriveNet
+from cosmorama.world.microcosm.driving import moved, next_frame
+from cosmorama.world.microcosm.loader import load_component
+from cosmorama.world.microcosm.text_encoder import TextEncoder
+from microcosm.scenes.captions import random_caption
+from microcosm.scenes.dataset import DATA, Label, read_labels, shard_paths
+from microcosm.scenes.simulate import Frames
+from microcosm.scenes.steered import LIMITS, Steered, draw_steered
+from microcosm.training.autoencoder import to_float
+from microcosm.training.batches import mapped
+from microcosm.training.export import WEIGHTS
+from microcosm.training.loop import RunOptions, Trainer, command
+
+DISTURBANCE = 0.08
+_EDGES = 0.5  # weight of steps from pixel to pixel
+_STOOD, _BLURRED, _ERASED, _SILENT = 0.1, 0.2, 0.5, 0.15  # shares of first frames twice, ..., of no prompt
+_LOST = (0.15, 0.1, 0.03)  # m, m, rad
+SCALE = np.array([high for _, high in LIMITS], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """One run."""
+
+    stage: Annotated[str, typer.Option(help="There is one.")] = "drives"
+    data: Annotated[Path, typer.Option()] = DATA
+    name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "drive"
+    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
+    batch: int = 8
+    rollout: Annotated[int, typer.Option(help="Frames of its own, at most, before the one it learns.")] = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """Stretches of drives.
+
+    Attributes:
+        frames: [B, T, 3, h, w] in [-1, 1].
+        actions: [B, T - 1, 3], in parts of `SCALE`.
+        poses: [B, T, 3]; see `odometry`.
+        prompts: What is seen.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    poses: Tensor
+    prompts: list[str]
+
+
+class Sampler:
+    """Draws stretches of rendered drives."""
+
+    def __init__(self, data: Path, options: Options, seed: int) -> None:
+        self.rng, self._options = np.random.default_rng(seed), options
+        self._rows: list[tuple[Frames, Label, Steered]] = []
+        for path in shard_paths("drives", data):
+            (frames,) = mapped(path).values()
+            for label in read_labels(path):
+                self._rows.append((frames[label.row], label, draw_steered(label.seed, frames.shape[1])))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches without end."""
+        rng = self.rng
+        while True:
+            length = 3 + (int(rng.integers(self._options.rollout + 1)) if self._options.rollout else 0)
+            clips, moves, poses, prompts = [], [], [], []
+            for row in rng.integers(len(self._rows), size=self._options.batch):
+                frames, label, drive = self._rows[int(row)]
+                start = int(rng.integers(len(frames) - length + 1))
+                clip, way = frames[start : start + length], drive.actions[start : start + length - 1] / SCALE
+                where = np.array(drive.poses[start : start + length], np.float32)
+                where += rng.normal(0, _LOST).astype(np.float32)  # as one is who began elsewhere
+                if rng.random() < 0.5:
+                    clip, way = clip[:, :, ::-1], way * np.array([1, -1, -1], np.float32)
+                    where = where * np.array([-1, 1, -1], np.float32)
+                if rng.random() < _STOOD:  # as a drive begins from one frame
+                    clip = np.concatenate([clip[1:2], clip[1:]])
+                    way = np.concatenate([0 * way[:1], way[1:]])
+                clips.append(clip)
+                moves.append(way)
+                poses.append(where)
+                prompts.append("" if rng.random() < _SILENT else random_caption(label.scene, rng))
+            pixels = to_float(np.ascontiguousarray(np.stack(clips))).transpose(1, 2)
+            yield Batch(pixels, torch.from_numpy(np.stack(moves)), torch.from_numpy(np.stack(poses)), prompts)
+
+
+def worsened(frames: Tensor) -> Tensor:
+    """Frames [B, 2, 3, h, w] with a little noise on half of them, and some of them soft."""
+    count = len(frames)
+    chance = torch.rand(3, count, 1, 1, 1, 1)
+    soft = F.avg_pool2d(F.pad(frames.flatten(1, 2), (1, 1, 1, 1), mode="replicate"), 3, 1).view_as(frames)
+    frames = torch.lerp(frames, soft, (chance[0] < _BLURRED).float())
+    strength = DISTURBANCE * chance[1] * (chance[2] < 0.5)
+    return torch.addcmul(frames, strength, torch.randn_like(frames))
+
+
+def erased(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames [B, 2, 3, h, w] of which some are left without form at one side, or everywhere, and which are whole [B].
+
+    What comes into view has to be drawn from the plan and the prompt. By itself it is a narrow strip, and little is
+    learned from that.
+    """
+    count, height, width = len(frames), *frames.shape[3:]
+    coarse = F.adaptive_avg_pool2d(frames.flatten(1, 2), (2, 3))
+    formless = F.interpolate(coarse, (height, width), mode="bilinear").view_as(frames)
+    shares = torch.where(torch.rand(count) < 0.4, 1.0, torch.rand(count)) * (torch.rand(count) < _ERASED)
+    across = torch.arange(width) / width
+    across = torch.where(torch.rand(count, 1) < 0.5, across, 1 - across)
+    gone = (across < shares[:, None])[:, None, None, None]
+    return torch.where(gone, formless, frames), shares == 0
+
+
+class Training(Trainer[Batch, Options]):
+    """Trains on rendered drives."""
+
+    unit = "frames"
+
+    def __init__(self, options: Options, rank: int) -> None:
+        unet.normed = torch.compile(unet.normed, dynamic=True)
+        unet.modulated = torch.compile(unet.modulated, dynamic=True)
+        super().__init__(options, rank)
+
+    def build(self, config: dict[str, Any] | None) -> None:
+        """See `Trainer`."""
+        self.net = DriveNet(**(config or {}))
+        self.text_encoder = load_component(TextEncoder, WEIGHTS / "text_encoder")
+
+    def draws(self, seed: int) -> Iterator[Batch]:
+        """See `Trainer`."""
+        return iter(Sampler(self.options.data, self.options, seed))
+
+    def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
+        """See `Trainer`."""
+        count = len(batch.frames)
+        said = torch.tensor([[float(bool(prompt))] for prompt in batch.prompts])
+        text = self.text_encoder(batch.prompts)[0][:, 0] * said
+        own = batch.frames.shape[1] - 3
+        frames = batch.frames[:, :2]
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                for index in range(own):
+                    actions, pose = batch.actions[:, index : index + 2], batch.poses[:, index + 2]
+                    made = next_frame(self.net, frames, actions, pose, text)
+                    frames = torch.stack([frames[:, 1], made], dim=1)
+            frames, whole = erased(worsened(frames))
+            actions, clean = batch.actions[:, own : own + 2], batch.frames[:, own + 2]
+            parts = moved(self.net, frames, actions, batch.poses[:, own + 2], text)
+            painted = self.net(*parts)
+        error = ((painted - clean).abs() + _EDGES * edges(painted - clean)).mean((1, 2, 3))
+        off = ((parts[0] - clean).abs() * parts[1])[whole].sum() / clean.numel()
+        known, unknown = error.detach()[whole], error.detach()[~whole]
+        values = {f"own {own}": float(known.mean())} if len(known) else {}
+        values |= {"moved": float(off.detach())} | ({"erased": float(unknown.mean())} if len(unknown) else {})
+        return error.mean() + off, values, count
+
+
+def edges(error: Tensor) -> Tensor:
+    """How wrong the steps from pixel to pixel are, in frames [B, 3, h, w] that are wrong by `error`."""
+    down, right = F.pad(error.diff(dim=2).abs(), (0, 0, 0, 1)), F.pad(error.diff(dim=3).abs(), (0, 1))
+    return down + right
+
+
+if __name__ == "__main__":
+    command(Options, "microcosm.training.drive", Training)

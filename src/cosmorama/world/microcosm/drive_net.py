@@ -1,0 +1,121 @@
+"""The network that drives: the next frame of a corridor, from the last two and from what the driver does.
+
+First a small U-Net says how far every pixel moves, a sum over the actions, and the last frame is moved so. A second one
+then paints what that leaves open: what comes into view, what was hidden, what is seen more closely now. Frames are 160
+x 88 pixels in [-1, 1], read as 80 x 44 cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosmorama.world.microcosm import unet
+from cosmorama.world.microcosm.odometry import PLAN_CHANNELS
+
+CELL = 2
+_CHANNELS = 3 * CELL**2
+_FARTHEST_PX = 8.0  # about what the strongest turn moves a pixel by
+
+
+class Levels(nn.Module):
+    """A U-Net over single frames; every level has half the cells a side of the one before."""
+
+    def __init__(self, inputs: int, outputs: int, widths: Sequence[int], depths: Sequence[int], context: int) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(inputs + 2, widths[0], 3, padding=1)
+        self.down, self.up, self.shrink, self.grow, self.join = (nn.ModuleList() for _ in range(5))
+        for level, (width, depth) in enumerate(zip(widths[:-1], depths, strict=False)):
+            self.down.append(unet.Stage(width, depth, context, timed=False))
+            self.up.append(unet.Stage(width, depth, context, timed=False))
+            self.shrink.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
+            self.grow.append(nn.Conv2d(widths[level + 1], width, 1))
+            self.join.append(nn.Conv2d(2 * width, width, 1))
+        self.middle = unet.Stage(widths[-1], depths[-1], context, timed=False)
+        self.write = nn.Conv2d(widths[0], outputs, 3, padding=1)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(cast(Tensor, self.write.bias))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Cells [B, inputs, h, w] with context [B, D] to [B, outputs, h, w]."""
+        places = unet.places(x)
+        x = self.read(torch.cat([x, places], dim=1).contiguous(memory_format=torch.channels_last))
+        kept = []
+        for stage, shrink in zip(self.down, self.shrink, strict=True):
+            x = stage(x, context, 1)
+            kept.append(x)
+            x = shrink(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+        x = self.middle(x, context, 1)
+        for stage, grow, join, before in reversed(list(zip(self.up, self.grow, self.join, kept, strict=True))):
+            larger = F.interpolate(grow(x), scale_factor=2.0, mode="nearest")[..., : before.shape[2], : before.shape[3]]
+            x = stage(join(torch.cat([larger, before], dim=1)), context, 1)
+        return cast(Tensor, self.write(F.silu(unet.normed(x))))
+
+
+class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Makes the next frame.
+
+    Args:
+        widths: Features on each level of the U-Net that paints.
+        depths: Its convolution blocks on each level, on the way down and on the way up.
+        motion_widths: Features on each level of the one that moves; one block on each.
+        text_width: Width D of the text states.
+        actions: Numbers A that steer a frame.
+    """
+
+    @register_to_config  # type: ignore[misc, unused-ignore]
+    def __init__(
+        self,
+        widths: Sequence[int] = (48, 96, 160, 192),
+        depths: Sequence[int] = (1, 1, 2, 2),
+        motion_widths: Sequence[int] = (32, 64, 96, 128),
+        text_width: int = 192,
+        actions: int = 3,
+    ) -> None:
+        super().__init__()
+        context = widths[-1]
+        self.action_embed = unet.mlp(2 * actions, context)
+        self.text_embed = nn.Linear(text_width, context)
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.SiLU())
+        self.motion = Levels(
+            2 * _CHANNELS + PLAN_CHANNELS, 2 * actions, motion_widths, [1] * len(motion_widths), context
+        )
+        self.paint = Levels(3 * _CHANNELS + 1 + PLAN_CHANNELS, _CHANNELS + 1, widths, depths, context)
+
+    def context(self, actions: Tensor, text: Tensor) -> Tensor:
+        """What both U-Nets are told, [B, D].
+
+        Args:
+            actions: [B, 2, A], what led to the last frame and what leads from it, in parts of its range's end.
+            text: The prompt's first state, [B, D]; 0 for none.
+        """
+        return cast(Tensor, self.mix(self.action_embed(actions.flatten(1)) + self.text_embed(text)))
+
+    def move(self, frames: Tensor, actions: Tensor, plan: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The last of frames [B, 2, 3, h, w] moved on by `actions` [B, 2, A] to where one sees `plan`, see `odometry`:
+        [B, 3, h, w], and where it shows something that was in the picture, [B, 1, h, w].
+        """
+        cells = F.pixel_unshuffle(frames.flatten(1, 2), CELL)
+        ways = self.motion(torch.cat([cells, plan], dim=1), context).float().unflatten(1, (-1, 2))
+        flow = _FARTHEST_PX * (ways * actions[:, 1, :, None, None, None]).sum(1)
+        height, width = frames.shape[3:]
+        flow = F.interpolate(flow, (height, width), mode="bilinear")
+        across = torch.linspace(-1 + 1 / width, 1 - 1 / width, width, device=flow.device) + flow[:, 0] * (2 / width)
+        down = torch.linspace(-1 + 1 / height, 1 - 1 / height, height, device=flow.device)[:, None]
+        down = down + flow[:, 1] * (2 / height)
+        inside = ((across.abs() <= 1) & (down.abs() <= 1))[:, None].float()
+        grid = torch.stack([across, down], dim=-1)
+        return F.grid_sample(frames[:, 1].float(), grid, padding_mode="border", align_corners=False), inside
+
+    def forward(self, moved: Tensor, inside: Tensor, frames: Tensor, plan: Tensor, context: Tensor) -> Tensor:
+        """The next frame [B, 3, h, w]: the last one `moved`, see `move`, with what that leaves open."""
+        cells = F.pixel_unshuffle(torch.cat([moved, frames.flatten(1, 2)], dim=1), CELL)
+        painted = self.paint(torch.cat([cells, F.avg_pool2d(inside, CELL), plan], dim=1), context).float()
+        stays = F.interpolate(painted[:, -1:], scale_factor=float(CELL), mode="nearest")
+        return moved * (1 + stays) + F.pixel_shuffle(painted[:, :-1], CELL)

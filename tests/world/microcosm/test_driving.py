@@ -1,0 +1,155 @@
+"""Driving: the same drive twice, one after another, from a picture or a prompt; what a driver may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cosmorama.engine.prepare import PreparedRequest
+from cosmorama.engine.rollout import Rollout
+from cosmorama.errors import InvalidRequestError
+from cosmorama.request import Action, GenerationRequest
+from cosmorama.resolve import resolve
+from cosmorama.world.microcosm.driving import DRIVE, scaled
+from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.odometry import plan, step_on
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
+from tests.tiny import save_tiny, tiny_driver
+
+Rows = tuple[tuple[float, ...], ...]
+WINDING: Rows = tuple((1.0, 0.5 if step % 2 else -0.5, 0.1) for step in range(26))
+STANDING: Rows = ((0.0, 0.0, 0.0),) * 2
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> CosmosFlowWorld:
+    loaded = load_microcosm(save_tiny(tmp_path_factory.mktemp("driver"), drives=True))
+    assert isinstance(loaded, CosmosFlowWorld)
+    return loaded
+
+
+def wanted(values: Rows | None, **changes: Any) -> GenerationRequest:
+    action = None if values is None else Action(DRIVE.id, values, steps=len(values))
+    given = {"prompt": "a red ball", "seed": 3, "steps": 2, "width": 640, "height": 352, "action": action}
+    return GenerationRequest(**given | changes)
+
+
+def driven(world: CosmosFlowWorld, values: Rows, picture: np.ndarray | None = None, **changes: Any) -> np.ndarray:
+    image = None if picture is None else "picture"
+    request = resolve(wanted(values, image=image, **changes), world.capabilities)
+    rollout = Rollout(world, PreparedRequest(request, request.prompt or "", picture))
+    while not rollout.done:
+        rollout.advance()
+    return np.concatenate(list(rollout.decode()))
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (1, 11, 20, 3), np.uint8)
+    return coarse.repeat(32, 1).repeat(32, 2)
+
+
+def test_a_drive_is_the_same_again_and_its_beginning_that_of_a_shorter_one(world: CosmosFlowWorld) -> None:
+    whole = driven(world, WINDING)
+    assert whole.shape == (27, 352, 640, 3)
+    assert np.array_equal(whole[-3:], driven(world, WINDING)[-3:])
+    assert np.array_equal(whole[:3], driven(world, WINDING[:2]))
+    assert not np.array_equal(whole[:1], driven(world, WINDING[:1], seed=4)[:1])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_how_many_frames_a_step_makes_does_not_matter(world: CosmosFlowWorld, steps: int) -> None:
+    assert np.array_equal(driven(world, WINDING[:3], picture(), steps=steps), driven(world, WINDING[:3], picture()))
+
+
+def test_a_drive_begins_with_the_given_picture(world: CosmosFlowWorld) -> None:
+    one, other = (driven(world, WINDING[:1], picture(seed)) for seed in (0, 1))
+    assert np.abs(one[0].astype(int) - picture()[0]).mean() < np.abs(one[0].astype(int) - other[0]).mean() / 3
+
+
+def test_what_is_done_is_what_moves_the_picture(world: CosmosFlowWorld) -> None:
+    net = tiny_driver()
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(2, 1, 3, 88, 160, generator=generator).expand(-1, 2, -1, -1, -1)
+    actions = torch.tensor([[[0.0, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0.5, 0]]])
+    seen = plan(torch.zeros(2, 3), 44, 80)
+    moved, inside = net.move(frames, actions, seen, net.context(actions, torch.zeros(2, 16)))
+    assert torch.allclose(moved[0], frames[0, 1], atol=1e-5)
+    assert not torch.allclose(moved[1], frames[1, 1], atol=1e-2)
+    assert inside[0].all()
+
+
+def test_an_action_takes_the_camera_half_as_far_at_twice_the_rate() -> None:
+    action = torch.tensor([[1.5, -1, 0.25]])
+    assert scaled(action, 12).tolist() == [[1, -1, 0.5]]
+    assert scaled(action, 24).tolist() == [[0.5, -0.5, 0.25]]
+
+
+def test_poses_follow_from_what_was_done_and_the_shelves_stop_the_camera() -> None:
+    pose = (0.0, 0.0, 0.0)
+    for _ in range(12):
+        pose = step_on(pose, (0.1, 0, 0))
+    assert pose == pytest.approx((0, 1.2, 0))
+    turned = step_on(pose, (0, np.pi / 2, 0))
+    for _ in range(40):
+        turned = step_on(turned, (0.1, 0, 0))
+    assert turned == pytest.approx((-1.15, 1.2, np.pi / 2), abs=1e-6)
+
+
+def test_the_plan_shows_walls_on_both_sides_and_turns_with_the_camera() -> None:
+    ahead, left = plan(torch.tensor([[0.0, 0, 0], [0, 0, np.pi / 2]]), 44, 80)
+    assert ahead[0, :, :10].mean() > 0.7
+    assert ahead[1, :, -10:].mean() > 0.7
+    assert ahead[2, -1, 40] == 1
+    assert torch.allclose(ahead[0], ahead[1].flip(1))
+    assert left[0, 10:30].mean() > 0.9
+    assert left[1].sum() == 0
+
+
+def test_what_drives_is_said_by_the_model(world: CosmosFlowWorld, tiny_world: CosmosFlowWorld) -> None:
+    resolved = resolve(wanted(STANDING), world.capabilities)
+    assert (resolved.mode, resolved.frames, resolved.fps) == ("forward_dynamics", 3, 12)
+    assert resolved.prompt_upsampling
+    assert resolve(resolved, world.capabilities) == resolved
+    assert resolve(wanted(STANDING * 600, width=None, height=None), world.capabilities).frames == 1201
+    pictured = resolve(wanted(STANDING, image="picture", steps=5), world.capabilities)
+    assert "steps was not used: it is for a first frame, which is given" in pictured.warnings
+    assert not pictured.prompt_upsampling
+    with pytest.raises(InvalidRequestError, match="no actions") as refused:
+        resolve(wanted(STANDING), tiny_world.capabilities)
+    assert {problem.field for problem in refused.value.problems} >= {"action.domain", "mode"}
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "field", "said"),
+    [
+        (((2.0, 0, 0),), {}, "action.values", "forward, m/s: a number from -0.5 to 1.5"),
+        (((1.0, 0, 0), (0, 3, 0)), {}, "action.values", "turn to the left, rad/s: a number from -1 to 1"),
+        (((float("nan"), 0, 0),), {}, "action.values", "-0.5 to 1.5"),
+        (((1.0, 0),), {}, "action.values", "3 numbers for drive"),
+        (STANDING, {"frames": 9}, "frames", "3, one more than actions"),
+        (STANDING, {"fps": 10, "fit": True}, "fps", "a rate that drive is made at"),
+        (STANDING, {"fps": 60}, "fps", "12 to 40"),
+        (STANDING, {"width": 960, "height": 704}, "size", "1280x704, 640x352"),
+        (STANDING, {"prompt": None}, "prompt", "a text, unless"),
+        (STANDING, {"task": "policy"}, "mode", "forward_dynamics"),
+        (STANDING, {"task": "text2world"}, "task", "the actions are given"),
+        (STANDING * 2000, {}, "frames", "1 to 2881"),
+        (None, {"action": Action(DRIVE.id), "task": "forward_dynamics"}, "action.values", "rows of 3 numbers"),
+        (None, {"action": Action(DRIVE.id, STANDING)}, "action.steps", "2, as there are rows"),
+    ],
+)
+def test_a_wrong_drive_is_refused_by_field_and_range(
+    world: CosmosFlowWorld, values: Rows | None, changes: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        resolve(wanted(values, **changes), world.capabilities)
+    assert said in {problem.field: str(problem.accepted) for problem in refused.value.problems}[field]
+
+
+def test_without_the_network_nobody_drives(tmp_path: Path, world: CosmosFlowWorld) -> None:
+    assert load_microcosm(save_tiny(tmp_path)).driver is None
+    assert "forward_dynamics" in world.capabilities.modes
