@@ -110,8 +110,7 @@ def main(
             save(_pairs(pairs, drives), out / f"corridor_{mode}.png")
     if "drive" in parts and (weights / "drive").exists():
         corridor_probe, _ = load_probe(CorridorProbe(), runs / CORRIDOR_FILE)
-        egomotion, facts["egomotion"] = load_probe(steering.Egomotion(), runs / steering.FILE)
-        some, pairs, ends = steering.measure(weights, corridor_probe, egomotion, clips // 2, long)
+        some, pairs, ends = steering.measure(weights, corridor_probe, clips // 2, long)
         figures += some
         save(grid([strip(clip) for pair in pairs for clip in pair], 1), out / "drive.png")
         save(grid(ends, 4), out / "drive_after_a_minute.png")

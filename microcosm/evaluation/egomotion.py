@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from microcosm.scenes.corridor import FOV_DEG, HALF_WIDTH_M
+from cosmorama.world.microcosm.odometry import FOV_DEG, HALF_WIDTH_M
 from microcosm.scenes.simulate import Frames
 
 _EYE_M = 1.27  # above the floor

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.drive_net import DriveNet
-from cosmorama.world.microcosm.driving import moved, next_frame
+from cosmorama.world.microcosm.drive_net import CELL, DriveNet
+from cosmorama.world.microcosm.driving import COLUMNS, ROWS, next_frame, parts
 from cosmorama.world.microcosm.loader import load_component
+from cosmorama.world.microcosm.odometry import plan
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.dataset import DATA, Label, read_labels, shard_paths
@@ -34,7 +35,7 @@ from microcosm.training.loop import RunOptions, Trainer, command
 
 DISTURBANCE = 0.08
 _EDGES = 0.5  # weight of steps from pixel to pixel
-_STOOD, _BLURRED, _ERASED, _SILENT = 0.1, 0.2, 0.5, 0.15  # shares of first frames twice, ..., of no prompt
+_STOOD, _BLURRED, _ERASED, _SILENT = 0.1, 0.2, 0.3, 0.1  # shares of first frames twice, ..., of no prompt
 _LOST = (0.15, 0.1, 0.03)  # m, m, rad
 SCALE = np.array([high for _, high in LIMITS], np.float32)
 
@@ -48,6 +49,8 @@ class Options(RunOptions):
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "drive"
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     batch: int = 8
+    draws: Annotated[float, typer.Option(help="Of the steps, those that learn to draw and nothing else.")] = 0.3
+    compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
     rollout: Annotated[int, typer.Option(help="Frames of its own, at most, before the one it learns.")] = 0
 
 
@@ -137,8 +140,9 @@ class Training(Trainer[Batch, Options]):
     unit = "frames"
 
     def __init__(self, options: Options, rank: int) -> None:
-        unet.normed = torch.compile(unet.normed, dynamic=True)
-        unet.modulated = torch.compile(unet.modulated, dynamic=True)
+        if options.compiled:
+            unet.normed = torch.compile(unet.normed, dynamic=True)
+            unet.modulated = torch.compile(unet.modulated, dynamic=True)
         super().__init__(options, rank)
 
     def build(self, config: dict[str, Any] | None) -> None:
@@ -155,6 +159,11 @@ class Training(Trainer[Batch, Options]):
         count = len(batch.frames)
         said = torch.tensor([[float(bool(prompt))] for prompt in batch.prompts])
         text = self.text_encoder(batch.prompts)[0][:, 0] * said
+        if torch.rand(()) < self.options.draws:
+            with torch.autocast("cpu", torch.bfloat16):
+                drawn = self.net.draw(plan(batch.poses[:, -1], ROWS // CELL, COLUMNS // CELL), text)
+            error = apart(drawn, batch.frames[:, -1]).mean()
+            return error, {"drawn": float(error.detach())}, count
         own = batch.frames.shape[1] - 3
         frames = batch.frames[:, :2]
         with torch.autocast("cpu", torch.bfloat16):
@@ -165,20 +174,20 @@ class Training(Trainer[Batch, Options]):
                     frames = torch.stack([frames[:, 1], made], dim=1)
             frames, whole = erased(worsened(frames))
             actions, clean = batch.actions[:, own : own + 2], batch.frames[:, own + 2]
-            parts = moved(self.net, frames, actions, batch.poses[:, own + 2], text)
-            painted = self.net(*parts)
-        error = ((painted - clean).abs() + _EDGES * edges(painted - clean)).mean((1, 2, 3))
-        off = ((parts[0] - clean).abs() * parts[1])[whole].sum() / clean.numel()
-        known, unknown = error.detach()[whole], error.detach()[~whole]
-        values = {f"own {own}": float(known.mean())} if len(known) else {}
-        values |= {"moved": float(off.detach())} | ({"erased": float(unknown.mean())} if len(unknown) else {})
-        return error.mean() + off, values, count
+            known = parts(self.net, frames, actions, batch.poses[:, own + 2], text)
+            painted = self.net(*known)
+        error, drawn = apart(painted, clean), apart(known[2], clean)
+        off = ((known[0] - clean).abs() * known[1])[whole].sum() / clean.numel()
+        values = {f"own {own}": float(error.detach().mean()), "drawn": float(drawn.detach().mean())}
+        values["moved"] = float(off.detach())
+        return error.mean() + drawn.mean() + off, values, count
 
 
-def edges(error: Tensor) -> Tensor:
-    """How wrong the steps from pixel to pixel are, in frames [B, 3, h, w] that are wrong by `error`."""
-    down, right = F.pad(error.diff(dim=2).abs(), (0, 0, 0, 1)), F.pad(error.diff(dim=3).abs(), (0, 1))
-    return down + right
+def apart(made: Tensor, real: Tensor) -> Tensor:
+    """How far frames [B, 3, h, w] are from the real ones, and their steps from pixel to pixel: [B]."""
+    error = made - real
+    down, right = error.diff(dim=2).abs().mean((1, 2, 3)), error.diff(dim=3).abs().mean((1, 2, 3))
+    return error.abs().mean((1, 2, 3)) + _EDGES * (down + right)
 
 
 if __name__ == "__main__":

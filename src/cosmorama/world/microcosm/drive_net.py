@@ -1,8 +1,10 @@
-"""The network that drives: the next frame of a corridor, from the last two and from what the driver does.
+"""The network that drives: the next frame of a corridor, from the last two, the prompt, and what the driver does.
 
-First a small U-Net says how far every pixel moves, a sum over the actions, and the last frame is moved so. A second one
-then paints what that leaves open: what comes into view, what was hidden, what is seen more closely now. Frames are 160
-x 88 pixels in [-1, 1], read as 80 x 44 cells.
+One small U-Net says how far every pixel moves, a sum over the actions, and the last frame is moved so. A second one
+draws the corridor of the prompt as it is seen from where the camera comes to. A third says of every pixel how much of
+the moved frame stays, the rest being drawn anew, and how much sharper that has to be. Nothing is ever added up: however
+long a drive is, it stays between what was seen and what is drawn. Frames are 160 x 88 pixels in [-1, 1], read as cells
+of 2 x 2.
 """
 
 from __future__ import annotations
@@ -62,9 +64,9 @@ class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Makes the next frame.
 
     Args:
-        widths: Features on each level of the U-Net that paints.
-        depths: Its convolution blocks on each level, on the way down and on the way up.
-        motion_widths: Features on each level of the one that moves; one block on each.
+        widths: Features on each level of the U-Net that draws; one block on each.
+        motion_widths: Features on each level of the two others.
+        context: Width of what they are told.
         text_width: Width D of the text states.
         actions: Numbers A that steer a frame.
     """
@@ -72,30 +74,36 @@ class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
-        widths: Sequence[int] = (48, 96, 160, 192),
-        depths: Sequence[int] = (1, 1, 2, 2),
+        widths: Sequence[int] = (48, 96, 128, 160),
         motion_widths: Sequence[int] = (32, 64, 96, 128),
+        context: int = 192,
         text_width: int = 192,
         actions: int = 3,
     ) -> None:
         super().__init__()
-        context = widths[-1]
         self.action_embed = unet.mlp(2 * actions, context)
         self.text_embed = nn.Linear(text_width, context)
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.SiLU())
-        self.motion = Levels(
-            2 * _CHANNELS + PLAN_CHANNELS, 2 * actions, motion_widths, [1] * len(motion_widths), context
-        )
-        self.paint = Levels(3 * _CHANNELS + 1 + PLAN_CHANNELS, _CHANNELS + 1, widths, depths, context)
+        once = [1] * len(widths)
+        self.motion = Levels(2 * _CHANNELS + PLAN_CHANNELS, 2 * actions, motion_widths, once, context)
+        self.scene = Levels(PLAN_CHANNELS, _CHANNELS, widths, once, context)
+        self.choice = Levels(4 * _CHANNELS + 1 + PLAN_CHANNELS, 2 * CELL**2, motion_widths, once, context)
+        with torch.no_grad():  # at first all stays as it is
+            cast(Tensor, self.choice.write.bias).copy_(torch.tensor([2.0, -3.0]).repeat_interleave(CELL**2))
 
     def context(self, actions: Tensor, text: Tensor) -> Tensor:
-        """What both U-Nets are told, [B, D].
+        """What moves the picture is told, [B, D].
 
         Args:
             actions: [B, 2, A], what led to the last frame and what leads from it, in parts of its range's end.
             text: The prompt's first state, [B, D]; 0 for none.
         """
         return cast(Tensor, self.mix(self.action_embed(actions.flatten(1)) + self.text_embed(text)))
+
+    def draw(self, plan: Tensor, text: Tensor) -> Tensor:
+        """A prompt's corridor as it looks where one sees `plan`, see `odometry`: [B, 3, h, w]."""
+        drawn = self.scene(plan, self.mix(self.text_embed(text))).float()
+        return F.pixel_shuffle(drawn, CELL)
 
     def move(self, frames: Tensor, actions: Tensor, plan: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The last of frames [B, 2, 3, h, w] moved on by `actions` [B, 2, A] to where one sees `plan`, see `odometry`:
@@ -113,9 +121,12 @@ class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         grid = torch.stack([across, down], dim=-1)
         return F.grid_sample(frames[:, 1].float(), grid, padding_mode="border", align_corners=False), inside
 
-    def forward(self, moved: Tensor, inside: Tensor, frames: Tensor, plan: Tensor, context: Tensor) -> Tensor:
-        """The next frame [B, 3, h, w]: the last one `moved`, see `move`, with what that leaves open."""
-        cells = F.pixel_unshuffle(torch.cat([moved, frames.flatten(1, 2)], dim=1), CELL)
-        painted = self.paint(torch.cat([cells, F.avg_pool2d(inside, CELL), plan], dim=1), context).float()
-        stays = F.interpolate(painted[:, -1:], scale_factor=float(CELL), mode="nearest")
-        return moved * (1 + stays) + F.pixel_shuffle(painted[:, :-1], CELL)
+    def forward(
+        self, moved: Tensor, inside: Tensor, drawn: Tensor, frames: Tensor, plan: Tensor, context: Tensor
+    ) -> Tensor:
+        """The next frame [B, 3, h, w]: of the last one `moved`, see `move`, and of one `drawn`."""
+        cells = F.pixel_unshuffle(torch.cat([moved, drawn, frames.flatten(1, 2)], dim=1), CELL)
+        said = self.choice(torch.cat([cells, F.avg_pool2d(inside, CELL), plan], dim=1), context).float()
+        stays, sharper = F.pixel_shuffle(said, CELL).sigmoid().chunk(2, dim=1)
+        soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        return torch.lerp(drawn, moved + sharper * (moved - soft), stays)

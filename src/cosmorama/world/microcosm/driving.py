@@ -80,16 +80,16 @@ class Driver:
 
 def next_frame(net: DriveNet, frames: Tensor, actions: Tensor, poses: Tensor, text: Tensor) -> Tensor:
     """The next of frames `[B, 2, 3, h, w]`, given actions `[B, 2, 3]`, poses `[B, 3]` to come to, prompts `[B, D]`."""
-    made: Tensor = net(*moved(net, frames, actions, poses, text))
+    made: Tensor = net(*parts(net, frames, actions, poses, text))
     return made.clamp(-1, 1)
 
 
-def moved(
+def parts(
     net: DriveNet, frames: Tensor, actions: Tensor, poses: Tensor, text: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `net` makes the next frame of; the first is the last frame as it is moved."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `net` makes the next frame of: the last one moved, where that is known, a drawn one, its conditions."""
     context, seen = net.context(actions, text), plan(poses, ROWS // CELL, COLUMNS // CELL)
-    return (*net.move(frames, actions, seen, context), frames, seen, context)
+    return (*net.move(frames, actions, seen, context), net.draw(seen, text), frames, seen, context)
 
 
 class DriveSampling(Sampling):

@@ -57,6 +57,12 @@ def plan(poses: Tensor, rows: int, columns: int) -> Tensor:
     return torch.stack([channel.expand(len(poses), rows, columns) for channel in channels], dim=1)
 
 
+def distances(poses: Tensor, rows: int, columns: int) -> Tensor:
+    """How far ahead, m, what each pixel shows of an empty corridor is: [B, rows, columns]."""
+    _, to_wall, to_floor = _rays(poses, rows, columns)
+    return torch.minimum(to_wall, to_floor).clamp(0, 50)
+
+
 def _slopes(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """How far down [rows, 1] and right [1, columns] each ray goes for every metre ahead."""
     focal = rows / 2 / math.tan(math.radians(FOV_DEG / 2))

@@ -1,0 +1,81 @@
+"""Training to drive: what is drawn of rendered drives, and a step that learns from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.odometry import HALF_WIDTH_M
+from microcosm.evaluation.steering import motions
+from microcosm.scenes.dataset import Label
+from microcosm.scenes.shots import caption_of
+from microcosm.scenes.steered import FPS, LIMITS, draw_steered
+from microcosm.training.drive import Options, Training, apart, erased, worsened
+from microcosm.training.export import main as export
+from tests import needs
+from tests.tiny import save_tiny
+
+
+def test_a_driver_keeps_to_the_limits_and_the_shelves_to_their_place() -> None:
+    for seed in range(20):
+        drive = draw_steered(seed)
+        assert len(drive.poses) == len(drive.actions) + 1
+        for index, (low, high) in enumerate(LIMITS):
+            assert low <= drive.actions[:, index].min() <= drive.actions[:, index].max() <= high
+        assert max(abs(x) for x, _, _ in drive.poses) < HALF_WIDTH_M - 0.5
+        turns = np.diff([yaw for _, _, yaw in drive.poses]) * FPS
+        assert np.allclose(turns, drive.actions[:, 1], atol=1e-5)
+    calm = draw_steered(1, 721, calm=True)
+    assert max(abs(math.remainder(yaw, math.pi)) for _, _, yaw in calm.poses) < 1
+
+
+def test_how_the_camera_moves_is_read_off_its_pixels() -> None:
+    needs.osmesa()
+    drive = draw_steered(9_000_003, 13)
+    found = motions(drive.frames(), drive)
+    assert found.shape == (12, 3)
+    assert np.abs(found[:, 1] - drive.actions[:, 1]).mean() < 0.15
+
+
+def test_what_is_erased_has_no_form_and_the_rest_is_as_it_was() -> None:
+    torch.manual_seed(0)
+    frames = torch.rand(16, 2, 3, 88, 160)
+    left, whole = erased(frames)
+    assert whole.any()
+    assert not whole.all()
+    assert torch.equal(left[whole], frames[whole])
+    assert (left[~whole] != frames[~whole]).float().mean() > 0.3
+    assert apart(frames[:, 0], frames[:, 0]).sum() == 0
+    assert worsened(frames).shape == frames.shape
+
+
+def test_a_step_learns_and_what_is_exported_can_be_driven(tmp_path: Path) -> None:
+    drives = [draw_steered(seed) for seed in (1, 2)]
+    noise = np.random.default_rng(0).integers(0, 256, (2, 49, 88, 160, 3), np.uint8)
+    np.savez(tmp_path / "drives-0000.npz", **{"160x88": noise})
+    labels = [Label(one.seed, "160x88", row, FPS, one.scene, caption_of(one.scene)) for row, one in enumerate(drives)]
+    (tmp_path / "drives-0000.jsonl").write_text("".join(json.dumps(asdict(label)) + "\n" for label in labels))
+    VideoAutoencoder(4).save_pretrained(tmp_path / "vae")
+    options = Options(
+        minutes=0.0, runs=tmp_path, data=tmp_path, batch=1, rollout=1, processes=1, compiled=False, ema=0.5
+    )
+    training = Training(options, 0)
+    before = [parameter.clone() for parameter in training.net.parameters()]
+    for _ in range(2):
+        assert all(map(math.isfinite, training.take_step(next(training.batches), 1e-3).values()))
+    assert any(not torch.equal(*pair) for pair in zip(before, training.net.parameters(), strict=True))
+    training.save()
+    assert Training(options, 0).progress["steps"] == 2
+    weights = save_tiny(tmp_path / "weights")
+    export(tmp_path, "", weights, "drive")
+    world = load_microcosm(weights)
+    assert world.driver is not None
+    assert "forward_dynamics" in world.capabilities.modes
+    assert json.loads((weights / "world.json").read_text())["drive"]["steps"] == 2
