@@ -39,7 +39,7 @@ def save_transformer(folder: Path, *, blends: bool = False) -> None:
 def tiny_driver() -> DriveNet:
     """A random network that drives."""
     torch.manual_seed(0)
-    net = DriveNet(widths=(8, 8, 8, 8), motion_widths=(8, 8, 8, 8), context=8, text_width=16)
+    net: DriveNet = DriveNet(widths=(8, 8, 8, 8), motion_widths=(8, 8, 8, 8), context=8, text_width=16)
     for layer in (net.motion.write, net.scene.write, net.choice.write):  # as new it moves and paints nothing
         torch.nn.init.normal_(layer.weight, std=0.05)
     net.eval().requires_grad_(False)
