@@ -51,7 +51,6 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
     # A request that cannot be fitted is still the client's own: the model's sizes say nothing about it.
     skipped = _FITTED_FIELDS if unfitted else ()
     found = unfitted + [problem for problem in _problems(made, capabilities) if problem.field not in skipped]
-    found += [] if domain is None else _domain_problems(made, domain)
     if request.frames is None and request.seconds is not None:
         accepted = f"as many as make 1 to {capabilities.most_frames} frames: {made.frames} at {made.fps:g} fps are not"
         found = [
@@ -86,32 +85,6 @@ def _acting(request: GenerationRequest, capabilities: Capabilities) -> tuple[Cap
     defaults = replace(capabilities.defaults, fps=domain.fps or capabilities.defaults.fps)
     sizes = domain.sizes or capabilities.sizes
     return replace(capabilities, defaults=defaults, sizes=sizes, longest=domain.longest), domain
-
-
-def _domain_problems(request: ResolvedRequest, domain: ActionDomain) -> Iterator[Problem]:
-    """What is wrong with actions whose numbers are known."""
-    if request.mode != "forward_dynamics":
-        yield Problem("task", request.task, f"forward_dynamics for {domain.name}: the actions are given")
-    action = request.action
-    rows = (action.values if action else None) or ()
-    if not rows:
-        yield Problem("action.values", None, f"rows of {domain.width} numbers for {domain.name}")
-    elif action is not None and action.steps != len(rows):
-        yield Problem("action.steps", action.steps, f"{len(rows)}, as there are rows of values")
-    elif request.fps != request.result.fps:
-        yield Problem("fps", request.result.fps, f"a rate that {domain.name} is made at: there is an action a frame")
-    elif request.frames != len(rows) + 1:
-        yield Problem("frames", request.frames, f"{len(rows) + 1}, one more than actions, or no value")
-    if not (request.prompt or "").strip() and not _pictured(request):
-        yield Problem("prompt", request.prompt, "a text, unless an image or a video is given to start from")
-    for number, row in enumerate(rows):
-        if len(row) != domain.width:
-            yield Problem("action.values", f"row {number}: {list(row)}", f"{domain.width} numbers for {domain.name}")
-            return
-        for name, value, accepted in zip(domain.numbers, row, domain.ranges, strict=True):
-            if not _in(value, accepted):
-                yield Problem("action.values", f"row {number}: {value}", f"{name}: a number from {accepted}")
-                return
 
 
 def _pictured(request: GenerationRequest) -> bool:
@@ -203,7 +176,8 @@ def _given_problems(request: GenerationRequest) -> Iterator[Problem]:
         elif not given and name in needs:
             what = f"a domain and steps for {request.mode}" if name == "action" else f"given for {request.mode}"
             yield Problem(name, None, what)
-    if "action" in needs and request.image is None and request.video is None and "video" not in needs:
+    prompted = request.mode == "forward_dynamics" and (request.prompt or "").strip()  # there are models that can so
+    if "action" in needs and not _pictured(request) and "video" not in needs and not prompted:
         yield Problem("image", None, f"given for {request.mode}")
 
 
@@ -518,8 +492,11 @@ def _action_problems(request: ResolvedRequest, action: Action, capabilities: Cap
         accepted = ", ".join(f"{each.id} ({each.name})" for each in capabilities.action_domains) or "no actions"
         yield Problem("action.domain", action.domain, accepted)
         return
-    if not _is_int(action.steps) or action.steps < LATENT_FRAMES or action.steps % LATENT_FRAMES:
-        yield Problem("action.steps", action.steps, f"a multiple of {LATENT_FRAMES}")
+    multiple = 1 if domain.ranges else LATENT_FRAMES
+    if not _is_int(action.steps) or action.steps < multiple or action.steps % multiple:
+        yield Problem("action.steps", action.steps, f"a multiple of {multiple}")
+    elif request.fps != request.result.fps and domain.ranges:
+        yield Problem("fps", request.result.fps, f"a rate that {domain.name} is made at: there is an action a frame")
     elif request.frames != action.steps + 1:
         yield Problem("frames", request.frames, f"action.steps + 1 = {action.steps + 1}")
     if request.mode == "forward_dynamics":
@@ -527,6 +504,9 @@ def _action_problems(request: ResolvedRequest, action: Action, capabilities: Cap
         if widths != {domain.width}:
             accepted = f"rows of {domain.width} numbers for {domain.name}"
             yield Problem("action.values", f"rows of {sorted(widths)} numbers", accepted)
+        yield from _range_problems(action, domain)
+        if not domain.ranges and not _pictured(request):
+            yield Problem("image", None, f"given for {request.mode}")
     elif action.values is not None:
         yield Problem("action.values", f"{len(action.values)} rows", f"none: {request.mode} answers with them")
     if capabilities.action_only:
@@ -534,6 +514,15 @@ def _action_problems(request: ResolvedRequest, action: Action, capabilities: Cap
             robot_state(action)
         except InvalidRequestError as error:
             yield from error.problems
+
+
+def _range_problems(action: Action, domain: ActionDomain) -> Iterator[Problem]:
+    """The first of the actions' numbers that is not accepted, where it is known which are."""
+    for number, row in enumerate(action.values or ()):
+        for name, value, accepted in zip(domain.numbers, row, domain.ranges, strict=False):
+            if not _in(value, accepted):
+                yield Problem("action.values", f"row {number}: {value}", f"{name}: a number from {accepted}")
+                return
 
 
 def _output_problems(request: GenerationRequest) -> Iterator[Problem]:

@@ -115,6 +115,9 @@ def test_what_drives_is_said_by_the_model(world: CosmosFlowWorld, tiny_world: Co
     assert resolved.prompt_upsampling
     assert resolve(resolved, world.capabilities) == resolved
     assert resolve(wanted(STANDING * 600, width=None, height=None), world.capabilities).frames == 1201
+    short = resolve(wanted(None, action=Action(DRIVE.id, STANDING, steps=5)), world.capabilities)
+    assert short.frames == 6
+    assert short.warnings == ("2 actions were given for 5 steps: the last one was repeated",)
     pictured = resolve(wanted(STANDING, image="picture", steps=5), world.capabilities)
     assert "steps was not used: it is for a first frame, which is given" in pictured.warnings
     assert not pictured.prompt_upsampling
@@ -129,17 +132,17 @@ def test_what_drives_is_said_by_the_model(world: CosmosFlowWorld, tiny_world: Co
         (((2.0, 0, 0),), {}, "action.values", "forward, m/s: a number from -0.5 to 1.5"),
         (((1.0, 0, 0), (0, 3, 0)), {}, "action.values", "turn to the left, rad/s: a number from -1 to 1"),
         (((float("nan"), 0, 0),), {}, "action.values", "-0.5 to 1.5"),
-        (((1.0, 0),), {}, "action.values", "3 numbers for drive"),
-        (STANDING, {"frames": 9}, "frames", "3, one more than actions"),
+        (((1.0, 0),), {}, "action.values", "rows of 3 numbers for drive"),
+        (STANDING, {"frames": 9}, "frames", "action.steps + 1 = 3"),
         (STANDING, {"fps": 10, "fit": True}, "fps", "a rate that drive is made at"),
         (STANDING, {"fps": 60}, "fps", "12 to 40"),
         (STANDING, {"width": 960, "height": 704}, "size", "1280x704, 640x352"),
-        (STANDING, {"prompt": None}, "prompt", "a text, unless"),
+        (STANDING, {"prompt": None}, "image", "given for forward_dynamics"),
         (STANDING, {"task": "policy"}, "mode", "forward_dynamics"),
-        (STANDING, {"task": "text2world"}, "task", "the actions are given"),
+        (STANDING, {"task": "text2world"}, "action", "does not look at it"),
         (STANDING * 2000, {}, "frames", "1 to 2881"),
         (None, {"action": Action(DRIVE.id), "task": "forward_dynamics"}, "action.values", "rows of 3 numbers"),
-        (None, {"action": Action(DRIVE.id, STANDING)}, "action.steps", "2, as there are rows"),
+        (None, {"action": Action(DRIVE.id, STANDING, steps=0)}, "action.steps", "a multiple of 1"),
     ],
 )
 def test_a_wrong_drive_is_refused_by_field_and_range(

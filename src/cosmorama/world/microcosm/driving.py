@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from cosmorama.diffusion.schedule import flow_schedule
 from cosmorama.request import ActionDomain, Range, Size
 from cosmorama.world.base import Inputs, ReadText, Sampling
+from cosmorama.world.cosmos3.action import given_actions
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import CELL, DriveNet
 from cosmorama.world.microcosm.odometry import Pose, plan, step_on
@@ -102,9 +103,8 @@ class DriveSampling(Sampling):
         request = inputs.request
         assert world.driver is not None
         assert request.action is not None
-        assert request.action.values is not None
         self._world, self._request, self._net = world, request, world.driver
-        self._actions = scaled(torch.tensor(request.action.values, dtype=torch.float32), request.fps)
+        self._actions = scaled(given_actions(request.action, DRIVE.width), request.fps)
         self._chunks = [self._actions[at : at + _CHUNK] for at in range(0, len(self._actions), _CHUNK)]
         self._number = 0  # of the chunk
         self._poses: list[Pose] = [(0.0, 0.0, 0.0)]
