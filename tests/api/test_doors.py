@@ -182,6 +182,8 @@ def test_objects_in_the_fields_of_a_form_are_counted_like_bodies(name: str, valu
             form = {"prompt": (None, "a red ball"), name: (None, json.dumps(value))}
             answer = await server.client.post("/v1/videos", files=form)
             assert answer.status_code == 400
+            assert answer.json()["error"]["message"].startswith(f"{name}: "), answer.text
+            assert answer.json()["error"]["param"] == name
             assert any(word in answer.text for word in ("values", "fields", "deeper")), answer.text
 
     run(test)

@@ -350,6 +350,9 @@ def test_content_in_parts(store: str, tmp_path: Path) -> None:
             assert beyond.status_code == 416
             assert beyond.headers["content-range"].endswith(f"*/{size}")
             assert beyond.json()["error"]["message"].startswith(f"the clip has {size} bytes")
+            partly = await part(f"0-0,{size + 5}-")  # what there is of it (section 15.5.17)
+            assert (partly.status_code, partly.content) == (206, clip[:1])
+            assert partly.headers["content-range"] == f"bytes 0-0/{size}"
             # What is no range of bytes is no error either (RFC 9110, section 14.2).
             for asked in ("9-3", "x-y", "-", ""):
                 assert (await part(asked)).content == clip

@@ -358,6 +358,10 @@ def test_nobodys_webhooks_stand_before_everybody_elses(store: Blocking) -> None:
     accept(store, new("b", owner="bob", webhook_url="http://good/"))
     store.finish(claim(store, "b"), MADE)
     assert {due.job_id for due in store.due_webhooks(2)} == {"a0", "b"}
+    for i in range(30):  # as many receivers as jobs do not change that
+        accept(store, new(f"c{i}", owner="carol", webhook_url=f"http://slow{i}/"))
+        store.finish(claim(store, f"c{i}"), MADE)
+    assert {due.job_id for due in store.due_webhooks(3)} == {"a0", "b", "c0"}
     [first, *_] = store.due_webhooks(1)
     assert store.take_webhook(first, 5)
     assert not store.take_webhook(first, 5)

@@ -159,8 +159,10 @@ async def content_answer(request: Request, jobs: Jobs, job: Job) -> Response:
     if asked and "if-range" not in request.headers and all(_is_beyond(part, content.size) for part in asked):
         message = f"the clip has {content.size} bytes, and none of the Range {request.headers['range'][:80]!r}"
         return envelope(416, "invalid_request_error", message, {"Content-Range": f"bytes */{content.size}"})
-    if not asked:  # Starlette would refuse it, in words of its own
-        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    # Starlette would refuse, in words of its own, what is not understood and what is partly beyond the end.
+    within = ["-".join(part) for part in asked if not _is_beyond(part, content.size)]
+    headers = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    request.scope["headers"] = [*headers, (b"range", f"bytes={','.join(within)}".encode())] if within else headers
     here = content.path is not None
     return (FileResponse if here else DiscardedFile)(
         content.path or await jobs.checkout(job),

@@ -28,7 +28,16 @@ from cosmorama.api.dialects.cosmos3 import (
     names_of_action,
     size_of_action,
 )
-from cosmorama.api.dialects.wire import DialectBody, UnreadableJSONError, WireModel, parse_object, validate, wire_error
+from cosmorama.api.dialects.wire import (
+    DialectBody,
+    UnreadableJSONError,
+    WireError,
+    WireModel,
+    parse_object,
+    validate,
+    wire_error,
+)
+from cosmorama.api.errors import BodyError
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
 from cosmorama.jobs.model import Job, State
@@ -224,7 +233,7 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
             if isinstance(parts, dict):
                 parts[inner.removesuffix("]")] = text
         else:
-            body[name] = _object(text) if outer in _OBJECTS else text
+            body[name] = _object(text, name) if outer in _OBJECTS else text
     given, warnings = _spread(body)
     if upload is not None and "input_reference" in given:
         raise InvalidRequestError(Problem("input_reference", "an upload and a value", "one of the two"))
@@ -235,7 +244,7 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
     return _to_request(wire, upload, settings, warnings, _action(body))
 
 
-def _object(text: str) -> Any:
+def _object(text: str, name: str = "the body") -> Any:
     """The object that a form's field holds as JSON, counted as a body is; a text that is none stays one."""
     if not text.lstrip().startswith("{"):
         return text
@@ -243,6 +252,8 @@ def _object(text: str) -> Any:
         return parse_object(text.encode())
     except UnreadableJSONError:
         return text
+    except BodyError as error:
+        raise WireError(name, [f"{name}: {str(error).replace('the body', 'it')}"]) from None
 
 
 def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
