@@ -196,7 +196,7 @@ def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], sai
 
 
 def settings_named_in(text: str) -> set[str]:
-    return set(re.findall(r"\bCOSMORAMA_[A-Z0-9_]+\b", text))
+    return set(re.findall(r"\b(?:COSMORAMA|NIM)_[A-Z0-9_]+\b", text))
 
 
 @pytest.mark.parametrize("path", sorted(p for p in DEPLOY.rglob("*") if p.is_file()), ids=lambda p: p.name)
