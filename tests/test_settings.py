@@ -24,6 +24,15 @@ def test_the_page_of_settings_is_what_the_settings_say() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
+def test_servers_of_the_studio_are_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSMORAMA_STUDIO_SERVERS", "http://gpu2:8000, https://lab.example/cosmos/")
+    assert Settings().studio_servers == ("http://gpu2:8000/", "https://lab.example/cosmos/")
+    for wrong in ("gpu2:8000", "http://a b", "https://x/;script-src *", "http://u:p@x"):
+        monkeypatch.setenv("COSMORAMA_STUDIO_SERVERS", wrong)
+        with pytest.raises(ValidationError, match=r"is not the http\(s\) address of a server"):
+            Settings()
+
+
 def test_tiles_are_of_a_side_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSMORAMA_VAE_TILING", "256")
     assert Settings().vae_tiling == 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from cosmorama.errors import Problem
 from cosmorama.request import GenerationRequest
+from cosmorama.settings import CLIENT_VARIABLES, Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -65,6 +67,51 @@ def test_names_on_the_right_of_the_map_from_diffusers_are_knobs() -> None:
     names = {name for cell in right for name in re.findall(r"`(\w+)(?:=[^`(]*)?`", cell)}
     assert {"steps", "frames", "seed", "solver", "flow_shift", "vae_tiling", "adapters"} <= names
     assert names <= set(GenerationRequest.__dataclass_fields__)
+
+
+def test_the_map_from_diffusers_names_what_both_have() -> None:
+    from diffusers import DiffusionPipeline
+    from diffusers.loaders.lora_base import LoraBaseMixin
+    from diffusers.schedulers import UniPCMultistepScheduler
+    from diffusers.utils import export_to_video
+
+    import cosmorama
+
+    assert all((UniPCMultistepScheduler, export_to_video))
+    for name in ("from_pretrained", "enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        assert hasattr(DiffusionPipeline, name)
+    assert hasattr(LoraBaseMixin, "set_adapters")
+    assert {"offload", "adapters"} <= inspect.signature(cosmorama.load).parameters.keys()
+
+
+def test_paths_and_methods_that_pages_name_are_there() -> None:
+    from openai.resources import Videos
+
+    from cosmorama.api.app import create_app
+
+    app = create_app(Settings())
+    paths = {route.path for route in app.routes if hasattr(route, "path")}
+    known = "|".join(re.sub(r"\{[^}]+\}", "[^/]+", path) for path in paths | app.openapi()["paths"].keys())
+    strange = []
+    for page in PAGES:
+        for path in re.findall(r"`(?:[A-Z]+ )?(/v1/[\w/{}.-]+)", page.read_text()):
+            plain = re.sub(r"\{[^}]+\}", "X", path.rstrip("."))
+            if not re.fullmatch(known, plain) and not (plain.endswith("/") and plain in known):
+                strange.append(f"{page.name} speaks of {path}")
+    assert not strange
+    row = next(row for row in (DOCS / "moving.md").read_text().splitlines() if "client.videos.create" in row)
+    methods = re.findall(r"`(?:client\.videos\.)?(\w+)`", row.split("|")[1])
+    assert len(methods) == 7
+    assert all(hasattr(Videos, name) for name in methods)
+
+
+def test_settings_that_pages_name_are_some() -> None:
+    others = {"FAULTS", "FUZZ_EXAMPLES", "CHROMIUM"}  # of the tests
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"COSMORAMA_([A-Z_]*[A-Z])\b(?!_)", text):
+            known = name.lower() in Settings.model_fields or f"COSMORAMA_{name}" in CLIENT_VARIABLES or name in others
+            assert known, f"{page.name} speaks of COSMORAMA_{name}"
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:

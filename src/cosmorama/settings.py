@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     name, names without a dot, and `*.local`, `*.internal`."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages that may call this server (comma-separated; * for all); none: only its own."""
+    studio_servers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses of other servers (comma-separated) whose jobs the studio's history shows too; each of them has to let
+    this one's pages in, with `COSMORAMA_CORS_ORIGINS`."""
     drain_s: float = Field(30, ge=0)
     """After SIGTERM, for how long jobs that run may go on; what is left then stays in the queue."""
 
@@ -334,12 +337,21 @@ class Settings(BaseSettings):
             raise ValueError("api_keys: COSMORAMA_API_KEYS is set and holds no key; unset it to let everybody in")
         return self
 
-    @field_validator("controls", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator("controls", "cors_origins", "allowed_hosts", "studio_servers", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("studio_servers")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # They become part of a header that says whom the page may ask.
+        for each in value:
+            if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", each):
+                raise ValueError(f"studio_servers: {each!r} is not the http(s) address of a server")
+        return tuple(each.rstrip("/") + "/" for each in value)
 
     @field_validator("webhook_secret")
     @classmethod
@@ -471,6 +483,7 @@ class Settings(BaseSettings):
 
 CLIENT_VARIABLES = frozenset(
     {"COSMORAMA_SERVER", "COSMORAMA_API_KEY", "COSMORAMA_CONFIG", "COSMORAMA_DEBUG", "COSMORAMA_TESTS"}
+    | {"COSMORAMA_JUDGE_URL", "COSMORAMA_JUDGE_MODEL", "COSMORAMA_JUDGE_API_KEY"}
 )
 """Variables of ours that are no settings of a server."""
 _SERVICE_LINK = re.compile(r".*_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")

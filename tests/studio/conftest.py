@@ -61,7 +61,8 @@ def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
     """One server for all tests of the page; its model makes small clips of noise quickly."""
     folder = tmp_path_factory.mktemp("studio")
     model = save_tiny(folder / "model", sizes=((320, 192), (192, 320), (960, 704)))
-    with running_server(model, folder, COSMORAMA_MAX_QUEUE="64") as server:
+    # Its jobs are shown by another server's page too.
+    with running_server(model, folder, COSMORAMA_MAX_QUEUE="64", COSMORAMA_CORS_ORIGINS="*") as server:
         yield server
 
 

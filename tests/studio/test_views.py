@@ -18,6 +18,7 @@ from playwright.sync_api import BrowserContext, Page, Route, expect
 from tests.serving import Running, running_server
 from tests.studio.conftest import Studio, open_page
 from tests.studio.test_make import FINISHED_MS, describe, generate, job_id, make, number
+from tests.tiny import save_tiny
 
 VIEWS = ("#/make", "#/grid", "#/compare", "#/history")
 
@@ -239,6 +240,39 @@ def test_first_paint_and_weight(studio: Studio) -> None:
     sizes = page.evaluate("performance.getEntriesByType('resource').map(one => [one.name, one.decodedBodySize])")
     assert sum(size for name, size in sizes if "/content" not in name) < 1_000_000
     assert paint < 15_000  # 1.5 s where nothing else runs; this bears a loaded machine
+
+
+def test_the_history_has_the_jobs_of_another_server_too(
+    browser: BrowserContext, studio: Studio, tmp_path: Path
+) -> None:
+    there = make(studio, "a gray ball", seed=991)
+    model = tmp_path / "model"
+    save_tiny(model, sizes=((320, 192),))
+    away = "http://127.0.0.1:9"  # nobody listens there
+    with running_server(model, tmp_path, COSMORAMA_STUDIO_SERVERS=f"{studio.url},{away}") as server:
+        opened = open_page(browser, server.url)
+        page, host = opened.page, studio.url.split("/")[2]
+        page.goto(f"{server.url}/#/history?q=991")
+        card = page.locator(f"[data-job='{there['id']}']")
+        expect(card.locator("img")).to_have_js_property("naturalWidth", 320)
+        expect(card).to_contain_text(host)
+        expect(page.get_by_role("status").filter(has_text="servers")).to_contain_text(
+            "1 clip of 3 servers · 127.0.0.1:9: "
+        )
+        card.get_by_role("button", name="Star").click()
+        expect(card.get_by_role("button", name="Star")).to_have_attribute("aria-pressed", "true")
+        assert httpx.get(f"{studio.url}/v1/jobs/{there['id']}").json()["metadata"] == {"starred": "yes"}
+        card.locator("a.thumb").click()
+        expect(page.locator("video").first).to_have_js_property("readyState", 4)
+        page.reload()
+        expect(page.locator("video").first).to_have_js_property("readyState", 4)
+        page.goto(f"{server.url}/#/history?q=991")
+        card.get_by_role("button", name="Delete").click()
+        expect(card).to_have_count(0)
+        assert httpx.get(f"{studio.url}/v1/jobs/{there['id']}").status_code == 404
+        page.close()
+        assert opened.seen.errors == [text for text in opened.seen.errors if "127.0.0.1:9/" in text]
+        assert opened.seen.hosts == {server.url.split("/")[2], host, "127.0.0.1:9"}
 
 
 @pytest.fixture(scope="module")

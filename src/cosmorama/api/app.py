@@ -100,7 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (info.health_router, info.metrics_router, *answering):
         app.include_router(router)
-    mount(app)
+    mount(app, settings.studio_servers)
     add_error_handlers(app)
     # The last one added is the outermost.
     largest = body_limit(settings.max_input_bytes)

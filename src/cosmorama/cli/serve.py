@@ -21,7 +21,7 @@ _GROUPS = {
     "Models and memory": "model name warmup device dtype offload quantize compile variant controls vae_tiling adapters "
     "attention fps parallel threads replicas min cache disable",
     "Jobs": "role max drain request hang state database artifacts retention lease webhook",
-    "Who may call": "api_keys allowed_hosts cors",
+    "Who may call": "api_keys allowed_hosts cors studio",
     "Inputs": "allow url video_quality reuse dialect size",
     "Text and safety": "blocked text_guardrail video_guardrail prompt captioning",
     "Watching": "log otel",

@@ -6,10 +6,11 @@ can do. It needs no key to be loaded, since it holds nothing of anybody; it asks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -35,12 +36,26 @@ def is_page(path: str) -> bool:
     return path == "/" or path.startswith(f"{_PREFIX}/")
 
 
-def mount(app: FastAPI) -> None:
-    """Serve the page at `/` and its files under `/studio/`."""
+def mount(app: FastAPI, servers: Sequence[str] = ()) -> None:
+    """Serve the page at `/` and its files under `/studio/`.
+
+    Args:
+        app: What serves it.
+        servers: Addresses, each with a slash at its end, of other servers whose jobs its history shows. The page may
+            ask them and nobody else.
+    """
+    policy = HEADERS["Content-Security-Policy"].replace(
+        "connect-src 'self'", " ".join(("connect-src 'self'", *servers))
+    )
+    headers = HEADERS | {"Content-Security-Policy": policy}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(_FOLDER / "index.html", headers=HEADERS)
+        return FileResponse(_FOLDER / "index.html", headers=headers)
+
+    @app.get(f"{_PREFIX}/servers.json", include_in_schema=False)
+    async def others() -> Response:
+        return JSONResponse(list(servers), headers=HEADERS)
 
     app.mount(_PREFIX, _Files(directory=_FOLDER), name="studio")
 

@@ -4,6 +4,25 @@
 import { ask, h } from "./dom.js";
 
 const KEY = "cosmorama.key";
+const WHERE = "cosmorama.where";
+
+// Jobs of other servers, by their ids: the address of the server that has them.
+const where = new Map(Object.entries(JSON.parse(sessionStorage.getItem(WHERE) ?? "{}")));
+
+/** Which other server has a job; "" is this one. */
+export const serverOf = (id) => where.get(id) ?? "";
+
+/** The address of a job. */
+export const jobPath = (id) => `${serverOf(id)}v1/jobs/${encodeURIComponent(id)}`;
+
+/** Remember that these jobs are another server's. */
+export function keepAt(server, ids) {
+  ids.forEach((id) => where.set(id, server));
+  sessionStorage.setItem(WHERE, JSON.stringify(Object.fromEntries(where)));
+}
+
+/** Where the key of an address is kept: each server has its own. */
+const keyOf = (path) => (/^https?:/.test(path) ? `${KEY} ${new URL(path).origin}` : KEY);
 
 export class ApiError extends Error {
   constructor(status, message, type, retry_s) {
@@ -23,11 +42,12 @@ export class ApiError extends Error {
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-let asking = null;
+const asking = new Map();
 
-/** Ask for the API key, once for all that wait for it. */
-function askKey(refused) {
-  asking ??= ask("This server wants an API key", (close) => {
+/** Ask for an API key, once for all that wait for it. */
+function askKey(kept, refused) {
+  const [, host] = kept.split(/\s+https?:\/\//);
+  const asked = asking.get(kept) ?? ask(`${host ?? "This server"} wants an API key`, (close) => {
     const input = h("input", { type: "password", id: "api-key", autocomplete: "off", required: true });
     return h(
       "form.stack",
@@ -44,17 +64,19 @@ function askKey(refused) {
       h("button.button.primary", { type: "submit" }, "Continue"),
     );
   }).then((key) => {
-    asking = null;
+    asking.delete(kept);
     if (!key) throw new ApiError(401, "no API key was given", "authentication_error");
-    sessionStorage.setItem(KEY, key);
+    sessionStorage.setItem(kept, key);
   });
-  return asking;
+  asking.set(kept, asked);
+  return asked;
 }
 
-/** An answer of the server that is not an error. `path` is such as `v1/jobs`. */
+/** An answer of a server that is not an error. `path` is such as `v1/jobs`, or begins with another server's address. */
 export async function call(path, { headers = {}, ...options } = {}) {
+  const kept = keyOf(path);
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = sessionStorage.getItem(kept);
     const answer = await fetch(path, {
       ...options,
       headers: { ...headers, ...(key === null ? {} : { Authorization: `Bearer ${key}` }) },
@@ -64,7 +86,7 @@ export async function call(path, { headers = {}, ...options } = {}) {
     });
     if (answer.status === 401) {
       // Another call may have asked meanwhile; then the new key has not been tried here.
-      if (sessionStorage.getItem(KEY) === key) await askKey(key !== null);
+      if (sessionStorage.getItem(kept) === key) await askKey(kept, key !== null);
       continue;
     }
     if (!answer.ok) {
@@ -173,9 +195,9 @@ const inUse = (url) => [...document.querySelectorAll("video, img")].some((shown)
 const clips = new Blobs(400e6);
 const thumbs = new Blobs(40e6);
 
-export const clipPath = (id) => `v1/jobs/${id}/content`;
+export const clipPath = (id) => `${jobPath(id)}/content`;
 export const clipUrl = (id) => clips.url(clipPath(id));
 export const clipBlob = (id) => clips.blob(clipPath(id));
 export const thumbUrl = (id) => thumbs.url(`${clipPath(id)}?variant=thumbnail`);
 /** A picture or clip that came with a job, as a blob; `path` is what the job's request holds. */
-export const inputBlob = (path) => clips.blob(path.replace(/^\//, ""));
+export const inputBlob = (path) => clips.blob(path.replace(/^\/v1\/jobs\/([^/]+)/, (_, id) => jobPath(id)));

@@ -1,5 +1,6 @@
 // All jobs of the store: thumbnails, search, stars, delete.
 
+import { get, serverOf } from "./api.js";
 import { ago, button, fill, h, later, toast } from "./dom.js";
 import { known, over, page, remove, stageText, star, starred, watched } from "./jobs.js";
 import { seen, thumb } from "./make.js";
@@ -12,9 +13,12 @@ const FILTERS = [
   ["failed", "Failed or cancelled", (job) => job.state === "failed" || job.state === "cancelled"],
 ];
 
+const hostOf = (job) => (serverOf(job.id) ? new URL(serverOf(job.id)).host : "");
+
 export class History {
   constructor(go) {
-    Object.assign(this, { go, cursor: undefined, filter: "all", words: "", loading: false, active: false });
+    Object.assign(this, { go, filter: "all", words: "", loading: false, active: false, away: new Map() });
+    this.cursors = new Map(); // of each server, "" is this one; null: all of its jobs are here
     this.cards = new Map();
     this.search = h("input", {
       type: "search",
@@ -48,7 +52,11 @@ export class History {
     this.search.value = this.words;
     this.filter = query.get("show") ?? "all";
     this.draw();
-    if (this.cursor === undefined) await this.#load();
+    if (!this.cursors.size) {
+      const others = await get("studio/servers.json").catch(() => []);
+      ["", ...others].forEach((server) => this.cursors.set(server, undefined));
+      await this.#load();
+    }
     if (this.words || this.filter !== "all") this.#all();
   }
 
@@ -78,29 +86,38 @@ export class History {
   }
 
   async #load() {
-    if (this.loading || this.cursor === null) return;
+    if (this.loading || !this.#more()) return;
     this.loading = true;
-    try {
-      this.cursor = await page(this.cursor, 60);
-    } catch (error) {
-      toast(error.message, "bad");
-      this.cursor = null;
-    } finally {
-      this.loading = false;
-    }
+    const one = async ([server, cursor]) => {
+      try {
+        this.cursors.set(server, await page(cursor, 60, server));
+      } catch (error) {
+        if (!server) toast(error.message, "bad");
+        else this.away.set(server, error.message);
+        this.cursors.set(server, null);
+      }
+      this.draw();
+    };
+    await Promise.all([...this.cursors].filter(([, cursor]) => cursor !== null).map(one));
+    this.loading = false;
     this.draw();
+  }
+
+  /** Whether a server may have more than is here. */
+  #more() {
+    return !this.cursors.size || [...this.cursors.values()].some((cursor) => cursor !== null);
   }
 
   /** What is searched for may be anywhere. */
   async #all() {
-    while (this.active && this.cursor !== null && !this.loading) await this.#load();
+    while (this.active && this.#more() && !this.loading) await this.#load();
   }
 
   #matches(job) {
     const [, , passes] = FILTERS.find(([name]) => name === this.filter) ?? FILTERS[0];
     if (!passes(job)) return false;
     const { request } = job;
-    const text = [job.id, job.model, job.mode, request.prompt, `seed ${request.seed}`, `steps ${request.steps}`, ...Object.values(job.metadata ?? {})];
+    const text = [job.id, hostOf(job), job.model, job.mode, request.prompt, `seed ${request.seed}`, `steps ${request.steps}`, ...Object.values(job.metadata ?? {})];
     const hay = text.join(" ").toLowerCase();
     return this.words
       .toLowerCase()
@@ -111,8 +128,10 @@ export class History {
   draw() {
     this.filters.querySelectorAll("button").forEach((one) => one.setAttribute("aria-pressed", String(one.dataset.filter === this.filter)));
     const jobs = known().filter((job) => this.#matches(job));
-    const more = this.cursor !== null;
-    this.count.textContent = `${jobs.length}${more ? "+" : ""} ${jobs.length === 1 ? "clip" : "clips"}`;
+    const more = this.#more();
+    const away = [...this.away].map(([server, why]) => `${new URL(server).host}: ${why}`);
+    const others = this.cursors.size > 1 ? ` of ${this.cursors.size} servers` : "";
+    this.count.textContent = [`${jobs.length}${more ? "+" : ""} ${jobs.length === 1 ? "clip" : "clips"}${others}`, ...away].join(" · ");
     const wanted = new Set(jobs.map((job) => job.id));
     for (const [id, card] of this.cards) {
       if (!wanted.has(id)) {
@@ -143,6 +162,7 @@ export class History {
         { role: "listitem", "data-job": job.id },
         picture,
         h("p.card-text", {}, job.request.prompt || h("em", {}, "no prompt")),
+        hostOf(job) && h("p.hint", { title: `A job of ${serverOf(job.id)}` }, hostOf(job)),
         h(
           "div.card-foot",
           {},

@@ -1,6 +1,6 @@
 // What is known of jobs: one book that every view reads, kept fresh while anything in it is unfinished.
 
-import { call, follow, get, post } from "./api.js";
+import { call, follow, get, jobPath, keepAt, post, serverOf } from "./api.js";
 
 const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 const POLL_MS = 1500;
@@ -27,23 +27,24 @@ export function note(job) {
   return job;
 }
 
-/** One page of the server's jobs: its next cursor. */
-export async function page(cursor = null, limit = 50) {
+/** One page of the jobs of this server, or of another: its next cursor. */
+export async function page(cursor = null, limit = 50, server = "") {
   const query = new URLSearchParams({ limit, ...(cursor ? { cursor } : {}) });
-  const { data, next_cursor } = await get(`v1/jobs?${query}`);
+  const { data, next_cursor } = await get(`${server}v1/jobs?${query}`);
+  if (server) keepAt(server, data.map(({ id }) => id));
   data.forEach(note);
   return next_cursor;
 }
 
-export const fetchJob = async (id) => note(await get(`v1/jobs/${encodeURIComponent(id)}`));
+export const fetchJob = async (id) => note(await get(jobPath(id)));
 
 export const submit = async (body, key = crypto.randomUUID?.() ?? String(Math.random())) =>
   note(await post("v1/jobs", { ...body, dialect: "cosmorama" }, { "Idempotency-Key": `studio-${key}` }));
 
-export const cancel = async (id) => note(await post(`v1/jobs/${id}/cancel`, {}));
+export const cancel = async (id) => note(await post(`${jobPath(id)}/cancel`, {}));
 
 export async function remove(id) {
-  await call(`v1/jobs/${id}`, { method: "DELETE" }).catch((error) => {
+  await call(jobPath(id), { method: "DELETE" }).catch((error) => {
     if (error.status !== 404) throw error;
   });
   forget(id);
@@ -57,7 +58,7 @@ function forget(id) {
 /** Follow one job closely, previews included, until it is over or `signal` ends it. */
 export function followJob(id, onPreview, signal) {
   return follow(
-    `v1/jobs/${id}/events`,
+    `${jobPath(id)}/events`,
     (kind, data) => {
       if (kind === "preview") onPreview(`data:${data.media_type};base64,${data.data}`);
       else if (over(note(data))) return "end";
@@ -75,8 +76,9 @@ async function poll() {
       const open = known().filter((job) => !over(job));
       if (open.length === 0) return;
       try {
-        if (open.length > 4) await page(null, 100);
-        const fresh = open.length > 4 ? [] : open;
+        const many = open.filter((job) => !serverOf(job.id)).length > 4;
+        if (many) await page(null, 100);
+        const fresh = open.filter((job) => !many || serverOf(job.id)).slice(0, 8);
         await Promise.all(fresh.map((job) => fetchJob(job.id).catch((error) => error.status === 404 && forget(job.id))));
       } catch {
         // The server is away for a moment; the header says so.
@@ -91,7 +93,7 @@ async function poll() {
 export const starred = (id) => book.get(id)?.metadata?.starred === "yes";
 export async function star(id, on) {
   const options = { method: "PATCH", headers: { "Content-Type": "application/json" } };
-  note(await get(`v1/jobs/${id}`, { ...options, body: JSON.stringify({ metadata: { starred: on ? "yes" : null } }) }));
+  note(await get(jobPath(id), { ...options, body: JSON.stringify({ metadata: { starred: on ? "yes" : null } }) }));
 }
 
 /** Width, height, frames and rate of a job's clip; what was asked for, as long as it is not made. */

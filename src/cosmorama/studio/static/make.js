@@ -1,6 +1,6 @@
 // Making clips: one job on the stage, from the queue to its frames, and the newest ones below.
 
-import { ApiError, clipBlob, get, thumbUrl } from "./api.js";
+import { ApiError, clipBlob, get, jobPath, thumbUrl } from "./api.js";
 import { codeTabs } from "./code.js";
 import { bytes, button, copy, fill, h, lines, seconds, toast } from "./dom.js";
 import { cancel, clipOf, fetchJob, find, followJob, known, over, remove, share, stageText, star, starred, submit, watched } from "./jobs.js";
@@ -196,7 +196,7 @@ export class Make {
 
   /** The actions that the model predicted: drawn over time, and to be taken away. */
   async #actions(job) {
-    const predicted = await get(`v1/jobs/${job.id}/actions`);
+    const predicted = await get(`${jobPath(job.id)}/actions`);
     if (this.id !== job.id) return;
     const [count, width] = predicted.shape;
     const json = new Blob([JSON.stringify(predicted, null, 1)], { type: "application/json" });
