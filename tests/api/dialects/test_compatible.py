@@ -14,7 +14,7 @@ import openai
 import pytest
 from PIL import Image
 
-from cosmorama.api.dialects.openai_videos import parse
+from cosmorama.api.dialects.openai_videos import parse, parse_form
 from cosmorama.api.info import variant_of
 from cosmorama.engine.pool import named
 from cosmorama.settings import Settings
@@ -75,6 +75,15 @@ def test_sglangs_fields_are_the_fields_that_they_mean() -> None:
     assert (made.frames, made.fps, made.steps, made.guidance_scale, made.seed) == (5, 24, 4, 5.0, 3)
     assert (made.result.width, made.result.height) == (96, 64)
     assert "extra_body.enable_teacache was not used" in made.warnings
+
+
+def test_sound_is_not_made_which_is_said() -> None:
+    """As the cells with sound of NVIDIA's notebook for vLLM-Omni ask for it."""
+    fields = OMNI | {"generate_sound": "true", "sound_duration": "7.875", "size": "1280x720"}
+    del fields["width"], fields["height"]
+    made = parse_form(fields, None, Settings())
+    assert {"generate_sound was not used", "sound_duration was not used"} <= set(made.warnings)
+    assert (made.width, made.height, made.frames) == (1280, 720, 5)
 
 
 def test_references_of_sglang() -> None:
