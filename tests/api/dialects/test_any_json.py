@@ -127,3 +127,21 @@ def test_any_bytes(body: bytes) -> None:
         assert isinstance(parse_object(body), dict)
     except CosmoramaError as error:
         assert error.status == 422  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"controls": [1]}, "controls.0: 1 is not accepted; expected an object"),
+        ({"controls": [{"kind": "edge", "wieght": 2}]}, "'controls.0.wieght'; did you mean 'controls.0.weight'?"),
+        ({"adapters": [{"name": "a", "q": 1}]}, "unknown field 'adapters.0.q'; known here: name, scale"),
+        ({"controls": [1] * 65}, "expected at most 64 entries"),
+        ({"guidance_interval": ["a"] * 100}, "guidance_interval.0: 'a' is not accepted; expected a valid number"),
+    ],
+)
+def test_entries_of_lists_are_told_like_fields(body: dict[str, Any], said: str) -> None:
+    [native] = [dialect for dialect in DIALECTS if dialect.name == "cosmorama"]
+    with pytest.raises(CosmoramaError) as error:
+        native.parse({"prompt": "a", **body}, Settings())
+    assert said in str(error.value)
+    assert len(str(error.value)) < 500

@@ -202,8 +202,8 @@ def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
         number = limits.get("max_length", limits.get("min_length", 1))
         one, many = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
         return f"at {'most' if 'long' in kind else 'least'} {number} {one if number == 1 else many}"
-    if field is None:
-        return said
+    if field is None:  # an entry of a list
+        return "an object" if kind in ("model_type", "model_attributes_type", "dict_type") else said
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return _accepted(field)
     if kind in ("model_type", "model_attributes_type", "dict_type") and (inner := _inner(field)) is not None:
@@ -274,21 +274,30 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _inner(field: FieldInfo | None) -> type[BaseModel] | None:
-    if field is None:
-        return None
-    annotation = field.annotation
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    """The model that a field holds, or may hold."""
+    return None if field is None else next(_models(field.annotation), None)
+
+
+def _models(annotation: Any, *, entries: bool = False) -> Iterator[type[BaseModel]]:
+    """The models among the choices of an annotation; `entries`: those of its lists too."""
+    origin = get_origin(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif origin in (Union, UnionType) or (entries and origin in (list, Annotated)):
+        for choice in get_args(annotation):
+            yield from _models(choice, entries=entries)
 
 
 def _model_at(location: Iterable[int | str], model: type[BaseModel]) -> type[BaseModel] | None:
     found: type[BaseModel] | None = model
     for part in location:
-        found = _inner(found.model_fields.get(str(part))) if found else None
+        if found is not None and not isinstance(part, int):
+            field = found.model_fields.get(part)
+            found = None if field is None else next(_models(field.annotation, entries=True), None)
     return found
 
 
 def _field_at(location: tuple[int | str, ...], model: type[BaseModel]) -> FieldInfo | None:
     *parents, name = location
     level = _model_at(parents, model)
-    return level.model_fields.get(str(name)) if level else None
+    return level.model_fields.get(name) if level and isinstance(name, str) else None
