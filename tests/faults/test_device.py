@@ -79,4 +79,5 @@ def test_another_worker_takes_over(
         assert not fault.exists()
         assert server.metric("cosmorama_worker_restarts_total") == 1
         log = server.log.read_text()
+        assert "starting another worker in 0 s" in log  # what it takes is what loading takes
         assert ("the worker hung" if what == "hang" else "illegal memory access") in log
