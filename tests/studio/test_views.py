@@ -252,7 +252,7 @@ def test_the_history_has_the_jobs_of_another_server_too(
     with running_server(model, tmp_path, COSMORAMA_STUDIO_SERVERS=f"{studio.url},{away}") as server:
         opened = open_page(browser, server.url)
         page, host = opened.page, studio.url.split("/")[2]
-        page.goto(f"{server.url}/#/history?q=991")
+        page.goto(f"{server.url}/#/history?q=gray+ball+991")
         card = page.locator(f"[data-job='{there['id']}']")
         expect(card.locator("img")).to_have_js_property("naturalWidth", 320)
         expect(card).to_contain_text(host)
@@ -266,7 +266,7 @@ def test_the_history_has_the_jobs_of_another_server_too(
         expect(page.locator("video").first).to_have_js_property("readyState", 4)
         page.reload()
         expect(page.locator("video").first).to_have_js_property("readyState", 4)
-        page.goto(f"{server.url}/#/history?q=991")
+        page.goto(f"{server.url}/#/history?q=gray+ball+991")
         card.get_by_role("button", name="Delete").click()
         expect(card).to_have_count(0)
         assert httpx.get(f"{studio.url}/v1/jobs/{there['id']}").status_code == 404
