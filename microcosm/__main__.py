@@ -16,6 +16,8 @@ STAGES = (
     "scenes.closeups",
     "training.decoder",
     "training.export",
+    "training.drive --minutes 90 --rollout 3 --decay-minutes 30",
+    "training.export --drive drive",
     "evaluation.probe",
     "evaluation.corridor_probe",
     "evaluate microcosm-runs/evaluation",

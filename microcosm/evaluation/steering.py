@@ -101,8 +101,10 @@ def drive(world: World, steered: Steered, given: Frames | None, *, last: bool = 
 def motions(clip: Frames, steered: Steered) -> NDArray[np.float64]:
     """Of every two frames of a clip [T, h, w, 3]: forward speed, m/s, turn, rad/s, and speed to the left, m/s."""
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
+    grey = [cv2.equalizeHist(cv2.resize(one, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)) for one in grey]
     finder: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    rows, columns = clip.shape[1:3]
+    finder.setFinestScale(1)
+    rows, columns = grey[0].shape
     away = distances(torch.tensor(steered.poses), rows, columns).double().numpy()
     found = [
         _motion(finder.calc(*pair, None), near, pair[0]) for pair, near in zip(pairwise(grey), 1 / away, strict=False)

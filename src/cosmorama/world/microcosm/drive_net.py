@@ -23,6 +23,7 @@ from cosmorama.world.microcosm.odometry import PLAN_CHANNELS
 
 CELL = 2
 _CHANNELS = 3 * CELL**2
+_FADES = 0.08  # share of the frame that is drawn anew in any case, at full speed; of one that stands still, none
 _FARTHEST_PX = 8.0  # about what the strongest turn moves a pixel by
 
 
@@ -122,11 +123,19 @@ class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return F.grid_sample(frames[:, 1].float(), grid, padding_mode="border", align_corners=False), inside
 
     def forward(
-        self, moved: Tensor, inside: Tensor, drawn: Tensor, frames: Tensor, plan: Tensor, context: Tensor
+        self,
+        moved: Tensor,
+        inside: Tensor,
+        drawn: Tensor,
+        frames: Tensor,
+        actions: Tensor,
+        plan: Tensor,
+        context: Tensor,
     ) -> Tensor:
         """The next frame [B, 3, h, w]: of the last one `moved`, see `move`, and of one `drawn`."""
         cells = F.pixel_unshuffle(torch.cat([moved, drawn, frames.flatten(1, 2)], dim=1), CELL)
         said = self.choice(torch.cat([cells, F.avg_pool2d(inside, CELL), plan], dim=1), context).float()
         stays, sharper = F.pixel_shuffle(said, CELL).sigmoid().chunk(2, dim=1)
+        stays = stays * (1 - _FADES * actions[:, 1].abs().amax(1)).view(-1, 1, 1, 1)
         soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
         return torch.lerp(drawn, moved + sharper * (moved - soft), stays)

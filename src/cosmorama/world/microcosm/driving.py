@@ -87,10 +87,10 @@ def next_frame(net: DriveNet, frames: Tensor, actions: Tensor, poses: Tensor, te
 
 def parts(
     net: DriveNet, frames: Tensor, actions: Tensor, poses: Tensor, text: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `net` makes the next frame of: the last one moved, where that is known, a drawn one, its conditions."""
     context, seen = net.context(actions, text), plan(poses, ROWS // CELL, COLUMNS // CELL)
-    return (*net.move(frames, actions, seen, context), net.draw(seen, text), frames, seen, context)
+    return (*net.move(frames, actions, seen, context), net.draw(seen, text), frames, actions, seen, context)
 
 
 class DriveSampling(Sampling):
