@@ -30,7 +30,7 @@ from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.engine.preparing import Preparing
 from cosmorama.errors import CancelledError, CosmoramaError, InvalidRequestError, MediaError
 from cosmorama.media.fetch import FetchPolicy
-from cosmorama.request import MODES, Capabilities, Control, GenerationRequest, ResolvedRequest
+from cosmorama.request import MODES, Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from tests.media.make import encode_picture as png
@@ -158,10 +158,12 @@ def test_errors_come_back_as_they_are(children: Children) -> None:
     error = refused(children, small(image=b"nothing of the kind"))
     assert (error.field, error.status) == ("image", 422)
     assert "is not a picture" in error.message
-    request = replace(small(), controls=(Control("edge"),), task="transfer")  # which `resolve` refuses before
+    clip = io.BytesIO()
+    Image.new("RGB", (96, 70)).save(clip, "GIF", save_all=True, append_images=[Image.new("RGB", (96, 70), "red")])
+    request = small(video=clip.getvalue(), frames=17)
     with pytest.raises(InvalidRequestError) as caught:
-        children.prepare("x", request, CAPABILITIES)
-    assert caught.value.problems[0].field == "controls.edge.source"
+        children.prepare("x", request, replace(CAPABILITIES, conditioning_frames=(9,)))
+    assert caught.value.problems[0].field == "video"
 
 
 @pytest.mark.parametrize("kind", ["scans of a picture", "frames that an edit list discards", "a large GIF"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,14 +15,12 @@ from torch.nn import functional as F
 
 from cosmorama.diffusion.schedule import flow_schedule
 from cosmorama.request import ActionDomain, Range, Size
-from cosmorama.world.base import Inputs, ReadText, Sampling
+from cosmorama.world.base import Inputs, ReadText, Sampling, World
 from cosmorama.world.cosmos3.action import given_actions
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import CELL, DriveNet
 from cosmorama.world.microcosm.odometry import Pose, plan, step_on
-
-if TYPE_CHECKING:
-    from cosmorama.world.microcosm.sampling import FlowWorld
+from cosmorama.world.vae.tiles import Autoencoder
 
 FPS = 12
 """Frames per second of what was learned from; at other rates an action takes the camera less far."""
@@ -99,11 +96,11 @@ class DriveSampling(Sampling):
     A step of a chunk makes as many of its frames as belong to it; none are made twice.
     """
 
-    def __init__(self, world: FlowWorld, inputs: Inputs, read: ReadText) -> None:
+    def __init__(self, world: World, net: DriveNet, autoencoder: Autoencoder, inputs: Inputs, read: ReadText) -> None:
         request = inputs.request
-        assert world.driver is not None
+        assert isinstance(autoencoder, VideoAutoencoder)
         assert request.action is not None
-        self._world, self._request, self._net = world, request, world.driver
+        self._autoencoder, self._request, self._net = autoencoder, request, net
         self._actions = scaled(given_actions(request.action, DRIVE.width), request.fps)
         self._chunks = [self._actions[at : at + _CHUNK] for at in range(0, len(self._actions), _CHUNK)]
         self._number = 0  # of the chunk
@@ -191,16 +188,13 @@ class DriveSampling(Sampling):
         """The first frame `[1, 3, 1, 88, 160]`, if a still from its latents."""
         if self._given is not None:
             return self._given
-        autoencoder = self._world.autoencoder
-        assert isinstance(autoencoder, VideoAutoencoder)
-        small: Tensor = autoencoder.decode_small(latents, ROWS, COLUMNS)[:, :, -1:].clamp(-1, 1)
+        small: Tensor = self._autoencoder.decode_small(latents, ROWS, COLUMNS)[:, :, -1:].clamp(-1, 1)
         return small
 
     def _shown(self, frames: Tensor) -> Tensor:
         """Small frames `[1, 3, t, 88, 160]` at the size that was asked for, uint8 `[t, height, width, 3]`."""
-        autoencoder, height = self._world.autoencoder, self._request.height
-        assert isinstance(autoencoder, VideoAutoencoder)
-        large: Tensor = autoencoder.enlarge(frames[0].transpose(0, 1))
+        height = self._request.height
+        large: Tensor = self._autoencoder.enlarge(frames[0].transpose(0, 1))
         if large.shape[1] > height:  # in integers: the mean of strided floats takes six times as long
             large = large.to(torch.int16)
             large = large[:, 0::2] + large[:, 1::2]

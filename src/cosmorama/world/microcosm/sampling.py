@@ -122,8 +122,10 @@ class FlowWorld(World):
 
     def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
         """Read the prompts and encode the conditioning frames of a request."""
-        drives = inputs.request.mode == "forward_dynamics"
-        return DriveSampling(self, inputs, read) if drives else self.begin_clip(inputs, read)
+        if inputs.request.mode != "forward_dynamics":
+            return self.begin_clip(inputs, read)
+        assert self.driver is not None
+        return DriveSampling(self, self.driver, self.autoencoder, inputs, read)
 
     def begin_clip(self, inputs: Inputs, read: ReadText) -> Sampling:
         """The same for a request without actions."""
