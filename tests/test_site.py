@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from cosmorama.errors import Problem
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import CLIENT_VARIABLES, Settings
+from tests import needs
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -115,9 +115,7 @@ def test_settings_that_pages_name_are_some() -> None:
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    mkdocs = shutil.which("mkdocs")
-    if mkdocs is None:
-        pytest.skip("mkdocs is not here; it comes with the extra docs")
+    mkdocs = needs.program("mkdocs", "pip install '.[docs]'")
     command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
