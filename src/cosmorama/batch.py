@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmorama.client.client import AsyncClient
 from cosmorama.client.protocol import media_text, suffix_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
-from cosmorama.media.source import media_source
+from cosmorama.media.source import map_media, media_source
 from cosmorama.request import MAX_SEED, GenerationRequest, MediaSource
 
 if TYPE_CHECKING:
@@ -403,19 +403,12 @@ def _understood(body: dict[str, Any], folder: Path) -> GenerationRequest | None:
     if named is None and not any(dialect.recognises(plain) for dialect in DIALECTS):
         named = "cosmorama"
     request = choose(DIALECTS, plain, named).parse(plain, Settings())
-    return replace(
-        request,
-        image=_found_from(folder, request.image),
-        video=_found_from(folder, request.video),
-        controls=tuple(replace(control, source=_found_from(folder, control.source)) for control in request.controls),
-    )
 
+    def found(where: str, source: MediaSource) -> MediaSource:
+        # A name that is only there seen from the file's folder has to be looked for there.
+        return (_local(source, folder) if isinstance(source, str) else None) or media_source(source)
 
-def _found_from(folder: Path, source: MediaSource | None) -> MediaSource | None:
-    if not isinstance(source, str):
-        return source
-    # A name that is only there seen from the file's folder has to be looked for there.
-    return _local(source, folder) or media_source(source)
+    return map_media(request, found)
 
 
 def _local(text: str, folder: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +67,7 @@ def again(
         needed = {"image2world": "image", "video2world": "video"}.get(found.get("mode", ""))
         if needed is not None and {"image": image, "video": video}[needed] is None:
             raise InvalidRequestError(Problem(f"--{needed}", None, f"the {needed} that {file} was made from"))
+        body |= {name: source for name, source in (("image", image), ("video", video)) if source is not None}
         _add_controls(body, control or [])
         usual = file.with_stem(f"{file.stem}-again").name
         path = file_to_write(output, force=force, default=usual)
@@ -75,10 +75,9 @@ def again(
         if output_for(path, quality=7).container != container:
             raise InvalidRequestError(Problem("--output", str(path), f"a name for {container}, which {file} is"))
         if server is not None:
-            media = {"image": image, "video": video}
-            asyncio.run(_on_server(body | {k: v for k, v in media.items() if v}, path, server, api_key, model))
+            asyncio.run(_on_server(body, path, server, api_key, model))
         else:
-            _here(body, image, video, model or found["model"], path)
+            _here(body, model or found["model"], path)
         same = path.read_bytes() == file.read_bytes()
         typer.echo(f"{path}  {'the same bytes' if same else 'other bytes: another model, version, machine or input'}")
 
@@ -93,22 +92,13 @@ def _add_controls(body: dict[str, Any], given: list[str]) -> None:
         known[kind]["source"] = path
 
 
-def _here(body: dict[str, Any], image: str | None, video: str | None, model: str, path: Path) -> None:
+def _here(body: dict[str, Any], model: str, path: Path) -> None:
     import cosmorama
     from cosmorama.api.dialects.native import to_request
     from cosmorama.client.bar import progress_bar
-    from cosmorama.media.source import media_source
+    from cosmorama.media.source import located
 
-    request = to_request({name: value for name, value in body.items() if name != "dialect"}, quality=7)
-    request = replace(
-        request,
-        image=None if image is None else media_source(image),
-        video=None if video is None else media_source(video),
-        controls=tuple(
-            each if each.source is None else replace(each, source=media_source(str(each.source)))
-            for each in request.controls
-        ),
-    )
+    request = located(to_request({name: value for name, value in body.items() if name != "dialect"}, quality=7))
     with progress_bar(first="loading") as bar:
         try:
             cosmorama.load(model).generate_file(

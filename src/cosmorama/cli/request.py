@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.media.source import media_source, output_for
+from cosmorama.media.source import located, output_for
 from cosmorama.request import (
     SOLVERS,
     Action,
@@ -109,8 +109,8 @@ def clip_request(
             prompt=prompt,
             negative_prompt=negative_prompt,
             prompt_upsampling=upsample,
-            image=None if image is None else media_source(image),
-            video=None if video is None else media_source(video),
+            image=image,
+            video=video,
             seed=seed,
             guidance_scale=guidance_scale,
             steps=steps,
@@ -134,6 +134,7 @@ def clip_request(
             vae_tiling=vae_tiling,
             output=format_,
         )
+        request = located(request)
         check(request)  # before a model is loaded for nothing
     except InvalidRequestError as error:
         raise in_shell_words(error) from None
@@ -220,7 +221,7 @@ def _control(text: str, preset: str | None) -> Control:
     if kind not in kinds:
         raise InvalidRequestError(Problem("controls", text, f"KIND[=FILE][:WEIGHT], a kind of {', '.join(kinds)}"))
     strength = cast("Preset", _one_of("preset", preset or "medium", *typing.get_args(Preset)))
-    return Control(cast("ControlKind", kind), float(weight or 1), media_source(file) if file else None, strength)
+    return Control(cast("ControlKind", kind), float(weight or 1), file or None, strength)
 
 
 def action_of_file(path: Path) -> Action:

@@ -21,11 +21,10 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -35,6 +34,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import ContentGoneError, StoreUnavailableError
 from cosmorama.media.fetch import FetchPolicy, load_bytes
 from cosmorama.media.sniff import known_kind
+from cosmorama.media.source import map_media
 from cosmorama.request import MediaSource, ResolvedRequest
 
 PROBE_BYTES = 1 << 16
@@ -328,9 +328,6 @@ def _clear_dead(parent: Path) -> None:
             shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-_Node = TypeVar("_Node")
-
-
 def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedRequest, dict[str, bytes]]:
     """Take the inline media out of a request: `(request with a Path in its place, blobs by that path)`.
 
@@ -350,12 +347,12 @@ def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedReques
         known_kind(blobs[where], where)  # nobody is to wait in the queue to be told
         return Path(where)
 
-    return _map_media(request, take), blobs
+    return map_media(request, take), blobs
 
 
 def place_media(request: ResolvedRequest, prefix: str) -> ResolvedRequest:
     """Put `prefix` before the paths that `take_media` left."""
-    return _map_media(request, lambda _, source: Path(prefix) / source if isinstance(source, Path) else source)
+    return map_media(request, lambda _, source: Path(prefix) / source if isinstance(source, Path) else source)
 
 
 def media_of(request: ResolvedRequest) -> dict[str, MediaSource]:
@@ -366,37 +363,10 @@ def media_of(request: ResolvedRequest) -> dict[str, MediaSource]:
         found[where] = source
         return source
 
-    _map_media(request, note)
+    map_media(request, note)
     return found
 
 
 def restore_media(request: ResolvedRequest, read: Callable[[str], bytes]) -> ResolvedRequest:
     """Put the contents back where a request names artifacts."""
-    return _map_media(request, lambda _, source: read(str(source)) if isinstance(source, Path) else source)
-
-
-def _map_media(node: _Node, change: Callable[[str, MediaSource], MediaSource], where: str = "") -> _Node:
-    """A dataclass with every media source in it changed, however deep; they are called such as `controls.0.source`."""
-    changed: dict[str, Any] = {}
-    for name, value, media in _fields(node):
-        path = f"{where}{name}"
-        if media and value is not None:
-            changed[name] = change(path, value)
-        elif is_dataclass(value):
-            changed[name] = _map_media(value, change, f"{path}.")
-        elif isinstance(value, tuple) and any(is_dataclass(item) for item in value):
-            changed[name] = tuple(_map_media(item, change, f"{path}.{i}.") for i, item in enumerate(value))
-    return replace(node, **changed)  # type: ignore[type-var]
-
-
-def _fields(node: Any) -> Iterator[tuple[str, Any, bool]]:
-    kind: Any = type(node)
-    media = _media_fields(kind)
-    for field in fields(node):
-        yield field.name, getattr(node, field.name), field.name in media
-
-
-@cache
-def _media_fields(kind: Any) -> frozenset[str]:
-    # MediaSource is the only type in a request that admits bytes.
-    return frozenset(name for name, hint in get_type_hints(kind).items() if bytes in get_args(hint))
+    return map_media(request, lambda _, source: read(str(source)) if isinstance(source, Path) else source)

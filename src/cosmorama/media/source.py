@@ -6,10 +6,11 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -27,6 +28,7 @@ else:  # a client works where neither is installed
     Picture = Any
 """An image as a path, URL, base64 text, encoded bytes, PIL image or uint8 array `[H, W, 3]`."""
 
+_Node = TypeVar("_Node")
 _CONTAINERS: dict[str, Container] = {
     ".mp4": "mp4",
     ".webm": "webm",
@@ -77,11 +79,12 @@ def request_of(
         request = _REQUEST.validate_python(given)
     except ValidationError as error:
         raise InvalidRequestError(*map(_problem, error.errors(include_url=False))) from None
-    controls = (
-        control if control.source is None else replace(control, source=media_source(control.source))
-        for control in request.controls
-    )
-    return replace(request, controls=tuple(controls))
+    return located(request)
+
+
+def located(request: GenerationRequest) -> GenerationRequest:
+    """The request with every path among its sources, which was given as text, as a `Path`; see `media_source`."""
+    return map_media(request, lambda _, source: media_source(source))
 
 
 _REQUEST: TypeAdapter[GenerationRequest] = TypeAdapter(GenerationRequest)
@@ -102,6 +105,33 @@ def _plain(value: Any) -> Any:
 def _problem(found: ErrorDetails) -> Problem:
     field = ".".join(map(str, found["loc"]))
     return Problem(field, found["input"], found["msg"].removeprefix("Input should be "))
+
+
+def map_media(node: _Node, change: Callable[[str, MediaSource], MediaSource], where: str = "") -> _Node:
+    """A dataclass with every media source in it changed, however deep; they are called such as `controls.0.source`."""
+    changed: dict[str, Any] = {}
+    for name, value, media in _fields(node):
+        path = f"{where}{name}"
+        if media and value is not None:
+            changed[name] = change(path, value)
+        elif is_dataclass(value):
+            changed[name] = map_media(value, change, f"{path}.")
+        elif isinstance(value, tuple) and any(is_dataclass(item) for item in value):
+            changed[name] = tuple(map_media(item, change, f"{path}.{i}.") for i, item in enumerate(value))
+    return replace(node, **changed)  # type: ignore[type-var]
+
+
+def _fields(node: Any) -> Iterator[tuple[str, Any, bool]]:
+    kind: Any = type(node)
+    media = _media_fields(kind)
+    for field in fields(node):
+        yield field.name, getattr(node, field.name), field.name in media
+
+
+@cache
+def _media_fields(kind: Any) -> frozenset[str]:
+    # MediaSource is the only type in a request that admits bytes.
+    return frozenset(name for name, hint in get_type_hints(kind).items() if bytes in get_args(hint))
 
 
 def media_source(value: object, field: str = "video") -> MediaSource:
