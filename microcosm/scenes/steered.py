@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmorama.text.language import Corridor
+from cosmorama.world.microcosm.driving import DRIVE, FPS
 from cosmorama.world.microcosm.odometry import Pose, step_on
 from microcosm.scenes.corridor import (
     Drive,
@@ -23,11 +24,10 @@ from microcosm.scenes.corridor import (
 )
 from microcosm.scenes.simulate import SIZES, Frames, pick
 
-FPS = 12
 FRAMES = 49
 Actions = NDArray[np.float32]
 """[T - 1, 3], what leads from each frame to the next: forward, m/s, turn to the left, rad/s, step to the left, m/s."""
-LIMITS = ((-0.5, 1.5), (-1.0, 1.0), (-0.5, 0.5))
+LIMITS = tuple((accepted.low, accepted.high) for accepted in DRIVE.ranges)
 _AROUND_M = 1.0  # that the camera comes to the middle of what is ahead
 _BEHIND_M = 10.0
 

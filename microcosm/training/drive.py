@@ -18,7 +18,6 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.drive_net import CELL, DriveNet
 from cosmorama.world.microcosm.driving import COLUMNS, ROWS, next_frame, parts
 from cosmorama.world.microcosm.loader import load_component
@@ -31,7 +30,7 @@ from microcosm.scenes.steered import LIMITS, Steered, draw_steered
 from microcosm.training.autoencoder import to_float
 from microcosm.training.batches import mapped
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import RunOptions, Trainer, command
+from microcosm.training.loop import RunOptions, Trainer, command, compile_between
 
 DISTURBANCE = 0.08
 _EDGES = 0.5  # weight of steps from pixel to pixel
@@ -141,8 +140,7 @@ class Training(Trainer[Batch, Options]):
 
     def __init__(self, options: Options, rank: int) -> None:
         if options.compiled:
-            unet.normed = torch.compile(unet.normed, dynamic=True)
-            unet.modulated = torch.compile(unet.modulated, dynamic=True)
+            compile_between()
         super().__init__(options, rank)
 
     def build(self, config: dict[str, Any] | None) -> None:

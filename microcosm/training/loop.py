@@ -15,6 +15,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.sampling import beside
 from cosmorama.world.microcosm.text_encoder import TextEncoder
@@ -66,6 +67,12 @@ def command(options: type[Run], module: str, training: Callable[[Run, int], Trai
     main.__signature__ = inspect.Signature(fields)  # type: ignore[attr-defined]
     main.__annotations__ = hints
     typer.run(main)
+
+
+def compile_between() -> None:
+    """Have compiled what the convolutional networks do between their products."""
+    unet.normed = torch.compile(unet.normed, dynamic=True)
+    unet.modulated = torch.compile(unet.modulated, dynamic=True)
 
 
 def draw_t(count: int, shift: float, low_share: float = 0.0) -> Tensor:

@@ -25,7 +25,7 @@ from microcosm.scenes.dataset import DATA
 from microcosm.training.auxiliary import cell_classes
 from microcosm.training.batches import FINE_STAGES, Batch, Sampler, read_shots
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import RunOptions, Trainer, command, draw_t, given_parts
+from microcosm.training.loop import RunOptions, Trainer, command, compile_between, draw_t, given_parts
 
 SMALLEST_T = 0.2  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
 OBJECT_WEIGHT = 1.0  # extra weight of the error in cells that show an object
@@ -88,8 +88,7 @@ class Training(Trainer[Batch, Options]):
 
     def __init__(self, options: Options, rank: int) -> None:
         if options.compiled:
-            unet.normed = torch.compile(unet.normed, dynamic=True)
-            unet.modulated = torch.compile(unet.modulated, dynamic=True)
+            compile_between()
         super().__init__(options, rank, options.device)
 
     def build(self, config: dict[str, Any] | None) -> None:

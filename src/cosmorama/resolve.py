@@ -44,7 +44,7 @@ def resolve(request: GenerationRequest, capabilities: Capabilities) -> ResolvedR
         InvalidRequestError: naming every field that is wrong, its value and what is accepted.
     """
     capabilities, domain = _acting(request, capabilities)
-    filled, warnings = _filled(request, capabilities)
+    filled, warnings = _filled(request, capabilities, domain)
     made, unfitted = fitted(filled, capabilities) if request.fit and not capabilities.action_only else (filled, [])
     if made.target is not None and filled.target is None:
         warnings.append(_fitted_words(made))
@@ -190,7 +190,9 @@ def _missing_files(request: GenerationRequest) -> Iterator[Problem]:
             yield Problem(name, str(source), "a file that exists")
 
 
-def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[ResolvedRequest, list[str]]:
+def _filled(
+    request: GenerationRequest, capabilities: Capabilities, domain: ActionDomain | None
+) -> tuple[ResolvedRequest, list[str]]:
     """The request with everything the model needs: as asked, else as usual on its wire, else the model's default."""
     own, usual, preset = capabilities.defaults, usual_of(request, capabilities), _preset(request, capabilities)
     ranges = {
@@ -235,13 +237,14 @@ def _filled(request: GenerationRequest, capabilities: Capabilities) -> tuple[Res
     else:
         values |= _conditions(request, capabilities)
     if request.action is not None:
-        values["action"], warnings = _action(request.action, values["fps"], capabilities)
-        if _acting(request, capabilities)[1] is not None and _pictured(request):
-            unused = [
-                name for name in ("steps", "guidance_scale", "negative_prompt") if getattr(request, name) is not None
+        values["action"], said = _action(request.action, values["fps"], capabilities)
+        warnings += said
+        if domain is not None and _pictured(request) and not isinstance(request, ResolvedRequest):
+            warnings += [
+                f"{name} was not used: it is for a first frame, which is given"
+                for name in ("steps", "guidance_scale", "negative_prompt")
+                if getattr(request, name) is not None
             ]
-            unused = [] if isinstance(request, ResolvedRequest) else unused
-            warnings += [f"{name} was not used: it is for a first frame, which is given" for name in unused]
     for name in ("control_guidance", "chunk_frames", "first_conditioning_frames"):
         if capabilities.control_guidance is not None and request.mode == "transfer":
             values[name] = values[name] if values[name] is not None else getattr(usual, name, None)

@@ -46,6 +46,11 @@ def scaled(actions: Tensor, fps: float) -> Tensor:
     return actions / _FARTHEST * (FPS / fps)
 
 
+def _come_to(pose: Pose, action: Tensor) -> Pose:
+    """Where an action `[3]`, see `scaled`, takes the camera in a frame."""
+    return step_on(pose, (action * _FARTHEST / FPS).tolist())
+
+
 @dataclass(slots=True)
 class Driver:
     """The world in front of one camera.
@@ -68,7 +73,7 @@ class Driver:
     def drive(self, action: Tensor) -> Tensor:
         """The frame `[1, 3, 88, 160]` that an action `[1, 3]` leads to."""
         actions = torch.stack([self.action, action], dim=1)
-        self.pose = step_on(self.pose, (action[0] * _FARTHEST / FPS).tolist())
+        self.pose = _come_to(self.pose, action[0])
         with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
             made = next_frame(self.net, self.frames, actions, torch.tensor([self.pose]), self.text)
         self.frames = torch.stack([self.frames[:, 1], made], dim=1)
@@ -106,7 +111,7 @@ class DriveSampling(Sampling):
         self._number = 0  # of the chunk
         self._poses: list[Pose] = [(0.0, 0.0, 0.0)]
         for action in self._actions:
-            self._poses.append(step_on(self._poses[-1], (action * _FARTHEST / FPS).tolist()))
+            self._poses.append(_come_to(self._poses[-1], action))
         self._text = read(inputs.prompt).states[:, 0].float() if inputs.prompt else torch.zeros(1, self._width)
         self._still: Sampling | None = None
         self._given: Tensor | None = None
