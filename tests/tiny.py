@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3D
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
+from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 
 CHANNELS = 4
@@ -36,14 +37,13 @@ def save_transformer(folder: Path, *, blends: bool = False) -> None:
     ).save_pretrained(folder / "transformer")
 
 
-def tiny_driver() -> DriveNet:
-    """A random network that drives."""
+def tiny_driver() -> tuple[DriveNet, Finder]:
+    """Random networks to drive with."""
     torch.manual_seed(0)
     net: DriveNet = DriveNet(widths=(8, 8, 8, 8), motion_widths=(8, 8, 8, 8), context=8, text_width=16)
     for layer in (net.motion.write, net.scene.write, net.choice.write):  # as new it moves and paints nothing
         torch.nn.init.normal_(layer.weight, std=0.05)
-    net.eval().requires_grad_(False)
-    return net
+    return net.eval().requires_grad_(False), Finder((8, 8, 8), 8).eval().requires_grad_(False)
 
 
 def save_tiny(
@@ -55,7 +55,9 @@ def save_tiny(
     """Write a complete checkpoint into `folder`; it makes clips of `sizes`, width and height in pixels."""
     save_transformer(folder)
     if drives:
-        tiny_driver().save_pretrained(folder / "drive")
+        driver, finder = tiny_driver()
+        driver.save_pretrained(folder / "drive")
+        finder.save_pretrained(folder / "finder")
     vae = VideoAutoencoder(CHANNELS)
     torch.nn.init.orthogonal_(vae.basis.data)
     vae.scaling_factor.data.fill_(0.2)

@@ -1,7 +1,7 @@
 """Does a drive go where it is steered, and is it still a corridor after a minute? `evaluate --only drive`.
 
-How the camera moves is read off the optical flow of every two frames: the forward speed, turn and sidestep that explain
-it best, given how far away the walls and the floor are.
+How the camera moves is read off every two frames: the forward speed, turn and sidestep that turn the one into the
+other, given how far away the simulator has everything there.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 from cosmorama.world.microcosm.driving import DRIVE, FPS
 from cosmorama.world.microcosm.loader import load_microcosm
-from cosmorama.world.microcosm.odometry import FOV_DEG, distances
+from cosmorama.world.microcosm.odometry import FOV_DEG
 from microcosm.evaluation.corridor_probe import ANSWERS, CorridorProbe, classes
 from microcosm.evaluation.figures import Figure
+from microcosm.scenes.corridor import render_depths
 from microcosm.scenes.dataset import SPLITS
 from microcosm.scenes.shots import caption_of
 from microcosm.scenes.simulate import Frames, box_average
 from microcosm.scenes.steered import Steered, draw_steered
 from microcosm.training.autoencoder import to_uint8
 
+_BLURS_PX = (4, 2, 1)
 MINUTE = 60 * FPS + 1
 _FIRST_SEED = SPLITS["heldout"].first_seed + 100_000
 
@@ -50,11 +52,10 @@ def measure(
     wanted = np.concatenate([one.actions for one in held])
     figures = []
     for index, name in enumerate(("speed", "turn")):
-        bounds = {"real frames": _correlation(theirs[:, index], wanted[:, index])}
-        bounds["the next drive's actions"] = _correlation(
-            ours[:, index], np.roll(wanted[:, index], len(held[0].actions))
-        )
-        value = _correlation(ours[:, index], wanted[:, index])
+        made, real_ones, asked = (_smooth(some[:, index], clips) for some in (ours, theirs, wanted))
+        bounds = {"real frames": _correlation(real_ones, asked)}
+        bounds["the next drive's actions"] = _correlation(made, np.roll(asked, len(held[0].actions)))
+        value = _correlation(made, asked)
         note = f"{len(held)} drives of {len(held[0].poses)} frames"
         figures.append(Figure(f"drive: {name} against the actions", value, 0.85, 0.95, "", bounds=bounds, note=note))
     minutes = [draw_steered(_FIRST_SEED + 500 + number, MINUTE, calm=True) for number in range(long)]
@@ -100,34 +101,39 @@ def drive(world: World, steered: Steered, given: Frames | None, *, last: bool = 
 
 def motions(clip: Frames, steered: Steered) -> NDArray[np.float64]:
     """Of every two frames of a clip [T, h, w, 3]: forward speed, m/s, turn, rad/s, and speed to the left, m/s."""
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
-    grey = [cv2.equalizeHist(cv2.resize(one, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)) for one in grey]
-    finder: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    finder.setFinestScale(1)
-    rows, columns = grey[0].shape
-    away = distances(torch.tensor(steered.poses), rows, columns).double().numpy()
-    found = [
-        _motion(finder.calc(*pair, None), near, pair[0]) for pair, near in zip(pairwise(grey), 1 / away, strict=False)
-    ]
-    return np.stack(found) * FPS
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) for frame in clip]
+    near = 1 / render_depths(steered.drive, steered.poses).astype(float)
+    return np.stack([_motion(*pair, one) for pair, one in zip(pairwise(grey), near, strict=False)]) * FPS
 
 
-def _motion(flow: NDArray[Any], near: NDArray[np.float64], grey: NDArray[Any]) -> NDArray[np.float64]:
-    """The motion (forward, m, turn, rad, left, m) that is nearest to an optical flow [h, w, 2], in pixels."""
+def _motion(before: NDArray[Any], after: NDArray[Any], near: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The motion (forward, m, turn, rad, left, m) that turns a grey frame [h, w] into the next, from coarse to fine."""
     rows, columns = near.shape
     focal = rows / 2 / np.tan(np.radians(FOV_DEG / 2))
     down, right = np.meshgrid(*((np.arange(n) - (n - 1) / 2) / focal for n in (rows, columns)), indexing="ij")
-    across = np.stack([right * near, 1 + right**2, near], axis=-1)
-    along = np.stack([down * near, right * down, 0 * near], axis=-1)
-    known = focal * np.concatenate([across.reshape(-1, 3), along.reshape(-1, 3)])
-    seen = np.concatenate([flow[..., 0].ravel(), flow[..., 1].ravel()])
-    steep = np.hypot(*np.gradient(cv2.GaussianBlur(grey, (0, 0), 1).astype(float))).ravel()
-    weights = first = np.tile(np.minimum(steep, 20), 2) + 1e-3  # nothing is known of what has no edges
+    across = focal * np.stack([right * near, 1 + right**2, near], axis=-1)  # that a point moves by for each number
+    along = focal * np.stack([down * near, right * down, 0 * near], axis=-1)
+    row, column = np.mgrid[:rows, :columns]
     motion = np.zeros(3)
-    for _ in range(8):
-        motion = np.linalg.solve((known.T * weights) @ known + 1e-3 * np.eye(3), (known.T * weights) @ seen)
-        weights = first / (1 + np.square(seen - known @ motion))  # less of what moves otherwise
+    for blur in _BLURS_PX:
+        first, second = (cv2.GaussianBlur(frame, (0, 0), blur) for frame in (before, after))
+        for _ in range(8):
+            to_right, to_below = [
+                (at + way @ motion).astype(np.float32) for at, way in ((column, across), (row, along))
+            ]
+            there = cv2.remap(second, to_right, to_below, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            inside = (to_right >= 0) & (to_right < columns - 1) & (to_below >= 0) & (to_below < rows - 1)
+            steep_down, steep_right = np.gradient(there)
+            known = (steep_right[..., None] * across + steep_down[..., None] * along)[inside]
+            off = (first - there)[inside]
+            weights = 1 / (1 + np.square(off / (1.5 * np.median(np.abs(off)) + 0.01)))  # less of what moves otherwise
+            motion += np.linalg.solve((known.T * weights) @ known + 1e-3 * np.eye(3), (known.T * weights) @ off)
     return motion
+
+
+def _smooth(motions: NDArray[Any], clips: int) -> NDArray[Any]:
+    """Means over a quarter of a second, of clips one after another."""
+    return np.concatenate([np.convolve(part, np.ones(3) / 3, "same") for part in np.array_split(motions, clips)])
 
 
 def _correlation(ours: NDArray[Any], wanted: NDArray[Any]) -> float:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosmorama.text.language import COLORS, FLOORS, LIGHTS, SHAPES, SPEEDS, Corridor, Light, SceneObject, Speed
 from cosmorama.world.microcosm.odometry import BAY_M, FOV_DEG, HALF_WIDTH_M, HAZE_M, TOP_M, Pose
@@ -143,6 +144,16 @@ def render_poses(drive: Drive, poses: Sequence[Pose], supersample: int = 2, scal
         film.camera.lookat[:] = [at + way for at, way in zip((x, y, drive.eye_m[1]), ahead, strict=True)]
 
     return film.shoot(_renderer(drive.scene.light, width, height), range(len(poses)), supersample, drive_on)
+
+
+def render_depths(drive: Drive, poses: Sequence[Pose]) -> NDArray[np.float32]:
+    """How far ahead, m, what each pixel of its frames shows is: [T, h, w]."""
+    renderer = _renderer(drive.scene.light, *drive.size_px)
+    renderer.enable_depth_rendering()
+    try:
+        return np.asarray(render_poses(drive, poses, supersample=1), np.float32)
+    finally:
+        renderer.disable_depth_rendering()
 
 
 @cache

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmorama.text.language import Corridor
+from cosmorama.world.microcosm.corridor_map import RANGES, SLOTS
 from cosmorama.world.microcosm.driving import DRIVE, FPS
-from cosmorama.world.microcosm.odometry import Pose, step_on
+from cosmorama.world.microcosm.odometry import BAY_M, Pose, step_on
 from microcosm.scenes.corridor import (
     Drive,
     bays_between,
@@ -59,6 +60,31 @@ class Steered:
     def fps(self) -> int:
         """Frames per second."""
         return self.drive.fps
+
+    @property
+    def views(self) -> NDArray[np.float32]:
+        """Where each frame is seen from, [T, 5]; see `odometry`."""
+        mounted = (self.drive.eye_m[1], math.radians(self.drive.pitch_deg))
+        return np.array([(*pose, *mounted) for pose in self.poses], np.float32)
+
+    @property
+    def ahead(self) -> tuple[float, float, float]:
+        """What stands in the way, for a `CorridorMap`."""
+        there = self.scene.ahead is not None
+        return float(there), there * self.drive.eye_m[0], there * self.drive.ahead_m
+
+    def boxes(self, first: int, bays: int) -> NDArray[np.float32]:
+        """The boxes in so many bays from the first, for a `CorridorMap`."""
+        table = np.tile(RANGES.mean(1).numpy(), (bays, 2, 2, 2, 1))
+        table[..., 0] = 0
+        for box in self.drive.boxes:
+            x, y, z = box.center_m
+            bay = math.floor(y / BAY_M)
+            if first <= bay < first + bays:
+                slot = int(y / BAY_M - bay >= 0.5)
+                off = y - (bay + SLOTS[slot]) * BAY_M
+                table[bay - first, int(x > 0), int(z > 1.2), slot] = 1, off, box.half_m[1], 2 * box.half_m[2], box.shade
+        return table
 
     def frames(self, which: slice = slice(None), scale: int = 1) -> Frames:
         """Frames of it; see `simulate.render`."""

@@ -7,21 +7,24 @@ and disturbed, and some are the network's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.world.microcosm.drive_net import CELL, DriveNet
-from cosmorama.world.microcosm.driving import COLUMNS, ROWS, next_frame, parts
+from cosmorama.world.microcosm.corridor_map import CorridorMap
+from cosmorama.world.microcosm.drive_net import DriveNet
+from cosmorama.world.microcosm.driving import next_frame, parts, seen
 from cosmorama.world.microcosm.loader import load_component
-from cosmorama.world.microcosm.odometry import plan
+from cosmorama.world.microcosm.odometry import BAY_M
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.dataset import DATA, Label, read_labels, shard_paths
@@ -35,7 +38,10 @@ from microcosm.training.loop import RunOptions, Trainer, command, compile_betwee
 DISTURBANCE = 0.08
 _EDGES = 0.5  # weight of steps from pixel to pixel
 _STOOD, _BLURRED, _ERASED, _SILENT = 0.1, 0.2, 0.3, 0.1  # shares of first frames twice, ..., of no prompt
-_LOST = (0.15, 0.1, 0.03)  # m, m, rad
+LOST = (0.04, 0.04, 0.01, 0.02, 0.005)  # m, m, rad, m, rad: how far off the views are that a drive goes by
+_MISREAD = 0.03  # share of boxes that the map has wrong
+_AROUND = 6  # bays this way and that which are on a map
+Numbers = NDArray[np.float32]
 SCALE = np.array([high for _, high in LIMITS], np.float32)
 
 
@@ -60,14 +66,26 @@ class Batch:
     Attributes:
         frames: [B, T, 3, h, w] in [-1, 1].
         actions: [B, T - 1, 3], in parts of `SCALE`.
-        poses: [B, T, 3]; see `odometry`.
+        views: [B, T, 5]; see `odometry`.
+        corridor: What is where.
         prompts: What is seen.
     """
 
     frames: Tensor
     actions: Tensor
-    poses: Tensor
+    views: Tensor
+    corridor: CorridorMap
     prompts: list[str]
+
+
+def read_drives(data: Path) -> list[tuple[Frames, Label, Steered]]:
+    """All rendered drives, mapped from their files."""
+    rows = []
+    for path in shard_paths("drives", data):
+        (frames,) = mapped(path).values()
+        for label in read_labels(path):
+            rows.append((frames[label.row], label, draw_steered(label.seed, frames.shape[1])))
+    return rows
 
 
 class Sampler:
@@ -75,36 +93,47 @@ class Sampler:
 
     def __init__(self, data: Path, options: Options, seed: int) -> None:
         self.rng, self._options = np.random.default_rng(seed), options
-        self._rows: list[tuple[Frames, Label, Steered]] = []
-        for path in shard_paths("drives", data):
-            (frames,) = mapped(path).values()
-            for label in read_labels(path):
-                self._rows.append((frames[label.row], label, draw_steered(label.seed, frames.shape[1])))
+        self._rows = read_drives(data)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches without end."""
         rng = self.rng
         while True:
             length = 3 + (int(rng.integers(self._options.rollout + 1)) if self._options.rollout else 0)
-            clips, moves, poses, prompts = [], [], [], []
+            clips, moves, views, maps, prompts = [], [], [], [], []
             for row in rng.integers(len(self._rows), size=self._options.batch):
                 frames, label, drive = self._rows[int(row)]
                 start = int(rng.integers(len(frames) - length + 1))
                 clip, way = frames[start : start + length], drive.actions[start : start + length - 1] / SCALE
-                where = np.array(drive.poses[start : start + length], np.float32)
-                where += rng.normal(0, _LOST).astype(np.float32)  # as one is who began elsewhere
+                where, place = drive.views[start : start + length], np.array(drive.ahead, np.float32)
+                first = math.floor(where[-1, 1] / BAY_M) - _AROUND
+                boxes = drive.boxes(first, 2 * _AROUND + 1)
                 if rng.random() < 0.5:
                     clip, way = clip[:, :, ::-1], way * np.array([1, -1, -1], np.float32)
-                    where = where * np.array([-1, 1, -1], np.float32)
+                    where = where * np.array([-1, 1, -1, 1, 1], np.float32)
+                    place, boxes = place * np.array([1, -1, 1], np.float32), boxes[:, ::-1]
                 if rng.random() < _STOOD:  # as a drive begins from one frame
                     clip = np.concatenate([clip[1:2], clip[1:]])
                     way = np.concatenate([0 * way[:1], way[1:]])
                 clips.append(clip)
                 moves.append(way)
-                poses.append(where)
+                views.append(where)
+                maps.append((boxes, first, place))
                 prompts.append("" if rng.random() < _SILENT else random_caption(label.scene, rng))
             pixels = to_float(np.ascontiguousarray(np.stack(clips))).transpose(1, 2)
-            yield Batch(pixels, torch.from_numpy(np.stack(moves)), torch.from_numpy(np.stack(poses)), prompts)
+            yield Batch(
+                pixels,
+                torch.from_numpy(np.stack(moves)),
+                torch.from_numpy(np.stack(views)),
+                stacked(maps),
+                prompts,
+            )
+
+
+def stacked(maps: Sequence[Sequence[Any]]) -> CorridorMap:
+    """Of maps one by one, each its boxes, its first bay and what is ahead, the common one."""
+    boxes, first, ahead = (torch.from_numpy(np.stack(part)) for part in zip(*maps, strict=True))
+    return CorridorMap(boxes, first, ahead)
 
 
 def worsened(frames: Tensor) -> Tensor:
@@ -159,26 +188,35 @@ class Training(Trainer[Batch, Options]):
         text = self.text_encoder(batch.prompts)[0][:, 0] * said
         if torch.rand(()) < self.options.draws:
             with torch.autocast("cpu", torch.bfloat16):
-                drawn = self.net.draw(plan(batch.poses[:, -1], ROWS // CELL, COLUMNS // CELL), text)
+                drawn = self.net.draw(seen(batch.views[:, -1], batch.corridor), text)
             error = apart(drawn, batch.frames[:, -1]).mean()
             return error, {"drawn": float(error.detach())}, count
+        views, corridor = misled(batch.views, batch.corridor)
         own = batch.frames.shape[1] - 3
         frames = batch.frames[:, :2]
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 for index in range(own):
-                    actions, pose = batch.actions[:, index : index + 2], batch.poses[:, index + 2]
-                    made = next_frame(self.net, frames, actions, pose, text)
+                    actions, plans = batch.actions[:, index : index + 2], seen(views[:, index + 2], corridor)
+                    made = next_frame(self.net, frames, actions, plans, text)
                     frames = torch.stack([frames[:, 1], made], dim=1)
             frames, whole = erased(worsened(frames))
             actions, clean = batch.actions[:, own : own + 2], batch.frames[:, own + 2]
-            known = parts(self.net, frames, actions, batch.poses[:, own + 2], text)
+            known = parts(self.net, frames, actions, seen(views[:, own + 2], corridor), text)
             painted = self.net(*known)
         error, drawn = apart(painted, clean), apart(known[2], clean)
         off = ((known[0] - clean).abs() * known[1])[whole].sum() / clean.numel()
         values = {f"own {own}": float(error.detach().mean()), "drawn": float(drawn.detach().mean())}
         values["moved"] = float(off.detach())
         return error.mean() + drawn.mean() + off, values, count
+
+
+def misled(views: Tensor, corridor: CorridorMap) -> tuple[Tensor, CorridorMap]:
+    """Views [B, T, 5] and a map as they are found: a little off."""
+    off = torch.randn(len(views), 1, 5) * torch.tensor(LOST)
+    wrong = (torch.rand(corridor.boxes.shape[:-1]) < _MISREAD).float()
+    boxes = torch.cat([(corridor.boxes[..., 0] - wrong).abs()[..., None], corridor.boxes[..., 1:]], dim=-1)
+    return views + off, replace(corridor, boxes=boxes)
 
 
 def apart(made: Tensor, real: Tensor) -> Tensor:

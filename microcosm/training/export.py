@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
+from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.unet import VideoUNet
 from microcosm.scenes.dataset import CLIP_FRAMES, SPLITS
@@ -55,10 +56,10 @@ def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]
     return net.eval(), text_encoder.eval(), state["progress"]
 
 
-def load_driver(checkpoint: Path) -> tuple[DriveNet, dict[str, float]]:
-    """The network that drives, with its averaged weights, and the training progress."""
+def load_part(kind: type[DriveNet] | type[Finder], checkpoint: Path) -> tuple[Any, dict[str, float]]:
+    """A network for driving with its averaged weights, and the training progress."""
     state = torch.load(checkpoint, weights_only=False)
-    net: DriveNet = DriveNet.from_config(public(state["net_config"]))
+    net = kind.from_config(public(state["net_config"]))
     with torch.no_grad():
         for parameter, average in zip(net.parameters(), state["optimizer"]["averages"], strict=True):
             parameter.copy_(average)
@@ -118,15 +119,17 @@ def main(
     runs: Annotated[Path, typer.Option()] = RUNS,
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world",
     out: Annotated[Path, typer.Option()] = WEIGHTS,
-    drive: Annotated[str, typer.Option(help="Write only this checkpoint, of a network that drives.")] = "",
+    drive: Annotated[str, typer.Option(help="Write only this checkpoint, of a network that drives, and FINDER.")] = "",
+    finder: Annotated[str, typer.Option(help="The checkpoint of what finds out where a drive begins.")] = "finder",
 ) -> None:
     """Write float16 weights and replace the folder in one move; one that drives is put beside those that are there."""
     if drive:
-        driver, progress = load_driver(runs / f"{drive}.pt")
-        shutil.rmtree(out / "drive", ignore_errors=True)
-        _write(driver, out / "drive")
         values = json.loads((out / "world.json").read_text())
-        values["drive"] = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
+        for part, kind, file in (("drive", DriveNet, drive), ("finder", Finder, finder)):
+            net, progress = load_part(kind, runs / f"{file}.pt")
+            shutil.rmtree(out / part, ignore_errors=True)
+            _write(net, out / part)
+            values[part] = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
         (out / "world.json").write_text(json.dumps(values, indent=2) + "\n")
         return
     net, text_encoder, progress = load_averaged(runs / f"{name}.pt")
@@ -149,8 +152,9 @@ def main(
     }
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (new / "world.json").write_text(json.dumps(description(progress, net, vae), indent=2) + "\n")
-    if (out / "drive").exists():
-        shutil.copytree(out / "drive", new / "drive")
+    for part in ("drive", "finder"):
+        if (out / part).exists():
+            shutil.copytree(out / part, new / part)
     card = Path(__file__).parents[1] / "MODEL_CARD.md"
     if card.exists():
         shutil.copy(card, new / "MODEL_CARD.md")

@@ -239,9 +239,9 @@ def _filled(
     if request.action is not None:
         values["action"], said = _action(request.action, values["fps"], capabilities)
         warnings += said
-        if domain is not None and _pictured(request) and not isinstance(request, ResolvedRequest):
+        if domain is not None and not isinstance(request, ResolvedRequest):
             warnings += [
-                f"{name} was not used: it is for a first frame, which is given"
+                f"{name} was not used: a drive is drawn frame by frame, from no noise"
                 for name in ("steps", "guidance_scale", "negative_prompt")
                 if getattr(request, name) is not None
             ]

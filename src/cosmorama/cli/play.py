@@ -73,7 +73,7 @@ def play(
                 domain, request, session = _session(loaded, request)
                 with _terminal() as keys:
                     values = tuple(by_hand(session, domain, keys, _paint, domain.fps or 12))
-                given = Action(domain.id, (STANDING, STANDING, *values), steps=2 + len(values))
+                given = Action(domain.id, values or (STANDING,), steps=max(1, len(values)))
             typer.echo(f"{given.steps + 1} frames")
             outcome = loaded.generate_file(replace(request, action=given), path)
         except InvalidRequestError as error:
@@ -90,25 +90,23 @@ Session = Callable[[Move], "Image.Image"]
 
 
 def _session(loaded: Model, request: GenerationRequest) -> tuple[ActionDomain, GenerationRequest, Session]:
-    """A drive that has stood still for two frames, and the request for it with its seed."""
+    """A drive at its first frame, and the request for it with its seed."""
     import torch
     from PIL import Image
 
-    from cosmorama.engine.rollout import Rollout
     from cosmorama.resolve import resolve
-    from cosmorama.world.microcosm.driving import DRIVE, Driver, scaled
+    from cosmorama.world.microcosm.driving import DRIVE, scaled, start
     from cosmorama.world.microcosm.sampling import FlowWorld
 
     world, capabilities = loaded.world, loaded.capabilities
-    resolved = resolve(replace(request, action=Action(DRIVE.id, (STANDING,) * 2, steps=2)), capabilities)
+    resolved = resolve(replace(request, action=Action(DRIVE.id, (STANDING,), steps=1)), capabilities)
     assert isinstance(world, FlowWorld)  # no other model has the domain
     assert world.driver is not None
-    rollout = Rollout(world, loaded.preparer(resolved, capabilities))
-    typer.echo("a moment: the first frame is made")
-    while not rollout.done:
-        rollout.advance()
-    text = world.encode_text(rollout.prepared.prompt).states[:, 0].float()
-    driver = Driver(world.driver, text, rollout.latents.transpose(1, 2), torch.zeros(1, 3), (0.0, 0.0, 0.0))
+    assert resolved.seed is not None
+    prepared = loaded.preparer(resolved, capabilities)
+    text = world.encode_text(prepared.prompt).states[:, 0].float()
+    frames = None if prepared.frames is None else torch.from_numpy(prepared.frames)
+    driver = start(world.driver, text, prepared.prompt, resolved.seed, frames)
 
     def do(move: Move) -> Image.Image:
         frame = driver.drive(scaled(torch.tensor([move]), resolved.fps))[0]
@@ -122,7 +120,7 @@ def by_hand(
 ) -> Iterator[Move]:
     """The actions of somebody at the keys, one per frame, until "q" is pressed or the clip is as long as it may be."""
     move, due = STANDING, time.monotonic()
-    for _ in range((domain.longest or 121) - 3):
+    for _ in range((domain.longest or 121) - 1):
         pressed = keys()
         if "q" in pressed:
             return

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.driving import seen
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.odometry import HALF_WIDTH_M
 from microcosm.evaluation.steering import motions
 from microcosm.scenes.dataset import Label
 from microcosm.scenes.shots import caption_of
 from microcosm.scenes.steered import FPS, LIMITS, draw_steered
-from microcosm.training.drive import Options, Training, apart, erased, worsened
+from microcosm.training import finder
+from microcosm.training.drive import Options, Training, apart, erased, stacked, worsened
 from microcosm.training.export import main as export
 from tests import needs
 from tests.tiny import save_tiny
@@ -42,6 +44,24 @@ def test_how_the_camera_moves_is_read_off_its_pixels() -> None:
     found = motions(drive.frames(), drive)
     assert found.shape == (12, 3)
     assert np.abs(found[:, 1] - drive.actions[:, 1]).mean() < 0.15
+
+
+def test_a_map_seen_from_its_other_end_is_the_same() -> None:
+    """Half a turn of the map and of the view leaves all boxes and what stands ahead in their places in the picture."""
+    drive = draw_steered(3)
+    assert drive.ahead[0]
+    for yaw in (0.3, 2.6, -2.9):
+        view = np.array([0.4, 1.0, yaw, 1.3, -0.09], np.float32)
+        boxes, ahead = drive.boxes(-6, 13), np.array(drive.ahead, np.float32)
+        turned, *rest = finder.looking_on(view, boxes, -6, ahead)
+        assert math.cos(turned[2]) > 0
+        whole, part = (
+            seen(torch.from_numpy(one)[None], stacked([some]))[0]
+            for one, some in ((view, (boxes, -6, ahead)), (turned, rest))
+        )
+        near = whole[3] > 0.3
+        for channel in (10, 11, 13, 18, 20):
+            assert torch.allclose(whole[channel][near], part[channel][near], atol=1e-3)
 
 
 def test_what_is_erased_has_no_form_and_the_rest_is_as_it_was() -> None:
@@ -73,6 +93,11 @@ def test_a_step_learns_and_what_is_exported_can_be_driven(tmp_path: Path) -> Non
     assert any(not torch.equal(*pair) for pair in zip(before, training.net.parameters(), strict=True))
     training.save()
     assert Training(options, 0).progress["steps"] == 2
+    finding = finder.Training(
+        finder.Options(minutes=0.0, runs=tmp_path, data=tmp_path, batch=2, processes=1, compiled=False), 0
+    )
+    assert all(map(math.isfinite, finding.take_step(next(finding.batches), 1e-3).values()))
+    finding.save()
     weights = save_tiny(tmp_path / "weights")
     export(tmp_path, "", weights, "drive")
     world = load_microcosm(weights)

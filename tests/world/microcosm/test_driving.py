@@ -14,15 +14,17 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import Action, GenerationRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.microcosm.driving import DRIVE, scaled
+from cosmorama.world.microcosm.corridor_map import CorridorMap
+from cosmorama.world.microcosm.driving import DRIVE, imagined, scaled, seen
 from cosmorama.world.microcosm.loader import load_microcosm
-from cosmorama.world.microcosm.odometry import plan, step_on
+from cosmorama.world.microcosm.odometry import MOUNTED, step_on
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from tests.tiny import save_tiny, tiny_driver
 
 Rows = tuple[tuple[float, ...], ...]
 WINDING: Rows = tuple((1.0, 0.5 if step % 2 else -0.5, 0.1) for step in range(26))
 STANDING: Rows = ((0.0, 0.0, 0.0),) * 2
+EMPTY = CorridorMap(torch.zeros(2, 1, 2, 2, 2, 5), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,17 @@ def test_a_drive_is_the_same_again_and_its_beginning_that_of_a_shorter_one(world
     assert not np.array_equal(whole[:1], driven(world, WINDING[:1], seed=4)[:1])
 
 
+def test_what_a_prompt_says_is_ahead_is_on_the_map(world: CosmosFlowWorld) -> None:
+    view, corridor = imagined("a robot drives down a corridor of red shelves towards a blue ball", 3)
+    there, x, y = corridor.ahead[0].tolist()
+    assert there == 1
+    assert abs(x) < 0.5
+    assert 3 < y - view[1].item() < 8
+    assert not imagined("a corridor of red shelves", 3)[1].ahead.any()
+    assert torch.equal(corridor.boxes, imagined("a corridor", 3)[1].boxes)
+    assert not torch.equal(corridor.boxes, imagined("a corridor", 4)[1].boxes)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 40])
 def test_how_many_frames_a_step_makes_does_not_matter(world: CosmosFlowWorld, steps: int) -> None:
     assert np.array_equal(driven(world, WINDING[:3], picture(), steps=steps), driven(world, WINDING[:3], picture()))
@@ -71,12 +84,12 @@ def test_a_drive_begins_with_the_given_picture(world: CosmosFlowWorld) -> None:
 
 
 def test_what_is_done_is_what_moves_the_picture(world: CosmosFlowWorld) -> None:
-    net = tiny_driver()
+    net, _ = tiny_driver()
     generator = torch.Generator().manual_seed(0)
     frames = torch.rand(2, 1, 3, 88, 160, generator=generator).expand(-1, 2, -1, -1, -1)
     actions = torch.tensor([[[0.0, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0.5, 0]]])
-    seen = plan(torch.zeros(2, 3), 44, 80)
-    moved, inside = net.move(frames, actions, seen, net.context(actions, torch.zeros(2, 16)))
+    plans = seen(torch.tensor([[0.0, 0, 0, *MOUNTED]] * 2), EMPTY)
+    moved, inside = net.move(frames, actions, plans, net.context(actions, torch.zeros(2, 16)))
     assert torch.allclose(moved[0], frames[0, 1], atol=1e-5)
     assert not torch.allclose(moved[1], frames[1, 1], atol=1e-2)
     assert inside[0].all()
@@ -99,16 +112,6 @@ def test_poses_follow_from_what_was_done_and_the_shelves_stop_the_camera() -> No
     assert turned == pytest.approx((-1.15, 1.2, np.pi / 2), abs=1e-6)
 
 
-def test_the_plan_shows_walls_on_both_sides_and_turns_with_the_camera() -> None:
-    ahead, left = plan(torch.tensor([[0.0, 0, 0], [0, 0, np.pi / 2]]), 44, 80)
-    assert ahead[0, :, :10].mean() > 0.7
-    assert ahead[1, :, -10:].mean() > 0.7
-    assert ahead[2, -1, 40] == 1
-    assert torch.allclose(ahead[0], ahead[1].flip(1))
-    assert left[0, 10:30].mean() > 0.9
-    assert left[1].sum() == 0
-
-
 def test_what_drives_is_said_by_the_model(world: CosmosFlowWorld, tiny_world: CosmosFlowWorld) -> None:
     resolved = resolve(wanted(STANDING), world.capabilities)
     assert (resolved.mode, resolved.frames, resolved.fps) == ("forward_dynamics", 3, 12)
@@ -117,9 +120,9 @@ def test_what_drives_is_said_by_the_model(world: CosmosFlowWorld, tiny_world: Co
     assert resolve(wanted(STANDING * 600, width=None, height=None), world.capabilities).frames == 1201
     short = resolve(wanted(None, action=Action(DRIVE.id, STANDING, steps=5)), world.capabilities)
     assert short.frames == 6
-    assert short.warnings == ("2 actions were given for 5 steps: the last one was repeated",)
+    assert short.warnings[0] == "2 actions were given for 5 steps: the last one was repeated"
     pictured = resolve(wanted(STANDING, image="picture", steps=5), world.capabilities)
-    assert "steps was not used: it is for a first frame, which is given" in pictured.warnings
+    assert "steps was not used: a drive is drawn frame by frame, from no noise" in pictured.warnings
     assert not pictured.prompt_upsampling
     with pytest.raises(InvalidRequestError, match="no actions") as refused:
         resolve(wanted(STANDING), tiny_world.capabilities)

@@ -1,10 +1,10 @@
 """The network that drives: the next frame of a corridor, from the last two, the prompt, and what the driver does.
 
 One small U-Net says how far every pixel moves, a sum over the actions, and the last frame is moved so. A second one
-draws the corridor of the prompt as it is seen from where the camera comes to. A third says of every pixel how much of
-the moved frame stays, the rest being drawn anew, and how much sharper that has to be. Nothing is ever added up: however
-long a drive is, it stays between what was seen and what is drawn. Frames are 160 x 88 pixels in [-1, 1], read as cells
-of 2 x 2.
+draws the prompt's corridor as its map (see `corridor_map`) is seen from where the camera comes to. A third says of
+every pixel how much of the moved frame stays, the rest being drawn anew, and how much sharper that has to be. Nothing
+is ever added up: however long a drive is, it stays between what was seen and what is drawn. Frames are 160 x 88 pixels
+in [-1, 1], read as cells of 2 x 2.
 """
 
 from __future__ import annotations
@@ -19,46 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.odometry import PLAN_CHANNELS
+from cosmorama.world.microcosm.corridor_map import PLAN_CHANNELS
+from cosmorama.world.microcosm.unet import Levels
 
 CELL = 2
 _CHANNELS = 3 * CELL**2
 _FADES = 0.08  # share of the frame that is drawn anew in any case, at full speed; of one that stands still, none
 _FARTHEST_PX = 8.0  # about what the strongest turn moves a pixel by
-
-
-class Levels(nn.Module):
-    """A U-Net over single frames; every level has half the cells a side of the one before."""
-
-    def __init__(self, inputs: int, outputs: int, widths: Sequence[int], depths: Sequence[int], context: int) -> None:
-        super().__init__()
-        self.read = nn.Conv2d(inputs + 2, widths[0], 3, padding=1)
-        self.down, self.up, self.shrink, self.grow, self.join = (nn.ModuleList() for _ in range(5))
-        for level, (width, depth) in enumerate(zip(widths[:-1], depths, strict=False)):
-            self.down.append(unet.Stage(width, depth, context, timed=False))
-            self.up.append(unet.Stage(width, depth, context, timed=False))
-            self.shrink.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
-            self.grow.append(nn.Conv2d(widths[level + 1], width, 1))
-            self.join.append(nn.Conv2d(2 * width, width, 1))
-        self.middle = unet.Stage(widths[-1], depths[-1], context, timed=False)
-        self.write = nn.Conv2d(widths[0], outputs, 3, padding=1)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(cast(Tensor, self.write.bias))
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Cells [B, inputs, h, w] with context [B, D] to [B, outputs, h, w]."""
-        places = unet.places(x)
-        x = self.read(torch.cat([x, places], dim=1).contiguous(memory_format=torch.channels_last))
-        kept = []
-        for stage, shrink in zip(self.down, self.shrink, strict=True):
-            x = stage(x, context, 1)
-            kept.append(x)
-            x = shrink(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
-        x = self.middle(x, context, 1)
-        for stage, grow, join, before in reversed(list(zip(self.up, self.grow, self.join, kept, strict=True))):
-            larger = F.interpolate(grow(x), scale_factor=2.0, mode="nearest")[..., : before.shape[2], : before.shape[3]]
-            x = stage(join(torch.cat([larger, before], dim=1)), context, 1)
-        return cast(Tensor, self.write(F.silu(unet.normed(x))))
 
 
 class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -102,13 +69,13 @@ class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return cast(Tensor, self.mix(self.action_embed(actions.flatten(1)) + self.text_embed(text)))
 
     def draw(self, plan: Tensor, text: Tensor) -> Tensor:
-        """A prompt's corridor as it looks where one sees `plan`, see `odometry`: [B, 3, h, w]."""
+        """A prompt's corridor as it looks where one sees `plan`, see `corridor_map`: [B, 3, h, w]."""
         drawn = self.scene(plan, self.mix(self.text_embed(text))).float()
         return F.pixel_shuffle(drawn, CELL)
 
     def move(self, frames: Tensor, actions: Tensor, plan: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The last of frames [B, 2, 3, h, w] moved on by `actions` [B, 2, A] to where one sees `plan`, see `odometry`:
-        [B, 3, h, w], and where it shows something that was in the picture, [B, 1, h, w].
+        """The last of frames [B, 2, 3, h, w] moved by `actions` [B, 2, A] to where one sees `plan`: [B, 3, h, w], and
+        where it shows something that was in the picture, [B, 1, h, w].
         """
         cells = F.pixel_unshuffle(frames.flatten(1, 2), CELL)
         ways = self.motion(torch.cat([cells, plan], dim=1), context).float().unflatten(1, (-1, 2))

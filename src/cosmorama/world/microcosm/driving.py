@@ -1,7 +1,8 @@
 """Driving through Microcosm's corridor: frame by frame, each from the last two and from what the driver does.
 
-The first frame is a given one, or the still that the prompt and the seed give; what follows is determined by it, the
-prompt and the actions. A drive costs the same per frame however long it is, and is made in chunks of two seconds.
+The first frame is a given one, of which is read where it was taken and what it shows, or one that is drawn. What
+stands elsewhere follows from the seed, and all that is seen from the prompt, the map and the actions. A drive costs the
+same per frame however long it is, and is made in chunks of two seconds.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from torch.nn import functional as F
 
 from cosmorama.diffusion.schedule import flow_schedule
 from cosmorama.request import ActionDomain, Range, Size
-from cosmorama.world.base import Inputs, ReadText, Sampling, World
+from cosmorama.text.reader import parse_corridor
+from cosmorama.world.base import Inputs, ReadText, Sampling
 from cosmorama.world.cosmos3.action import given_actions
-from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.corridor_map import REACH, CorridorMap, plan, random_boxes
 from cosmorama.world.microcosm.drive_net import CELL, DriveNet
-from cosmorama.world.microcosm.odometry import Pose, plan, step_on
+from cosmorama.world.microcosm.finder import Finder, found
+from cosmorama.world.microcosm.odometry import BAY_M, MOUNTED, step_on
 from cosmorama.world.vae.tiles import Autoencoder
 
 FPS = 12
@@ -38,7 +42,6 @@ ROWS, COLUMNS = 88, 160
 _FARTHEST = torch.tensor([accepted.high for accepted in DRIVE.ranges])
 _CHUNK, _PIECE = 24, 8  # frames that are made, and that are decoded, at once
 _HALF = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-_STILL_COST = 20.0  # of a still, in frames of a drive
 
 
 def scaled(actions: Tensor, fps: float) -> Tensor:
@@ -46,9 +49,10 @@ def scaled(actions: Tensor, fps: float) -> Tensor:
     return actions / _FARTHEST * (FPS / fps)
 
 
-def _come_to(pose: Pose, action: Tensor) -> Pose:
-    """Where an action `[3]`, see `scaled`, takes the camera in a frame."""
-    return step_on(pose, (action * _FARTHEST / FPS).tolist())
+def _come_to(view: Tensor, action: Tensor) -> Tensor:
+    """The view `[5]`, see `odometry`, that an action `[3]`, see `scaled`, leads to in a frame."""
+    x, y, yaw = view[:3].tolist()
+    return torch.tensor([*step_on((x, y, yaw), (action * _FARTHEST / FPS).tolist()), *view[3:]])
 
 
 @dataclass(slots=True)
@@ -60,110 +64,119 @@ class Driver:
         text: First state of the prompt, `[1, D]`; zeros for no prompt.
         frames: The last two, `[1, 2, 3, 88, 160]` in [-1, 1]; twice the first one as a drive begins.
         action: What was done between them, `[1, 3]`; see `scaled`.
-        pose: Where the camera is.
+        view: Where the camera is, `[5]`; see `odometry`.
+        corridor: What is where.
     """
 
     net: DriveNet
     text: Tensor
     frames: Tensor
     action: Tensor
-    pose: Pose
+    view: Tensor
+    corridor: CorridorMap
 
     @torch.inference_mode()
     def drive(self, action: Tensor) -> Tensor:
         """The frame `[1, 3, 88, 160]` that an action `[1, 3]` leads to."""
         actions = torch.stack([self.action, action], dim=1)
-        self.pose = _come_to(self.pose, action[0])
+        self.view = _come_to(self.view, action[0])
         with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
-            made = next_frame(self.net, self.frames, actions, torch.tensor([self.pose]), self.text)
+            made = next_frame(self.net, self.frames, actions, seen(self.view[None], self.corridor), self.text)
         self.frames = torch.stack([self.frames[:, 1], made], dim=1)
         self.action = action
         return made
 
 
-def next_frame(net: DriveNet, frames: Tensor, actions: Tensor, poses: Tensor, text: Tensor) -> Tensor:
-    """The next of frames `[B, 2, 3, h, w]`, given actions `[B, 2, 3]`, poses `[B, 3]` to come to, prompts `[B, D]`."""
-    made: Tensor = net(*parts(net, frames, actions, poses, text))
+def seen(views: Tensor, corridor: CorridorMap) -> Tensor:
+    """What of maps is seen from views `[B, 5]`, in the network's cells; see `plan`."""
+    return plan(views, corridor, ROWS // CELL, COLUMNS // CELL)
+
+
+def next_frame(net: DriveNet, frames: Tensor, actions: Tensor, plans: Tensor, text: Tensor) -> Tensor:
+    """The next of frames `[B, 2, 3, h, w]`, given actions `[B, 2, 3]`, what is to be `seen`, and prompts `[B, D]`."""
+    made: Tensor = net(*parts(net, frames, actions, plans, text))
     return made.clamp(-1, 1)
 
 
 def parts(
-    net: DriveNet, frames: Tensor, actions: Tensor, poses: Tensor, text: Tensor
+    net: DriveNet, frames: Tensor, actions: Tensor, plans: Tensor, text: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `net` makes the next frame of: the last one moved, where that is known, a drawn one, its conditions."""
-    context, seen = net.context(actions, text), plan(poses, ROWS // CELL, COLUMNS // CELL)
-    return (*net.move(frames, actions, seen, context), net.draw(seen, text), frames, actions, seen, context)
+    context = net.context(actions, text)
+    return (*net.move(frames, actions, plans, context), net.draw(plans, text), frames, actions, plans, context)
+
+
+def imagined(prompt: str, seed: int) -> tuple[Tensor, CorridorMap]:
+    """Where a drive from a prompt begins, `[5]`, and its map: by the prompt what is ahead, all else by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y, yaw, aside, ahead = (torch.rand(5, generator=generator) * 2 - 1).tolist()
+    said = parse_corridor(prompt)
+    there = said is not None and said.ahead is not None
+    place = torch.tensor([[1.0, 0.4 * aside, 5 + 1.5 * ahead]]) * there
+    view = torch.tensor([0.2 * x, BAY_M / 2 * y, 0.04 * yaw, *MOUNTED])
+    return view, CorridorMap(random_boxes(seed)[None], torch.tensor([REACH[0]]), place)
+
+
+@torch.inference_mode()
+def start(driver: tuple[DriveNet, Finder], text: Tensor, prompt: str, seed: int, frames: Tensor | None) -> Driver:
+    """A drive at its first frame: the first of conditioning frames `[T, H, W, 3]`, or the prompt's corridor."""
+    net, finder = driver
+    if frames is None:
+        view, corridor = imagined(prompt, seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
+            first = net.draw(seen(view[None], corridor), text).clamp(-1, 1)
+    else:
+        pixels = frames[:1].permute(0, 3, 1, 2).float() / 127.5 - 1
+        first = F.avg_pool2d(pixels, pixels.shape[2] // ROWS)
+        view, corridor = found(finder, first, seed)
+    return Driver(net, text, first[:, None].expand(-1, 2, -1, -1, -1), torch.zeros(1, 3), view, corridor)
 
 
 class DriveSampling(Sampling):
-    """One request to drive. Latents are the frames of a chunk, `[1, 3, n, 88, 160]`; those of a first still its own.
+    """One request to drive. Latents are the frames of a chunk, `[1, 3, n, 88, 160]`.
 
     A step of a chunk makes as many of its frames as belong to it; none are made twice.
     """
 
-    def __init__(self, world: World, net: DriveNet, autoencoder: Autoencoder, inputs: Inputs, read: ReadText) -> None:
+    def __init__(
+        self, driver: tuple[DriveNet, Finder], autoencoder: Autoencoder, inputs: Inputs, read: ReadText
+    ) -> None:
         request = inputs.request
         assert isinstance(autoencoder, VideoAutoencoder)
         assert request.action is not None
-        self._autoencoder, self._request, self._net = autoencoder, request, net
+        assert request.seed is not None
+        self._autoencoder, self._request = autoencoder, request
+        self.schedule = flow_schedule(request.steps)
+        text = torch.zeros(1, driver[0].config.text_width)
+        if inputs.prompt:
+            text = read(inputs.prompt).states[:, 0].float()
+        self._start = start(driver, text, inputs.prompt, request.seed, inputs.frames)
+        self._before = self._start.frames.transpose(1, 2)
         self._actions = scaled(given_actions(request.action, DRIVE.width), request.fps)
+        self._views = [self._start.view]
+        for action in self._actions:
+            self._views.append(_come_to(self._views[-1], action))
         self._chunks = [self._actions[at : at + _CHUNK] for at in range(0, len(self._actions), _CHUNK)]
         self._number = 0  # of the chunk
-        self._poses: list[Pose] = [(0.0, 0.0, 0.0)]
-        for action in self._actions:
-            self._poses.append(_come_to(self._poses[-1], action))
-        self._text = read(inputs.prompt).states[:, 0].float() if inputs.prompt else torch.zeros(1, self._width)
-        self._still: Sampling | None = None
-        self._given: Tensor | None = None
-        costs = [float(len(chunk)) for chunk in self._chunks]
-        if inputs.frames is None:
-            height, width = (side * OUTPUT_SCALE for side in (ROWS, COLUMNS))
-            alone = replace(request, frames=1, task="text2world", action=None, height=height, width=width)
-            self._still = world.begin(replace(inputs, request=alone), read)
-            self.schedule, self.guidance_weight = self._still.schedule, self._still.guidance_weight
-            costs.insert(0, _STILL_COST)
-        else:
-            self.schedule = flow_schedule(request.steps)
-            small = F.avg_pool2d(inputs.frames[:1].permute(0, 3, 1, 2).float() / 127.5 - 1, request.height // ROWS)
-            self._given = small[:, :, None]
-            self._before = self._given.expand(-1, -1, 2, -1, -1)
-        self.shares = tuple(cost / sum(costs) for cost in costs)
-
-    @property
-    def _width(self) -> int:
-        return int(self._net.config.text_width)
-
-    @property
-    def _stands(self) -> bool:
-        """Whether the chunk is the still."""
-        return self._still is not None and self._number == 0
-
-    def _chunk(self) -> int:
-        return self._number - (self._still is not None)
+        self.shares = tuple(len(chunk) / len(self._actions) for chunk in self._chunks)
 
     def initial(self) -> Tensor:
-        """The still's noise, or room for the first frames."""
-        return self._still.initial() if self._still is not None else self._room()
-
-    def _room(self) -> Tensor:
+        """Room for the first frames."""
         before = self._before
-        return before.new_zeros(*before.shape[:2], len(self._chunks[self._chunk()]), *before.shape[3:])
+        return before.new_zeros(*before.shape[:2], len(self._chunks[self._number]), *before.shape[3:])
 
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
-        """The still's."""
-        assert self._still is not None
-        return self._still.denoise(latents, index, negative=negative)
+        """Nothing is noisy."""
+        raise NotImplementedError
 
     def step(self, latents: Tensor, index: int) -> Tensor | None:
         """The chunk with the frames of a step."""
-        if self._stands:
-            assert self._still is not None
-            return self._still.step(latents, index)
-        count, steps, first = latents.shape[2], self.schedule.steps, self._chunk() * _CHUNK
+        count, steps, first = latents.shape[2], self.schedule.steps, self._number * _CHUNK
         made, until = count * index // steps, count * (index + 1) // steps
         frames = [*self._before.unbind(2), *latents[:, :, :made].unbind(2)][-2:]
         last = self._actions[first + made - 1] if first + made else torch.zeros(3)
-        driver = Driver(self._net, self._text, torch.stack(frames, dim=1), last[None], self._poses[first + made])
+        view = self._views[first + made]
+        driver = replace(self._start, frames=torch.stack(frames, dim=1), action=last[None], view=view)
         latents = latents.clone()
         for frame in range(made, until):
             latents[:, :, frame] = driver.drive(self._actions[None, first + frame])
@@ -172,29 +185,17 @@ class DriveSampling(Sampling):
     @torch.inference_mode()
     def next_chunk(self, latents: Tensor) -> Tensor:
         """Room for the frames after those of a chunk."""
-        if self._stands:
-            self._before = self._first(latents).expand(-1, -1, 2, -1, -1)
-        else:
-            self._before = torch.cat([self._before, latents], dim=2)[:, :, -2:]
+        self._before = torch.cat([self._before, latents], dim=2)[:, :, -2:]
         self._number += 1
-        return self._room()
+        return self.initial()
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames of a chunk, uint8 `[t, height, width, 3]`; the first chunk has the first frame too."""
         if chunk == 0:
-            yield self._shown(self._first(latents))
-            if self._still is not None:
-                return
+            yield self._shown(self._start.frames[:, :1].transpose(1, 2))
         for some in latents.split(_PIECE, dim=2):
             yield self._shown(some)
-
-    def _first(self, latents: Tensor) -> Tensor:
-        """The first frame `[1, 3, 1, 88, 160]`, if a still from its latents."""
-        if self._given is not None:
-            return self._given
-        small: Tensor = self._autoencoder.decode_small(latents, ROWS, COLUMNS)[:, :, -1:].clamp(-1, 1)
-        return small
 
     def _shown(self, frames: Tensor) -> Tensor:
         """Small frames `[1, 3, t, 88, 160]` at the size that was asked for, uint8 `[t, height, width, 3]`."""

@@ -20,6 +20,7 @@ from cosmorama.world.load.weights import Weights, assign, check_size
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE
+from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.unet import VideoUNet
@@ -40,7 +41,7 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
         use_onednn(transformer)
         world = CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
     if (folder / "drive").exists():
-        world.driver = load_component(DriveNet, folder / "drive")
+        world.driver = load_component(DriveNet, folder / "drive"), load_component(Finder, folder / "finder")
     return world
 
 

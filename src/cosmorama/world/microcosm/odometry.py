@@ -1,9 +1,4 @@
-"""Where the camera of a drive is, by what was done so far, and what it would see there of an empty corridor.
-
-Poses are reckoned from the first frame, which is taken for the start of a drive: in the middle, looking along the
-corridor. The plan is two walls, the floor, and how far apart the shelves' posts are; all else is learned. Lengths are
-metres.
-"""
+"""Where the camera of a drive is, by what was done so far, and how it sees the corridor. Lengths are metres."""
 
 from __future__ import annotations
 
@@ -20,9 +15,9 @@ HALF_WIDTH_M = 1.7  # from the middle to the fronts of the shelves
 FOV_DEG = 45.0  # of the short side
 BAY_M, TOP_M = 2.2, 2.6  # from post to post, and how high the shelves are
 HAZE_M = (2.0, 10.0)  # where it begins and where nothing else is left
-PLAN_CHANNELS = 10
-_NEAREST_M = 0.55  # that the camera comes to the shelves
-_EYE_M, _PITCH_RAD = 1.27, math.radians(-5)  # the usual ones
+NEAREST_M = 0.55  # that the camera comes to the shelves
+MOUNTED = (1.27, math.radians(-5))
+"""How high the camera is, m, and how far up it looks, rad: the usual numbers. A view is a pose and these, 5 numbers."""
 
 
 def step_on(pose: Pose, way: Sequence[float]) -> Pose:
@@ -32,53 +27,47 @@ def step_on(pose: Pose, way: Sequence[float]) -> Pose:
     middle = yaw + turn / 2
     x += -forward * math.sin(middle) - left * math.cos(middle)
     y += forward * math.cos(middle) - left * math.sin(middle)
-    room = HALF_WIDTH_M - _NEAREST_M
+    room = HALF_WIDTH_M - NEAREST_M
     return max(-room, min(room, x)), y, yaw + turn
 
 
-def plan(poses: Tensor, rows: int, columns: int) -> Tensor:
-    """What is where in the picture, of an empty corridor seen from poses [B, 3]: [B, `PLAN_CHANNELS`, rows, columns].
+class Rays:
+    """What each pixel of pictures [B, rows, columns] looks along, from views [B, 5].
 
-    Left wall, right wall, floor, and haze, each 0 to 1; height on the wall, place across the floor; and where along the
-    corridor, as sines and cosines of once and twice the way from post to post.
+    Attributes:
+        x, y, eye: Where the camera is, each [B, 1, 1].
+        east, north, rise: How far a ray goes there for every metre ahead.
     """
-    rays, to_wall, to_floor = _rays(poses, rows, columns)
-    east, north, rise = rays
-    x, y, _ = (part.view(-1, 1, 1) for part in poses.unbind(1))
-    distance = torch.minimum(to_wall, to_floor).clamp(0, 50)
-    height, along = _EYE_M + distance * rise, y + distance * north
-    wall = ((to_wall < to_floor) & (height < TOP_M)).float()
-    floor = (to_floor <= to_wall).float()
-    seen = ((HAZE_M[1] - distance) / (HAZE_M[1] - HAZE_M[0])).clamp(0, 1)
-    turns = [2 * math.pi * times * along / BAY_M for times in (1, 2)]
-    waves = [part * seen for turn in turns for part in (turn.sin(), turn.cos())]
-    across = floor * (x + distance * east) / HALF_WIDTH_M
-    channels = [wall * (east < 0), wall * (east > 0), floor, seen, wall * height / TOP_M, across, *waves]
-    return torch.stack([channel.expand(len(poses), rows, columns) for channel in channels], dim=1)
+
+    def __init__(self, views: Tensor, rows: int, columns: int) -> None:
+        self.x, self.y, yaw, self.eye, pitch = (part.view(-1, 1, 1) for part in views.unbind(1))
+        focal = rows / 2 / math.tan(math.radians(FOV_DEG / 2))
+        down, right = ((torch.arange(count) - (count - 1) / 2) / focal for count in (rows, columns))
+        down = down[:, None]
+        level = pitch.cos() + down * pitch.sin()  # along the camera's heading
+        self.rise = pitch.sin() - down * pitch.cos() + 0 * right
+        self.east = -level * yaw.sin() + right * yaw.cos()
+        self.north = level * yaw.cos() + right * yaw.sin()
+
+    def to_wall(self, behind_m: float = 0.0) -> Tensor:
+        """How far it is to the shelves' fronts, or to a plane so far behind them."""
+        side = torch.where(self.east < 0, -1.0, 1.0)
+        return (HALF_WIDTH_M + behind_m - side * self.x) / self.east.abs().clamp(min=1e-4)
+
+    def to_floor(self) -> Tensor:
+        """How far it is to the floor; infinite above the horizon."""
+        return torch.where(self.rise < -1e-3, -self.eye / self.rise.clamp(max=-1e-3), torch.inf)
 
 
-def distances(poses: Tensor, rows: int, columns: int) -> Tensor:
-    """How far ahead, m, what each pixel shows of an empty corridor is: [B, rows, columns]."""
-    _, to_wall, to_floor = _rays(poses, rows, columns)
-    return torch.minimum(to_wall, to_floor).clamp(0, 50)
-
-
-def _slopes(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """How far down [rows, 1] and right [1, columns] each ray goes for every metre ahead."""
-    focal = rows / 2 / math.tan(math.radians(FOV_DEG / 2))
-    down, right = ((torch.arange(count) - (count - 1) / 2) / focal for count in (rows, columns))
-    return down[:, None], right[None]
-
-
-def _rays(poses: Tensor, rows: int, columns: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """Where each pixel looks, to the east, north and up for every metre ahead, and metres to the wall and the floor."""
-    down, right = _slopes(rows, columns)
-    x, _, yaw = (part.view(-1, 1, 1) for part in poses.unbind(1))
-    level = math.cos(_PITCH_RAD) + down * math.sin(_PITCH_RAD)  # along the camera's heading
-    rise = math.sin(_PITCH_RAD) - down * math.cos(_PITCH_RAD) + 0 * right
-    east = -level * yaw.sin() + right * yaw.cos()
-    north = level * yaw.cos() + right * yaw.sin()
-    side = torch.where(east < 0, -1.0, 1.0)
-    to_wall = (HALF_WIDTH_M - side * x) / east.abs().clamp(min=1e-4)
-    to_floor = torch.where(rise < -1e-3, -_EYE_M / rise.clamp(max=-1e-3), torch.inf)
-    return (east, north, rise), to_wall, to_floor
+def on_picture(views: Tensor, points: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Where points [B, N, 3] are in pictures from views [B, 5]: right and down, -1 to 1, [B, N, 2]; and how far ahead,
+    m, [B, N].
+    """
+    x, y, yaw, eye, pitch = (part[:, None] for part in views.unbind(1))
+    east, north, up = points[..., 0] - x, points[..., 1] - y, points[..., 2] - eye
+    forward, right = north * yaw.cos() - east * yaw.sin(), east * yaw.cos() + north * yaw.sin()
+    ahead = forward * pitch.cos() + up * pitch.sin()
+    rise = up * pitch.cos() - forward * pitch.sin()
+    tangent = math.tan(math.radians(FOV_DEG / 2))
+    places = torch.stack([right / tangent * rows / columns, -rise / tangent], dim=-1)
+    return places / ahead.clamp(min=0.05)[..., None], ahead

@@ -25,6 +25,7 @@ from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DriveSampling
+from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.vae.tiles import Autoencoder
 
 Prediction = Literal["sample", "velocity", "blend"]
@@ -91,10 +92,10 @@ class FlowWorld(World):
     """What the worlds of this family have in common, whatever their network.
 
     Attributes:
-        driver: The network that drives through the corridor, if the checkpoint has one.
+        driver: What drives through the corridor, and what finds out where that begins, if the checkpoint has them.
     """
 
-    driver: DriveNet | None = None
+    driver: tuple[DriveNet, Finder] | None = None
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class FlowWorld(World):
         if inputs.request.mode != "forward_dynamics":
             return self.begin_clip(inputs, read)
         assert self.driver is not None
-        return DriveSampling(self, self.driver, self.autoencoder, inputs, read)
+        return DriveSampling(self.driver, self.autoencoder, inputs, read)
 
     def begin_clip(self, inputs: Inputs, read: ReadText) -> Sampling:
         """The same for a request without actions."""

@@ -132,6 +132,46 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return cast(Tensor, self.mix(context.flatten(0, 1)))
 
 
+class Levels(nn.Module):
+    """A U-Net over single frames; every level has half the cells a side of the one before."""
+
+    def __init__(self, inputs: int, outputs: int, widths: Sequence[int], depths: Sequence[int], context: int) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(inputs + 2, widths[0], 3, padding=1)
+        self.down, self.up, self.shrink, self.grow, self.join = (nn.ModuleList() for _ in range(5))
+        for level, (width, depth) in enumerate(zip(widths[:-1], depths, strict=False)):
+            self.down.append(Stage(width, depth, context, timed=False))
+            self.up.append(Stage(width, depth, context, timed=False))
+            self.shrink.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
+            self.grow.append(nn.Conv2d(widths[level + 1], width, 1))
+            self.join.append(nn.Conv2d(2 * width, width, 1))
+        self.middle = Stage(widths[-1], depths[-1], context, timed=False)
+        self.write = nn.Conv2d(widths[0], outputs, 3, padding=1)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(cast(Tensor, self.write.bias))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Cells [B, inputs, h, w] with context [B, D] to [B, outputs, h, w]."""
+        return self.upwards(*self.downwards(x, context), context)
+
+    def downwards(self, x: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features of the coarsest level, and of the finer ones."""
+        x = self.read(torch.cat([x, places(x)], dim=1).contiguous(memory_format=torch.channels_last))
+        kept = []
+        for stage, shrink in zip(self.down, self.shrink, strict=True):
+            x = stage(x, context, 1)
+            kept.append(x)
+            x = shrink(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+        return self.middle(x, context, 1), kept
+
+    def upwards(self, x: Tensor, kept: list[Tensor], context: Tensor) -> Tensor:
+        """What is made of them."""
+        for stage, grow, join, before in reversed(list(zip(self.up, self.grow, self.join, kept, strict=True))):
+            larger = F.interpolate(grow(x), scale_factor=2.0, mode="nearest")[..., : before.shape[2], : before.shape[3]]
+            x = stage(join(torch.cat([larger, before], dim=1)), context, 1)
+        return cast(Tensor, self.write(F.silu(normed(x))))
+
+
 class Stage(nn.Module):
     """One level of the U-Net: convolution blocks, and a look at the latent frames before and after."""
 
