@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.transformer import CosmosTransformer
 
 CHANNELS = 4
 
@@ -20,7 +20,7 @@ CHANNELS = 4
 def save_transformer(folder: Path, *, blends: bool = False) -> None:
     """Write a random denoiser into `folder`, one for `"prediction": "blend"` or for the others."""
     torch.manual_seed(0)
-    CosmosTransformer3DModel(
+    CosmosTransformer(
         in_channels=(2 if blends else 1) * CHANNELS + 1,
         out_channels=CHANNELS + (1 if blends else 0),
         num_attention_heads=2,
@@ -30,10 +30,6 @@ def save_transformer(folder: Path, *, blends: bool = False) -> None:
         text_embed_dim=16,
         adaln_lora_dim=8,
         max_size=(32, 40, 40),
-        patch_size=(1, 2, 2),
-        rope_scale=(1.0, 1.0, 1.0),
-        concat_padding_mask=False,
-        extra_pos_embed_type=None,
     ).save_pretrained(folder / "transformer")
 
 

@@ -222,7 +222,7 @@ def main(
         plan = Plan(upsampler_steps, 1.5e-3, seed, runs / f"upsampler-{refiner_width}-{upsampler_width}.pt")
         train(upsampler, upsampler_batches(vae, read_closeups(data)), upsampler_loss, plan)
         vae.upsampler = upsampler.eval().requires_grad_(False)
-    vae.register_to_config(refiner_width=refiner_width, upsampler_width=upsampler_width)
+    vae.config.update(refiner_width=refiner_width, upsampler_width=upsampler_width)
     vae.save_pretrained(runs / TRAINED)
     print(runs / TRAINED)
 

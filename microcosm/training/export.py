@@ -10,20 +10,19 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from diffusers import CosmosTransformer3DModel
-from safetensors.torch import save_file
 
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.microcosm.unet import VideoUNet
 from microcosm.scenes.dataset import CLIP_FRAMES, SPLITS
 from microcosm.scenes.simulate import SIZES
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.decoder import TRAINED
 from microcosm.training.gain import fold
-from microcosm.training.loop import public
 from microcosm.training.world import TIMESTEP_SCALE
 
 WEIGHTS = Path(__file__).parents[2] / "src/cosmorama/world/microcosm/weights"
@@ -42,16 +41,16 @@ NOISE_ONWARD = 0.15
 def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]:
     """The denoiser and text encoder of a checkpoint with their averaged weights, and the training progress."""
     state = torch.load(checkpoint, weights_only=False)
-    kind = VideoUNet if "widths" in state["net_config"] else CosmosTransformer3DModel
-    net = kind.from_config(public(state["net_config"]))
-    text_encoder = TextEncoder.from_config(public(state["text_config"]))
+    kind = VideoUNet if "widths" in state["net_config"] else CosmosTransformer
+    net: Any = kind.from_config(state["net_config"])
+    text_encoder = TextEncoder.from_config(state["text_config"])
     net.load_state_dict(state["net"])
     text_encoder.load_state_dict(state["text_encoder"])
     parameters = [*net.parameters(), *text_encoder.parameters()]
     with torch.no_grad():
         for parameter, average in zip(parameters, state["optimizer"]["averages"], strict=True):
             parameter.copy_(average)
-        if kind is CosmosTransformer3DModel:
+        if kind is CosmosTransformer:
             fold(net.patch_embed.proj.weight, state["gain"])
     return net.eval(), text_encoder.eval(), state["progress"]
 
@@ -59,7 +58,7 @@ def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]
 def load_part(kind: type[DriveNet] | type[Finder], checkpoint: Path) -> tuple[Any, dict[str, float]]:
     """A network for driving with its averaged weights, and the training progress."""
     state = torch.load(checkpoint, weights_only=False)
-    net = kind.from_config(public(state["net_config"]))
+    net = kind.from_config(state["net_config"])
     with torch.no_grad():
         for parameter, average in zip(net.parameters(), state["optimizer"]["averages"], strict=True):
             parameter.copy_(average)
@@ -103,16 +102,8 @@ def description(progress: dict[str, float], net: Any, vae: VideoAutoencoder) -> 
     }
 
 
-def _write(module: Any, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    module.save_config(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where it lay on the machine that trained it
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}
-    path = folder / "diffusion_pytorch_model.safetensors"
-    save_file(tensors, path, {"format": "pt"})
-    path.chmod(0o644)
+def _write(net: Stored, folder: Path) -> None:
+    net.save_pretrained(folder, {name: tensor.half() for name, tensor in net.state_dict().items()})
 
 
 def main(
@@ -138,7 +129,7 @@ def main(
         shutil.rmtree(leftover, ignore_errors=True)
     trained = runs / TRAINED
     vae = VideoAutoencoder.from_pretrained(trained if trained.exists() else runs / "vae")
-    denoiser = {"transformer": ["diffusers", "CosmosTransformer3DModel"]}
+    denoiser = {"transformer": ["cosmorama.world.microcosm.transformer", "CosmosTransformer"]}
     if isinstance(net, VideoUNet):
         denoiser = {"unet": ["cosmorama.world.microcosm.unet", "VideoUNet"]}
     _write(net, new / next(iter(denoiser)))

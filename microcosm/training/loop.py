@@ -99,11 +99,6 @@ def learning_rate(peak: float, step: int, left_s: float, decay_s: float) -> floa
     return peak * min(1.0, (step + 1) / _WARM_UP, max(0.02, left_s / decay_s))
 
 
-def public(config: dict[str, Any]) -> dict[str, Any]:
-    """A diffusers config without its private notes."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint in one move."""
     torch.save(state, path.with_suffix(".tmp"))
@@ -221,8 +216,8 @@ class Trainer(ABC, Generic[B, Run]):
             "text_encoder": self.text_encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": self.progress,
-            "net_config": public(self.net.config),
-            "text_config": public(self.text_encoder.config),
+            "net_config": dict(self.net.config),
+            "text_config": dict(self.text_encoder.config),
         }
         save(self.checkpoint, {**state, **self.more()})
 

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from diffusers import CosmosTransformer3DModel
 from torch import Tensor
 
 from cosmorama.text.language import mirror_caption
@@ -28,6 +27,7 @@ from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.sampling import blended
 from cosmorama.world.microcosm.text_encoder import RESERVED, TextEncoder, words
+from cosmorama.world.microcosm.transformer import CosmosTransformer
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import draw_corridor
 from microcosm.scenes.dataset import DATA
@@ -55,7 +55,7 @@ class Shape:
 
     def build(self, channels: int, text_width: int) -> Any:
         """A transformer that predicts zero and whose blocks do nothing yet."""
-        net = CosmosTransformer3DModel(
+        net: Any = CosmosTransformer(
             in_channels=2 * channels + 1,
             out_channels=channels + 1,
             num_attention_heads=self.heads,
@@ -63,11 +63,6 @@ class Shape:
             num_layers=self.layers,
             text_embed_dim=text_width,
             adaln_lora_dim=32,
-            max_size=(64, 64, 64),
-            patch_size=(1, 2, 2),
-            rope_scale=(1.0, 1.0, 1.0),
-            concat_padding_mask=False,
-            extra_pos_embed_type=None,
         )
         silent = [net.proj_out, net.norm_out.linear_2, net.time_embed.t_embedder.linear_2]
         silent += [
@@ -177,7 +172,7 @@ class Training(Trainer[Batch, Options]):
 
     def _begin_from(self, weights: Path) -> None:
         """Take exported weights; the optimizer, the averages and the auxiliary heads begin anew."""
-        self.net.load_state_dict(load_component(CosmosTransformer3DModel, weights / "transformer").state_dict())
+        self.net.load_state_dict(load_component(CosmosTransformer, weights / "transformer").state_dict())
         text_encoder = load_component(TextEncoder, weights / "text_encoder")
         self.text_encoder.load_state_dict(taught(text_encoder, self.text_encoder).state_dict())
         unfold(self.net.patch_embed.proj.weight, self.gain)

@@ -64,7 +64,7 @@ def test_the_backend_is_really_asked(monkeypatch: pytest.MonkeyPatch, key_heads:
     expected = attend(layer, query, key, value)
     choose_attention(layer, "native")
     torch.testing.assert_close(attend(layer, query, key, value), expected)
-    monkeypatch.setattr("cosmorama.world.kernels.attention.dispatch_attention_fn", lambda *_, **__: "asked")
+    monkeypatch.setattr("diffusers.models.attention_dispatch.dispatch_attention_fn", lambda *_, **__: "asked")
     assert attend(layer, query, key, value) == "asked"  # type: ignore[comparison-overlap]
 
 

@@ -20,7 +20,9 @@ from cosmorama.errors import InvalidRequestError, ModelNotFoundError
 from cosmorama.request import Adapter, AdapterPreset, GenerationRequest, ResolvedRequest, Usual
 from cosmorama.resolve import resolve
 from cosmorama.world.load.adapters import AdaptedWorld
+from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.registry import load_world
+from tests.tiny import save_tiny
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos3_checkpoints import save_cosmos3
 from tests.world.generic_checkpoints import save_wan
@@ -159,6 +161,19 @@ def test_what_is_no_adapter_for_the_model_is_refused_at_the_start(
             AdaptedWorld(world, {"bad": path})
     with pytest.raises(ModelNotFoundError, match=r"none of its weights fits this model: transformer\.nowhere"):
         AdaptedWorld(tiny_world, {"bad": other})
+
+
+def test_microcosm_takes_adapters_too(tmp_path: Path) -> None:
+    world = load_microcosm(save_tiny(tmp_path / "model"))
+    layer = world.networks[0].transformer_blocks[0].attn1.to_q  # type: ignore[union-attr,index]
+    x = torch.randn(1, layer.in_features)
+    before, name = layer(x), "transformer.transformer_blocks.0.attn1.to_q"
+    down, up = torch.randn(4, layer.in_features), torch.randn(layer.out_features, 4)
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "a.safetensors")
+    adapted = AdaptedWorld(world, {"a": tmp_path / "a.safetensors"})
+    adapted.select((Adapter("a", 0.5),))
+    after = world.networks[0].transformer_blocks[0].attn1.to_q(x)  # type: ignore[union-attr,index]
+    torch.testing.assert_close(after, before + 0.5 * x @ down.T @ up.T, rtol=1e-4, atol=1e-4)
 
 
 Pairs = dict[str, tuple[Tensor, Tensor]]

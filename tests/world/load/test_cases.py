@@ -332,7 +332,12 @@ CASES: dict[str, tuple[str, Change, str]] = {
         edited(WEIGHTS, lambda found: found | {"proj_out.weight": found["proj_out.weight"].int()}),
         "proj_out.weight is stored as I32",
     ),
-    "Microcosm of another size": ("microcosm", written("transformer/config.json", b"{}"), "that of a network of"),
+    "Microcosm of another size": (
+        "microcosm",
+        configured("transformer/config.json", mlp_ratio=10_000),
+        "that of a network of",
+    ),
+    "Microcosm of no size": ("microcosm", written("transformer/config.json", b"{}"), "transformer cannot be loaded"),
     "Microcosm of another width": (
         "microcosm",
         configured("transformer/config.json", num_attention_heads=3),

@@ -8,12 +8,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _check_attention_backend_requirements,
-    _maybe_download_kernel_for_backend,
-    dispatch_attention_fn,
-)
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -35,6 +29,13 @@ def choose_attention(network: nn.Module, backend: str) -> None:
     """
     if backend == "auto":
         return
+    # Only here and in `attend`: importing diffusers takes longer than all else at the start of a small model.
+    from diffusers.models.attention_dispatch import (
+        AttentionBackendName,
+        _check_attention_backend_requirements,
+        _maybe_download_kernel_for_backend,
+    )
+
     named = {name.value: name for name in AttentionBackendName}
     if backend not in named:
         raise ModelNotFoundError(f"COSMORAMA_ATTENTION is {backend!r}; it must be auto or one of {', '.join(named)}")
@@ -53,6 +54,8 @@ def attend(layer: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     backend = getattr(layer, _BACKEND, None)
     grouped = query.shape[2] != key.shape[2]
     if backend is not None:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
         return cast(Tensor, dispatch_attention_fn(query, key, value, enable_gqa=grouped, backend=backend))
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return scaled_dot_product_attention(query, key, value, enable_gqa=grouped).transpose(1, 2)

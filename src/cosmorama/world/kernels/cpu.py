@@ -8,11 +8,11 @@ and give the same numbers up to the order of a sum.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
 import torch
-from diffusers.models.activations import GELU
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -63,11 +63,17 @@ def use_onednn(model: nn.Module) -> None:
     """
     if not torch.backends.mkldnn.is_available():
         return
-    for module in model.modules():
+    layers: Iterable[Any] = model.modules()
+    for module in layers:
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.forward = MethodType(_multiplied, module)  # type: ignore[method-assign]
-        elif isinstance(module, GELU) and module.proj.weight.dtype == torch.float32:
+        elif _activates(module) and module.proj.weight.dtype == torch.float32:
             module.forward = MethodType(_multiplied_and_activated, module)
+
+
+def _activates(module: nn.Module) -> bool:
+    """Whether it multiplies and applies a GELU: diffusers' layer, which is not imported for that, or Microcosm's."""
+    return type(module).__name__.lower() == "gelu" and hasattr(module, "proj")
 
 
 def _fits(layer: nn.Linear, x: Tensor) -> bool:

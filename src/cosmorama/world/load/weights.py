@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.load.files import FLOAT8, FLOATS, damaged, read_json, some, stored_tensors
@@ -219,13 +220,22 @@ def assign(
     module.load_state_dict(loaded, assign=True, strict=False)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out how new weights begin: for tensors without memory torch would load its compiler to do that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def check_size(weights: Weights, make: Callable[[], nn.Module]) -> None:
     """Refuse a config of another size than its weights before memory is taken for what it describes.
 
     Raises:
         ModelNotFoundError: the module that `make` builds has more than twice as many numbers as the files.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         count = sum(parameter.numel() for parameter in make().parameters())
     if count > 2 * weights.count:
         raise ModelNotFoundError(

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from typing import cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cosmorama.world.microcosm.stored import Stored
 
 CELL = 8
 FRAMES_PER_LATENT = 8
 OUTPUT_SCALE = 8
 
 
-class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VideoAutoencoder(Stored):
     """Frames to latents and back.
 
     Args:
@@ -32,7 +32,6 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         cell: Side of a latent cell in small pixels.
     """
 
-    @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(self, channels: int = 64, refiner_width: int = 0, upsampler_width: int = 0, cell: int = CELL) -> None:
         super().__init__()
         self.cell = cell
@@ -211,12 +210,12 @@ class Upsampler(nn.Module):
 
 def _bicubic_kernel() -> Tensor:
     """Bicubic enlargement as a convolution: [192, 3, 5, 5], outputs in the order (row, column, color)."""
-    impulses = torch.eye(25).view(25, 1, 5, 5)
+    impulses = torch.eye(25, device="cpu").view(25, 1, 5, 5)
     # Around the middle of a larger picture, so that no impulse is repeated at an edge.
     answers = _enlarge_bicubic(F.pad(impulses, (2,) * 4))[:, 0]
     middle = slice(4 * OUTPUT_SCALE, 5 * OUTPUT_SCALE)
     kernel = answers[:, middle, middle].permute(1, 2, 0).view(OUTPUT_SCALE, OUTPUT_SCALE, 1, 1, 5, 5)
-    colors = torch.eye(3).view(1, 1, 3, 3, 1, 1)
+    colors = torch.eye(3, device="cpu").view(1, 1, 3, 3, 1, 1)
     return (kernel * colors).flatten(0, 2)
 
 

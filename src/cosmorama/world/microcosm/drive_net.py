@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.corridor_map import PLAN_CHANNELS
+from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.unet import Levels
 
 CELL = 2
@@ -28,7 +27,7 @@ _FADES = 0.08  # share of the frame that is drawn anew in any case, at full spee
 _FARTHEST_PX = 8.0  # about what the strongest turn moves a pixel by
 
 
-class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class DriveNet(Stored):
     """Makes the next frame.
 
     Args:
@@ -39,7 +38,6 @@ class DriveNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         actions: Numbers A that steer a frame.
     """
 
-    @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
         widths: Sequence[int] = (48, 96, 128, 160),

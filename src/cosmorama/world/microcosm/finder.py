@@ -10,14 +10,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.corridor_map import LEVELS_M, NUMBERS, RANGES, REACH, SLOTS, CorridorMap, random_boxes
 from cosmorama.world.microcosm.odometry import BAY_M, HALF_WIDTH_M, HAZE_M, MOUNTED, NEAREST_M, on_picture
+from cosmorama.world.microcosm.stored import Stored
 
 BAYS = range(-2, 5)  # that are looked at, from the camera's
 _CELL, _ROWS, _COLUMNS = 4, 22, 40  # pixels a side, and how many there are
@@ -27,7 +26,7 @@ _EYE_M, _PITCH_RAD = 0.1, 0.03  # about how far views differ from the usual ones
 _FRONT_M, _BOX_UP_M = 0.1, 0.43  # where the middle of a box's front is
 
 
-class Finder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class Finder(Stored):
     """Reads pictures of 160 x 88 pixels.
 
     Args:
@@ -35,7 +34,6 @@ class Finder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         context: Width of what reads off them where the camera is.
     """
 
-    @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(self, widths: Sequence[int] = (64, 96, 128), context: int = 192) -> None:
         super().__init__()
         self.look = unet.Levels(3 * _CELL**2, _FEATURES, widths, [1] * len(widths), 1)

@@ -7,10 +7,9 @@ safetensors, and `world.json` with what sampling needs to know.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
 from cosmorama.request import MODES, Capabilities, FrameRule, Range, Size
 from cosmorama.world.kernels.cpu import use_onednn
@@ -22,9 +21,13 @@ from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE
 from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
+from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.microcosm.unet import VideoUNet
 from cosmorama.world.microcosm.windowed import WindowedWorld
+
+S = TypeVar("S", bound=Stored)
 
 
 def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
@@ -37,7 +40,7 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
         net = load_component(VideoUNet, folder / "unet")
         world: CosmosFlowWorld | WindowedWorld = WindowedWorld(net, autoencoder, text_encoder, config, capabilities)
     else:
-        transformer = load_component(CosmosTransformer3DModel, folder / "transformer")
+        transformer = load_component(CosmosTransformer, folder / "transformer")
         use_onednn(transformer)
         world = CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
     if (folder / "drive").exists():
@@ -45,12 +48,11 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
     return world
 
 
-def load_component(kind: Any, folder: Path) -> Any:
-    """One part of a checkpoint: a class with diffusers' `from_config`, its folder, in float32 and ready to evaluate."""
+def load_component(kind: type[S], folder: Path) -> S:
+    """One part of a checkpoint: its class, its folder, in float32 and ready to evaluate."""
     config, weights = read_json(folder / "config.json"), Weights(folder)
     with told_of(folder):
         check_size(weights, lambda: kind.from_config(config))
-        # Read directly: diffusers' from_pretrained needs accelerate for this transformer.
         model = kind.from_config(config)
         assign(model, weights, dtype=torch.float32)
     return model.eval().requires_grad_(False)

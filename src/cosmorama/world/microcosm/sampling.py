@@ -1,6 +1,6 @@
 """The Predict2.5-style family: one flow model for text, image and video, conditioned by leading clean latent frames.
 
-The denoiser is diffusers' `CosmosTransformer3DModel`. Conditioning frames enter as clean latents in the first latent
+The denoiser is a Cosmos transformer. Conditioning frames enter as clean latents in the first latent
 frames of the sequence, marked in a mask channel and by a timestep of their own; the other frames carry noise at level
 sigma, `x = (1 - sigma) * x0 + sigma * noise`.
 """
@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 from torch import Tensor, nn
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
@@ -26,6 +25,7 @@ from cosmorama.world.cosmos.text import TextContext, projected, text_context
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DriveSampling
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.vae.tiles import Autoencoder
 
 Prediction = Literal["sample", "velocity", "blend"]
@@ -168,7 +168,7 @@ class CosmosFlowWorld(FlowWorld):
 
     def __init__(
         self,
-        transformer: CosmosTransformer3DModel,
+        transformer: CosmosTransformer,
         autoencoder: Autoencoder,
         text_encoder: TextEncoder,
         config: FlowConfig,

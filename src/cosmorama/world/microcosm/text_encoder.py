@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+from cosmorama.world.microcosm.stored import Stored
 
 MAX_TOKENS = 96
 _PAD, _START = 0, 1
@@ -22,7 +22,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class TextEncoder(Stored):
     """Prompts to embeddings.
 
     Words outside the vocabulary are dropped: the world has no picture for them, and a prompt of unknown words only is
@@ -35,13 +35,13 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         heads: Attention heads.
     """
 
-    @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(self, vocabulary: Sequence[str], width: int = 192, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         self._ids = {word: index + RESERVED for index, word in enumerate(vocabulary)}
         self.embedding = nn.Embedding(len(vocabulary) + RESERVED, width)
         nn.init.normal_(self.embedding.weight, std=0.5)
-        self.position = nn.Parameter(0.02 * torch.randn(MAX_TOKENS, width))
+        self.position = nn.Parameter(torch.empty(MAX_TOKENS, width))
+        nn.init.normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True)
             for _ in range(layers)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cosmorama.world.microcosm.stored import Stored
 
 _WAVES = 32
 _LONGEST_S = 20.0  # of the waves that tell the network when a latent frame is
@@ -30,7 +30,7 @@ def modulated(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     return F.silu(x * (1 + gain) + shift)
 
 
-class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VideoUNet(Stored):
     """Estimates clean latents from noisy ones.
 
     Args:
@@ -42,7 +42,6 @@ class VideoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         actions: Numbers per latent frame that steer it; 0 for none.
     """
 
-    @register_to_config  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
         channels: int = 32,
