@@ -23,7 +23,7 @@ from cosmorama.world.microcosm.unet import Levels
 
 CELL = 2
 _CHANNELS = 3 * CELL**2
-_FADES = 0.08  # share of the frame that is drawn anew in any case, at full speed; of one that stands still, none
+_FADES = 0.2  # share of the frame that is drawn anew in any case, at full speed; of one that stands still, none
 _FARTHEST_PX = 8.0  # about what the strongest turn moves a pixel by
 
 
