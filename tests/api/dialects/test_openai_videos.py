@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import openai
 import pytest
 from PIL import Image
 
-from cosmorama.api.dialects.openai_videos import parse, percent
+from cosmorama.api.dialects.openai_videos import parse, percent, video_object
+from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError
+from cosmorama.jobs.model import Job, JobResult
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, Defaults, Range
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 from tests.api.dialects.conftest import SLOW_SEED, running
+from tests.jobs.fake import REQUEST
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,17 @@ def client(server: httpx.Client) -> Iterator[openai.OpenAI]:
     """The official client, which only was given a base URL."""
     with openai.OpenAI(base_url=str(server.base_url.join("/v1")), api_key="none", max_retries=0) as client:
         yield client
+
+
+def test_a_finished_video_is_as_long_and_large_as_its_clip_is() -> None:
+    """Not as the request was resolved: a transfer may be as long as its controls."""
+    known: dict[str, Any] = {"dialect": "openai", "model": "fake", "owner": "", "priority": "normal", "created_at": 0.0}
+    asked = Job(id="one", state="running", request=REQUEST, **known)
+    outcome = Outcome(Path("clip.mp4"), seed=1, prompt="p", width=640, height=352, frames=60, fps=24, timings={})
+    made = replace(asked, state="succeeded", result=JobResult(outcome, "video/mp4", 9, "key"))
+    assert (video_object(made)["seconds"], video_object(made)["size"]) == ("2.5", "640x352")
+    length = f"{REQUEST.result.frames / REQUEST.result.fps:g}"
+    assert video_object(asked)["seconds"] == length != "2.5"
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # OpenAI's service, not this one

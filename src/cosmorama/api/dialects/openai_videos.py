@@ -322,7 +322,7 @@ def remix_of(fields: Mapping[str, str]) -> RemixBody:
 
 def video_object(job: Job) -> dict[str, Any]:
     """A job as OpenAI's `video` object; a cancelled job has failed."""
-    result = job.request.result
+    made = job.request.result if job.result is None else job.result.outcome
     error = job.error
     return {
         "id": job.id,
@@ -334,8 +334,8 @@ def video_object(job: Job) -> dict[str, Any]:
         "completed_at": int(job.finished_at) if job.state == "succeeded" and job.finished_at else None,
         "expires_at": None,
         "prompt": job.request.prompt,
-        "seconds": f"{result.frames / result.fps:g}",
-        "size": str(Size(result.width, result.height)),
+        "seconds": f"{made.frames / made.fps:g}",
+        "size": str(Size(made.width, made.height)),
         "seed": job.request.seed,
         "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
         "warnings": list(job.warnings),
