@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cosmorama.api import middleware
 from cosmorama.api.infer import _finished
 from cosmorama.errors import DeadlineExceededError
 from cosmorama.progress import Progress
@@ -114,5 +115,40 @@ def test_the_default_limit_grows_with_what_a_job_is_expected_to_take_as_long_as_
         else:
             with pytest.raises(DeadlineExceededError, match="not finished within"):
                 await waited
+
+    asyncio.run(test())
+
+
+def test_a_large_body_is_read_no_faster_than_leaves_the_loop_to_small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "LARGE_BYTES_PER_S", 1e6)
+    piece, ended = b"x" * 100_000, list[int]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        size = 0
+        while (message := await receive())["more_body"]:
+            size += len(message["body"])
+        ended.append(size)
+
+    async def ask(limited: middleware.LimitBodies, pieces: int) -> None:
+        left = pieces
+
+        async def receive() -> dict[str, Any]:
+            nonlocal left
+            left -= 1
+            return {"type": "http.request", "body": piece if pieces > 1 else b"{}", "more_body": left >= 0}
+
+        length = str(len(piece) * pieces if pieces > 1 else 2).encode()
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-length", length)], "client": ("a", 1)}
+        await limited(scope, receive, lambda message: asyncio.sleep(0))
+
+    async def test() -> None:
+        limited = middleware.LimitBodies(app, 10**9, 10**8)
+        large = [asyncio.create_task(ask(limited, 3)) for _ in range(2)]
+        await asyncio.sleep(0)
+        begun = asyncio.get_running_loop().time()
+        await ask(limited, 1)
+        await asyncio.gather(*large)
+        assert ended == [2, 300_000, 300_000]
+        assert asyncio.get_running_loop().time() - begun >= 0.5
 
     asyncio.run(test())

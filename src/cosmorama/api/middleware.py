@@ -48,6 +48,8 @@ BODY_IDLE_S = 30.0
 """Longest pause between two pieces of a body."""
 BODY_BASE_S, BODY_BYTES_PER_S = 60.0, 200_000
 """A body of n bytes may take `BODY_BASE_S + n / BODY_BYTES_PER_S` seconds to arrive."""
+LARGE_BYTES_PER_S = 60e6
+"""Of all large bodies together: faster, reading them would be all that the event loop does."""
 
 
 class RequireKey:
@@ -191,7 +193,7 @@ def _netloc(origin: str) -> str:
 
 
 class LimitBodies:
-    """Bounds what is held of bodies at a time, and how long they take.
+    """Bounds what is held of bodies at a time, how fast they are read, and how long they take.
 
     Behind it, `request.state.release_body()` gives back the room of the request's body before its answer is complete.
 
@@ -209,6 +211,7 @@ class LimitBodies:
         self._clients: Counter[str] = Counter()
         self._largest = largest_bytes
         self._waiting: list[asyncio.Future[None]] = []
+        self._next_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 503 where there is no room for its body in time."""
@@ -233,9 +236,22 @@ class LimitBodies:
 
         scope.setdefault("state", {})["release_body"] = release
         try:
-            await self._app(scope, _timed(receive, BODY_BASE_S + size / BODY_BYTES_PER_S), send)
+            timed = _timed(receive, BODY_BASE_S + size / BODY_BYTES_PER_S)
+            await self._app(scope, self._paced(timed) if held else timed, send)
         finally:
             release()
+
+    def _paced(self, receive: Receive) -> Receive:
+        """`receive` that leaves the event loop to others between the pieces of a large body."""
+
+        async def paced() -> Message:
+            message, now = await receive(), time.monotonic()
+            self._next_at = max(self._next_at, now) + len(message.get("body", b"")) / LARGE_BYTES_PER_S
+            if self._next_at > now:
+                await asyncio.sleep(self._next_at - now)
+            return message
+
+        return paced
 
     def _size(self, headers: Headers) -> int:
         announced = headers.get("content-length", "")
