@@ -33,7 +33,7 @@ from microcosm.scenes.steered import LIMITS, Steered, draw_steered
 from microcosm.training.autoencoder import to_float
 from microcosm.training.batches import mapped
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import RunOptions, Trainer, command, compile_between
+from microcosm.training.loop import ConvolutionalRun, Trainer, command
 
 DISTURBANCE = 0.08
 _EDGES = 0.5  # weight of steps from pixel to pixel
@@ -46,7 +46,7 @@ SCALE = np.array([high for _, high in LIMITS], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(ConvolutionalRun):
     """One run."""
 
     stage: Annotated[str, typer.Option(help="There is one.")] = "drives"
@@ -55,7 +55,6 @@ class Options(RunOptions):
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     batch: int = 8
     draws: Annotated[float, typer.Option(help="Of the steps, those that learn to draw and nothing else.")] = 0.3
-    compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
     rollout: Annotated[int, typer.Option(help="Frames of its own, at most, before the one it learns.")] = 0
 
 
@@ -105,20 +104,17 @@ class Sampler:
                 frames, label, drive = self._rows[int(row)]
                 start = int(rng.integers(len(frames) - length + 1))
                 clip, way = frames[start : start + length], drive.actions[start : start + length - 1] / SCALE
-                where, place = drive.views[start : start + length], np.array(drive.ahead, np.float32)
-                first = math.floor(where[-1, 1] / BAY_M) - _AROUND
-                boxes = drive.boxes(first, 2 * _AROUND + 1)
-                if rng.random() < 0.5:
+                mirrored = rng.random() < 0.5
+                if mirrored:
                     clip, way = clip[:, :, ::-1], way * np.array([1, -1, -1], np.float32)
-                    where = where * np.array([-1, 1, -1, 1, 1], np.float32)
-                    place, boxes = place * np.array([1, -1, 1], np.float32), boxes[:, ::-1]
+                where, *around = seen_from(drive, slice(start, start + length), mirrored=mirrored)
                 if rng.random() < _STOOD:  # as a drive begins from one frame
                     clip = np.concatenate([clip[1:2], clip[1:]])
                     way = np.concatenate([0 * way[:1], way[1:]])
                 clips.append(clip)
                 moves.append(way)
                 views.append(where)
-                maps.append((boxes, first, place))
+                maps.append(around)
                 prompts.append("" if rng.random() < _SILENT else random_caption(label.scene, rng))
             pixels = to_float(np.ascontiguousarray(np.stack(clips))).transpose(1, 2)
             yield Batch(
@@ -128,6 +124,17 @@ class Sampler:
                 stacked(maps),
                 prompts,
             )
+
+
+def seen_from(drive: Steered, which: slice, *, mirrored: bool) -> tuple[Numbers, Numbers, int, Numbers]:
+    """Some views [T, 5] of a drive, and the map around the last: its boxes, its first bay and what is ahead."""
+    views, ahead = drive.views[which], np.array(drive.ahead, np.float32)
+    first = math.floor(views[-1, 1] / BAY_M) - _AROUND
+    boxes = drive.boxes(first, 2 * _AROUND + 1)
+    if mirrored:
+        views, ahead = views * np.array([-1, 1, -1, 1, 1], np.float32), ahead * np.array([1, -1, 1], np.float32)
+        boxes = boxes[:, ::-1]
+    return views, boxes, first, ahead
 
 
 def stacked(maps: Sequence[Sequence[Any]]) -> CorridorMap:
@@ -166,11 +173,6 @@ class Training(Trainer[Batch, Options]):
     """Trains on rendered drives."""
 
     unit = "frames"
-
-    def __init__(self, options: Options, rank: int) -> None:
-        if options.compiled:
-            compile_between()
-        super().__init__(options, rank)
 
     def build(self, config: dict[str, Any] | None) -> None:
         """See `Trainer`."""

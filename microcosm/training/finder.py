@@ -18,21 +18,20 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.world.microcosm.corridor_map import CorridorMap
-from cosmorama.world.microcosm.finder import BAYS, Finder, in_parts, told
+from cosmorama.world.microcosm.corridor_map import CorridorMap, in_parts
+from cosmorama.world.microcosm.finder import BAYS, Finder, told
 from cosmorama.world.microcosm.odometry import BAY_M
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.dataset import DATA
 from microcosm.training.autoencoder import to_float
-from microcosm.training.drive import LOST, Numbers, read_drives, stacked, worsened
-from microcosm.training.loop import RunOptions, Trainer, command, compile_between
+from microcosm.training.drive import LOST, Numbers, read_drives, seen_from, stacked, worsened
+from microcosm.training.loop import ConvolutionalRun, Trainer, command
 
 _THERE = 0.3  # weight of whether something stands ahead
-_AROUND = 6  # bays this way and that which are on a map
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(ConvolutionalRun):
     """One run."""
 
     stage: Annotated[str, typer.Option(help="There is one.")] = "drives"
@@ -40,7 +39,6 @@ class Options(RunOptions):
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "finder"
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     batch: int = 48
-    compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
 
 
 @dataclass(slots=True)
@@ -57,11 +55,6 @@ class Training(Trainer[Batch, Options]):
 
     unit = "frames"
 
-    def __init__(self, options: Options, rank: int) -> None:
-        if options.compiled:
-            compile_between()
-        super().__init__(options, rank)
-
     def build(self, config: dict[str, Any] | None) -> None:
         """See `Trainer`; no prompt is read."""
         self.net = Finder(**(config or {}))
@@ -75,13 +68,9 @@ class Training(Trainer[Batch, Options]):
             for row in rng.integers(len(rows), size=self.options.batch):
                 clip, _, drive = rows[int(row)]
                 index = int(rng.integers(len(clip)))
-                frame, view, place = clip[index], drive.views[index], np.array(drive.ahead, np.float32)
-                first = math.floor(view[1] / BAY_M) - _AROUND
-                boxes = drive.boxes(first, 2 * _AROUND + 1)
-                if rng.random() < 0.5:
-                    frame, view = frame[:, ::-1], view * np.array([-1, 1, -1, 1, 1], np.float32)
-                    place, boxes = place * np.array([1, -1, 1], np.float32), boxes[:, ::-1]
-                frames.append(frame)
+                mirrored = rng.random() < 0.5
+                frames.append(clip[index, :, ::-1] if mirrored else clip[index])
+                (view,), boxes, first, place = seen_from(drive, slice(index, index + 1), mirrored=mirrored)
                 found.append(looking_on(view, boxes, first, place))
             pixels = to_float(np.stack(frames)[:, None])[:, :, 0]
             views = torch.from_numpy(np.stack([view for view, *_ in found]))

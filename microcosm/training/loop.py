@@ -54,6 +54,13 @@ class RunOptions:
     processes: Annotated[int, typer.Option(help="Data-parallel workers, each with one thread and its own batches.")] = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionalRun(RunOptions):
+    """One run of a network of convolutions."""
+
+    compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
+
+
 def command(options: type[Run], module: str, training: Callable[[Run, int], Trainer[Any, Run]]) -> None:
     """Run a trainer in as many processes as the command line asks for; its options are those of `options`."""
 
@@ -141,6 +148,8 @@ class Trainer(ABC, Generic[B, Run]):
     """Whether the optimizer computes in bfloat16."""
 
     def __init__(self, options: Run, rank: int, device: str = "cpu") -> None:
+        if isinstance(options, ConvolutionalRun) and options.compiled:
+            compile_between()
         torch.manual_seed(options.seed)  # the weights begin alike everywhere
         torch.set_num_threads(1)
         self.options, self.rank, self.device = options, rank, device

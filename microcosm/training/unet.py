@@ -25,7 +25,7 @@ from microcosm.scenes.dataset import DATA
 from microcosm.training.auxiliary import cell_classes
 from microcosm.training.batches import FINE_STAGES, Batch, Sampler, read_shots
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import RunOptions, Trainer, command, compile_between, draw_t, given_parts
+from microcosm.training.loop import ConvolutionalRun, Trainer, command, draw_t, given_parts
 
 SMALLEST_T = 0.2  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
 OBJECT_WEIGHT = 1.0  # extra weight of the error in cells that show an object
@@ -33,7 +33,7 @@ DISTURBANCE = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(ConvolutionalRun):
     """One run."""
 
     stage: Annotated[str, typer.Option(help=f"{', '.join(FINE_STAGES)}.")] = "stills"
@@ -42,7 +42,6 @@ class Options(RunOptions):
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     widths: Annotated[str, typer.Option(help="Features on each level of a new run.")] = "64,96,192,256"
     depths: Annotated[str, typer.Option(help="Blocks on each level of a new run.")] = "1,1,2,3"
-    compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
     device: Annotated[str, typer.Option(help="cpu or cuda; one worker on the latter.")] = "cpu"
     batch: Annotated[int, typer.Option(help="How many times as large batches are.")] = 1
     loaders: Annotated[int, typer.Option(help="Processes that draw batches ahead; 0 draws them between steps.")] = 0
@@ -87,8 +86,6 @@ class Training(Trainer[Batch, Options]):
     unit = "latent_frames"
 
     def __init__(self, options: Options, rank: int) -> None:
-        if options.compiled:
-            compile_between()
         super().__init__(options, rank, options.device)
 
     def build(self, config: dict[str, Any] | None) -> None:

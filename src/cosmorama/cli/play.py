@@ -102,11 +102,7 @@ def _session(loaded: Model, request: GenerationRequest) -> tuple[ActionDomain, G
     resolved = resolve(replace(request, action=Action(DRIVE.id, (STANDING,), steps=1)), capabilities)
     assert isinstance(world, FlowWorld)  # no other model has the domain
     assert world.driver is not None
-    assert resolved.seed is not None
-    prepared = loaded.preparer(resolved, capabilities)
-    text = world.encode_text(prepared.prompt).states[:, 0].float()
-    frames = None if prepared.frames is None else torch.from_numpy(prepared.frames)
-    driver = start(world.driver, text, prepared.prompt, resolved.seed, frames)
+    driver = start(world.driver, loaded.preparer(resolved, capabilities).inputs, world.encode_text)
 
     def do(move: Move) -> Image.Image:
         frame = driver.drive(scaled(torch.tensor([move]), resolved.fps))[0]

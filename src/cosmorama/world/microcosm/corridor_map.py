@@ -41,11 +41,22 @@ class CorridorMap:
     ahead: Tensor
 
 
+def of_parts(parts: Tensor) -> Tensor:
+    """Boxes [..., `NUMBERS`] of numbers from 0 to 1, which say where in its range each number is."""
+    low, high = RANGES.unbind(1)
+    return low + parts * (high - low)
+
+
+def in_parts(boxes: Tensor) -> Tensor:
+    """The inverse of `of_parts`."""
+    low, high = RANGES.unbind(1)
+    return (boxes - low) / (high - low)
+
+
 def random_boxes(seed: int) -> Tensor:
     """The boxes that a seed puts into bays `REACH`: [bays, left or right, levels, slots, `NUMBERS`]."""
     generator = torch.Generator().manual_seed(seed)
-    low, high = RANGES.unbind(1)
-    boxes = low + torch.rand(len(REACH), 2, 2, 2, NUMBERS, generator=generator) * (high - low)
+    boxes = of_parts(torch.rand(len(REACH), 2, 2, 2, NUMBERS, generator=generator))
     boxes[..., 0] = (boxes[..., 0] < _BOX_SHARE).float()
     return boxes
 

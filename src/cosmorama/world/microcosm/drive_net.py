@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.corridor_map import PLAN_CHANNELS
 from cosmorama.world.microcosm.stored import Stored
-from cosmorama.world.microcosm.unet import Levels
 
 CELL = 2
 _CHANNELS = 3 * CELL**2
@@ -51,9 +50,9 @@ class DriveNet(Stored):
         self.text_embed = nn.Linear(text_width, context)
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.SiLU())
         once = [1] * len(widths)
-        self.motion = Levels(2 * _CHANNELS + PLAN_CHANNELS, 2 * actions, motion_widths, once, context)
-        self.scene = Levels(PLAN_CHANNELS, _CHANNELS, widths, once, context)
-        self.choice = Levels(4 * _CHANNELS + 1 + PLAN_CHANNELS, 2 * CELL**2, motion_widths, once, context)
+        self.motion = unet.Levels(2 * _CHANNELS + PLAN_CHANNELS, 2 * actions, motion_widths, once, context)
+        self.scene = unet.Levels(PLAN_CHANNELS, _CHANNELS, widths, once, context)
+        self.choice = unet.Levels(4 * _CHANNELS + 1 + PLAN_CHANNELS, 2 * CELL**2, motion_widths, once, context)
         with torch.no_grad():  # at first all stays as it is
             cast(Tensor, self.choice.write.bias).copy_(torch.tensor([2.0, -3.0]).repeat_interleave(CELL**2))
 

@@ -118,9 +118,12 @@ def imagined(prompt: str, seed: int) -> tuple[Tensor, CorridorMap]:
 
 
 @torch.inference_mode()
-def start(driver: tuple[DriveNet, Finder], text: Tensor, prompt: str, seed: int, frames: Tensor | None) -> Driver:
-    """A drive at its first frame: the first of conditioning frames `[T, H, W, 3]`, or the prompt's corridor."""
+def start(driver: tuple[DriveNet, Finder], inputs: Inputs, read: ReadText) -> Driver:
+    """A drive at its first frame: the first of the conditioning frames, or the prompt's corridor."""
     net, finder = driver
+    prompt, seed, frames = inputs.prompt, inputs.request.seed, inputs.frames
+    assert seed is not None
+    text = read(prompt).states[:, 0].float() if prompt else torch.zeros(1, net.config.text_width)
     if frames is None:
         view, corridor = imagined(prompt, seed)
         with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
@@ -144,13 +147,9 @@ class DriveSampling(Sampling):
         request = inputs.request
         assert isinstance(autoencoder, VideoAutoencoder)
         assert request.action is not None
-        assert request.seed is not None
         self._autoencoder, self._request = autoencoder, request
         self.schedule = flow_schedule(request.steps)
-        text = torch.zeros(1, driver[0].config.text_width)
-        if inputs.prompt:
-            text = read(inputs.prompt).states[:, 0].float()
-        self._start = start(driver, text, inputs.prompt, request.seed, inputs.frames)
+        self._start = start(driver, inputs, read)
         self._before = self._start.frames.transpose(1, 2)
         self._actions = scaled(given_actions(request.action, DRIVE.width), request.fps)
         self._views = [self._start.view]

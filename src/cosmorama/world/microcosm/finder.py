@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.corridor_map import LEVELS_M, NUMBERS, RANGES, REACH, SLOTS, CorridorMap, random_boxes
+from cosmorama.world.microcosm.corridor_map import LEVELS_M, NUMBERS, REACH, SLOTS, CorridorMap, of_parts, random_boxes
 from cosmorama.world.microcosm.odometry import BAY_M, HALF_WIDTH_M, HAZE_M, MOUNTED, NEAREST_M, on_picture
 from cosmorama.world.microcosm.stored import Stored
 
@@ -108,16 +108,9 @@ def found(finder: Finder, frame: Tensor, seed: int) -> tuple[Tensor, CorridorMap
     features, said = finder(frame)
     view, ahead = heard(said)
     parts, shown = finder.boxes(features, view)
-    low, high = RANGES.unbind(1)
     parts = torch.cat([(parts[..., :1] > 0).float(), parts[..., 1:].clamp(0, 1)], dim=-1)
     boxes = random_boxes(seed)[None]
     first = int((view[0, 1] / BAY_M).floor()) + BAYS[0] - REACH[0]
     around = boxes[:, first : first + len(BAYS)]
-    around.copy_(torch.where(shown[..., None], low + parts * (high - low), around))
+    around.copy_(torch.where(shown[..., None], of_parts(parts), around))
     return view[0], CorridorMap(boxes, torch.tensor([REACH[0]]), ahead)
-
-
-def in_parts(boxes: Tensor) -> Tensor:
-    """Boxes [..., `NUMBERS`] in parts of their ranges."""
-    low, high = RANGES.unbind(1)
-    return (boxes - low) / (high - low)
