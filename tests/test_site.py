@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cosmorama.api.dialects.openai_videos import parse
 from cosmorama.errors import Problem
 from cosmorama.request import GenerationRequest
 from cosmorama.settings import CLIENT_VARIABLES, Settings
@@ -82,6 +83,42 @@ def test_the_map_from_diffusers_names_what_both_have() -> None:
         assert hasattr(DiffusionPipeline, name)
     assert hasattr(LoraBaseMixin, "set_adapters")
     assert {"offload", "adapters"} <= inspect.signature(cosmorama.load).parameters.keys()
+
+
+def test_fields_on_the_left_of_the_map_from_other_servers_are_followed() -> None:
+    values = {
+        "control": "AAAA",
+        "control_path": "https://example.com/edge.mp4",
+        "control_hint": "edge",
+        "condition_frame_indexes_vision": [0],
+        "condition_video_latent_indexes": [0, 1],
+        "condition_video_keep": "last",
+        "video_reference": "https://example.com/a.mp4",
+        "action_mode": "forward_dynamics",
+        "action_chunk_size": 4,
+        "domain_name": "drive",
+        "action": [[1.0, 0.0, 0.0]] * 4,
+    }
+    rows = (DOCS / "moving.md").read_text().partition("## From SGLang")[2].splitlines()
+    kinds = ("contr", "what", "a r")
+    named = {kind: next(row for row in rows if row.startswith(f"| {kind}")).split("|") for kind in kinds}
+    cells = {kind: set(re.findall(r"[`\"](\w+)[`\"]", row[1])) for kind, row in named.items()}
+    chunks = set(re.findall(r"`(\w+)`", named["contr"][2])) - {"transfer"}
+    assert len(chunks) == 4
+    for kind in sorted(cells["contr"] - {"extra_params", "control", "control_path", "control_hint"}):
+        for way in ("control", "control_path"):
+            extra = {kind: {way: values[way]}, **dict.fromkeys(chunks, 1)}
+            request = parse({"prompt": "a", "extra_params": extra}, Settings())
+            assert (len(request.controls), request.control_guidance, request.warnings) == (1, 1.0, ()), extra
+    hinted = parse({"prompt": "a", "extra_params": {"control_hint": "edge", "control_path": "https://a/b"}}, Settings())
+    assert [control.source for control in hinted.controls] == ["https://a/b"]
+    for name in cells["what"]:
+        kept = parse({"prompt": "a", name: values[name]}, Settings())
+        assert (kept.conditioning_indexes, kept.keep, kept.video) != (None, "first", None), name
+    actions = cells["a r"] - {"extra_params"}
+    driven = parse({"prompt": "a", "extra_params": {name: values[name] for name in actions}}, Settings())
+    assert driven.action is not None
+    assert driven.warnings == ()
 
 
 def test_paths_and_methods_that_pages_name_are_there() -> None:

@@ -1,7 +1,8 @@
 """Routes that clients of OpenAI, SGLang and vLLM-Omni call besides `/v1/videos`.
 
-`/v1/videos/sync` answers with the clip itself, `/v1/videos/{id}/extend` goes on with a finished one,
-`/v1/images/generations` makes stills, `/v1/models/{name}` and `/health` say what everybody asks.
+`/v1/videos/sync`, and TensorRT-LLM's `/v1/videos/generations`, answer with the clip itself, `/v1/videos/{id}/extend`
+goes on with a finished one, `/v1/images/generations` makes stills, `/v1/models/{name}` and `/health` say what everybody
+asks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ EXTENDED_FROM = "extended_from_video_id"
 """The label of a job that goes on with a video."""
 
 
+@router.post("/v1/videos/generations", include_in_schema=False)
 @router.post(
     "/v1/videos/sync",
     summary="Make a video and answer with it",
@@ -129,7 +131,7 @@ class ImageBody(DialectBody):
     """What a client of OpenAI's Images API sends, and the sampling knobs."""
 
     dialect: ClassVar[str] = "openai_images"
-    aliases = {"num_inference_steps": "steps", "num_outputs_per_prompt": "n"}  # noqa: RUF012
+    aliases = {"num_inference_steps": "steps", "num_outputs_per_prompt": "n", "format": "output_format"}  # noqa: RUF012
 
     prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
     n: int = Field(1, ge=1, le=1, description="One picture is made per request.")
@@ -148,7 +150,7 @@ class ImageBody(DialectBody):
 
 
 _UNUSED_IMAGE_FIELDS = (
-    *openai_videos.UNUSED,
+    *(name for name in openai_videos.UNUSED if name not in ("format", "response_format")),
     "quality",
     "style",
     "background",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,17 +15,30 @@ from fastapi.routing import APIRoute
 from cosmorama.api.body import body_limit, off_loop, read_form, read_json, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import openai_videos
-from cosmorama.api.dialects.base import worded
+from cosmorama.api.dialects.base import action_answer, worded
 from cosmorama.api.dialects.wire import WireError
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
 from cosmorama.api.services import Services, ServicesOf, options_of, owner_of, page_limit
 from cosmorama.errors import CosmoramaError, InvalidRequestError, JobNotFoundError, MediaError, Problem
-from cosmorama.jobs.model import Job
-from cosmorama.request import GenerationRequest
+from cosmorama.jobs.model import Job, State
+from cosmorama.progress import Progress
+from cosmorama.request import GenerationRequest, Size
 
 POLL_AFTER_MS = 500
 """What the official client is told about how often to ask."""
+REMIXED_FROM = "remixed_from_video_id"
+"""The label of a job that is a remix."""
+_STATUS: dict[State, str] = {
+    "queued": "queued",
+    "running": "in_progress",
+    "succeeded": "completed",
+    "failed": "failed",
+    "cancelled": "failed",
+}
+_DENOISING = (2, 90)
+_DECODING = (90, 99)
+"""From and to which per cent of the whole the two long stages go."""
 
 
 class OpenAIRoute(APIRoute):
@@ -111,7 +125,7 @@ async def list_videos(
         )
     except InvalidRequestError as error:
         raise error.renamed({"cursor": "after"}) from None
-    data = [openai_videos.video_object(job) for job in page.jobs]
+    data = [video_object(job) for job in page.jobs]
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return JSONResponse({"object": "list", "data": data, **ends, "has_more": page.cursor is not None})
 
@@ -121,7 +135,7 @@ async def retrieve(video_id: str, request: Request, services: ServicesOf) -> Res
     """Its status, and how many per cent are done."""
     job = await video_of(video_id, request, services)
     headers = {} if job.final else {"openai-poll-after-ms": str(POLL_AFTER_MS)}
-    return JSONResponse(openai_videos.video_object(job), headers=headers)
+    return JSONResponse(video_object(job), headers=headers)
 
 
 @router.delete("/{video_id}", summary="Delete a video", responses={200: {"description": "It is gone."}})
@@ -178,7 +192,7 @@ async def remix(video_id: str, request: Request, services: ServicesOf) -> Respon
     if source.state != "succeeded":
         raise BodyError(f"{video_id} is not completed, and only a completed video can be remixed", status=409)
     again = replace(await services.jobs.restored(source), prompt=body.prompt)
-    return await begin_video(request, again, services, labels={openai_videos.REMIXED_FROM: source.id})
+    return await begin_video(request, again, services, labels={REMIXED_FROM: source.id})
 
 
 async def generation_of(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, str]]:
@@ -213,7 +227,7 @@ async def begin_video(
         job = await services.jobs.submit(generation, dialect=openai_videos.NAME, owner=owner_of(request), **options)
     except (InvalidRequestError, MediaError) as error:
         raise worded(error, names) from None
-    return JSONResponse(openai_videos.video_object(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
+    return JSONResponse(video_object(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
 
 
 async def video_of(video_id: str, request: Request, services: Services) -> Job:
@@ -225,3 +239,40 @@ async def video_of(video_id: str, request: Request, services: Services) -> Job:
     if job is None or job.dialect != openai_videos.NAME:
         raise JobNotFoundError(f"there is no video {video_id}")
     return job
+
+
+def video_object(job: Job) -> dict[str, Any]:
+    """A job as OpenAI's `video` object; a cancelled job has failed."""
+    made = job.request.result if job.result is None else job.result.outcome
+    error = job.error
+    return {
+        "id": job.id,
+        "object": "video",
+        "model": job.model,
+        "status": _STATUS[job.state],
+        "progress": percent(job.progress, job.state),
+        "created_at": int(job.created_at),
+        "completed_at": int(job.finished_at) if job.state == "succeeded" and job.finished_at else None,
+        "expires_at": None,
+        "prompt": job.request.prompt,
+        "seconds": f"{made.frames / made.fps:g}",
+        "size": str(Size(made.width, made.height)),
+        "seed": job.request.seed,
+        "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
+        "warnings": list(job.warnings),
+        "guardrails": [check.model_dump() for check in job.checks],
+        "action": None if job.result is None else action_answer(job.request, job.result.outcome),
+        "error": None if error is None else {"code": error.type, "message": error.text},
+    }
+
+
+def percent(progress: Progress, state: State) -> int:
+    """How much of a job is done, 0 to 100: by denoising steps, then by decoded frames."""
+    if state == "succeeded":
+        return 100
+    if progress.stage == "done":  # made, and being put in its place
+        return _DECODING[1]
+    low, high = {"denoise": _DENOISING, "decode": _DECODING}.get(progress.stage, (0, 0))
+    if not progress.total:
+        return {"encode": 1}.get(progress.stage, low)
+    return low + math.floor((high - low) * progress.step / progress.total)

@@ -11,6 +11,7 @@ import typer
 
 from cosmorama.cli.options import DEFAULT_SERVER, KeyOption, ServerOption, errors_for_people
 from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.media.sniff import is_clip_name
 
 Model = Annotated[str | None, typer.Option(help="The model that it is for.", show_default="the server's first")]
 
@@ -34,8 +35,7 @@ def caption(
     api_key: KeyOption = None,
 ) -> None:
     """Print the description of a picture or a clip."""
-    clip = Path(source.partition("?")[0]).suffix.lower() in (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
-    body = {"video" if clip else "image": _media(source), "model": model}
+    body = {"video" if is_clip_name(source, ".gif") else "image": _media(source), "model": model}
     _print(server, api_key, "/v1/caption", body, "caption")
 
 

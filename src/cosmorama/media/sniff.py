@@ -6,8 +6,10 @@ files or hosts (playlists, scripts, session descriptions, subtitles, numbered pi
 
 from __future__ import annotations
 
+import binascii
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from cosmorama.errors import MediaError
 
@@ -20,6 +22,7 @@ class Kind:
     name: str
 
 
+CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
 _PREFIXES: tuple[tuple[bytes, Kind], ...] = (
     (b"\x89PNG\r\n\x1a\n", Kind("picture", "PNG")),
     (b"\xff\xd8\xff", Kind("picture", "JPEG")),
@@ -59,6 +62,33 @@ def sniff(data: bytes) -> Kind | None:
         if len(data) >= start + 3 * step and all(data[start + i * step] == 0x47 for i in range(3)):
             return Kind("clip", "mpegts")
     return None
+
+
+def may_be_clip(media: object) -> bool:
+    """Whether media that nothing else names is a clip: by its contents, else by the name in its URL."""
+    if isinstance(media, bytes):
+        kind = sniff(media)
+        return kind is not None and kind.what == "clip"
+    text = str(media).strip()
+    if text[:8].lower().startswith(("http://", "https://")):
+        return is_clip_name(text)
+    head = "".join(text[:2048].split())
+    if head[:5].lower() == "data:":
+        if head[5:11].lower() == "video/":
+            return True
+        head = head.partition(",")[2]
+    try:
+        return may_be_clip(binascii.a2b_base64(head[: len(head) // 4 * 4]))
+    except ValueError:  # not base64; whoever fetches it says so
+        return False
+
+
+def is_clip_name(name: str, *more: str) -> bool:
+    """Whether a URL or the name of a file ends like a clip's, or in one of the `more` suffixes."""
+    try:
+        return urlsplit(name[:4096]).path.lower().endswith((*CLIP_SUFFIXES, *more))
+    except ValueError:
+        return False
 
 
 def known_kind(data: bytes, field: str) -> Kind:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import openai
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from cosmorama.api.dialects.openai_videos import parse, parse_form
 from cosmorama.api.info import variant_of
 from cosmorama.engine.pool import named
+from cosmorama.errors import CosmoramaError
 from cosmorama.settings import Settings
 from tests.api.dialects.conftest import running
 from tests.api.dialects.reading import MICROCOSM, resolve
@@ -135,6 +137,84 @@ def test_vllm_omnis_actions(server: httpx.Client, jpeg: bytes, mp4: bytes) -> No
     answer = server.post("/v1/videos", data=OMNI | {"extra_params": json.dumps(forward)}, files=picture)
     video = finished(server, answer.raise_for_status().json()["id"])
     assert (video["action"], video["size"], video["seconds"]) == (None, "96x64", "0.208333")
+
+
+CHUNKS: dict[str, Any] = {
+    "control_guidance": 1.5,
+    "num_video_frames_per_chunk": 9,
+    "num_conditional_frames": 1,
+    "num_first_chunk_conditional_frames": 0,
+    "max_frames": 5,
+    "use_resolution_template": False,
+    "share_vision_temporal_positions": True,
+}
+CONTROL = "data:video/mp4;base64,AAAA"
+PRESET = {"preset_edge_threshold": "medium"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [
+        ({"edge": {"control_path": CONTROL, **PRESET}}, "edge"),  # vLLM-Omni
+        ({"control_hint": "edge", "control_path": CONTROL, **PRESET}, "edge"),  # SGLang
+        ({"edge": {"control": "AAAA", **PRESET}}, "edge"),  # TensorRT-LLM
+        ({"blur": {"control": "AAAA", "weight": 0.5, "preset_blur_strength": "high"}}, "vis"),
+        ({"wsm": {"control": "AAAA"}}, "wsm"),
+    ],
+)
+def test_controls_among_the_extra_fields_are_followed(extra: dict[str, Any], kind: str) -> None:
+    request = parse({"prompt": "a", "num_frames": 5, "fps": 24, "extra_params": CHUNKS | extra}, Settings())
+    (control,) = request.controls
+    assert (request.task, control.kind, control.source in (CONTROL, "AAAA")) == ("transfer", kind, True)
+    assert control.weight == (0.5 if kind == "vis" else 1.0)
+    assert (request.control_guidance, request.chunk_frames, request.frames) == (1.5, 9, 5)
+    assert request.warnings == tuple(
+        f"extra_params.{name} was not used" for name in ("use_resolution_template", "share_vision_temporal_positions")
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"edge": {"control_path": "assets/edge.mp4"}}, "extra_params.edge.control_path: 'assets/edge.mp4'"),
+        ({"depth": {}}, "extra_params.depth.control: null is not accepted; expected a clip of depth"),
+        ({"edge": True}, "extra_params.edge.control: null is not accepted; expected a clip of edge, or a clip in"),
+        ({"edge": {"control": "AAAA", "colour": 1}}, "unknown field 'edge.colour'"),
+        ({"control_hint": "sound", "control": "AAAA", "seg": 3}, "extra_params.control_hint: 'sound'"),
+    ],
+)
+def test_controls_that_are_wrong_are_told(extra: dict[str, Any], said: str) -> None:
+    with pytest.raises(CosmoramaError) as refused:
+        parse({"prompt": "a", "extra_params": extra}, Settings())
+    assert said in str(refused.value)
+
+
+def test_both_ends_of_a_clip_are_kept() -> None:
+    extra = {"condition_video_latent_indexes": [23, 0, 0], "condition_video_keep": "last"}
+    body = {"prompt": "a", "video_reference": {"video_url": CONTROL}, "extra_params": extra}
+    request = parse(body, Settings())
+    assert (request.conditioning_indexes, request.keep, request.video) == ((0, 23), "last", CONTROL)
+
+
+def test_the_route_of_tensorrt_llm_answers_with_the_clip(server: httpx.Client) -> None:
+    body = {"prompt": "a red ball", "size": "96x64", "num_frames": 5, "fps": 24, "seconds": 5 / 24, "seed": 3}
+    more = {"format": "auto", "response_format": "file", "extra_params": {"use_guardrails": True}}
+    answer = server.post("/v1/videos/generations", json=body | more, headers={"Accept": "video/mp4, video/x-msvideo"})
+    assert answer.status_code == 200, answer.text
+    assert (answer.headers["content-type"], answer.content[4:8]) == ("video/mp4", b"ftyp")
+
+
+def test_a_video_says_what_was_made_of_it(server: httpx.Client, mp4: bytes) -> None:
+    control = "data:video/mp4;base64," + base64.b64encode(mp4).decode()
+    body = {"prompt": "a", "width": 96, "height": 64, "fps": 24, "extra_params": {"edge": {"control": control}}}
+    video = finished(server, server.post("/v1/videos", json=body).raise_for_status().json()["id"])
+    clip = server.get(f"/v1/videos/{video['id']}/content").content
+    with av.open(io.BytesIO(clip)) as container:
+        frames = [*container.decode(video=0)]
+        rate = container.streams.video[0].average_rate
+    assert rate is not None
+    assert video["size"] == f"{frames[0].width}x{frames[0].height}"
+    assert float(video["seconds"]) == pytest.approx(len(frames) / float(rate), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import openai
 import pytest
 from PIL import Image
 
-from cosmorama.api.dialects.openai_videos import parse, percent, video_object
+from cosmorama.api.dialects.openai_videos import parse
+from cosmorama.api.videos import percent, video_object
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError
 from cosmorama.jobs.model import Job, JobResult

@@ -217,10 +217,10 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         model=wire.model,
         usual=_usual(wire),
     )
-    return request if wire.transfer is None else _followed(request, wire.transfer)
+    return request if wire.transfer is None else followed(request, wire.transfer)
 
 
-def _followed(request: GenerationRequest, transfer: Transfer) -> GenerationRequest:
+def followed(request: GenerationRequest, transfer: Transfer) -> GenerationRequest:
     """The request with what `transfer` says."""
     return replace(
         request,

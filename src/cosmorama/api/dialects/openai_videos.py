@@ -6,25 +6,28 @@ the official client sends with `extra_body`. Any size is made: at the model's ne
 
 from __future__ import annotations
 
-import binascii
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cosmorama import usual
-from cosmorama.api.dialects.base import BY_INPUT, Dialect, action_answer, file_answer
+from cosmorama.api.dialects.base import BY_INPUT, Dialect, file_answer
 from cosmorama.api.dialects.cosmos3 import (
     ACTION_MODES,
+    CONTROLS,
+    COSMOS3,
+    DERIVED,
     DRIVEN,
     ActionParams,
+    Transfer,
     action_of,
     action_problems,
     drives,
+    followed,
     names_of_action,
     size_of_action,
 )
@@ -40,15 +43,13 @@ from cosmorama.api.dialects.wire import (
 from cosmorama.api.errors import BodyError
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
-from cosmorama.jobs.model import Job, State
-from cosmorama.media.sniff import sniff
-from cosmorama.progress import Progress
+from cosmorama.media.sniff import is_clip_name, may_be_clip
 from cosmorama.request import (
+    MAX_INDEXES,
     MAX_SEED,
     PROMPT_MAX_CHARACTERS,
     Adapter,
     GenerationRequest,
-    MediaSource,
     Output,
     Size,
     Solver,
@@ -59,8 +60,6 @@ from cosmorama.settings import Settings
 NAME = "openai"
 DEFAULT_SECONDS = 4.0
 DEFAULT_SIZE = "720x1280"
-REMIXED_FROM = "remixed_from_video_id"
-"""The label of a job that is a remix."""
 WIRE_NAMES = {
     **BY_INPUT,
     "field=image2world": "input_reference",
@@ -68,51 +67,28 @@ WIRE_NAMES = {
     "image": "input_reference",
     "video": "input_reference",
     "adapters": "lora",
+    "conditioning_indexes": "condition_frame_indexes_vision",
 }
 QUALITIES = {"auto": None, "standard": None, "low": 3, "medium": 5, "high": 8, "hd": 8}
 """OpenAI's words for it, to this server's numbers."""
 _CARRIERS = ("extra_params", "extra_body")
-_OBJECTS = (*_CARRIERS, "lora", "video_params", "input_reference", "image_reference")
-UNUSED = (
-    "user",
-    "guidance_scale_2",
-    "true_cfg_scale",
-    "boundary_ratio",
-    "generate_sound",
-    "sound_duration",
-    "generator_device",
-    "enable_teacache",
-    "enable_frame_interpolation",
-    "frame_interpolation_exp",
-    "frame_interpolation_scale",
-    "frame_interpolation_model_path",
-    "enable_upscaling",
-    "upscaling_model_path",
-    "upscaling_scale",
-    "output_quality",
-    "output_compression",
-    "output_path",
-    "save_output",
-    "diffusers_kwargs",
-    "perf_dump_path",
-    "guardrails",
-    "max_sequence_length",
-)
+_OBJECTS = (*_CARRIERS, "lora", "video_params", "input_reference", "image_reference", "video_reference")
+_NOT_USED = """
+user guidance_scale_2 true_cfg_scale boundary_ratio generate_sound sound_duration generator_device enable_teacache
+enable_frame_interpolation frame_interpolation_exp frame_interpolation_scale frame_interpolation_model_path
+enable_upscaling upscaling_model_path upscaling_scale output_quality output_compression output_path save_output
+diffusers_kwargs perf_dump_path guardrails use_guardrails max_sequence_length enable_audio format response_format
+output_type use_resolution_template use_duration_template use_system_prompt share_vision_temporal_positions
+"""
+UNUSED = tuple(_NOT_USED.split())
 """What clients of other servers send and nothing here follows from."""
-_AS_USUAL = (None, False, "false", "auto", "default", "standard")
+_OF_CONTROLS = {"control": "video", "control_path": "video", "weight": "control_weight"}
+"""What those servers call what is in a control, to this server's names."""
+_BESIDE = ("control_hint", "control", "control_path", "preset_edge_threshold", "preset_blur_strength")
+"""What may stand beside a control instead of in it."""
+_AS_USUAL = (None, False, "false", "auto", "default", "standard", "file", "mp4")
 """Values of theirs that ask for nothing."""
 _MOST_WARNINGS = 16
-_CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
-_STATUS: dict[State, str] = {
-    "queued": "queued",
-    "running": "in_progress",
-    "succeeded": "completed",
-    "failed": "failed",
-    "cancelled": "failed",
-}
-_DENOISING = (2, 90)
-_DECODING = (90, 99)
-"""From and to which per cent of the whole the two long stages go."""
 
 
 class Reference(WireModel):
@@ -139,6 +115,40 @@ class VideoAction(ActionParams):
     action_mode: Literal["forward_dynamics", "policy", "inverse_dynamics"]
 
 
+class VideoTransfer(Transfer):
+    """The controls among the extra fields, as clients of vLLM-Omni, SGLang and TensorRT-LLM send them."""
+
+    max_frames: int | None = Field(None, description="As many as num_frames, with all of these clients.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_here(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Under this server's names; SGLang's clients name one control in `control_hint`, its fields beside it."""
+        found = {name: each for name, each in value.items() if name not in _BESIDE}
+        if (hint := value.get("control_hint")) is not None:
+            found.setdefault(hint, {name: value[name] for name in _BESIDE[1:] if name in value})
+        for name in CONTROLS:
+            if isinstance(params := found.get(name), Mapping):
+                own = {_OF_CONTROLS.get(key, key): each for key, each in params.items()}
+                # A preset says how a control clip was made, where there is one.
+                found[name] = {key: own[key] for key in own if not (own.get("video") and key in _BESIDE)}
+        return found
+
+    def problems(self, at: str, *, has_clip: bool) -> Iterator[Problem]:
+        """What is missing of them; whatever belongs to the loaded model is told later."""
+        for name, params in self.given.items():
+            if params.video and ":" not in params.video[:8] and is_clip_name(params.video):
+                accepted = "a URL, a data URL or base64: files of this server are not read"
+                yield Problem(f"{at}.{name}.control_path", params.video, accepted)
+            elif not params.video and (name not in DERIVED or not has_clip):
+                accepted = f"a clip of {name}" + (", or a clip in input_reference" if name in DERIVED else "")
+                yield Problem(f"{at}.{name}.control", None, accepted)
+
+
+_Special = tuple[str, VideoAction | VideoTransfer]
+"""What the client calls the object of extra fields that they are in, and the fields."""
+
+
 class VideoBody(DialectBody):
     """What a client of OpenAI's Videos API sends, and what clients of SGLang and vLLM-Omni send besides."""
 
@@ -147,7 +157,9 @@ class VideoBody(DialectBody):
         "num_frames": "frames",
         "num_inference_steps": "steps",
         "num_outputs_per_prompt": "n",
+        "condition_video_latent_indexes": "condition_frame_indexes_vision",
         "image_reference": "input_reference",
+        "video_reference": "input_reference",
         "reference_url": "input_reference",
     }
 
@@ -167,6 +179,13 @@ class VideoBody(DialectBody):
     solver: Solver | None = None
     guidance_rescale: float = 0.0
     conditioning_frames: int | None = None
+    condition_frame_indexes_vision: list[int] | None = Field(
+        None,
+        max_length=MAX_INDEXES,
+        fail_fast=True,
+        description="Latent frames of the result that a clip gives: [0, 1].",
+    )
+    condition_video_keep: Literal["first", "last"] | None = None
     flow_shift: float | None = None
     quality: int | None = Field(None, ge=1, le=9)
     n: int = Field(1, ge=1, le=1, description="One video is made per request.")
@@ -210,8 +229,8 @@ class ExtendBody(VideoBody):
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded JSON body to the request it describes."""
-    given, warnings = _spread(body)
-    return _to_request(validate(given, VideoBody), None, settings, warnings, _action(body))
+    given, warnings, special = _spread(body)
+    return _to_request(validate(given, VideoBody), None, settings, warnings, special)
 
 
 def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settings) -> GenerationRequest:
@@ -234,14 +253,14 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
                 parts[inner.removesuffix("]")] = text
         else:
             body[name] = _object(text, name) if outer in _OBJECTS else text
-    given, warnings = _spread(body)
+    given, warnings, special = _spread(body)
     if upload is not None and "input_reference" in given:
         raise InvalidRequestError(Problem("input_reference", "an upload and a value", "one of the two"))
     try:
         wire = VideoBody.model_validate(given, strict=False)
     except ValidationError as error:
         raise wire_error(error, VideoBody, given) from None
-    return _to_request(wire, upload, settings, warnings, _action(body))
+    return _to_request(wire, upload, settings, warnings, special)
 
 
 def _object(text: str, name: str = "the body") -> Any:
@@ -256,48 +275,46 @@ def _object(text: str, name: str = "the body") -> Any:
         raise WireError(name, [f"{name}: {str(error).replace('the body', 'it')}"]) from None
 
 
-def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The body with what stands in its objects of extra fields, and what of all that is not used here."""
+def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Special | None]:
+    """The body with what stands in its objects of extra fields, what is not used of it, and its actions or controls."""
     given = {name: value for name, value in body.items() if value is not None and name not in _CARRIERS}
     warnings = [f"{name} was not used" for name in UNUSED if given.pop(name, None) not in _AS_USUAL]
+    special = None
     for name in ("video_url", "image_url"):
         if isinstance(given.get(name), str) and "input_reference" not in given:
             given["input_reference"] = {name: given.pop(name)}
-    for carrier in _CARRIERS:
+    for carrier in (*_CARRIERS, "video_params"):
         inner = body.get(carrier)
-        if inner is None:
-            continue
         if not isinstance(inner, Mapping):
-            given[carrier] = inner  # which is told to be no object
+            given |= {} if inner is None else {carrier: inner}  # which is told to be no object
             continue
+        known: Collection[str] = NestedVideoParams.model_fields
+        if carrier in _CARRIERS:
+            known = {*VideoBody.model_fields, *VideoBody.aliases} - {*_OBJECTS}
+            model, own = _special_of(inner, carrier)
+            if model is not None and special is None:
+                special = carrier, validate({name: inner[name] for name in own}, model, f"{carrier}.")
+            inner = {name: value for name, value in inner.items() if name not in own}
+        given.pop(carrier, None)
         for name, value in inner.items():
-            known = VideoBody.aliases.get(name, name) in VideoBody.model_fields and name not in _CARRIERS
-            if value is None:
-                continue
-            if "action_mode" in inner and name in VideoAction.model_fields:
-                continue
-            if known:
+            if value is not None and name in known:
                 given.setdefault(name, value)
-            else:
+            elif value is not None:
                 warnings.append(f"{carrier}.{str(name)[:64]} was not used")
-    params = given.pop("video_params", None) if isinstance(given.get("video_params"), Mapping) else None
-    for name, value in (params or {}).items():
-        if name in NestedVideoParams.model_fields:
-            if value is not None:
-                given.setdefault(name, value)
-        else:
-            warnings.append(f"video_params.{str(name)[:64]} was not used")
-    return given, warnings[:_MOST_WARNINGS]
+    return given, warnings[:_MOST_WARNINGS], special
 
 
-def _action(body: Mapping[str, Any]) -> tuple[str, VideoAction] | None:
-    """The actions among the extra fields, and what the client calls the object that they are in."""
-    for carrier in _CARRIERS:
-        inner = body.get(carrier)
-        if isinstance(inner, Mapping) and "action_mode" in inner:
-            own = {name: inner[name] for name in VideoAction.model_fields if name in inner}
-            return carrier, validate(own, VideoAction, f"{carrier}.")
-    return None
+def _special_of(inner: Mapping[str, Any], carrier: str) -> tuple[type[VideoAction | VideoTransfer] | None, list[str]]:
+    """What extra fields are a robot's actions or the controls of a transfer, and as what they are read."""
+    model: type[VideoAction | VideoTransfer] | None = None
+    names: Collection[str] = ()
+    if (hint := inner.get("control_hint")) not in (None, *CONTROLS):
+        raise InvalidRequestError(Problem(f"{carrier}.control_hint", hint, f"one of {', '.join(CONTROLS)}"))
+    if "action_mode" in inner:
+        model, names = VideoAction, VideoAction.model_fields
+    elif hint or any(inner.get(name) not in (None, False) for name in CONTROLS):
+        model, names = VideoTransfer, (*VideoTransfer.model_fields, *(_BESIDE if hint else ()))
+    return model, [name for name in names if name in inner]
 
 
 def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> GenerationRequest:
@@ -306,7 +323,7 @@ def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> 
     Raises:
         WireError: naming every field that is wrong.
     """
-    given, warnings = _spread({name: value for name, value in body.items() if not (form and value in ("", "null"))})
+    given, warnings, _ = _spread({name: value for name, value in body.items() if not (form and value in ("", "null"))})
     try:
         wire = ExtendBody.model_validate(given, strict=not form)
     except ValidationError as error:
@@ -320,53 +337,17 @@ def remix_of(fields: Mapping[str, str]) -> RemixBody:
     return validate(fields, RemixBody)
 
 
-def video_object(job: Job) -> dict[str, Any]:
-    """A job as OpenAI's `video` object; a cancelled job has failed."""
-    made = job.request.result if job.result is None else job.result.outcome
-    error = job.error
-    return {
-        "id": job.id,
-        "object": "video",
-        "model": job.model,
-        "status": _STATUS[job.state],
-        "progress": percent(job.progress, job.state),
-        "created_at": int(job.created_at),
-        "completed_at": int(job.finished_at) if job.state == "succeeded" and job.finished_at else None,
-        "expires_at": None,
-        "prompt": job.request.prompt,
-        "seconds": f"{made.frames / made.fps:g}",
-        "size": str(Size(made.width, made.height)),
-        "seed": job.request.seed,
-        "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
-        "warnings": list(job.warnings),
-        "guardrails": [check.model_dump() for check in job.checks],
-        "action": None if job.result is None else action_answer(job.request, job.result.outcome),
-        "error": None if error is None else {"code": error.type, "message": error.text},
-    }
-
-
-def percent(progress: Progress, state: State) -> int:
-    """How much of a job is done, 0 to 100: by denoising steps, then by decoded frames."""
-    if state == "succeeded":
-        return 100
-    if progress.stage == "done":  # made, and being put in its place
-        return _DECODING[1]
-    low, high = {"denoise": _DENOISING, "decode": _DECODING}.get(progress.stage, (0, 0))
-    if not progress.total:
-        return {"encode": 1}.get(progress.stage, low)
-    return low + math.floor((high - low) * progress.step / progress.total)
-
-
 def _to_request(
     wire: VideoBody,
     upload: bytes | None,
     settings: Settings,
     warnings: Sequence[str],
-    action: tuple[str, VideoAction] | None = None,
+    special: _Special | None = None,
 ) -> GenerationRequest:
     size = size_of(wire)
     media = upload if upload is not None else _reference(wire.input_reference)
-    is_clip = media is not None and _is_clip(media, wire.input_reference)
+    named = wire.input_reference
+    is_clip = media is not None and (may_be_clip(media) if named is None or named.url else bool(named.video_url))
     request = GenerationRequest(
         prompt=wire.prompt,
         negative_prompt=wire.negative_prompt,
@@ -384,6 +365,10 @@ def _to_request(
         solver=wire.solver,
         guidance_rescale=wire.guidance_rescale,
         conditioning_frames=wire.conditioning_frames,
+        conditioning_indexes=None
+        if wire.condition_frame_indexes_vision is None
+        else tuple(sorted(set(wire.condition_frame_indexes_vision))),
+        keep=wire.condition_video_keep or "first",
         flow_shift=wire.flow_shift,
         output=Output(quality=settings.video_quality if wire.quality is None else wire.quality),
         adapters=adapters_of(wire.lora),
@@ -392,7 +377,15 @@ def _to_request(
         usual=Usual(seconds=DEFAULT_SECONDS),
         warnings=tuple(warnings),
     )
-    return request if action is None else _acted(request, wire, *action)
+    if special is None:
+        return request
+    at, params = special
+    if isinstance(params, VideoAction):
+        return _acted(request, wire, at, params)
+    if problems := [*params.problems(at, has_clip=is_clip)]:
+        raise InvalidRequestError(*problems)
+    usually = usual.of_transfer([CONTROLS[name] for name in params.given])
+    return followed(replace(request, usual=usually), params)
 
 
 def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: VideoAction) -> GenerationRequest:
@@ -477,36 +470,6 @@ def _reference(reference: Reference | None) -> str | None:
     return given[0]
 
 
-def _is_clip(media: MediaSource, reference: Reference | None) -> bool:
-    """Whether media is a clip: as its field says, else by its contents, else by the name in its URL."""
-    if isinstance(media, bytes):
-        return _holds_clip(media)
-    if reference is not None and not reference.url:
-        return reference.video_url is not None
-    text = str(media).strip()
-    if text[:5].lower() == "data:":
-        return text[5:11].lower() == "video/"
-    if text[:8].lower().startswith(("http://", "https://")):
-        return _path_of(text).lower().endswith(_CLIP_SUFFIXES)
-    head = "".join(text[:2048].split())
-    try:
-        return _holds_clip(binascii.a2b_base64(head[: len(head) // 4 * 4]))
-    except ValueError:  # not base64; whoever fetches it says so
-        return False
-
-
-def _holds_clip(data: bytes) -> bool:
-    kind = sniff(data)
-    return kind is not None and kind.what == "clip"
-
-
-def _path_of(url: str) -> str:
-    try:
-        return urlsplit(url).path
-    except ValueError:
-        return ""
-
-
 def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
     """What a client calls what is in its objects; `body` may be a form's fields."""
     names: dict[str, str] = {}
@@ -515,11 +478,30 @@ def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
         inner = _object(inner) if isinstance(inner, str) else inner
         if not isinstance(inner, Mapping):
             continue
-        if "action_mode" in inner:
+        model, own = _special_of(inner, carrier)
+        if model is VideoAction:
             names |= names_of_action(inner, carrier)
-        own = {VideoBody.aliases.get(name, name): name for name in inner}
-        inside = {field: name for field, name in own.items() if body.get(field) is None and body.get(name) is None}
+        elif model is VideoTransfer:
+            names |= _names_of_transfer(inner, carrier)
+        rest = {VideoBody.aliases.get(name, name): name for name in inner if name not in own}
+        inside = {field: name for field, name in rest.items() if body.get(field) is None and body.get(name) is None}
         names |= {field: f"{carrier}.{name}" for field, name in inside.items()}
+    return names
+
+
+def _names_of_transfer(inner: Mapping[str, Any], at: str) -> dict[str, str]:
+    """What a client calls what belongs to controls, in the object that is called `at`."""
+    names = {
+        field: f"{at}.{name.partition('.')[2]}".rstrip(".")
+        for field, name in COSMOS3.wire_names.items()
+        if name.startswith("transfer")
+    }
+    names["field=transfer"] = f"{at}.{', '.join(name for name in (*CONTROLS, 'control_hint') if name in inner)}"
+    for name, kind in CONTROLS.items():
+        inside = isinstance(inner.get(name), Mapping)
+        where, params = (f"{at}.{name}", inner[name]) if inside else (at, inner)
+        for key in _OF_CONTROLS.keys() & params.keys():
+            names[f"controls.{kind}.{'source' if _OF_CONTROLS[key] == 'video' else 'weight'}"] = f"{where}.{key}"
     return names
 
 
