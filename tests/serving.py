@@ -15,7 +15,14 @@ from pathlib import Path
 
 import httpx
 
-COMMAND = (sys.executable, "-c", "from cosmorama.cli import main; main()", "serve")
+CODE = """
+import os, time
+right, off_s = time.time, float(os.environ.get("CLOCK_OFF_S", 0))
+time.time = lambda: right() + off_s
+from cosmorama.cli import main
+main()
+"""
+COMMAND = (sys.executable, "-c", CODE, "serve")
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,10 @@ class Running:
 
 @contextmanager
 def running_server(model: Path | str, folder: Path, **settings: str) -> Iterator[Running]:
-    """A server that is ready. `settings` are environment variables; its state and its log are in `folder`."""
+    """A server that is ready. `settings` are environment variables; its state and its log are in `folder`.
+
+    `CLOCK_OFF_S` among them is how wrong the clock of its machine is.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

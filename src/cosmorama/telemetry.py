@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 WORK = ("prepare", "encode", "denoise", "decode")
 """Stages that a job goes through, in this order; `write` is interleaved with `decode`."""
-NANO = 1_000_000_000
 
 
 def tracer_provider() -> TracerProvider:
@@ -83,12 +82,12 @@ class Tracing(Observer):
 
     def accepted(self, job: Job) -> None:
         """Begin the job's span, within that of the request that brought it."""
-        self._begin(job, job.created_at)
+        self._begin(job)
 
     def started(self, job: Job) -> None:
         """Begin a span here for a job that another server accepted, or this one before it was started anew."""
         if job.id not in self._traces:
-            self._begin(job, time.time())
+            self._begin(job)
 
     def advanced(self, job: Job) -> None:
         """Note when a stage begins."""
@@ -128,8 +127,9 @@ class Tracing(Observer):
             trace.span.set_attribute("cosmorama.job.elsewhere", True)
             trace.span.end()
 
-    def _begin(self, job: Job, at_s: float) -> None:
-        request, begin = job.request, int(at_s * NANO)
+    def _begin(self, job: Job) -> None:
+        # On the clock of all other spans of this process, which is not that of the job store.
+        request, begin = job.request, time.time_ns()
         attributes: dict[str, str | int] = {
             "cosmorama.job.id": job.id,
             "cosmorama.model": job.model,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import md5
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from tests.serving import Running, running_server
 
 BODY: dict[str, Any] = {"dialect": "cosmorama", "prompt": "a red ball falls", "seed": 1, "width": 960, "height": 704}
 LEASE_S = 3
+OFF_S = 600
+AHEAD, BEHIND = {"CLOCK_OFF_S": f"{OFF_S}"}, {"CLOCK_OFF_S": f"-{OFF_S}"}
 
 
 @dataclass
@@ -128,13 +130,18 @@ def test_who_generates_answers_health_and_metrics_only(roles: Roles) -> None:
 
 
 def test_a_rolling_upgrade_loses_and_doubles_nothing(roles: Roles, tmp_path: Path) -> None:
-    """An old server of each role ends by SIGTERM beside the new ones, while clients go on."""
+    """An old server of each role ends by SIGTERM beside the new ones, while clients go on.
+
+    The clocks of the old ones are ten minutes off, twice what the jobs have until their deadlines.
+    """
     settings = roles.settings | {"COSMORAMA_DRAIN_S": "300"}
     with (
-        running_server(roles.model, tmp_path / "worker", COSMORAMA_ROLE="worker", **settings) as worker,
-        running_server("unused", tmp_path / "api", COSMORAMA_ROLE="api", **settings) as api,
+        running_server(roles.model, tmp_path / "worker", COSMORAMA_ROLE="worker", **AHEAD, **settings) as worker,
+        running_server("unused", tmp_path / "api", COSMORAMA_ROLE="api", **BEHIND, **settings) as api,
     ):
-        jobs = [submit(server, frames=33, steps=12, seed=n) for n in range(3) for server in (api, roles.api)]
+        removed = submit(api, frames=1, steps=1)
+        long = {"frames": 33, "steps": 12, "deadline_s": OFF_S / 2}
+        jobs = [submit(server, seed=n, **long) for n in range(3) for server in (api, roles.api)]
         begun = time.monotonic()
         while not worker.metric("cosmorama_active_generations"):
             assert time.monotonic() - begun < 240
@@ -150,10 +157,19 @@ def test_a_rolling_upgrade_loses_and_doubles_nothing(roles: Roles, tmp_path: Pat
         assert (name, job["attempts"]) == ("succeeded", 1), job
     listed = httpx.get(f"{roles.api.url}/v1/jobs", params={"limit": 100}, timeout=60).json()["data"]
     assert [each["id"] for each in listed if each["id"] in jobs] == jobs[::-1]
+    near_s = OFF_S / 10
+    for newer, older in pairwise(listed):
+        assert older["created_at"] < newer["created_at"] + near_s
+        assert newer["created_at"] - near_s < newer["started_at"] <= newer["finished_at"]
+    # The id of a job that was removed says when it was accepted, and a page goes on after it.
+    (first,) = (each for each in listed if each["id"] == removed)
+    httpx.delete(f"{roles.api.url}/v1/jobs/{removed}", timeout=60).raise_for_status()
+    after = httpx.get(f"{roles.api.url}/v1/jobs", params={"limit": 100, "cursor": removed}, timeout=60).json()["data"]
+    assert [each["id"] for each in after] == [each["id"] for each in listed if each["created_at"] < first["created_at"]]
 
 
 def test_work_is_taken_over_and_accepted_while_nobody_generates(roles: Roles, tmp_path: Path) -> None:
-    with running_server(roles.model, tmp_path, COSMORAMA_ROLE="worker", **roles.settings) as second:
+    with running_server(roles.model, tmp_path, COSMORAMA_ROLE="worker", **AHEAD, **roles.settings) as second:
         running = submit(roles.api, frames=33, steps=40)
         while httpx.get(f"{roles.api.url}/v1/jobs/{running}", timeout=60).json()["state"] == "queued":
             time.sleep(0.05)
@@ -166,7 +182,7 @@ def test_work_is_taken_over_and_accepted_while_nobody_generates(roles: Roles, tm
             assert time.monotonic() - killed < 60
             time.sleep(0.1)
         waiting = submit(roles.api, frames=9, steps=2)
-    with running_server(roles.model, tmp_path / "third", COSMORAMA_ROLE="worker", **roles.settings):
+    with running_server(roles.model, tmp_path / "third", COSMORAMA_ROLE="worker", **BEHIND, **roles.settings):
         for job_id in (running, waiting):
             (*_, (name, job, _)) = events(roles.api, job_id)
             assert name == "succeeded", job

@@ -26,6 +26,8 @@ class FakeStore:
     def __init__(self) -> None:
         self.jobs: list[Unfinished] = []
         self.reads = 0
+        self.database = self
+        self.time = time.time
         self.meanwhile: Callable[[], None] = lambda: None
 
     async def unfinished(self, known: Mapping[str, ResolvedRequest]) -> tuple[list[Unfinished], list[str]]:

@@ -6,7 +6,6 @@ Names without a prefix are those documented for NIM for Cosmos; ours begin with 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -128,7 +127,6 @@ class Metrics(Observer):
         self._cache.labels("miss").inc(counts.get("text_cache_misses", 0))
         for name, labels in _PASSING.items():
             self._guardrails.labels(*labels).inc(counts.get(name, 0))
-        self._jobs_seconds.observe(max(time.time() - job.created_at, 0))
         if denoising_s := outcome.timings.get("denoise"):
             self._rates.observe(counts["steps"] / denoising_s)
 
@@ -140,6 +138,8 @@ class Metrics(Observer):
     def ended(self, job: Job) -> None:
         """Count a job that is over."""
         self._jobs.labels(job.state).inc()
+        if job.state == "succeeded" and job.finished_at is not None:
+            self._jobs_seconds.observe(max(job.finished_at - job.created_at, 0))
         if job.error is not None and job.error.type in _REFUSALS:
             self._guardrails.labels(*_REFUSALS[job.error.type]).inc()
 

@@ -227,6 +227,7 @@ class Database:
         """Where Postgres is, for a connection beside those for transactions."""
         # SQLite has one writer at a time anyway; queueing for it here is fairer than its own waiting.
         self.threads = ThreadPoolExecutor(1 if self.is_sqlite else 4, thread_name_prefix="jobs")
+        self._ahead_s = 0.0
         self._file: Path | None = None
         self._inode: int | None = None
         if self.is_sqlite and parsed.database and parsed.database != ":memory:":
@@ -270,6 +271,7 @@ class Database:
                     for statement in MIGRATIONS[step]:
                         connection.exec_driver_sql(statement)
                 connection.execute(version.update().values(version=SCHEMA_VERSION))
+            self.hear_time(connection)
         if self._file is not None:
             self._inode = self._file.stat().st_ino
 
@@ -307,6 +309,17 @@ class Database:
         if self.is_sqlite:
             return literal(time.time())
         return sql_cast(extract("epoch", func.clock_timestamp()), Float(53))
+
+    def hear_time(self, connection: Connection) -> None:
+        """Set the clock of this process by the one that all servers share."""
+        if not self.is_sqlite:
+            asked_at = time.monotonic()
+            now = connection.execute(select(self.now())).scalar_one()
+            self._ahead_s = now - (asked_at + time.monotonic()) / 2
+
+    def time(self) -> float:
+        """`now` as it was last heard and as much later as has passed since, for what is worth no question."""
+        return time.time() if self.is_sqlite else time.monotonic() + self._ahead_s
 
     def check(self) -> None:
         """See whether what is written is still where the next start will look for it.

@@ -118,7 +118,7 @@ class QueueView(Observer):
     def ordered(self) -> list[Candidate]:
         """The unfinished as the scheduler sees them, the one that should be advanced now first."""
         if time.monotonic() >= self._sorted_until:
-            self._sorted_at = time.time()
+            self._sorted_at = self._store.database.time()
             self._sorted = order(self.candidate(job, at=self._sorted_at) for job in self.jobs.values())
             self._sorted_until = time.monotonic() + SORTED_FOR_S
         return self._sorted
@@ -132,7 +132,8 @@ class QueueView(Observer):
         remaining_s = job.progress.remaining_s
         if remaining_s is None:
             remaining_s = self.estimator.remaining_s(job.request, job.progress)
-        return Candidate(job.id, job.priority, (at or time.time()) - job.created_at, remaining_s)
+        age_s = (at or self._store.database.time()) - job.created_at
+        return Candidate(job.id, job.priority, age_s, remaining_s)
 
     def standings(self, wanted: Collection[str]) -> dict[str, Standing]:
         """Where unfinished jobs stand, as if one worker did all of them in the scheduler's order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -256,7 +255,7 @@ class Jobs:
         bare, blobs = replace(resolve(asked, capabilities), model=model), dict[str, bytes]()
         if request.mode != "text2world":
             bare, blobs = await asyncio.to_thread(take_media, bare, self._settings.max_input_bytes)
-        now, deadline_s = time.time(), options.get("deadline_s")
+        now, deadline_s = self._store.database.time(), options.get("deadline_s")
         job_id = timed_id(now, token_hex(8))
         job = Job(
             id=job_id,

@@ -416,6 +416,7 @@ class Store:
         until = self.database.now() + self.lease_s
         mine = and_(jobs.c.state == "running", jobs.c.holder == server)
         with self.database.write() as connection:
+            self.database.hear_time(connection)
             connection.execute(update(jobs).where(mine).values(lease_until=until))
             connection.execute(
                 update(jobs).where(jobs.c.state.in_(_OPEN), jobs.c.waiter == server).values(waiter_until=until)

@@ -160,7 +160,7 @@ class Webhooks:
     async def _post(self, address: str, job: Job) -> str | None:
         """Post the message; what went wrong, if anything did."""
         url, body = httpx.URL(address), message(job)
-        number, now = f"msg_{job.id}", datetime.now(UTC)
+        number, now = f"msg_{job.id}", datetime.fromtimestamp(self._store.database.time(), UTC)
         headers: dict[bytes | str, bytes | str] = {
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),

@@ -248,7 +248,7 @@ class Runner:
                     await asyncio.to_thread(self._artifacts.remove_attempt, claim.job_id, claim.attempt)
         if ended is not None:
             self.ended(ended)
-            log.info("%s after %.1f s", ended.state, time.time() - ended.created_at)
+            log.info("%s after %.1f s", ended.state, (ended.finished_at or 0) - ended.created_at)
         return ended
 
     async def _discard(self, name: str, clip: Path) -> None:
@@ -270,7 +270,7 @@ class Runner:
                         output=clip,
                         name=running.name,
                         priority=job.priority,
-                        age_s=time.time() - job.created_at,
+                        age_s=self._store.database.time() - job.created_at,
                         owner=job.owner,
                         on_progress=lambda progress: self._advanced(running, progress),
                         on_preview=lambda jpeg: self._previewed(job.id, jpeg),
