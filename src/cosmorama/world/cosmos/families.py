@@ -16,7 +16,7 @@ from cosmorama.world.cosmos.predict25 import Predict25Sampling
 from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
 from cosmorama.world.cosmos.transfer25 import TransferSampling
 from cosmorama.world.load.checkpoint import check_parts, load_module
-from cosmorama.world.load.files import read_json
+from cosmorama.world.load.config import read_scheduler
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.qwen import QwenReader
 from cosmorama.world.readers.t5 import T5Reader
@@ -164,7 +164,7 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
     possible = (_CONTROLNET, *(f"{_CONTROLNET}_{kind}" for kind in _KINDS)) if family.capabilities.controls else ()
     names = [name for name in possible if (folder / name).is_dir()] or list(possible[:1])
     check_parts(folder, ("transformer", "vae", "text_encoder", *names), "tokenizer", variant=options.variant)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = read_scheduler(folder / "scheduler")
     family.check_scheduler(scheduler, str(folder / "scheduler"))
     transformer = load_module(CosmosTransformer3DModel, folder / "transformer", options)
     nets = {name: load_module(CosmosControlNetModel, folder / name, options) for name in names}

@@ -21,6 +21,7 @@ from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
 from cosmorama.world.cosmos3.transfer import KINDS, Cosmos3TransferSampling
 from cosmorama.world.cosmos3.weights import TextHalf, load_transformer
 from cosmorama.world.load.checkpoint import check_parts, load_tokenizer
+from cosmorama.world.load.config import read_scheduler
 from cosmorama.world.load.files import MODULAR, PIPELINE, is_distilled, read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.vae.tiles import with_tiles
@@ -36,7 +37,7 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
     check_parts(folder, ("transformer", "vae"), "text_tokenizer", variant=options.variant)
     modular = read_json(folder / MODULAR) if (folder / MODULAR).is_file() else {}
     index = (read_json(folder / PIPELINE) if (folder / PIPELINE).is_file() else {}) | modular
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = read_scheduler(folder / "scheduler")
     distilled = None
     if is_distilled(modular):
         distilled = check_distilled(scheduler, modular.get("distilled_sigmas"), str(folder))

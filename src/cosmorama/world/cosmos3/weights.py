@@ -18,13 +18,12 @@ from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.kernels.gpu import choose_compile
 from cosmorama.world.kernels.layers import is_quantized
-from cosmorama.world.load.checkpoint import told_of, without_quantization
-from cosmorama.world.load.files import read_json
+from cosmorama.world.load.checkpoint import told_of
 from cosmorama.world.load.names import is_quantized_matrix, read_by_text
 from cosmorama.world.load.offload import check_offload, offload_layers
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import held_bytes, quantize_blocks, quantize_layer
-from cosmorama.world.load.weights import Weights, assign
+from cosmorama.world.load.weights import Weights, assign, bounded
 
 
 def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransformer:
@@ -34,15 +33,14 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
         ModelNotFoundError: weights are missing, are to wait where they run, or cannot be held as the options say.
     """
     check_offload(options.device, options.offload)
-    config = read_json(folder / "config.json")
-    name = config.get("_class_name", Cosmos3OmniTransformer.__name__)
+    weights = Weights(folder, options.variant)
+    name = weights.config.get("_class_name", Cosmos3OmniTransformer.__name__)
     if name != Cosmos3OmniTransformer.__name__:
         raise ModelNotFoundError(f"{folder / 'config.json'} is that of a {name}, not of a Cosmos3OmniTransformer")
-    weights = Weights(folder, options.variant)
     from accelerate import init_empty_weights
 
-    with told_of(folder), init_empty_weights():  # nothing is initialized only to be overwritten
-        model: Any = Cosmos3OmniTransformer.from_config(without_quantization({**config, "sound_gen": False}))
+    with told_of(folder), bounded(weights), init_empty_weights():
+        model: Any = Cosmos3OmniTransformer.from_config({**weights.config, "sound_gen": False})
     del model.lm_head
 
     def place_of(name: str) -> torch.device | str:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -34,8 +34,9 @@ from cosmorama.world.base import Inputs, ReadText, Sampling, World
 from cosmorama.world.faults import not_finite
 from cosmorama.world.generic.paused import PausedPipeline
 from cosmorama.world.kernels.attention import choose_attention
-from cosmorama.world.load.checkpoint import build, check_variant, load_tokenizer, told_of
-from cosmorama.world.load.files import PIPELINE, missing_weights, parts_named, read_json, some
+from cosmorama.world.load.checkpoint import build, check_variant, load_tokenizer, missing_of_module, told_of
+from cosmorama.world.load.config import read_scheduler
+from cosmorama.world.load.files import PIPELINE, parts_named, read_json, some
 from cosmorama.world.load.options import LoadOptions
 
 MAX_FRAMES = 257
@@ -84,12 +85,9 @@ def _built(folder: Path, options: LoadOptions) -> Any:
     }
     networks = {part: where for part, where in parts.items() if issubclass(where[1], torch.nn.Module)}
     missing = [part for part, entry in index.items() if isinstance(entry, list) and any(entry) and part not in parts]
+    missing += [file for part in networks for file in missing_of_module(folder, part, options.variant)]
     if missing:
         raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {some(missing)}")
-    for part, (place, _) in networks.items():
-        lacking = sorted(missing_weights(place, options.variant))
-        if lacking:
-            raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {part}/{lacking[0]}")
     check_variant(folder, tuple(networks), options.variant)
     # One type for all: what one network gives to the next is not converted by every pipeline.
     dtype = options.dtype or torch.float32
@@ -114,7 +112,7 @@ def _other_part(kind: Any, place: Path) -> Any:
         return load_tokenizer(place, kind)
     with told_of(place):
         if issubclass(kind, SchedulerMixin):
-            return kind.from_config(read_json(place / SCHEDULER_CONFIG_NAME))
+            return kind.from_config(read_scheduler(place))
         return kind.from_pretrained(place, local_files_only=True)
 
 

@@ -7,7 +7,6 @@ no others; which files they are is said in `files`, how they are read in `weight
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +23,9 @@ from cosmorama.world.load.names import is_denoiser
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
-from cosmorama.world.load.weights import Weights, assign, check_size, unused
+from cosmorama.world.load.weights import Weights, assign, bounded, unused
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
-_ABOUT_WEIGHTS = ("quantization_config", "compression_config", "dtype", "torch_dtype")
-"""Members of a part's config that speak of how its weights are stored, not of the module."""
 
 
 def check_parts(
@@ -39,7 +36,7 @@ def check_parts(
     Raises:
         ModelNotFoundError: naming everything that is missing.
     """
-    missing = [file for part in modules for file in _missing_of_module(folder, part, variant)]
+    missing = [file for part in modules for file in missing_of_module(folder, part, variant)]
     if not (folder / scheduler / "scheduler_config.json").is_file():
         missing.append(f"{scheduler}/scheduler_config.json")
     if not any((folder / tokenizer / name).is_file() for name in _TOKENIZER_FILES):
@@ -63,7 +60,8 @@ def check_variant(folder: Path, modules: tuple[str, ...], variant: str | None) -
         raise ModelNotFoundError(f"{folder} has no weights of the variant {variant!r}: there is {there}")
 
 
-def _missing_of_module(folder: Path, part: str, variant: str | None) -> Iterator[str]:
+def missing_of_module(folder: Path, part: str, variant: str | None) -> Iterator[str]:
+    """What a part of a checkpoint lacks: its config, shards, or all of its weights."""
     if not (folder / part / "config.json").is_file():
         yield f"{part}/config.json"
     yield from (f"{part}/{name}" for name in missing_weights(folder / part, variant))
@@ -156,41 +154,11 @@ def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: st
         ModelNotFoundError: the folder is incomplete, damaged, of another class, or not in a form that is read; says
             which file or weight.
     """
-    config = without_quantization(read_json(folder / "config.json"))
-    _check_statistics(folder, config)
     weights = Weights(folder, variant)
     with told_of(folder):
-        if _is_diffusers(kind):
-            module = _diffusers(kind, config, weights, dtype or weights.dtype)
-        else:
-            module = _transformers(kind, config, weights, dtype or weights.dtype)
+        made = _diffusers if _is_diffusers(kind) else _transformers
+        module = made(kind, weights, dtype or weights.dtype)
     return module.eval().requires_grad_(False)
-
-
-def _check_statistics(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse means and deviations of latents that would make every clip grey, noise or nothing at all."""
-    lengths = {}
-    for name in ("latents_mean", "latents_std"):
-        values = config.get(name)
-        if values is None:
-            continue
-        least = -math.inf if name == "latents_mean" else 0.0
-        if not isinstance(values, list) or not all(isinstance(n, int | float) and least < n < math.inf for n in values):
-            above = " above 0" if least == 0 else ""
-            raise ModelNotFoundError(f"{folder / 'config.json'}: {name} must be a list of finite numbers{above}")
-        lengths[name] = len(values)
-    channels = config.get("z_dim") or config.get("latent_channels")
-    for name, length in lengths.items():
-        if length != lengths.get("latents_std") or (isinstance(channels, int) and length % channels):
-            raise ModelNotFoundError(
-                f"{folder / 'config.json'}: {name} has {length} numbers; it must have as many as the other statistics, "
-                f"for each of {channels or 'the'} channels"
-            )
-
-
-def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
-    """A part's config without what it says of how its weights are stored, which the libraries would act upon."""
-    return {name: value for name, value in config.items() if name not in _ABOUT_WEIGHTS}
 
 
 @contextmanager
@@ -210,30 +178,31 @@ def _is_diffusers(kind: Any) -> bool:
     return issubclass(kind, ModelMixin)
 
 
-def _diffusers(kind: Any, config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Any:
+def _diffusers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
 
-    name = config.get("_class_name", kind.__name__)
+    name = weights.config.get("_class_name", kind.__name__)
     if name != kind.__name__:
         raise ModelNotFoundError(f"{weights.folder / 'config.json'} is that of a {name}, not of a {kind.__name__}")
-    with init_empty_weights():  # but for what is computed and not stored
-        module = kind.from_config(config)
+    with bounded(weights), init_empty_weights():  # but for what is computed and not stored
+        module = kind.from_config(weights.config)
     assign(module, weights, dtype=dtype)
     return module
 
 
-def _transformers(kind: Any, config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Any:
-    name = config.get("model_type", kind.config_class.model_type)
+def _transformers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
+    name = weights.config.get("model_type", kind.config_class.model_type)
     if name != kind.config_class.model_type:
         raise ModelNotFoundError(
             f"{weights.folder / 'config.json'} is that of a model of type {name}, not {kind.config_class.model_type}"
         )
-    check_size(weights, lambda: kind(kind.config_class.from_dict(config)))
+    with bounded(weights), torch.device("meta"):
+        kind(kind.config_class.from_dict(weights.config))
     with _quiet("transformers"):
         # Names of older versions are translated there, and weights shared between layers are told from missing ones.
         module, found = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(config),
+            config=kind.config_class.from_dict(weights.config),
             state_dict=dict(weights.read()),
             dtype=dtype,
             output_loading_info=True,

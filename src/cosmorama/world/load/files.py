@@ -219,7 +219,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             if name != "__metadata__":
                 stored = Stored(file, str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
                 first, last = entry["data_offsets"]
-                if (last - first) * 8 != stored.count * _BITS.get(stored.dtype, (last - first) * 8):
+                if stored.dtype in _BITS and (last - first) * 8 != stored.count * stored.bits:
                     raise damaged(file, f"{name} has not the bytes that its shape takes")
                 tensors[name], end = stored, max(end, int(last))
     except OSError as error:
@@ -250,7 +250,8 @@ def some(names: Collection[str], most: int = 3) -> str:
 
 def first_line(error: BaseException) -> str:
     """The beginning of what an error says; its type where it says nothing or only a name."""
-    said = next(iter(str(error).strip().splitlines()), "")[:300]
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300]
     return said if " " in said else f"{type(error).__name__} {said}".strip()
 
 

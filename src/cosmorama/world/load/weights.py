@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import FLOAT8, FLOATS, damaged, read_json, some, stored_tensors
+from cosmorama.world.load.config import beyond, check_config, without_quantization
+from cosmorama.world.load.files import FLOAT8, FLOATS, damaged, first_line, read_json, some, stored_tensors
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SCALES = ("weight_scale", "scale_weight", "weight_quantizer._scale")
@@ -50,6 +53,8 @@ class Weights:
 
     Attributes:
         folder: Of the part.
+        config: Its `config.json`, but for what that says of how weights are stored.
+        stored: Them and their companions as the headers have them.
         dtype: What most of its numbers are stored as; what the type of those in 8 bits becomes.
     """
 
@@ -64,45 +69,49 @@ class Weights:
             ModelNotFoundError: files are missing or damaged, or hold weights in a form that is not read here.
         """
         self.folder = folder
-        self._stored = stored_tensors(folder, variant)
+        self.stored = stored_tensors(folder, variant)
+        file = folder / "config.json"
+        config = read_json(file) if file.is_file() else {}  # whether it has to be there is said elsewhere
+        check_config(file, config, self.stored)
+        self.config = without_quantization(config)
         self._scales = {
             f"{owner}weight": name
-            for name in self._stored
+            for name in self.stored
             for suffix in _SCALES
-            if (owner := name.removesuffix(suffix)) != name and f"{owner}weight" in self._stored
+            if (owner := name.removesuffix(suffix)) != name and f"{owner}weight" in self.stored
         }
         beside = {
             name
-            for name in self._stored
+            for name in self.stored
             for suffix in _OF_ACTIVATIONS
             if (owner := name.removesuffix(suffix)) != name and f"{owner}weight" in self._scales
         }
-        self._companions = {*self._scales.values(), *beside, *(name for name in _MARKERS if name in self._stored)}
-        self._check_types()
+        self._companions = {*self._scales.values(), *beside, *(name for name in _MARKERS if name in self.stored)}
+        self._check_types(_quantized(config))
         plain: Counter[str] = Counter()
         for name in self:
-            if (stored := self._stored[name]).dtype in FLOATS:
+            if (stored := self.stored[name]).dtype in FLOATS:
                 plain[stored.dtype] += stored.count
-        in_8_bits = any(stored.dtype in FLOAT8 for stored in self._stored.values())
+        in_8_bits = any(stored.dtype in FLOAT8 for stored in self.stored.values())
         common = plain.most_common(1)[0][0] if plain else "BF16" if in_8_bits else "F32"
         self.dtype = _TYPES[common]
 
     @property
     def count(self) -> int:
         """How many numbers the weights are."""
-        return sum(self._stored[name].count for name in self)
+        return sum(self.stored[name].count for name in self)
 
     def __iter__(self) -> Iterator[str]:
         """The names of the weights, without those of their scales."""
-        return (name for name in self._stored if name not in self._companions)
+        return (name for name in self.stored if name not in self._companions)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The sides of a weight."""
-        return self._stored[name].shape
+        return self.stored[name].shape
 
     def nbytes(self, name: str, dtype: torch.dtype) -> int:
         """Bytes of memory that a weight takes where those with fractions become `dtype`."""
-        stored = self._stored[name]
+        stored = self.stored[name]
         return stored.count * (dtype.itemsize if stored.dtype in FLOATS | FLOAT8 else stored.bits // 8)
 
     def read(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
@@ -113,7 +122,7 @@ class Weights:
         """
         names: dict[Path, list[str]] = {}
         for name in filter(wanted, self):
-            names.setdefault(self._stored[name].file, []).append(name)
+            names.setdefault(self.stored[name].file, []).append(name)
         for file, inside in names.items():
             try:
                 with safe_open(file, framework="pt") as opened:
@@ -136,7 +145,7 @@ class Weights:
                 )
             return numbers.to(self.dtype)
         scale_name = self._scales[name]
-        with safe_open(self._stored[scale_name].file, framework="pt") as opened:
+        with safe_open(self.stored[scale_name].file, framework="pt") as opened:
             scale = opened.get_tensor(scale_name).float()
         if scale.numel() != 1 and scale.shape not in ((len(numbers),), (len(numbers), 1)):
             raise ModelNotFoundError(
@@ -146,14 +155,13 @@ class Weights:
         scaled: Tensor = numbers * scale.reshape(-1, *[1] * (numbers.ndim - 1))
         return scaled.to(self.dtype)
 
-    def _check_types(self) -> None:
-        quantized = _quantized(self.folder)
+    def _check_types(self, quantized: str | None) -> None:
         if quantized not in (None, "modelopt FP8"):
             raise ModelNotFoundError(
                 f"{self.folder / 'config.json'} has a quantization_config of {quantized}, which is not read: take the "
                 "checkpoint in bfloat16, or in FP8 of ModelOpt"
             )
-        for name, stored in self._stored.items():
+        for name, stored in self.stored.items():
             owner, _, last = name.rpartition(".")
             if last in ("weight", "bias") and stored.dtype not in FLOATS | FLOAT8:
                 raise ModelNotFoundError(
@@ -187,7 +195,6 @@ def assign(
     *,
     dtype: torch.dtype,
     place: Place = lambda name: "cpu",
-    absent: Collection[str] = (),
 ) -> None:
     """Give a module of diffusers its weights.
 
@@ -196,13 +203,12 @@ def assign(
         weights: Its tensors.
         dtype: What they become, but for those that the module's class keeps in float32.
         place: Where a weight goes, by its name.
-        absent: Names of parameters that need not be there.
 
     Raises:
         ModelNotFoundError: names what is missing, has no place, or has another shape.
     """
     expected = module.state_dict()
-    check_names(weights.folder, set(weights), expected.keys() - set(absent), type(module))
+    check_names(weights.folder, set(weights), expected, type(module))
     exact = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     loaded: dict[str, Tensor] = {}
     for name, tensor in weights.read(lambda name: name in expected):
@@ -221,7 +227,7 @@ def assign(
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out how new weights begin: for tensors without memory torch would load its compiler to do that."""
+    """Leaves out how new weights begin: it takes time, and for tensors without memory torch would load its compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == nn.init.__name__:
@@ -229,19 +235,35 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_size(weights: Weights, make: Callable[[], nn.Module]) -> None:
-    """Refuse a config of another size than its weights before memory is taken for what it describes.
+@contextmanager
+def bounded(weights: Weights) -> Iterator[None]:
+    """Within, a module is built that has no more than twice as many numbers as its files; they are not filled in.
 
     Raises:
-        ModelNotFoundError: the module that `make` builds has more than twice as many numbers as the files.
+        ModelNotFoundError: while it is built, as soon as it has more: its config is of another size; or it cannot be.
     """
-    with torch.device("meta"), _Unfilled():
-        count = sum(parameter.numel() for parameter in make().parameters())
-    if count > 2 * weights.count:
-        raise ModelNotFoundError(
-            f"{weights.folder} cannot be loaded: its config.json is that of a network of {count:,} numbers, and its "
-            f"weights are {weights.count:,}"
-        )
+    file, count = weights.folder / "config.json", 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 0 if parameter is None else max(1, parameter.numel())
+        if count > 2 * weights.count:
+            raise ModelNotFoundError(
+                f"{file} is that of a network of more than {2 * weights.count:,} numbers, and its weights are "
+                f"{weights.count:,}: {beyond(weights.config, weights.stored)}"
+            )
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        with _Unfilled():
+            yield
+    except ModelNotFoundError:
+        raise
+    except Exception as error:  # whatever a library says of numbers that do not go together
+        told = f"{first_line(error)}; {beyond(weights.config, weights.stored)}"
+        raise ModelNotFoundError(f"{file} makes no network: {told}") from error
+    finally:
+        hook.remove()
 
 
 def check_names(folder: Path, found: Collection[str], expected: Collection[str], kind: type) -> None:
@@ -263,10 +285,8 @@ def check_names(folder: Path, found: Collection[str], expected: Collection[str],
         raise ModelNotFoundError(f"{folder} cannot be loaded: {kind.__name__} has no place for {some(extra)}")
 
 
-def _quantized(folder: Path) -> str | None:
+def _quantized(config: Mapping[str, Any]) -> str | None:
     """What a part's config says its weights are quantized with, for example `modelopt FP8`."""
-    file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
     asked = config.get("quantization_config") or config.get("compression_config")
     if not asked:
         return None

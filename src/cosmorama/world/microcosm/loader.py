@@ -15,7 +15,7 @@ from cosmorama.request import MODES, Capabilities, FrameRule, Range, Size
 from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.load.checkpoint import told_of
 from cosmorama.world.load.files import read_json
-from cosmorama.world.load.weights import Weights, assign, check_size
+from cosmorama.world.load.weights import Weights, assign, bounded
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE
@@ -50,10 +50,10 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
 
 def load_component(kind: type[S], folder: Path) -> S:
     """One part of a checkpoint: its class, its folder, in float32 and ready to evaluate."""
-    config, weights = read_json(folder / "config.json"), Weights(folder)
     with told_of(folder):
-        check_size(weights, lambda: kind.from_config(config))
-        model = kind.from_config(config)
+        weights = Weights(folder)
+        with bounded(weights):
+            model = kind.from_config(weights.config)
         assign(model, weights, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
