@@ -152,3 +152,34 @@ def test_a_large_body_is_read_no_faster_than_leaves_the_loop_to_small_requests(m
         assert asyncio.get_running_loop().time() - begun >= 0.5
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(("others", "turns"), [("2001:db8::{}", 2), ("10.0.0.1", 2), ("10.0.0.{}", 21)])
+def test_large_bodies_are_read_in_turns_of_their_clients(
+    monkeypatch: pytest.MonkeyPatch, others: str, turns: int
+) -> None:
+    """However many connections another client has, it gets no more than one that has a single one."""
+    monkeypatch.setattr(middleware, "LARGE_BYTES_PER_S", 1e6)
+    monkeypatch.setattr(middleware, "CATCH_UP_S", 0)
+    read, pieces = list[str](), 20
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            read.append(scope["client"][0])
+
+    async def ask(limited: middleware.LimitBodies, address: str) -> None:
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(0)
+            done = read.count("me") >= pieces
+            return {"type": "http.request", "body": b"x" * 1000, "more_body": not done}
+
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-length", b"100000")], "client": (address, 1)}
+        await limited(scope, receive, lambda message: asyncio.sleep(0))
+
+    async def test() -> None:
+        limited = middleware.LimitBodies(app, 10**9, 10**8)
+        await asyncio.gather(*(ask(limited, others.format(n)) for n in range(20)), ask(limited, "me"))
+
+    asyncio.run(test())
+    others_before = len(read) - 1 - read[::-1].index("me") - pieces
+    assert others_before == pytest.approx((turns - 1) * pieces, abs=2 * turns)

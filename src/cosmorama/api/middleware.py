@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from secrets import token_hex
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
@@ -49,7 +50,9 @@ BODY_IDLE_S = 30.0
 BODY_BASE_S, BODY_BYTES_PER_S = 60.0, 200_000
 """A body of n bytes may take `BODY_BASE_S + n / BODY_BYTES_PER_S` seconds to arrive."""
 LARGE_BYTES_PER_S = 60e6
-"""Of all large bodies together: faster, reading them would be all that the event loop does."""
+"""Of all large bodies together: faster, reading them would be all that the event loop does. Clients take turns."""
+CATCH_UP_S = 0.01
+"""So much of a pause that was longer than asked for is made good."""
 
 
 class RequireKey:
@@ -200,7 +203,8 @@ class LimitBodies:
     Args:
         app: What is behind it.
         most_bytes: Of all bodies above `SMALL_BODY_BYTES` that are read or dealt with at a time. Half of it is the most
-            of one key, or of one address where there are no keys: who sends slowly does not keep others out.
+            of one key, or of one address where there are no keys: who sends slowly does not keep others out. An IPv6
+            address counts with its /64, of which one client has them all.
         largest_bytes: What a body may have, where it does not announce its size.
     """
 
@@ -212,6 +216,8 @@ class LimitBodies:
         self._largest = largest_bytes
         self._waiting: list[asyncio.Future[None]] = []
         self._next_at = 0.0
+        self._reading = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 503 where there is no room for its body in time."""
@@ -220,7 +226,7 @@ class LimitBodies:
             return
         size = self._size(Headers(scope=scope))
         held = size if size > SMALL_BODY_BYTES else 0
-        client = scope.get("state", {}).get("owner") or (scope.get("client") or ("",))[0]
+        client = scope.get("state", {}).get("owner") or _network((scope.get("client") or ("",))[0])
         try:
             async with asyncio.timeout(BODY_WAIT_S):
                 await self._take(client, held)
@@ -237,18 +243,23 @@ class LimitBodies:
         scope.setdefault("state", {})["release_body"] = release
         try:
             timed = _timed(receive, BODY_BASE_S + size / BODY_BYTES_PER_S)
-            await self._app(scope, self._paced(timed) if held else timed, send)
+            await self._app(scope, self._paced(client, timed) if held else timed, send)
         finally:
             release()
 
-    def _paced(self, receive: Receive) -> Receive:
+    def _paced(self, client: str, receive: Receive) -> Receive:
         """`receive` that leaves the event loop to others between the pieces of a large body."""
+        turn = self._turns.setdefault(client, asyncio.Lock())
 
         async def paced() -> Message:
-            message, now = await receive(), time.monotonic()
-            self._next_at = max(self._next_at, now) + len(message.get("body", b"")) / LARGE_BYTES_PER_S
-            if self._next_at > now:
-                await asyncio.sleep(self._next_at - now)
+            message = await receive()
+            # Locks are given in the order in which they were asked for. Of each client one piece at a time asks, so
+            # all clients take turns, however many connections one of them has.
+            async with turn, self._reading:
+                now = time.monotonic()
+                self._next_at = max(self._next_at, now - CATCH_UP_S) + len(message.get("body", b"")) / LARGE_BYTES_PER_S
+                if self._next_at > now:
+                    await asyncio.sleep(self._next_at - now)
             return message
 
         return paced
@@ -278,6 +289,12 @@ class LimitBodies:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _network(address: str) -> str:
+    """What one client is known by: its IPv4 address, or the first half of its IPv6 address."""
+    is_4 = ":" not in address or address.startswith("::ffff:")
+    return address if is_4 else str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 def _timed(receive: Receive, limit_s: float) -> Receive:
