@@ -28,6 +28,10 @@ def blocked(tmp_path_factory: pytest.TempPathFactory) -> BlockedWords:
         ("two people in a CAFE\N{COMBINING ACUTE ACCENT}", "café"),
         ("a \N{FULLWIDTH LATIN SMALL LETTER G}un", "gun"),
         ("a g\N{ZERO WIDTH SPACE}u\N{SOFT HYPHEN}n", "gun"),
+        ("_gun_ or gun_", "gun"),
+        ("hit_and_run", "Hit and Run"),
+        ("hit\N{ZERO WIDTH SPACE}and\N{ZERO WIDTH SPACE}run", "Hit and Run"),
+        ("a g\N{VARIATION SELECTOR-16}u\N{COMBINING LOW LINE}n\N{HANGUL FILLER}", "gun"),
     ],
 )
 def test_a_blocked_phrase_is_named(blocked: BlockedWords, prompt: str, found: str) -> None:

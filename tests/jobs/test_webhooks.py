@@ -195,6 +195,32 @@ def test_a_delivery_outlives_a_restart(receiver: Receiver, tmp_path: Path, monke
     with_jobs(tmp_path, after)
 
 
+def test_who_has_most_for_a_receiver_does_not_keep_it_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two owners with one receiver, the one who holds none of its places gets the next."""
+    begun, answered = list[str](), list[asyncio.Event]()
+
+    async def post(self: webhooks.Webhooks, url: str, job: Job) -> None:
+        begun.append(job.owner)
+        answered.append(asyncio.Event())
+        await answered[-1].wait()
+
+    monkeypatch.setattr(webhooks.Webhooks, "_post", post)
+
+    async def test(jobs: Jobs, supervisor: FakeSupervisor) -> None:
+        for owner, count in (("a", 6), ("b", 2)):
+            for _ in range(count):
+                await finished(jobs, "http://127.0.0.1/", owner=owner)
+        for number in range(8):
+            while len(begun) < min(number + webhooks.PER_HOST, 8):
+                await asyncio.sleep(0.01)
+            answered[number].set()
+        assert "".join(begun) == "aababaaa"
+
+    with_jobs(tmp_path, test)
+
+
 def test_private_addresses_are_not_connected_to(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from cosmorama.errors import GuardrailUnavailableError
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
+_UNSEEN = ("Cf", "Mn", "Me")
+"""Categories of what has no width of its own: joiners, selectors, and accents that are no part of a letter."""
 
 
 class BlockedWords:
@@ -36,12 +38,14 @@ class BlockedWords:
 
     def __call__(self, prompt: str) -> str | None:
         """Which phrase a prompt contains, if any; see `PromptCheck`."""
-        words = _spaced(prompt)
+        # What is not seen may stand within a word or between two.
+        words = _spaced(prompt) + _spaced(prompt, unseen=" ")
         found = next((line for phrase, line in self._phrases.items() if phrase in words), None)
         return None if found is None else f"contains {found!r}, which this server does not accept; leave it out"
 
 
-def _spaced(text: str) -> str:
+def _spaced(text: str, unseen: str = "") -> str:
     """The words of a text in one form, a space before and after each."""
-    seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")  # a word joiner shows nothing
-    return f" {' '.join(_WORD.findall(unicodedata.normalize('NFKC', seen).casefold()))} "
+    plain = unicodedata.normalize("NFKC", text).replace("\N{HANGUL JUNGSEONG FILLER}", unseen)
+    seen = "".join(unseen if unicodedata.category(letter) in _UNSEEN else letter for letter in plain)
+    return f" {' '.join(_WORD.findall(seen.casefold()))} "
