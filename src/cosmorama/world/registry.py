@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isdir, isfile, islink
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def stored_bytes(name_or_path: str, variant: str | None = None, cache: Path | No
     """Bytes of the files that are a model's weights, about the least that it takes in memory; 0: they are not here."""
     folder = next((model.folder for model in known_models() if model.name == name_or_path), Path(name_or_path))
     try:
-        if not folder.is_dir():
+        if not isdir(folder):
             source = source_of(name_or_path)
             return 0 if source is None else cached_bytes(source, cache)
         parts = [part for part in parts_of(folder) if has_weights(part, variant)]
@@ -171,18 +172,20 @@ def _folder_of(
     name: str, cache: Path | None, *, download: bool, variant: str | None, controls: tuple[str, ...]
 ) -> Path:
     folder = next((model.folder for model in known_models() if model.name == name), Path(name).expanduser())
-    if folder.is_dir():
+    if isdir(folder):  # no error where the name is longer than names can be
         if controls:
             raise ModelNotFoundError(f"controls is {controls}, but the folder {name!r} has its ControlNets in it")
         return folder
-    if folder.is_file():
+    if isfile(folder):
         raise ModelNotFoundError(f"{name!r} is a file: give the folder of a checkpoint, with a {PIPELINE} in it")
+    if islink(folder):
+        raise ModelNotFoundError(f"{name!r} is a link to a folder that is not there: {folder.readlink()}")
     source = source_of(name)
     if source is None:
         names = closest(name) or [model.name for model in known_models()]
         raise ModelNotFoundError(
-            f"there is no model {name!r}: give a checkpoint folder, owner/name on the Hugging Face hub, or a name that "
-            f"cosmorama models lists, for example {', '.join(names)}"
+            f"there is no model {name[:200]!r}: give a checkpoint folder, owner/name on the Hugging Face hub, or a "
+            f"name that cosmorama models lists, for example {', '.join(names)}"
         )
     if source.address != name.removeprefix("hf://"):
         log.info("%s is %s", name, source.address)

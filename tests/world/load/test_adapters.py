@@ -396,6 +396,26 @@ REFUSED: dict[str, tuple[Callable[[Pairs], dict[str, Tensor]], str]] = {
         lambda pairs: spelt(pairs, *AB) | {f"{layer}.alpha": torch.zeros(()) for layer in pairs},
         "adds nothing",
     ),
+    "matrices of different ranks": (
+        lambda pairs: {name: t[:, :3] if "lora_B" in name else t for name, t in spelt(pairs, *AB).items()},
+        r"the adapter's matrices are \[32, 3\] and \[4, 32\]",
+    ),
+    "no rank at all": (
+        lambda pairs: {name: t[:, :0] if "lora_B" in name else t[:0] for name, t in spelt(pairs, *AB).items()},
+        "adds nothing",
+    ),
+    "an alpha that is no number": (
+        lambda pairs: spelt(pairs, *AB) | {f"{layer}.alpha": torch.tensor(float("nan")) for layer in pairs},
+        "alpha holds numbers that are not finite",
+    ),
+    "an alpha for every rank": (
+        lambda pairs: spelt(pairs, *AB) | {f"{layer}.alpha": torch.ones(4) for layer in pairs},
+        "the alpha of .* is 4 numbers, not one",
+    ),
+    "a text encoder's layers too": (
+        lambda pairs: spelt(pairs, *AB) | {f"text_encoder.q.{end}": torch.zeros(4, 4) for end in AB},
+        r"2 of its \d+ weights have no place in this model: text_encoder\.q",
+    ),
     "an alpha of nothing": (
         lambda pairs: spelt(pairs, *AB) | {f"{layer}.alpha": torch.empty(0) for layer in pairs},
         "the alpha of .* is 0 numbers",

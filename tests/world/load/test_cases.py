@@ -24,16 +24,23 @@ from cosmorama.world.generic import pipeline as generic
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM, load_world
 from tests.world.checkpoints import save_predict
+from tests.world.cosmos.transfer_checkpoints import save_transfer
+from tests.world.cosmos3.test_distilled import save_distilled
 from tests.world.cosmos3_checkpoints import save_cosmos3
 from tests.world.generic_checkpoints import save_ltx, save_wan
 
 SAME, CLOSE = "same", "close"
 WEIGHTS, TEXT = "transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+CONTROL = "controlnet_depth/diffusion_pytorch_model.safetensors"
+SHARD = "diffusion_pytorch_model-00001-of-00002.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 BASES: dict[str, Callable[[Path], Any]] = {
     "predict2.5": lambda folder: save_predict("predict2.5", folder),
     "predict1": lambda folder: save_predict("predict1-text2world", folder),
+    "predict2": lambda folder: save_predict("predict2-video2world", folder),
+    "transfer": lambda folder: save_transfer(folder, ("edge", "depth")),
     "cosmos3": save_cosmos3,
+    "distilled": save_distilled,
     "wan": save_wan,
     "ltx": save_ltx,
     "microcosm": lambda folder: shutil.copytree(MICROCOSM.folder, folder),
@@ -370,6 +377,111 @@ CASES: dict[str, tuple[str, Change, str]] = {
         )
         for name in ("scheduler_config.json" if part == "scheduler" else "config.json",)
     },
+    # Of the other families, what is theirs alone.
+    "a cut ControlNet": (
+        "transfer",
+        cut(CONTROL, 9),
+        r"controlnet_depth/diffusion.*is damaged",
+    ),
+    "a ControlNet without weights": ("transfer", removed(CONTROL), r"missing controlnet_depth/\*\.safetensors"),
+    "a ControlNet that is too much": (
+        "transfer",
+        configured("controlnet_depth/config.json", n_controlnet_blocks=10**9),
+        "n_controlnet_blocks is 1,000,000,000",
+    ),
+    "a ControlNet with a tensor too many": (
+        "transfer",
+        edited(CONTROL, lambda found: found | EXTRA),
+        r"controlnet_depth cannot be loaded: CosmosControlNetModel has no place for leftover\.weight",
+    ),
+    "a ControlNet in the place of the denoiser": (
+        "transfer",
+        configured("transformer/config.json", _class_name="CosmosControlNetModel"),
+        "is that of a CosmosControlNetModel, not of a CosmosTransformer3DModel",
+    ),
+    "no ControlNet": (
+        "transfer",
+        lambda folder: [shutil.rmtree(found) for found in folder.glob("controlnet*")],
+        r"missing controlnet/config\.json",
+    ),
+    "another scheduler of Predict2": (
+        "predict2",
+        configured("scheduler/scheduler_config.json", _class_name="UniPCMultistepScheduler"),
+        "only a FlowMatchEulerDiscreteScheduler",
+    ),
+    "Predict2 without its tokenizer": (
+        "predict2",
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
+        "missing token",
+    ),
+    "a student's levels that are none": (
+        "distilled",
+        configured("modular_model_index.json", distilled_sigmas=["x"]),
+        "distilled_sigmas is",
+    ),
+    "a student's levels that rise": (
+        "distilled",
+        configured("modular_model_index.json", distilled_sigmas=[0.1, 0.9]),
+        "noise levels that do not fall",
+    ),
+    "a student's damaged index": (
+        "distilled",
+        cut("modular_model_index.json", 9),
+        r"index\.json cannot be read as JSON",
+    ),
+    # Of everything else that people do to a folder.
+    "unknown members of the index": (
+        "predict2.5",
+        configured("model_index.json", more=["diffusers", "No"]),
+        SAME,
+    ),
+    "an unknown member of a config": ("predict2.5", configured("transformer/config.json", brand_new=True), SAME),
+    "a member that is no number": ("predict2.5", configured("vae/config.json", more=float("nan")), SAME),
+    "no pipeline": ("predict2.5", configured("model_index.json", _class_name=None), "names no pipeline in _class_name"),
+    "a list of pipelines": ("predict2.5", configured("model_index.json", _class_name=["x"]), "which is no pipeline"),
+    "no scheduler": (
+        "predict2.5",
+        lambda folder: shutil.rmtree(folder / "scheduler"),
+        r"missing scheduler/scheduler_config\.json",
+    ),
+    "a scheduler of nothing": (
+        "predict2.5",
+        written("scheduler/scheduler_config.json", b"{}"),
+        "prediction_type is 'epsilon'",
+    ),
+    "no tokenizer": (
+        "predict2.5",
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
+        "missing tokenizer/token",
+    ),
+    "a config that is no text": (
+        "predict2.5",
+        written("vae/config.json", b"\xff\xfe{}"),
+        r"vae/config\.json cannot",
+    ),
+    "no tensors": ("predict2.5", edited(WEIGHTS, lambda found: {}), r"model\.safetensors holds no tensors"),
+    "a number for a matrix": (
+        "predict2.5",
+        edited(WEIGHTS, lambda found: found | {"proj_out.weight": torch.tensor(1.0)}),
+        r"proj_out\.weight has the shape \[\]",
+    ),
+    "yes and no": ("predict2.5", first_as(torch.bool), rf"{Q}\.weight is stored as BOOL"),
+    "positions beside the weights": (
+        "predict2.5",
+        edited(WEIGHTS, lambda found: found | {"position_ids": torch.arange(3)}),
+        "has no place for position_ids",
+    ),
+    "a tensor in two shards": (
+        "predict2.5",
+        both(sharded(), copied(f"transformer/{SHARD}", lambda t: t + 9, f"transformer/{SHARD.replace('1-', '2-')}")),
+        r"in diffusion_pytorch_model-00001-of-00002\.safetensors and in|has no",
+    ),
+    "patches of another size": (
+        "predict2.5",
+        configured("transformer/config.json", patch_size=[2, 2, 2]),
+        r"patch_embed\.proj\.weight has the shape",
+    ),
+    "text of another width": ("predict2.5", configured("transformer/config.json", text_embed_dim=7), "has the shape"),
     # Microcosm's own, whose parts are read by the same code.
     "Microcosm with a tensor too many": (
         "microcosm",
@@ -560,6 +672,41 @@ def test_each_case_is_right_or_refused(
             assert torch.equal(found[name], tensor), name
         else:  # three bits of mantissa
             assert (found[name] - tensor).abs().max() <= 0.07 * tensor.abs().max() + 1e-6, name
+
+
+@pytest.mark.parametrize(
+    ("spelt", "said"),
+    [
+        ("model/", SAME),
+        ("model", SAME),
+        ("~/model", SAME),
+        ("./model/../model", SAME),
+        ("c m\u00f6del \u4e16 #1", SAME),
+        ("linked", SAME),
+        ("dead", "'dead' is a link to a folder that is not there: nowhere"),
+        (f"model/{WEIGHTS}", "is a file: give the folder of a checkpoint"),
+        ("model/model_index.json", "is a file: give the folder of a checkpoint"),
+        ("model/transformer", "is one part of a pipeline"),
+        ("model\0", "there is no model"),
+        ("", r"missing model_index\.json"),
+        ("m" * 5000, "there is no model"),
+    ],
+)
+def test_a_folder_is_found_however_it_is_spelt(
+    spelt: str, said: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model", "c m\u00f6del \u4e16 #1"):
+        shutil.copytree(bases["predict2.5"], tmp_path / name)
+    (tmp_path / "linked").symlink_to("model")
+    (tmp_path / "dead").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if said == SAME:
+        assert load_world(spelt, device="cpu").capabilities.family == "predict2.5"
+        return
+    with pytest.raises(ModelNotFoundError, match=said) as refused:
+        load_world(spelt, device="cpu")
+    assert len(str(refused.value)) < 1000
 
 
 def test_damage_is_told_before_anything_large_is_imported(bases: dict[str, Path], tmp_path: Path) -> None:

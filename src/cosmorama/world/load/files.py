@@ -179,6 +179,8 @@ def stored_tensors(folder: Path, variant: str | None = None) -> dict[str, Stored
                     f"{folder} cannot be loaded: {name} is in {tensors[name].file.name} and in {file.name}"
                 )
             tensors[name] = stored
+    if not tensors:
+        raise ModelNotFoundError(f"{found.files[0]} holds no tensors: download it again")
     owners = found.owners
     wrong = sorted(name for name, file in owners.items() if name not in tensors or tensors[name].file != file)
     if wrong:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm.stored import Stored
+from cosmorama.world.vae.pixels import check_finite
 
 CELL = 8
 FRAMES_PER_LATENT = 8
@@ -143,6 +144,7 @@ def _enlarge_bicubic(frames: Tensor) -> Tensor:
 
 def _to_bytes(frames: Tensor) -> Tensor:
     """[-1, 1] to uint8 0 to 255, laid out pixel by pixel."""
+    check_finite(frames)
     return (frames * 127.5 + 128).clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 

@@ -29,10 +29,19 @@ def to_frames(pixels: Tensor) -> Tensor:
         NotFiniteError: there is a NaN among them, which would be a black pixel.
     """
     levels = (pixels[0].permute(1, 2, 3, 0).float() + 1) * 127.5
+    check_finite(levels)
+    # Put in order before they leave the GPU: there it is one fast copy.
+    return levels.round_().clamp_(0, 255).to(torch.uint8).contiguous().cpu()
+
+
+def check_finite(levels: Tensor) -> None:
+    """Refuse decoded frames that are not numbers: they would be black pixels.
+
+    Raises:
+        NotFiniteError: says what to try.
+    """
     if not all_finite(levels):
         raise NotFiniteError(
             "the decoded frames: not a number, or infinite. Try COSMORAMA_DTYPE=bfloat16 or float32 (float16 overflows "
             "in video autoencoders); if it stays so, the weights in vae/ are damaged"
         )
-    # Put in order before they leave the GPU: there it is one fast copy.
-    return levels.round_().clamp_(0, 255).to(torch.uint8).contiguous().cpu()
