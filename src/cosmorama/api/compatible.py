@@ -11,6 +11,7 @@ import asyncio
 import base64
 import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -19,20 +20,29 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from cosmorama.api import info
-from cosmorama.api.body import body_limit, read_form, read_object
+from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import discard
 from cosmorama.api.dialects import openai_videos
-from cosmorama.api.dialects.base import file_answer, worded
+from cosmorama.api.dialects.base import action_answer, file_answer, worded
 from cosmorama.api.dialects.openai_videos import adapters_of, size_from
 from cosmorama.api.dialects.wire import DialectBody, names_written, validate
-from cosmorama.api.errors import BodyError
 from cosmorama.api.infer import generate
-from cosmorama.api.services import ServicesOf
-from cosmorama.api.videos import OpenAIRoute, begin_video, generation_of, is_form, video_of
+from cosmorama.api.services import Services, ServicesOf
+from cosmorama.api.videos import OpenAIRoute, begin_video, generation_of, is_form, source_of
+from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, MediaError, Problem
 from cosmorama.request import MAX_SEED, PROMPT_MAX_CHARACTERS, GenerationRequest, Output
 
 router = APIRouter(tags=["videos"], route_class=OpenAIRoute)
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"$ref": "#/components/schemas/VideoBody"}}
+            for kind in ("application/json", "multipart/form-data")
+        },
+    }
+}
 EXTENDED_FROM = "extended_from_video_id"
 """The label of a job that goes on with a video."""
 
@@ -43,24 +53,34 @@ EXTENDED_FROM = "extended_from_video_id"
     summary="Make a video and answer with it",
     response_class=Response,
     responses={200: {"description": "The clip.", "content": {"video/mp4": {}}}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                kind: {"schema": {"$ref": "#/components/schemas/VideoBody"}}
-                for kind in ("application/json", "multipart/form-data")
-            },
-        }
-    },
+    openapi_extra=_BODY,
 )
 async def sync(request: Request, services: ServicesOf) -> Response:
     """The body of `POST /v1/videos`; the answer is the file, once it is made. Going away cancels it."""
     generation, names = await generation_of(request, services)
+    return file_answer(request, generation, await _made(request, generation, services, names))
+
+
+async def _made(
+    request: Request, generation: GenerationRequest, services: Services, names: Mapping[str, str]
+) -> Outcome:
     try:
-        outcome = await generate(request, generation, services, dialect=openai_videos.NAME)
+        return await generate(request, generation, services, dialect=openai_videos.NAME)
     except (InvalidRequestError, MediaError) as error:
         raise worded(error, names) from None
-    return file_answer(request, generation, outcome)
+
+
+@router.post("/v1/actions/generations", tags=["videos"], summary="Predict a robot's actions", openapi_extra=_BODY)
+async def actions(request: Request, services: ServicesOf) -> JSONResponse:
+    """The body of `POST /v1/videos` with actions, as SGLang's clients send it; the answer has no clip."""
+    generation, names = await generation_of(request, services)
+    if generation.task not in ("policy", "inverse_dynamics"):
+        raise InvalidRequestError(Problem("action_mode", generation.task, "policy or inverse_dynamics"))
+    outcome = await _made(request, generation, services, names)
+    discard(outcome.path)
+    action = {"action": action_answer(generation, outcome)}
+    told = {"seed": outcome.seed, "warnings": list(outcome.warnings)}
+    return JSONResponse({"created": int(time.time()), "data": [action], **told})
 
 
 @router.post("/v1/videos/extensions", summary="Go on with a video, named in the body", openapi_extra={})
@@ -76,28 +96,14 @@ async def sync(request: Request, services: ServicesOf) -> Response:
 async def extend(request: Request, services: ServicesOf, video_id: str | None = None) -> Response:
     """Begin a video that goes on from the last frames of a finished one, and begins with them.
 
-    Prompt, size, rate and sampling are the video's own where the body does not say; the seed is drawn anew.
+    Prompt, size, rate and sampling are the video's own where the body does not say; the seed is drawn anew. An uploaded
+    clip is continued as in `POST /v1/videos`.
     """
-    limit = body_limit(services.settings.max_input_bytes)
-    if is_form(request):
-        fields, upload = await read_form(request, "video", limit)
-        if upload is not None:
-            raise InvalidRequestError(
-                Problem("video", "an upload", "the id of a video made here; send clips to create")
-            )
-        given: dict[str, Any] = {name: text for name, text in fields.items() if "[" not in name}
-        if "video[id]" in fields:
-            given["video"] = {"id": fields["video[id]"]}
-    else:
-        given = await read_object(request, limit)
-    named = given.pop("video", None)
-    if video_id is None:
-        video_id = named.get("id") if isinstance(named, dict) else named
-        if not isinstance(video_id, str):
-            raise InvalidRequestError(Problem("video", named, "an object with the id of a finished video"))
-    source = await video_of(video_id, request, services)
-    if source.state != "succeeded":
-        raise BodyError(f"{video_id} is not completed, and only a completed video can be extended", status=409)
+    given, upload, source = await source_of(request, services, video_id, "extended")
+    if source is None:
+        fields = {name: text for name, text in given.items() if text is not None}
+        generation = openai_videos.parse_form(fields, upload, services.settings)
+        return await begin_video(request, generation, services, {**openai_videos.WIRE_NAMES, "video": "video"})
     asked = openai_videos.parse_extend(given, services.settings, form=is_form(request))
     clip = await services.jobs.checkout(source)
     try:
@@ -150,7 +156,7 @@ class ImageBody(DialectBody):
 
 
 _UNUSED_IMAGE_FIELDS = (
-    *(name for name in openai_videos.UNUSED if name not in ("format", "response_format")),
+    *openai_videos.UNUSED,
     "quality",
     "style",
     "background",
@@ -198,10 +204,7 @@ async def images(request: Request, services: ServicesOf) -> Response:
         warnings=tuple(f"{name} was not used" for name in unused),
     )
     names = {"adapters": "lora", "frames": "n", **names_written(ImageBody, body)}
-    try:
-        outcome = await generate(request, generation, services, dialect=openai_videos.NAME)
-    except (InvalidRequestError, MediaError) as error:
-        raise worded(error, names) from None
+    outcome = await _made(request, generation, services, names)
     try:
         data = await asyncio.to_thread(_picture, outcome.path, png)
     finally:

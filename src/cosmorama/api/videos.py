@@ -12,11 +12,11 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import body_limit, off_loop, read_form, read_json, read_object
+from cosmorama.api.body import body_limit, off_loop, read_form, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import action_answer, worded
-from cosmorama.api.dialects.wire import WireError
+from cosmorama.api.dialects.wire import WireError, validate
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
 from cosmorama.api.services import Services, ServicesOf, options_of, owner_of, page_limit
@@ -84,6 +84,12 @@ _VIDEO: dict[str, Any] = {
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
 _SCHEMA = {"$ref": "#/components/schemas/VideoBody"}
+_REMIX: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": openai_videos.RemixBody.model_json_schema()}},
+    }
+}
 
 
 @router.post(
@@ -169,30 +175,48 @@ async def content(
     return await content_answer(request, services.jobs, job)
 
 
+@router.post("/edits", summary="Make a video again with another prompt", responses={200: _VIDEO}, openapi_extra=_REMIX)
 @router.post(
-    "/{video_id}/remix",
-    summary="Make a video again with another prompt",
-    responses={200: _VIDEO},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": openai_videos.RemixBody.model_json_schema()}},
-        }
-    },
+    "/{video_id}/remix", summary="Make a video again with another prompt", responses={200: _VIDEO}, openapi_extra=_REMIX
 )
-async def remix(video_id: str, request: Request, services: ServicesOf) -> Response:
-    """Begin a video with the inputs, the settings and the seed of another, and a new prompt."""
-    limit = body_limit(services.settings.max_input_bytes)
+async def remix(request: Request, services: ServicesOf, video_id: str | None = None) -> Response:
+    """Begin a video with the inputs, the settings and the seed of another, and a new prompt.
+
+    An uploaded clip has none of these: the new video follows its edges, of a model that has such a control.
+    """
+    given, upload, source = await source_of(request, services, video_id, "remixed")
+    prompt = validate(given, openai_videos.RemixBody).prompt
+    if source is not None:
+        again = replace(await services.jobs.restored(source), prompt=prompt)
+        return await begin_video(request, again, services, labels={REMIXED_FROM: source.id})
+    fields = {"prompt": prompt, "extra_params": '{"edge": {}}'}
+    edit = replace(openai_videos.parse_form(fields, upload, services.settings), width=None, height=None)
+    names = {**openai_videos.WIRE_NAMES, **dict.fromkeys(("field=transfer", "controls", "video"), "video")}
+    return await begin_video(request, edit, services, names)
+
+
+async def source_of(
+    request: Request, services: Services, video_id: str | None, verb: str
+) -> tuple[dict[str, Any], bytes | None, Job | None]:
+    """What is made of a finished video, which the path or the body names, or of an uploaded clip: the body's other
+    fields, and the one or the other."""
+    limit, upload = body_limit(services.settings.max_input_bytes), None
     if is_form(request):
-        fields, _ = await read_form(request, "input_reference", limit)
-        body = openai_videos.remix_of(fields)
+        fields, upload = await read_form(request, "video", limit)
+        given: dict[str, Any] = {name: text for name, text in fields.items() if "[" not in name}
+        named = given.pop("video", fields.get("video[id]"))
     else:
-        body = await read_json(request, openai_videos.RemixBody, limit)
-    source = await video_of(video_id, request, services)
+        given = await read_object(request, limit)
+        named = given.pop("video", None)
+    named = named.get("id") if isinstance(named, dict) else named
+    if upload is not None and video_id is None:
+        return given, upload, None
+    if not isinstance(video_id or named, str):
+        raise InvalidRequestError(Problem("video", named, "an object with the id of a finished video"))
+    source = await video_of(str(video_id or named), request, services)
     if source.state != "succeeded":
-        raise BodyError(f"{video_id} is not completed, and only a completed video can be remixed", status=409)
-    again = replace(await services.jobs.restored(source), prompt=body.prompt)
-    return await begin_video(request, again, services, labels={REMIXED_FROM: source.id})
+        raise BodyError(f"{source.id} is not completed, and only a completed video can be {verb}", status=409)
+    return given, None, source
 
 
 async def generation_of(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, str]]:

@@ -243,6 +243,24 @@ def test_wrong_actions_are_told_in_the_clients_words(
     assert said in answer.json()["error"]["message"]
 
 
+def test_a_policy_as_sglangs_notebook_asks_for_it(server: httpx.Client, jpeg: bytes) -> None:
+    extra = {"action_mode": "policy", "domain_name": "av", "action_view_point": "concat_view"}
+    picture = {"input_reference": ("a.png", jpeg, "image/jpeg")}
+    body = OMNI | {"extra_params": json.dumps(extra)}
+    answer = server.post("/v1/actions/generations", data=body, files=picture).raise_for_status().json()
+    action = answer["data"][0]["action"]
+    assert (action["shape"], action["dtype"], action["domain_id"]) == ([4, 9], "float32", 1)
+    assert "extra_params.action_view_point was not used" in answer["warnings"]
+    forward = extra | {"action_mode": "forward_dynamics", "action": action["data"]}
+    body = OMNI | {"extra_params": json.dumps(forward)}
+    video = server.post("/v1/videos", data=body, files=picture).raise_for_status().json()
+    assert finished(server, video["id"])["size"] == "96x64"
+    refused = server.post("/v1/actions/generations", data=body, files=picture)
+    assert "action_mode: 'forward_dynamics' is not accepted" in refused.json()["error"]["message"]
+    refused = server.post("/v1/videos/sync", data=body | {"format": "safetensors"}, files=picture)
+    assert "format: 'safetensors' is not accepted; expected mp4 or auto" in refused.json()["error"]["message"]
+
+
 def test_a_still_through_the_official_client(client: openai.OpenAI) -> None:
     for output_format, kind in (("png", "PNG"), ("jpeg", "JPEG")):
         made = client.images.generate(
@@ -281,6 +299,22 @@ def test_a_video_is_extended(client: openai.OpenAI, server: httpx.Client) -> Non
     for path in ("/v1/videos/video_x/extend", f"/v1/videos/{'x' * 30}/extend"):
         assert server.post(path, json={}).status_code == 404
     assert server.post("/v1/videos/extensions", json={"prompt": "a"}).status_code == 400
+
+
+def test_an_uploaded_clip_is_edited_and_extended(client: openai.OpenAI, server: httpx.Client, mp4: bytes) -> None:
+    upload = ("a.mp4", mp4, "video/mp4")
+    edited = client.videos.edit(prompt="in the snow", video=upload)
+    job = server.get(f"/v1/jobs/{edited.id}").raise_for_status().json()
+    assert (job["mode"], edited.prompt, finished(server, edited.id)["status"]) == (
+        "transfer",
+        "in the snow",
+        "completed",
+    )
+    extended = client.videos.extend(prompt="it rolls on", seconds="4", video=upload)
+    assert server.get(f"/v1/jobs/{extended.id}").json()["mode"] == "video2world"
+    again = server.post("/v1/videos/edits", json={"prompt": "a cube", "video": {"id": edited.id}}).raise_for_status()
+    assert again.json()["remixed_from_video_id"] == edited.id
+    finished(server, extended.id)
 
 
 def form(*parts: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:

@@ -458,6 +458,7 @@ COSMOS3 = Dialect(
         "chunk_frames": "transfer.num_video_frames_per_chunk",
         "first_conditioning_frames": "transfer.num_first_chunk_conditional_frames",
         "controls": "transfer",
+        "controls=vis": "blur",
         **{f"controls.{kind}.weight": f"transfer.{name}.control_weight" for name, kind in CONTROLS.items()},
         **{f"controls.{kind}.source": f"transfer.{name}.video" for name, kind in CONTROLS.items()},
     },

@@ -77,7 +77,7 @@ _NOT_USED = """
 user guidance_scale_2 true_cfg_scale boundary_ratio generate_sound sound_duration generator_device enable_teacache
 enable_frame_interpolation frame_interpolation_exp frame_interpolation_scale frame_interpolation_model_path
 enable_upscaling upscaling_model_path upscaling_scale output_quality output_compression output_path save_output
-diffusers_kwargs perf_dump_path guardrails use_guardrails max_sequence_length enable_audio format response_format
+diffusers_kwargs perf_dump_path guardrails use_guardrails max_sequence_length enable_audio
 output_type use_resolution_template use_duration_template use_system_prompt share_vision_temporal_positions
 """
 UNUSED = tuple(_NOT_USED.split())
@@ -86,7 +86,9 @@ _OF_CONTROLS = {"control": "video", "control_path": "video", "weight": "control_
 """What those servers call what is in a control, to this server's names."""
 _BESIDE = ("control_hint", "control", "control_path", "preset_edge_threshold", "preset_blur_strength")
 """What may stand beside a control instead of in it."""
-_AS_USUAL = (None, False, "false", "auto", "default", "standard", "file", "mp4")
+_FORMATS = {"format": ("mp4",), "response_format": ("file",)}
+"""TensorRT-LLM's names for how a clip is answered, and what of it is done."""
+_AS_USUAL = (None, False, "false", "auto", "default", "standard")
 """Values of theirs that ask for nothing."""
 _MOST_WARNINGS = 16
 
@@ -278,6 +280,9 @@ def _object(text: str, name: str = "the body") -> Any:
 def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Special | None]:
     """The body with what stands in its objects of extra fields, what is not used of it, and its actions or controls."""
     given = {name: value for name, value in body.items() if value is not None and name not in _CARRIERS}
+    for name, accepted in _FORMATS.items():
+        if (value := given.pop(name, None)) not in (None, "auto", *accepted):
+            raise InvalidRequestError(Problem(name, value, " or ".join((*accepted, "auto"))))
     warnings = [f"{name} was not used" for name in UNUSED if given.pop(name, None) not in _AS_USUAL]
     special = None
     for name in ("video_url", "image_url"):
@@ -293,7 +298,10 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Specia
             known = {*VideoBody.model_fields, *VideoBody.aliases} - {*_OBJECTS}
             model, own = _special_of(inner, carrier)
             if model is not None and special is None:
-                special = carrier, validate({name: inner[name] for name in own}, model, f"{carrier}.")
+                fields = {name: inner[name] for name in own}
+                if model is VideoAction:
+                    fields.setdefault("action_chunk_size", _chunk_of(fields, {**inner, **given}))
+                special = carrier, validate(fields, model, f"{carrier}.")
             inner = {name: value for name, value in inner.items() if name not in own}
         given.pop(carrier, None)
         for name, value in inner.items():
@@ -317,6 +325,12 @@ def _special_of(inner: Mapping[str, Any], carrier: str) -> tuple[type[VideoActio
     return model, [name for name in names if name in inner]
 
 
+def _chunk_of(params: Mapping[str, Any], given: Mapping[str, Any]) -> int | None:
+    """How many actions there are, where SGLang's clients only say it with their rows or with the frames."""
+    rows, frames = params.get("action"), str(given.get("num_frames", given.get("frames")))
+    return len(rows) if isinstance(rows, list) else int(frames) - 1 if re.fullmatch("[0-9]{1,6}", frames) else None
+
+
 def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> GenerationRequest:
     """What the body of an extension asks for; a prompt that it leaves out is None.
 
@@ -330,11 +344,6 @@ def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> 
         raise wire_error(error, ExtendBody, given) from None
     request = _to_request(wire, None, settings, warnings)
     return request if wire.size or wire.width else replace(request, width=None, height=None)
-
-
-def remix_of(fields: Mapping[str, str]) -> RemixBody:
-    """The fields of a form as what a remix takes."""
-    return validate(fields, RemixBody)
 
 
 def _to_request(
@@ -496,6 +505,7 @@ def _names_of_transfer(inner: Mapping[str, Any], at: str) -> dict[str, str]:
         for field, name in COSMOS3.wire_names.items()
         if name.startswith("transfer")
     }
+    names["controls=vis"] = "blur"
     names["field=transfer"] = f"{at}.{', '.join(name for name in (*CONTROLS, 'control_hint') if name in inner)}"
     for name, kind in CONTROLS.items():
         inside = isinstance(inner.get(name), Mapping)

@@ -131,7 +131,7 @@ def _capabilities(name: str, config: Any) -> Capabilities:
         max_pixels=960 * 960,
         frames=FrameRule(4, 397),
         fps=Range(1, 60),
-        guidance_scale=Range(1, 7),
+        guidance_scale=Range(1, 10),
         steps=Range(1, 100),
         prompt_words=4000,
         conditioning_frames=(5, 1),
