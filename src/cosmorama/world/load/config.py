@@ -53,7 +53,7 @@ def check_config(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
     widest = max((side for tensor in stored.values() for side in tensor.shape), default=0)
     for name, value in _members(config):
         counted = bool(_COUNTED.search(name))
-        if _MEASURED.search(name) and (isinstance(value, str | dict | float) or value in range(-_WIDEST, 0)):
+        if _MEASURED.search(name) and (isinstance(value, str | dict | float) or (isinstance(value, int) and value < 0)):
             raise ModelNotFoundError(f"{file}: {name} is {value!r}; it must be a whole number, 0 or more")
         if isinstance(value, list) and len(value) > max(_LONGEST_LIST, len(stored)):
             raise ModelNotFoundError(f"{file}: {name} is a list of {len(value):,}; {_told(stored, widest)}")

@@ -242,15 +242,15 @@ def bounded(weights: Weights) -> Iterator[None]:
     Raises:
         ModelNotFoundError: while it is built, as soon as it has more: its config is of another size; or it cannot be.
     """
-    file, count = weights.folder / "config.json", 0
+    file, count, stored = weights.folder / "config.json", 0, weights.count
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
         count += 0 if parameter is None else max(1, parameter.numel())
-        if count > 2 * weights.count:
+        if count > 2 * stored:
             raise ModelNotFoundError(
-                f"{file} is that of a network of more than {2 * weights.count:,} numbers, and its weights are "
-                f"{weights.count:,}: {beyond(weights.config, weights.stored)}"
+                f"{file} is that of a network of more than {2 * stored:,} numbers, and its weights are "
+                f"{stored:,}: {beyond(weights.config, weights.stored)}"
             )
 
     hook = register_module_parameter_registration_hook(add)
