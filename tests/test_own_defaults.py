@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +20,8 @@ from cosmorama.request import Action, Capabilities, Control, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
 from cosmorama.world.families import fullest
+from tests.serving import running_server
+from tests.world.checkpoints import save_predict
 
 PREDICT25: Capabilities = next(family for family in fullest() if family.family == "predict2.5")
 
@@ -64,6 +69,43 @@ def test_predict25_makes_93_frames_at_16_fps(
     assert (made.width, made.height, made.frames, made.fps) == (1280, 704, 93, 16)
     assert (made.steps, made.guidance_scale) == (PREDICT25.defaults.steps, PREDICT25.defaults.guidance_scale)
     assert (made.negative_prompt, made.warnings) == (PREDICT25.defaults.negative_prompt, ())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict2.5") / "model"
+    save_predict("predict2.5", folder, max_size=(128, 32, 32))
+    return folder
+
+
+def made_by_the_command_line(checkpoint: Path, folder: Path) -> Path:
+    words = ["generate", "a red ball", "--model", str(checkpoint), "--size", "64x64", "--steps", "1"]
+    made = CliRunner().invoke(app, [*words, "-o", str(folder / "x.mp4")], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    return folder / "x.mp4"
+
+
+def made_by_the_library(checkpoint: Path, folder: Path) -> Path:
+    model = cosmorama.load(str(checkpoint), device="cpu")
+    return model.generate("a red ball", width=64, height=64, steps=1).save(folder / "x.mp4")
+
+
+def made_by_a_server(checkpoint: Path, folder: Path) -> Path:
+    with running_server(checkpoint, folder / "server") as server:
+        body = {"prompt": "a red ball", "video_params": {"width": 64, "height": 64}, "steps": 1}
+        answer = httpx.post(f"{server.url}/v1/infer", json=body, timeout=300)
+    assert answer.status_code == 200, answer.text
+    (folder / "x.mp4").write_bytes(base64.b64decode(answer.json()["b64_video"]))
+    return folder / "x.mp4"
+
+
+@pytest.mark.parametrize("door", [made_by_the_command_line, made_by_the_library, made_by_a_server])
+def test_a_checkpoint_of_predict25_gives_93_frames_at_16_fps(
+    door: Callable[[Path, Path], Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    with av.open(door(checkpoint, tmp_path)) as clip:
+        [stream] = clip.streams.video
+        assert (sum(1 for _ in clip.decode(stream)), stream.average_rate) == (93, 16)
 
 
 def test_openais_four_seconds_are_at_the_models_rate(monkeypatch: pytest.MonkeyPatch) -> None:
