@@ -18,6 +18,7 @@ from cosmorama.jobs.database import Document, RequestDocument
 from cosmorama.jobs.files import place_media, restore_media, take_media
 from cosmorama.jobs.model import JobError
 from cosmorama.jobs.store import fingerprint
+from cosmorama.media import fetch
 from cosmorama.request import Action, Adapter, Container, Control, ControlKind, Output, ResolvedRequest
 
 JPEG = b"\xff\xd8\xff"
@@ -93,6 +94,19 @@ def test_media_is_not_in_the_document_and_is_checked() -> None:
     # Random bytes are told at once, not when their turn in the queue has come.
     with pytest.raises(MediaError, match="video: is not a picture or clip"):
         take_media(ResolvedRequest(video=base64.b64encode(bytes(range(200))).decode()), max_bytes=1000)
+
+
+@pytest.mark.parametrize("before", ["http://", " \ufeffhttp://", "HTTPS://", "\n\ufeffhttps://"])
+def test_urls_are_checked_and_left_to_who_makes_the_clip(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_fetch", None)
+    bare, blobs = take_media(ResolvedRequest(image=f"{before}example.com/a.png"), 100)
+    assert str(bare.image).lower().startswith("http")
+    assert blobs == {}
+    for bad in ("[::1", "me:secret@example.com/", "", "xn--é/", "example.com/" + "a" * fetch.MAX_URL):
+        with pytest.raises(MediaError, match=r"image: .*URL"):
+            take_media(ResolvedRequest(image=before + bad), 100)
+    with pytest.raises(MediaError, match=r"image: .*URL"):
+        take_media(ResolvedRequest(image=before.replace("//", "example.com")), 100)
 
 
 def test_fingerprints_tell_requests_apart() -> None:

@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import ContentGoneError, StoreUnavailableError
-from cosmorama.media.fetch import FetchPolicy, load_bytes
+from cosmorama.media.fetch import FetchPolicy, load_bytes, parse_url, url_in
 from cosmorama.media.sniff import known_kind
 from cosmorama.media.source import map_media
 from cosmorama.request import MediaSource, ResolvedRequest
@@ -334,15 +334,16 @@ def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedReques
     URLs stay; they are fetched when the job runs.
 
     Raises:
-        MediaError: base64 that is none, what is no picture or clip, media over `max_bytes`, or a local file, which no
-            client may name.
+        MediaError: base64 or a URL that is none, what is no picture or clip, media over `max_bytes`, or a local file,
+            which no client may name.
     """
     blobs: dict[str, bytes] = {}
-    policy = FetchPolicy(allow_urls=True, allow_files=False, max_bytes=max_bytes)
+    policy = FetchPolicy(allow_urls=False, allow_files=False, max_bytes=max_bytes)
 
     def take(where: str, source: MediaSource) -> MediaSource:
-        if isinstance(source, str) and source.lstrip()[:8].lower().startswith(("http://", "https://")):
-            return source
+        if (address := url_in(source)) is not None:
+            parse_url(address, where)
+            return address
         blobs[where] = load_bytes(source, where, policy)
         known_kind(blobs[where], where)  # nobody is to wait in the queue to be told
         return Path(where)

@@ -25,6 +25,8 @@ import httpx
 from cosmorama.errors import MediaError
 from cosmorama.request import MediaSource
 
+MAX_URL = 8192
+_BLANK = "\ufeff \t\r\n\f\v"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SPECIAL_V4 = tuple(
     ipaddress.IPv4Network(network)
@@ -233,8 +235,10 @@ def load_bytes(source: MediaSource, field: str, policy: FetchPolicy) -> bytes:
         data = source
     elif isinstance(source, Path):
         data = _read_file(source, field, policy)
+    elif (address := url_in(source)) is not None:
+        data = _fetch(address, field, policy)
     else:
-        data = _load_text(source.strip("\ufeff \t\r\n\f\v"), field, policy)
+        data = _load_text(source.strip(_BLANK), field, policy)
     if not data:
         raise MediaError(field, "is empty; send the contents of a picture or a clip")
     if len(data) > policy.max_bytes:
@@ -242,11 +246,14 @@ def load_bytes(source: MediaSource, field: str, policy: FetchPolicy) -> bytes:
     return data
 
 
+def url_in(source: MediaSource) -> str | None:
+    """What would be fetched for a source; None if it is no http(s) URL."""
+    text = source.strip(_BLANK) if isinstance(source, str) else ""
+    return text if text[:6].partition(":")[0].lower() in ("http", "https") else None
+
+
 def _load_text(text: str, field: str, policy: FetchPolicy) -> bytes:
-    scheme = text[:256].partition(":")[0].lower()
-    if scheme in ("http", "https"):
-        return _fetch(text, field, policy)
-    if scheme == "data":
+    if text[:5].lower() == "data:":
         header, comma, payload = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise MediaError(field, "is not a base64 data URL; expected data:<type>;base64,<data>")
@@ -318,7 +325,7 @@ async def fetched(address: str, field: str, policy: FetchPolicy) -> bytes:
     """
     if not policy.allow_urls:
         raise MediaError(field, "is a URL, which this server does not fetch; send the contents as base64")
-    url = _parse_url(address, field)
+    url = parse_url(address, field)
     try:
         async with asyncio.timeout(policy.timeout_s):
             for _ in range(policy.max_redirects + 1):
@@ -348,7 +355,7 @@ async def _get(url: httpx.URL, field: str, policy: FetchPolicy) -> bytes | httpx
     async with guarded("GET", url, _HEADERS, allow_private=policy.allow_private) as response:
         fields = httpx.Headers(response.headers)
         if response.status in _REDIRECTS and "location" in fields:
-            return _parse_url(fields["location"], field, base=url)
+            return parse_url(fields["location"], field, base=url)
         if response.status != 200:
             raise MediaError(field, f"cannot be fetched: {host_of(url)} answered with status {response.status}")
         if fields.get("content-encoding", "identity").lower() != "identity":
@@ -365,7 +372,14 @@ async def _get(url: httpx.URL, field: str, policy: FetchPolicy) -> bytes | httpx
         return bytes(body)
 
 
-def _parse_url(address: str, field: str, base: httpx.URL | None = None) -> httpx.URL:
+def parse_url(address: str, field: str, base: httpx.URL | None = None) -> httpx.URL:
+    """The http(s) URL in a text, or where it leads from another one.
+
+    Raises:
+        MediaError: it is none, or has no host, a password, or more than `MAX_URL` characters.
+    """
+    if len(address) > MAX_URL:
+        raise MediaError(field, f"is a URL of {len(address):,} characters; at most {MAX_URL:,} are accepted")
     try:
         url = httpx.URL(address) if base is None else base.join(address)
     except (httpx.InvalidURL, ValueError):
