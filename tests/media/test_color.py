@@ -154,6 +154,12 @@ def test_ordinary_clips_are_left_alone() -> None:
         assert warnings == []
 
 
+@pytest.mark.parametrize(("primaries", "transfer", "name"), [(10, 1, "CIE XYZ"), (1, 9, "logarithms of light")])
+def test_spaces_that_are_not_supported_are_refused_by_name(primaries: int, transfer: int, name: str) -> None:
+    with pytest.raises(MediaError, match=f"stores its colors as {name}, which is not supported"):
+        read_clip(clip_of(np.array(COLORS["skin"]) / 255, primaries, transfer))
+
+
 @pytest.mark.parametrize(("matrix", "name"), [(14, "ICtCp"), (8, "YCgCo")])
 def test_matrices_that_are_not_supported_are_refused_by_name(matrix: int, name: str) -> None:
     file = io.BytesIO()

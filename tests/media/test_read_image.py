@@ -167,6 +167,11 @@ def test_damaged_pictures_give_a_frame_or_a_media_error(form: str, draw: st.Data
         read(bytes(data))
 
 
+def test_what_starts_like_a_jpeg_and_is_none() -> None:
+    with pytest.raises(MediaError, match=r"^image: is damaged or cut off and cannot be decoded$"):
+        read_image(b"\xff\xd8\xff\xf7" + bytes(64), "image", width=32, height=32)
+
+
 def test_empty_and_clip_inputs() -> None:
     assert "not a picture or clip" in refused(b"").message
     assert "pass it as 'video'" in refused(encode_clip([quadrants()] * 3)).message

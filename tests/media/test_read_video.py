@@ -157,6 +157,20 @@ def test_rotation_metadata(degrees: int, mirrored: bool, expected: str) -> None:
     assert corners(read(data, size=size)[0]) == expected
 
 
+@pytest.mark.parametrize(("degrees", "expected"), [(0, "RGBW"), (90, "GWRB"), (180, "WBGR"), (270, "BRWG")])
+def test_rotation_beside_data_that_pyav_does_not_know(degrees: int, expected: str) -> None:
+    """Frames of TIFF have EXIF beside them, as those of some cameras have."""
+    data = encode_clip([quadrants()] * 3, container="mov", codec="tiff", pix_fmt="rgb24", rotation=(degrees, False))
+    size = (32, 64) if degrees in (90, 270) else (64, 32)
+    assert corners(read(data, size=size)[-1]) == expected
+
+
+def test_a_recording_that_keeps_the_time_of_day_is_as_long_as_it_is() -> None:
+    times = [Fraction(index, 24) + 30 * 3600 for index in range(24)]
+    data = encode_clip(counting(24), container="matroska", times=times)
+    assert levels(read(data, frames=3)) == [21, 22, 23]
+
+
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_pixel_aspect(rotation: int) -> None:
     """A square drawn in pixels twice as wide as high is shown twice as wide."""

@@ -25,6 +25,7 @@ _UNSPECIFIED = 2
 _SRGB_TRANSFER = 13
 _LINEAR = 8
 _POWERS = {4: 2.2, 5: 2.8, 17: 2.6}
+_REFUSED_PRIMARIES, _REFUSED_TRANSFERS = {10: "CIE XYZ"}, {9: "logarithms of light", 10: "logarithms of light"}
 _REFERENCE_WHITE = 203.0
 _PQ_PEAK, _HLG_PEAK = 10000.0, 1000.0
 _KNEE = 0.9
@@ -47,6 +48,11 @@ _NAMES = {BT2020: "BT.2020", DCI_P3: "DCI-P3", DISPLAY_P3: "Display P3", PQ: "PQ
 def needs_conversion(primaries: int, transfer: int) -> bool:
     """Whether pixels so described are not shown right when they are taken for sRGB."""
     return _primaries(primaries) != 1 or transfer in (PQ, HLG, _LINEAR, *_POWERS)
+
+
+def refused(primaries: int, transfer: int) -> str | None:
+    """What pixels so described are, where they cannot be shown."""
+    return _REFUSED_PRIMARIES.get(primaries) or _REFUSED_TRANSFERS.get(transfer)
 
 
 def conversion_words(primaries: int, transfer: int) -> str:

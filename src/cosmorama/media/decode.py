@@ -311,6 +311,9 @@ class Clip:
 
     def _rgb(self, frame: VideoFrame) -> Image.Image:
         name, matrix = frame.format.name, None
+        primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+        if unknown := color.refused(primaries, transfer):
+            raise MediaError(self._field, f"stores its colors as {unknown}, which is not supported; send BT.709")
         if not frame.format.is_rgb:
             if frame.colorspace in _REFUSED_MATRICES:
                 stored = _REFUSED_MATRICES[frame.colorspace]
@@ -324,7 +327,6 @@ class Clip:
                     if not wide
                     else Colorspace(_BT2020_MATRIX)
                 )
-        primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
         converted = color.needs_conversion(primaries, transfer)
         transparent = any(component.is_alpha for component in frame.format.components)
         target = {(False, False): "rgb24", (False, True): "rgba", (True, False): "rgb48le", (True, True): "rgba64le"}
@@ -417,7 +419,11 @@ def _video_stream(container: InputContainer, field: str) -> VideoStream:
 def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
+    if not container.duration:
+        return None
+    # Recorders of Matroska that keep the time of day tell the end by it, too.
+    start = max(container.start_time or 0, 0)
+    return float((container.duration - (start if start < container.duration else 0)) / av.time_base)
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:
@@ -428,11 +434,16 @@ def _pixel_aspect(stream: VideoStream) -> Fraction:
 
 def _upright(frame: VideoFrame, picture: Image.Image) -> tuple[Image.Image, bool]:
     """The picture turned and mirrored as its display matrix asks, and whether its sides changed places."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture, False
-    # x' = a x + c y, y' = b x + d y, as 16.16 fixed point; only the nearest of the eight right-angled ones is honoured.
-    a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(cast(bytes, matrix), np.int32))
+    # x' = a x + c y, y' = b x + d y, in any scale; only the nearest of the eight right-angled ones is honoured.
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return picture, False
+        a, b, _, c, d, *_ = (float(value) for value in np.frombuffer(cast(bytes, matrix), np.int32))
+    except ValueError:
+        # Beside it are data of kinds that PyAV does not know (views of spatial clips, EXIF); it still tells the turn.
+        turn = math.radians(frame.rotation)
+        a, b, c, d = math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
     transposed = abs(a) + abs(d) < abs(b) + abs(c)
     if transposed:
         picture = picture.transpose(Image.Transpose.TRANSPOSE)

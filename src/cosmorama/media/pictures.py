@@ -17,7 +17,6 @@ from cosmorama.errors import MediaError
 from cosmorama.media import color
 from cosmorama.media.decode import Effort, MediaLimits, on_white
 
-_FORMATS = {"JPEG": ("JPEG", "MPO")}  # an MPO starts like a JPEG; its further pictures are ignored
 _ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _SHORTEST_S = 0.02
 _DEFAULT_S = 0.1
@@ -109,7 +108,7 @@ class AnimatedPicture:
 def _open(data: bytes, name: str, field: str, limits: MediaLimits) -> Image.Image:
     if name == "HEIF" and not _can_open_heif():
         raise MediaError(field, "is in HEIC format, which this server cannot read; send JPEG, PNG or WebP")
-    picture = Image.open(io.BytesIO(data), formats=_FORMATS.get(name, (name,)))
+    picture = Image.open(io.BytesIO(data), formats=(name,))
     limits.check_size(field, *picture.size)
     return picture
 
