@@ -109,6 +109,7 @@ def test_a_server_of_the_embedded_model_needs_no_more_than_the_extra(wheel: Path
         "from cosmorama.world.families import makers\n"
         "create_app(Settings())\n"
         "print(load_model(Settings()).capabilities.model, dict(makers())['policy'])\n"
+        "assert 'diffusers' not in sys.modules\n"
     )
     found = run(wheel, tmp_path, program, extra="serve")
     assert found.stdout == "microcosm ('cosmos3',)\n", found.stderr

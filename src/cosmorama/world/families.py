@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 from cosmorama.request import CONTROL_KINDS, MODES, Capabilities
+from cosmorama.world.cosmos.capabilities import CAPABILITIES
 
 _COLUMNS = ("Family", "Diffusers pipeline", "Modes", "Frames", "Continues from", "Default", "Solvers", "Guidance")
 _STILL = "a still"
@@ -54,11 +55,10 @@ def table() -> str:
 
 def _known() -> Iterator[tuple[str, str, Capabilities]]:
     """Models, diffusers' pipeline, and what a checkpoint of it takes."""
-    from cosmorama.world.cosmos.families import FAMILIES
-    from cosmorama.world.cosmos3.family import capabilities_of
+    from cosmorama.world.cosmos3.capabilities import capabilities_of
 
-    for name, family in FAMILIES.items():
-        yield family.models, name, family.capabilities
+    for name, (models, capabilities) in CAPABILITIES.items():
+        yield models, name, capabilities
     everything = SimpleNamespace(action_gen=True, action_dim=64, num_embodiment_domains=32)
     yield "Cosmos3 Edge, Nano, Super", "Cosmos3OmniPipeline", capabilities_of("cosmos3", everything)
 

@@ -15,7 +15,7 @@ from fastapi import Request
 from cosmorama.api.dialects.cosmos3 import COSMOS3 as COSMOS3_DIALECT
 from cosmorama.engine.outcome import Outcome
 from cosmorama.request import MODES, ActionDomain, Capabilities, Defaults, FrameRule, Range, Size
-from cosmorama.world.cosmos3.family import policy_of
+from cosmorama.world.cosmos3.capabilities import policy_of
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.registry import MICROCOSM as EMBEDDED
 from tests.api.dialects.reading import read, refusal

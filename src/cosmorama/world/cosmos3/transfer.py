@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import ControlKind
 from cosmorama.world.base import Inputs, ReadText
 from cosmorama.world.chunks import Chunks
+from cosmorama.world.cosmos3.capabilities import KINDS
 from cosmorama.world.cosmos3.forward import generate
 from cosmorama.world.cosmos3.sampling import FRAMES_PER_LATENT, Branch, Cosmos3Sampling, Cosmos3World
 from cosmorama.world.vae.pixels import to_pixels
 
-KINDS: tuple[ControlKind, ...] = ("edge", "vis", "depth", "seg", "wsm")
-"""In the order in which the model reads them."""
 _CHUNK_FRAMES = 93
 _STRENGTH = 1.5
 """Of guidance by controls, where the request does not say: the Cosmos3 NIM's."""
