@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from tests.serving import Running, running_server
-from tests.studio.conftest import Studio, open_page
+from tests.studio.conftest import SLOW_MS, Studio, open_page
 from tests.studio.test_make import FINISHED_MS, describe, generate, job_id, make, number
 from tests.tiny import save_tiny
 
@@ -45,6 +45,7 @@ def test_a_grid_of_two_knobs_plays_in_step_and_shows_differences(studio: Studio)
     expect(page.get_by_role("columnheader", name="Guidance 7")).to_be_visible()
     expect(page.get_by_role("rowheader", name="Seed 2")).to_be_visible()
     mine = [job for job in jobs(studio) if job["metadata"].get("grid") == grid]  # type: ignore[attr-defined]
+    expect(page.locator(".page-head .hint").first).to_contain_text("2 × 2 = 4 clips, about")
     asked = {(job["request"]["guidance_scale"], job["request"]["seed"]) for job in mine}  # type: ignore[index]
     assert asked == {(1, 1), (1, 2), (7, 1), (7, 2)}
     for _ in range(4):
@@ -63,6 +64,18 @@ def test_a_grid_of_two_knobs_plays_in_step_and_shows_differences(studio: Studio)
     assert all(page.locator(".cell canvas:not([hidden])").evaluate_all(light))
     page.reload()
     expect(page.locator(".cell video")).to_have_count(4)
+
+
+def test_a_server_that_is_not_ready_says_why(studio: Studio) -> None:
+    """Someone who opens the page of a server whose checkpoint is wrong is not left to wait."""
+    page, why = studio.page, "Service is not ready: the checkpoint lacks world.json"
+    studio.seen.allowed = ("503",)
+    page.route("**/v1/health/ready", lambda route: route.fulfill(status=503, json={"message": why}))
+    page.goto("about:blank")
+    page.goto(f"{studio.url}/")
+    expect(page.get_by_text(why)).to_be_visible()
+    page.unroute("**/v1/health/ready")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_visible(timeout=SLOW_MS)
 
 
 def test_a_grid_of_the_command_line_opens_and_is_exported(studio: Studio, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ export async function call(path, { headers = {}, ...options } = {}) {
     }
     if (!answer.ok) {
       const body = await answer.json().catch(() => ({}));
-      const { message = `the server answered ${answer.status}`, type } = body.error ?? {};
+      const { message = `the server answered ${answer.status}`, type } = body.error ?? body;
       throw new ApiError(answer.status, message, type, Number(answer.headers.get("Retry-After")) || undefined);
     }
     return answer;

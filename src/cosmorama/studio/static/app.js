@@ -62,9 +62,12 @@ function say(text, state) {
   status.dataset.state = state;
 }
 
-async function ready() {
-  const answer = await call("v1/health/ready").catch((error) => error);
-  return answer.status === 200;
+/** Nothing once the server is ready; until then, why it is not. */
+async function unready() {
+  return call("v1/health/ready").then(
+    () => null,
+    ({ message }) => message,
+  );
 }
 
 // --- keys
@@ -205,10 +208,11 @@ async function boot() {
       if (file && form && main.contains(form.element)) form.source.take(file, file.name);
     });
   }
-  if (!(await ready())) {
-    say("loading the model", "busy");
-    fill(main, h("div.stage-empty", {}, h("p.big", {}, "The model is being loaded"), h("p", {}, "The studio opens by itself as soon as it is there.")));
-    while (!(await ready())) await new Promise((resolve) => setTimeout(resolve, 1000));
+  for (let why, told; (why = await unready()); await new Promise((resolve) => setTimeout(resolve, 1000))) {
+    if (why === told) continue;
+    told = why;
+    say("not ready", "busy");
+    fill(main, h("div.stage-empty", {}, h("p.big", {}, "The server is not ready yet"), h("p", { role: "status" }, why), h("p", {}, "The studio opens by itself as soon as it is.")));
   }
   await start(localStorage.getItem(MODEL));
   window.addEventListener("hashchange", route);

@@ -25,6 +25,7 @@ export class Grid {
     watched.addEventListener("job", ({ detail }) => {
       if (this.id && detail.metadata?.grid === this.id) this.#update(detail);
       if (detail.metadata?.grid) this.#list();
+      if (detail.result) this.#count(); // how long one takes is known now
     });
     watched.addEventListener("gone", () => this.#list());
   }
