@@ -89,6 +89,7 @@ def test_as_text_too_each_is_said_once(tmp_path: Path) -> None:
     for logged in ("from the start", "reaches the root as well", "old and deprecated"):
         assert text.count(logged) == 1
     assert "ERROR worker early from the start" in text
+    assert "WARNING worker late.module in\\ntwo lines\n" in text  # nobody can make a line of his own
 
 
 def test_a_console_that_is_gone_ends_nothing() -> None:

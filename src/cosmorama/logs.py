@@ -134,8 +134,16 @@ class _Context(logging.Filter):
         return True
 
 
+class _Lines(logging.Formatter):
+    """One line per record, whatever a client called the path that it asked for; tracebacks come below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record).rstrip()
+        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def _text_formatter() -> logging.Formatter:
-    return logging.Formatter("%(asctime)s %(levelname)s %(process_name)s %(name)s%(about)s %(message)s")
+    return _Lines("%(asctime)s %(levelname)s %(process_name)s %(name)s%(about)s %(message)s")
 
 
 def _json_formatter() -> logging.Formatter:
