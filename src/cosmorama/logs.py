@@ -137,7 +137,7 @@ class _Context(logging.Filter):
 class _Lines(logging.Formatter):
     """One line per record, whatever a client called the path that it asked for; tracebacks come below."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         line = super().formatMessage(record).rstrip()
         return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
