@@ -52,6 +52,13 @@ def test_headers_that_do_not_end_are_refused(server: Server) -> None:
     assert server.client.get("/v1/health/live").status_code == 200
 
 
+def test_who_asks_for_a_websocket_is_answered_in_http(server: Server) -> None:
+    """What speaks WebSocket would write the headers, keys among them, into a log of level debug."""
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    answer = server.client.get("/v1/jobs", headers=upgrade | {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    assert (answer.status_code, answer.json()["object"]) == (200, "list")
+
+
 def test_health_answers_at_once_during_a_generation(server: Server) -> None:
     leaver = Leaver(server)
     server.wait_until(ACTIVE, 1)

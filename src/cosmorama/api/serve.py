@@ -125,6 +125,7 @@ def serve(settings: Settings) -> None:
         port=settings.port,
         # The other parser that is used where it is installed lets headers grow without limit.
         http=BoundedHeaders,
+        ws="none",  # nothing here speaks it, and its library logs every header, keys too
         log_config=None,
         access_log=False,  # health probes would drown everything else
         timeout_graceful_shutdown=5,  # what is in flight now goes back to the queue, or its client has left
