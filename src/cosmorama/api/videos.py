@@ -268,7 +268,10 @@ async def video_of(video_id: str, request: Request, services: Services) -> Job:
 def video_object(job: Job) -> dict[str, Any]:
     """A job as OpenAI's `video` object; a cancelled job has failed."""
     made = job.request.result if job.result is None else job.result.outcome
-    error = job.error
+    error = None
+    if job.error is not None:
+        said = worded(job.error.exception(), openai_videos.WIRE_NAMES)
+        error = {"code": job.error.type, "message": str(said)}
     return {
         "id": job.id,
         "object": "video",
@@ -286,7 +289,7 @@ def video_object(job: Job) -> dict[str, Any]:
         "warnings": list(job.warnings),
         "guardrails": [check.model_dump() for check in job.checks],
         "action": None if job.result is None else action_answer(job.request, job.result.outcome),
-        "error": None if error is None else {"code": error.type, "message": error.text},
+        "error": error,
     }
 
 
