@@ -25,24 +25,15 @@ from cosmorama.api.clips import discard
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import action_answer, file_answer, worded
 from cosmorama.api.dialects.openai_videos import adapters_of, size_from
-from cosmorama.api.dialects.wire import DialectBody, names_written, validate
+from cosmorama.api.dialects.wire import DialectBody, alike, names_written, validate
 from cosmorama.api.infer import generate
 from cosmorama.api.services import Services, ServicesOf
-from cosmorama.api.videos import OpenAIRoute, begin_video, generation_of, is_form, source_of
+from cosmorama.api.videos import BODY, OpenAIRoute, begin_video, generation_of, is_form, source_of
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, MediaError, Problem
 from cosmorama.request import MAX_SEED, PROMPT_MAX_CHARACTERS, GenerationRequest, Output
 
 router = APIRouter(tags=["videos"], route_class=OpenAIRoute)
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            kind: {"schema": {"$ref": "#/components/schemas/VideoBody"}}
-            for kind in ("application/json", "multipart/form-data")
-        },
-    }
-}
 EXTENDED_FROM = "extended_from_video_id"
 """The label of a job that goes on with a video."""
 
@@ -53,7 +44,7 @@ EXTENDED_FROM = "extended_from_video_id"
     summary="Make a video and answer with it",
     response_class=Response,
     responses={200: {"description": "The clip.", "content": {"video/mp4": {}}}},
-    openapi_extra=_BODY,
+    openapi_extra=BODY,
 )
 async def sync(request: Request, services: ServicesOf) -> Response:
     """The body of `POST /v1/videos`; the answer is the file, once it is made. Going away cancels it."""
@@ -70,7 +61,7 @@ async def _made(
         raise worded(error, names) from None
 
 
-@router.post("/v1/actions/generations", tags=["videos"], summary="Predict a robot's actions", openapi_extra=_BODY)
+@router.post("/v1/actions/generations", tags=["videos"], summary="Predict a robot's actions", openapi_extra=BODY)
 async def actions(request: Request, services: ServicesOf) -> JSONResponse:
     """The body of `POST /v1/videos` with actions, as SGLang's clients send it; the answer has no clip."""
     generation, names = await generation_of(request, services)
@@ -155,17 +146,8 @@ class ImageBody(DialectBody):
     lora: dict[str, Any] | None = None
 
 
-_UNUSED_IMAGE_FIELDS = (
-    *openai_videos.UNUSED,
-    "quality",
-    "style",
-    "background",
-    "moderation",
-    "stream",
-    "partial_images",
-    "extra_args",
-    "extra_params",
-)
+_UNUSED_OF_IMAGES = "quality style background moderation stream partial_images extra_args extra_params"
+_UNUSED_IMAGE_FIELDS = (*openai_videos.UNUSED, *_UNUSED_OF_IMAGES.split())
 
 
 @router.post(
@@ -187,19 +169,12 @@ async def images(request: Request, services: ServicesOf) -> Response:
     height = wire.height if size is None else size.height
     png = wire.output_format == "png"
     generation = GenerationRequest(
-        prompt=wire.prompt,
-        negative_prompt=wire.negative_prompt,
-        prompt_upsampling=wire.prompt_upsampling,
-        seed=wire.seed,
-        steps=wire.steps,
-        guidance_scale=wire.guidance_scale,
-        flow_shift=wire.flow_shift,
+        **alike(wire),
         width=width,
         height=height,
         frames=1,
         adapters=adapters_of(wire.lora),
         output=Output("png" if png else "jpeg", quality=services.settings.video_quality),
-        model=wire.model,
         fit=True,
         warnings=tuple(f"{name} was not used" for name in unused),
     )

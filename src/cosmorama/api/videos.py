@@ -84,6 +84,12 @@ _VIDEO: dict[str, Any] = {
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
 _SCHEMA = {"$ref": "#/components/schemas/VideoBody"}
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": _SCHEMA} for kind in ("application/json", "multipart/form-data")},
+    }
+}
 _REMIX: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -96,12 +102,7 @@ _REMIX: dict[str, Any] = {
     "",
     summary="Begin a video",
     responses={200: _VIDEO},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _SCHEMA}, "multipart/form-data": {"schema": _SCHEMA}},
-        }
-    },
+    openapi_extra=BODY,
 )
 async def create(request: Request, services: ServicesOf) -> Response:
     """Accept a generation, as a form or as JSON, and answer with the video as it is now: queued."""

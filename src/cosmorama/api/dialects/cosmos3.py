@@ -18,7 +18,7 @@ from cosmorama import usual
 from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer, fields_answer
 from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
 from cosmorama.api.dialects.transfer import scaled
-from cosmorama.api.dialects.wire import DialectBody, Numbers, WireModel, validate
+from cosmorama.api.dialects.wire import DialectBody, Numbers, WireModel, alike, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
@@ -194,18 +194,13 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         size = size_of_action(wire.action_params)
     takes_video = _REFERENCE[mode] == "a clip"
     request = GenerationRequest(
-        prompt=wire.prompt,
-        negative_prompt=wire.negative_prompt,
+        **alike(wire),
         image=None if takes_video else reference,
         video=reference if takes_video else None,
-        seed=wire.seed,
-        guidance_scale=wire.guidance_scale,
         steps=wire.num_inference_steps,
-        flow_shift=wire.flow_shift,
         width=None if size is None else size.width,
         height=None if size is None else size.height,
         frames=1 if still else wire.num_frames,
-        fps=wire.fps,
         conditioning_indexes=None
         if wire.condition_frame_indexes_vision is None
         else tuple(sorted(set(wire.condition_frame_indexes_vision))),
@@ -214,7 +209,6 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         task=ACTION_MODES.get(mode),
         action=action,
         fit=True,
-        model=wire.model,
         usual=_usual(wire),
     )
     return request if wire.transfer is None else followed(request, wire.transfer)

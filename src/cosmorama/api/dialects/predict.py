@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, told_answer
-from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
+from cosmorama.api.dialects.wire import DialectBody, WireModel, alike, validate
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
     DEFAULT_NEGATIVE_PROMPT,
@@ -163,31 +163,19 @@ def parse_predict1(body: dict[str, Any], settings: Settings) -> GenerationReques
         raise InvalidRequestError(*problems)
     params, output = wire.video_params, wire.output
     return GenerationRequest(
-        prompt=wire.prompt,
-        negative_prompt=wire.negative_prompt,
-        prompt_upsampling=wire.prompt_upsampling,
+        **alike(wire),
         image=_media(wire.image),
         video=_media(wire.video),
-        seed=wire.seed,
-        guidance_scale=wire.guidance_scale,
-        steps=wire.steps,
         width=params.width,
         height=params.height,
         frames=params.frames_count,
         fps=params.frames_per_sec,
-        # These are names that `resolve` checks, with the model's own list in the error.
-        solver=wire.solver,  # type: ignore[arg-type]
-        guidance_interval=wire.guidance_interval,
-        guidance_rescale=wire.guidance_rescale,
-        reuse=wire.reuse,
-        conditioning_frames=wire.conditioning_frames,
-        output=Output(
+        output=Output(  # of names that `resolve` checks, with the model's own list in the error
             container=output.container,  # type: ignore[arg-type]
             codec=output.codec,  # type: ignore[arg-type]
             quality=settings.video_quality if output.quality is None else output.quality,
         ),
         fit=settings.size_policy == "fit",
-        model=wire.model,
     )
 
 
@@ -236,19 +224,14 @@ def parse_predict25(body: dict[str, Any], settings: Settings) -> GenerationReque
     wire = validate(body, Predict25Body)
     size = size_of(wire.resolution, PREDICT25_SIZES)
     return GenerationRequest(
-        prompt=wire.prompt,
-        negative_prompt=wire.negative_prompt,
+        **alike(wire),
         image=_media(wire.image),
         video=_media(wire.video),
-        seed=wire.seed,
-        guidance_scale=wire.guidance_scale,
-        steps=wire.steps,
         width=size.width,
         height=size.height,
         frames=wire.num_output_frames,
         output=Output(quality=settings.video_quality),
         fit=True,
-        model=wire.model,
         usual=Usual(frames=93, fps=16, steps=35, guidance_scale=7.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
     )
 
@@ -297,19 +280,13 @@ def parse_generator1(body: dict[str, Any], settings: Settings) -> GenerationRequ
         accepted = f"4k+1 (25, 29, ...) from {MIN_FRAMES} to {most} at resolution {wire.resolution}"
         raise InvalidRequestError(Problem("num_output_frames", frames, accepted))
     return GenerationRequest(
-        prompt=wire.prompt,
-        negative_prompt=wire.negative_prompt,
+        **alike(wire),
         image=_media(wire.image),
-        seed=wire.seed,
-        guidance_scale=wire.guidance_scale,
-        steps=wire.steps,
         width=size.width,
         height=size.height,
         frames=frames,
-        fps=wire.fps,
         output=Output(quality=settings.video_quality),
         fit=True,
-        model=wire.model,
         usual=Usual(frames=189, fps=24, steps=35, guidance_scale=6.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
     )
 

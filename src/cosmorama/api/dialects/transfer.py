@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from cosmorama.api.dialects.base import Dialect, clip_answer
 from cosmorama.api.dialects.predict import PREDICT25_SIZES, size_of, text
-from cosmorama.api.dialects.wire import DialectBody, WireModel, validate
+from cosmorama.api.dialects.wire import DialectBody, WireModel, alike, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
@@ -108,10 +108,8 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         raise InvalidRequestError(*problems)
     size = size_of(wire.resolution, PREDICT25_SIZES)
     return GenerationRequest(
-        prompt=wire.prompt,
-        negative_prompt=wire.negative_prompt,
+        **alike(wire),
         video=wire.video,
-        seed=wire.seed,
         guidance_scale=None if wire.guidance is None else float(wire.guidance),
         steps=wire.num_steps,
         width=size.width,
@@ -123,7 +121,6 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
             [Control(kind, each.control_weight, each.control, _preset(each)) for kind, each in given.items()]
         ),
         fit=True,
-        model=wire.model,
         # A clip is one chunk of the upstream model.
         usual=Usual(frames=93, steps=35, guidance_scale=3.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT),
         warnings=() if wire.sigma_max is None else ("sigma_max was not used: sampling begins at pure noise here",),

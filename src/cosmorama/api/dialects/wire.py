@@ -150,6 +150,15 @@ def validate(body: Mapping[str, Any], model: type[Wire], at: str = "") -> Wire:
         raise wire_error(error, model, body, at) from None
 
 
+_ALIKE = """prompt negative_prompt prompt_upsampling seed steps guidance_scale guidance_interval guidance_rescale reuse
+frames fps solver conditioning_frames flow_shift model"""
+
+
+def alike(wire: WireModel) -> dict[str, Any]:
+    """What a `GenerationRequest` has under the same name as this format; `resolve` checks names of solvers."""
+    return {name: getattr(wire, name) for name in _ALIKE.split() if name in type(wire).model_fields}
+
+
 def wire_error(error: ValidationError, model: type[WireModel], body: Mapping[str, Any], at: str = "") -> WireError:
     """What pydantic says is wrong with a body, in this server's words."""
     found = error.errors(include_url=False)
