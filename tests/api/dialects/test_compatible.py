@@ -163,8 +163,10 @@ PRESET = {"preset_edge_threshold": "medium"}
     ],
 )
 def test_controls_among_the_extra_fields_are_followed(extra: dict[str, Any], kind: str) -> None:
-    request = parse({"prompt": "a", "num_frames": 5, "fps": 24, "extra_params": CHUNKS | extra}, Settings())
+    extra = CHUNKS | extra | {"sample_solver": "unipc"}  # vLLM-Omni's name, for other models
+    request = parse({"prompt": "a", "num_frames": 5, "fps": 24, "extra_params": extra}, Settings())
     (control,) = request.controls
+    assert request.solver == "unipc"
     assert (request.task, control.kind, control.source in (CONTROL, "AAAA")) == ("transfer", kind, True)
     assert control.weight == (0.5 if kind == "vis" else 1.0)
     assert (request.control_guidance, request.chunk_frames, request.frames) == (1.5, 9, 5)

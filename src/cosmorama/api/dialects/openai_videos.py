@@ -159,6 +159,7 @@ class VideoBody(DialectBody):
     aliases: ClassVar[Mapping[str, str]] = {
         "num_frames": "frames",
         "num_inference_steps": "steps",
+        "sample_solver": "solver",
         "num_outputs_per_prompt": "n",
         "condition_video_latent_indexes": "condition_frame_indexes_vision",
         "image_reference": "input_reference",
