@@ -16,11 +16,10 @@ from cosmorama.text.chat import ChatEndpoint
 from cosmorama.text.local import LocalChat
 from cosmorama.text.upsampling import ChatUpsampler, Upsampler, unchanged
 
-STRUCTURED_S = 120.0
-STRUCTURED_TOKENS = 8192
+STRUCTURED_S, STRUCTURED_TOKENS = 120.0, 8192
+"""Limits of a caption in JSON, as upstream has them."""
 LOCAL_S = 300.0
 """How long a checkpoint on this machine may write, where nothing else is set: it may have to load first."""
-"""Limits of a caption in JSON, as upstream has them."""
 
 
 def with_local_chats(settings: Settings) -> tuple[Settings, tuple[LocalChat, ...]]:

@@ -14,15 +14,12 @@ import torch
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 from torch import Tensor, nn
 
-from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.kernels.attention import choose_attention
-from cosmorama.world.kernels.gpu import choose_compile
 from cosmorama.world.kernels.layers import is_quantized
-from cosmorama.world.load.checkpoint import told_of
+from cosmorama.world.load.checkpoint import check_class, choose_kernels, told_of
 from cosmorama.world.load.names import is_quantized_matrix, read_by_text
 from cosmorama.world.load.offload import check_offload, offload_layers
 from cosmorama.world.load.options import LoadOptions
-from cosmorama.world.load.quantize import held_bytes, quantize_blocks, quantize_layer
+from cosmorama.world.load.quantize import held_bytes, quantize_layer
 from cosmorama.world.load.weights import Weights, assign, bounded
 
 
@@ -34,9 +31,7 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     """
     check_offload(options.device, options.offload)
     weights = Weights(folder, options.variant)
-    name = weights.config.get("_class_name", Cosmos3OmniTransformer.__name__)
-    if name != Cosmos3OmniTransformer.__name__:
-        raise ModelNotFoundError(f"{folder / 'config.json'} is that of a {name}, not of a Cosmos3OmniTransformer")
+    check_class(weights, Cosmos3OmniTransformer)
     from accelerate import init_empty_weights
 
     with told_of(folder), bounded(weights), init_empty_weights():
@@ -50,11 +45,7 @@ def load_transformer(folder: Path, options: LoadOptions) -> Cosmos3OmniTransform
     assign(model, weights, dtype=options.dtype or weights.dtype, place=place_of)
     model.rotary_emb.to(_place_of("rotary_emb", options))
     model.eval().requires_grad_(False)
-    if options.quantize != "none":
-        quantize_blocks(model, lambda name: _place_of(name, options), options.quantize)
-    choose_attention(model, options.attention)
-    if torch.device(options.device).type != "cpu":
-        choose_compile(model, options.compile)
+    choose_kernels(model, options, lambda name: _place_of(name, options))
     offload_halves(model, options)
     return model
 

@@ -23,7 +23,7 @@ from cosmorama.world.load.names import is_denoiser
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
-from cosmorama.world.load.weights import Weights, assign, bounded, unused
+from cosmorama.world.load.weights import Place, Weights, assign, bounded, check_names, unused
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
 
@@ -79,15 +79,27 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
         ModelNotFoundError: its weights do not fit its config, or cannot be held as the options say.
     """
     module = build(kind, folder, options.dtype, options.variant)
-    if options.quantize != "none":
-        quantize_blocks(module, lambda name: options.device if options.offload == "none" else "cpu", options.quantize)
+    choose_kernels(module, options, lambda name: options.device if options.offload == "none" else "cpu")
     if str(options.device) == "cpu":
         use_onednn(module)
-    if is_denoiser(type(module).__name__):
-        choose_attention(module, options.attention)
-        if torch.device(options.device).type != "cpu":
-            choose_compile(module, options.compile)
     return place(module, options.device, options.offload)
+
+
+def choose_kernels(module: Any, options: LoadOptions, place_of: Place) -> None:
+    """Let a denoiser or a ControlNet run as the options say; other networks are left as they are.
+
+    Args:
+        module: With its weights.
+        options: What matrices are held as, which kernel attends, what is compiled.
+        place_of: See `quantize_blocks`.
+    """
+    if not is_denoiser(type(module).__name__):
+        return
+    if options.quantize != "none":
+        quantize_blocks(module, place_of, options.quantize)
+    choose_attention(module, options.attention)
+    if torch.device(options.device).type != "cpu":
+        choose_compile(module, options.compile)
 
 
 def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False) -> Any:
@@ -178,12 +190,21 @@ def _is_diffusers(kind: Any) -> bool:
     return issubclass(kind, ModelMixin)
 
 
-def _diffusers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
-    from accelerate import init_empty_weights
+def check_class(weights: Weights, kind: type) -> None:
+    """Refuse a config of another class than `kind`, of diffusers.
 
+    Raises:
+        ModelNotFoundError: names both.
+    """
     name = weights.config.get("_class_name", kind.__name__)
     if name != kind.__name__:
         raise ModelNotFoundError(f"{weights.folder / 'config.json'} is that of a {name}, not of a {kind.__name__}")
+
+
+def _diffusers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
+    from accelerate import init_empty_weights
+
+    check_class(weights, kind)
     with bounded(weights), init_empty_weights():  # but for what is computed and not stored
         module = kind.from_config(weights.config)
     assign(module, weights, dtype=dtype)
@@ -213,13 +234,7 @@ def _transformers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
     other = {str(entry if isinstance(entry, str) else entry[0]) for entry in found.get("mismatched_keys", ())}
     if other:
         raise ModelNotFoundError(f"{weights.folder} cannot be loaded: config.json makes {some(other)} another shape")
-    if missing:
-        beside = f", while {kind.__name__} has no place for {some(extra)}" if extra else ""
-        raise ModelNotFoundError(
-            f"{weights.folder} is not a complete checkpoint: no weights for {some(missing)}{beside}"
-        )
-    if extra:
-        raise ModelNotFoundError(f"{weights.folder} cannot be loaded: {kind.__name__} has no place for {some(extra)}")
+    check_names(weights.folder, missing, extra, kind)
     return module
 
 

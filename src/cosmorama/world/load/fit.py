@@ -43,8 +43,9 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
     parts, variant = parts_of(folder), options.variant
     if dtype is None and not is_cosmos(read_index(folder)):
         dtype = torch.float32  # what other pipelines are loaded in
-    away = sum(weight_bytes(part, dtype, _waiting(part, offload), quantize, variant) for part in parts)
-    needed = {device: sum(weight_bytes(part, dtype, quantize=quantize, variant=variant) for part in parts) - away}
+    stored = {part: Weights(part, variant) for part in parts if has_weights(part, variant)}
+    away = sum(_bytes(weights, dtype, _waiting(part, weights, offload), quantize) for part, weights in stored.items())
+    needed = {device: sum(_bytes(weights, dtype, quantize=quantize) for weights in stored.values()) - away}
     if away:
         cpu = torch.device("cpu")
         needed[cpu] = needed.get(cpu, 0) + away
@@ -55,10 +56,7 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
         log.info("%s: weights take %s%s; %s are free on %s", folder.name, _gb(size), more, _gb(free), place)
         if size > free:
             advice = "a dtype of half the size (COSMORAMA_DTYPE=bfloat16)"
-            if quantize == "none" and any(
-                weight_bytes(part, quantize="int8", variant=variant) < weight_bytes(part, variant=variant)
-                for part in parts
-            ):
+            if quantize == "none" and any(_bytes(part, quantize="int8") < _bytes(part) for part in stored.values()):
                 advice += " or COSMORAMA_QUANTIZE=int8"
             if place.type != "cpu":
                 advice += " or COSMORAMA_OFFLOAD=model, then layer,"
@@ -79,10 +77,16 @@ def weight_bytes(
     Raises:
         ModelNotFoundError: its files are damaged, or hold weights in a form that is not read.
     """
-    network = _class_of(folder) if quantize != "none" else ""
-    if not has_weights(folder, variant):
-        return 0
-    weights = Weights(folder, variant)
+    return _bytes(Weights(folder, variant), dtype, wanted, quantize) if has_weights(folder, variant) else 0
+
+
+def _bytes(
+    weights: Weights,
+    dtype: torch.dtype | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+    quantize: Quantize = "none",
+) -> int:
+    network = str(weights.config.get("_class_name")) if quantize != "none" else ""
     kind = dtype or weights.dtype
     return sum(
         quantized_bytes(shape)
@@ -126,20 +130,13 @@ def available_bytes(device: torch.device) -> int:
     return free
 
 
-def _waiting(part: Path, offload: Offload) -> Callable[[str], bool]:
+def _waiting(part: Path, weights: Weights, offload: Offload) -> Callable[[str], bool]:
     """Which weights of a part of a checkpoint wait in the CPU's memory, by their names."""
     if waits(part.name, offload):
         return lambda name: True
-    if offload == "model" and part.name == "transformer" and "Cosmos3" in _class_of(part):
+    if offload == "model" and part.name == "transformer" and "Cosmos3" in str(weights.config.get("_class_name")):
         return read_by_text
     return lambda name: False
-
-
-def _class_of(part: Path) -> str:
-    try:
-        return str(json.loads((part / "config.json").read_text()).get("_class_name"))
-    except (OSError, ValueError, AttributeError):
-        return ""
 
 
 def _gb(size: int) -> str:

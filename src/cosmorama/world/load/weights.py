@@ -208,7 +208,9 @@ def assign(
         ModelNotFoundError: names what is missing, has no place, or has another shape.
     """
     expected = module.state_dict()
-    check_names(weights.folder, set(weights), expected, type(module))
+    found = set(weights)
+    extra = {name for name in found - expected.keys() if not unused(module, name)}
+    check_names(weights.folder, expected.keys() - found, extra, type(module))
     exact = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     loaded: dict[str, Tensor] = {}
     for name, tensor in weights.read(lambda name: name in expected):
@@ -266,23 +268,18 @@ def bounded(weights: Weights) -> Iterator[None]:
         hook.remove()
 
 
-def check_names(folder: Path, found: Collection[str], expected: Collection[str], kind: type) -> None:
-    """Compare the names of a part's tensors with those that its module has.
+def check_names(folder: Path, missing: Collection[str], extra: Collection[str], kind: type) -> None:
+    """Refuse a part whose files lack weights of its module, or have more than those.
 
     Raises:
         ModelNotFoundError: names what is missing, or what has no place.
     """
-    missing = set(expected) - set(found)
-    extra = {name for name in set(found) - set(expected) if not unused(kind, name)}
-    if missing and extra:
-        raise ModelNotFoundError(
-            f"{folder} cannot be loaded: no weights for {some(missing)}, while {kind.__name__} has no place for "
-            f"{some(extra)}"
-        )
+    more = f"{kind.__name__} has no place for {some(extra)}" if extra else ""
     if missing:
-        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: no weights for {some(missing)}")
-    if extra:
-        raise ModelNotFoundError(f"{folder} cannot be loaded: {kind.__name__} has no place for {some(extra)}")
+        beside = f", while {more}" if more else ""
+        raise ModelNotFoundError(f"{folder} is not a complete checkpoint: no weights for {some(missing)}{beside}")
+    if more:
+        raise ModelNotFoundError(f"{folder} cannot be loaded: {more}")
 
 
 def _quantized(config: Mapping[str, Any]) -> str | None:
