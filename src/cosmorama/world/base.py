@@ -140,6 +140,38 @@ class Sampling:
         return None
 
 
+class Relayed(Sampling):
+    """What another sampling of the same request does, but for what a subclass does otherwise.
+
+    Attributes:
+        inner: The other one, of the current chunk.
+    """
+
+    inner: Sampling
+
+    def initial(self) -> Tensor:
+        """See `Sampling`, as all below."""
+        return self.inner.initial()
+
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        return self.inner.denoise(latents, index, negative=negative)
+
+    def step(self, latents: Tensor, index: int) -> Tensor | None:
+        return self.inner.step(latents, index)
+
+    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
+        return self.inner.renoise(denoised, index)
+
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        return self.inner.decode(latents, chunk)
+
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        return self.inner.preview(latents)
+
+    def actions(self, latents: Tensor) -> Tensor | None:
+        return self.inner.actions(latents)
+
+
 class World:
     """A world model. Samplings of different requests may be advanced in any order.
 

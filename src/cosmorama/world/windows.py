@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cosmorama.request import Capabilities
-from cosmorama.world.base import Inputs, ReadText, Sampling, World
+from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling, World
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class _Window:
     ending: Tensor | None = None
 
 
-class Windows(Sampling):
+class Windows(Relayed):
     """One request for such a clip. A window may be made in chunks itself."""
 
     def __init__(self, world: World, inputs: Inputs, read: ReadText) -> None:
@@ -50,18 +50,6 @@ class Windows(Sampling):
     def initial(self) -> Tensor:
         """The first window's latents at the first level."""
         return self._first
-
-    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
-        """Estimate the clean latents of the window."""
-        return self._current.denoise(latents, index, negative=negative)
-
-    def step(self, latents: Tensor, index: int) -> Tensor | None:
-        """The window's, where it has a solver of its own."""
-        return self._current.step(latents, index)
-
-    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
-        """The window's, where its steps begin with fresh noise."""
-        return self._current.renoise(denoised, index)
 
     def next_chunk(self, latents: Tensor) -> Tensor:
         """Go on within the window, or to the next one."""
@@ -91,18 +79,6 @@ class Windows(Sampling):
         if position and window.kept:
             window.ending = latest[-window.kept :]
 
-    def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The first frames of the window."""
-        return self._current.preview(latents)
-
-    def actions(self, latents: Tensor) -> Tensor | None:
-        """The window's."""
-        return self._current.actions(latents)
-
-    @property
-    def _current(self) -> Sampling:
-        return self._windows[-1].sampling
-
     def _ending(self, window: _Window, latents: Tensor) -> Tensor:
         """The frames that the next window continues from; decoded now unless that was done before."""
         if window.ending is None:
@@ -125,12 +101,13 @@ class Windows(Sampling):
         kept = _overlap(self._world.capabilities) if number + 1 < len(self._planned) else 0
         self._windows.append(_Window(sampling, frames, 0 if given is None else len(given), kept))
         self._chunks.append((self._windows[-1], 0))
+        self.inner = sampling
         self._follow()
         return first
 
     def _follow(self) -> None:
         """What is the current window's is the clip's: of those to come one chunk each is known."""
-        self.schedule, self.guidance_weight = self._current.schedule, self._current.guidance_weight
+        self.schedule, self.guidance_weight = self.inner.schedule, self.inner.guidance_weight
         parts = [share for window in self._windows for share in window.sampling.shares]
         parts += [1.0] * (len(self._planned) - len(self._windows))
         self.shares = tuple(part / len(self._planned) for part in parts)

@@ -19,6 +19,7 @@ from cosmorama.world.microcosm.driving import DRIVE, imagined, scaled, seen
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.odometry import MOUNTED, step_on
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
+from cosmorama.world.ranks.guidance import GuidanceParallel
 from tests.tiny import save_tiny, tiny_driver
 
 Rows = tuple[tuple[float, ...], ...]
@@ -52,6 +53,19 @@ def driven(world: CosmosFlowWorld, values: Rows, picture: np.ndarray | None = No
 def picture(seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (1, 11, 20, 3), np.uint8)
     return coarse.repeat(32, 1).repeat(32, 2)
+
+
+class Quiet:
+    """A second process that has nothing to do: a drive is asked for no estimates."""
+
+    def send(self, command: object) -> None: ...
+    def receive(self) -> None: ...
+    def forget(self, number: int) -> None: ...
+
+
+def test_a_drive_is_the_same_with_a_second_process_for_guidance(world: CosmosFlowWorld) -> None:
+    shared: Any = GuidanceParallel(world, Quiet())  # type: ignore[arg-type]
+    assert np.array_equal(driven(shared, WINDING), driven(world, WINDING))
 
 
 def test_a_drive_is_the_same_again_and_its_beginning_that_of_a_shorter_one(world: CosmosFlowWorld) -> None:

@@ -9,14 +9,14 @@ its estimate, and the numbers are those of one process, bit for bit on the same 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 from torch import Tensor
 
 from cosmorama.diffusion.guidance import Guidance
 from cosmorama.request import Adapter
-from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
+from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling, TextEmbedding, World
 from cosmorama.world.ranks.process import Begin, Command, Denoise, Follower, NextChunk
 
 
@@ -56,46 +56,26 @@ class Parallel(World):
         raise NotImplementedError
 
 
-class Shared(Sampling):
+class Shared(Relayed):
     """A request that several processes work on."""
 
     def __init__(self, sampling: Sampling, inputs: Inputs, followers: Sequence[Follower], number: int) -> None:
-        self._sampling, self._followers, self._number = sampling, followers, number
+        self.inner, self._followers, self._number = sampling, followers, number
         self._request = inputs.request
         self._follow()
         weakref.finalize(self, forget, followers, number).atexit = False
 
     def _follow(self) -> None:
-        inner = self._sampling
+        inner = self.inner
         self.schedule, self.guidance_weight, self.shares = inner.schedule, inner.guidance_weight, inner.shares
-
-    def initial(self) -> Tensor:
-        """The latents at the first level."""
-        return self._sampling.initial()
-
-    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
-        """The latents at the next level, where steps begin with fresh noise."""
-        return self._sampling.renoise(denoised, index)
 
     def next_chunk(self, latents: Tensor) -> Tensor:
         """The next chunk's latents at the first level."""
         tell(self._followers, NextChunk(self._number, latents.cpu()))
-        first = self._sampling.next_chunk(latents)
+        first = self.inner.next_chunk(latents)
         hear(self._followers)
         self._follow()
         return first
-
-    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
-        """Frames in pieces."""
-        return self._sampling.decode(latents, chunk)
-
-    def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The first frames."""
-        return self._sampling.preview(latents)
-
-    def actions(self, latents: Tensor) -> Tensor | None:
-        """The actions in clean latents, where there are some."""
-        return self._sampling.actions(latents)
 
 
 class GuidanceParallel(Parallel):
@@ -119,14 +99,14 @@ class _Guided(Shared):
         """Estimate the clean latents; the follower begins with the negative half as soon as the other is asked for."""
         if negative:
             if self._asked != index:
-                return self._sampling.denoise(latents, index, negative=True)
+                return self.inner.denoise(latents, index, negative=True)
             self._asked = None
             answer: Tensor = self._followers[0].receive()
             return answer.to(latents.device)
         if Guidance.of(self.guidance_weight, self._request).acts_at(index, self.schedule.steps):
             tell(self._followers, Denoise(self._number, latents.cpu(), index))
             self._asked = index
-        return self._sampling.denoise(latents, index)
+        return self.inner.denoise(latents, index)
 
 
 def tell(followers: Sequence[Follower], command: Command) -> None:

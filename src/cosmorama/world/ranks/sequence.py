@@ -79,7 +79,7 @@ class _Split(Shared):
         """
         tell(self._followers, Assist(self._number, latents.cpu(), index, negative))
         try:
-            estimate = self._sampling.denoise(latents, index, negative=negative)
+            estimate = self.inner.denoise(latents, index, negative=negative)
             # With NCCL only the GPU has waited for the others so far, not this process.
             hear(self._followers)
         except Exception as error:
