@@ -154,6 +154,23 @@ def test_ordinary_clips_are_left_alone() -> None:
         assert warnings == []
 
 
+@pytest.mark.parametrize("form", ["WEBP", "PNG", "GIF"])
+def test_what_no_frame_of_an_animation_covers_is_white(form: str) -> None:
+    """The frames of this WebP are opaque bars, and its header tells of no transparency."""
+    pictures = [Image.new("RGBA", (96, 64)) for _ in range(4)]
+    for index, picture in enumerate(pictures):
+        picture.paste((200, 30, 30, 255), (index * 8, 0, index * 8 + 8, 64))
+    file = io.BytesIO()
+    options: dict[str, Any] = {"disposal": 2} if form == "GIF" else {"lossless": True} if form == "WEBP" else {}
+    pictures[0].save(file, form, save_all=True, append_images=pictures[1:], duration=100, **options)
+    frames, warnings = read_clip(file.getvalue())
+    assert color_of(frames[-1]).tolist() == [255, 255, 255]
+    assert np.abs(frames[-1][32, 28].astype(int) - [200, 30, 30]).max() <= LEVELS
+    assert warnings == ["video is transparent in places, which are shown on white"]
+    still, _ = read_still(file.getvalue())
+    assert (color_of(still).tolist(), still[32, 90].tolist()) == ([255, 255, 255], [255, 255, 255])
+
+
 @pytest.mark.parametrize(("primaries", "transfer", "name"), [(10, 1, "CIE XYZ"), (1, 9, "logarithms of light")])
 def test_spaces_that_are_not_supported_are_refused_by_name(primaries: int, transfer: int, name: str) -> None:
     with pytest.raises(MediaError, match=f"stores its colors as {name}, which is not supported"):

@@ -18,6 +18,8 @@ from cosmorama.media import color
 from cosmorama.media.decode import Effort, MediaLimits, on_white
 
 _ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
+_ANIMATION, _ALPHA = 0x02, 0x10
+"""Flags of a WebP file's header."""
 _SHORTEST_S = 0.02
 _DEFAULT_S = 0.1
 """What browsers show a frame for that asks for less than the shortest duration."""
@@ -108,6 +110,9 @@ class AnimatedPicture:
 def _open(data: bytes, name: str, field: str, limits: MediaLimits) -> Image.Image:
     if name == "HEIF" and not _can_open_heif():
         raise MediaError(field, "is in HEIC format, which this server cannot read; send JPEG, PNG or WebP")
+    if name == "WEBP" and data[12:16] == b"VP8X" and len(data) > 20 and data[20] & _ANIMATION:
+        # Where no frame has been the canvas is transparent, even if the header tells of no transparency.
+        data = data[:20] + bytes([data[20] | _ALPHA]) + data[21:]
     picture = Image.open(io.BytesIO(data), formats=(name,))
     limits.check_size(field, *picture.size)
     return picture
