@@ -28,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -398,9 +399,10 @@ def _answer(
     arrays: dict[str, Any] = {}
     left = allowance.answer_bytes
     for name, shape in header["arrays"]:
-        clip = np.empty([int(side) for side in shape], np.uint8) if _fits(shape, left) else None
-        if clip is None or clip.ndim != 4:
+        sides = [int(side) for side in shape]
+        if len(sides) != 4 or min(sides) < 1 or prod(sides) > left:
             raise ValueError("the answer is larger than what was asked for")
+        clip = np.empty(sides, np.uint8)
         left -= clip.nbytes
         _into(connection, clip.data.cast("B"))
         arrays[str(name)] = clip
@@ -410,13 +412,6 @@ def _answer(
         target = replace(target, frames=int(header["target"][0]), fps=float(header["target"][1]))
     made = replace(request, frames=int(header["length"]), fps=float(header["fps"]), target=target)
     return PreparedRequest(made, str(header["prompt"]), frames, arrays, tuple(map(str, header["warnings"])))
-
-
-def _fits(shape: list[int], most: int) -> bool:
-    size = 1
-    for side in shape:
-        size *= int(side)
-    return 0 < size <= most
 
 
 def _packed(error: CosmoramaError) -> dict[str, Any]:

@@ -43,12 +43,17 @@ class SequenceParallel(Parallel):
             followers: With the same model each, loaded.
 
         Raises:
-            ModelNotFoundError: the model is of a family whose tokens cannot be shared, or there are too few GPUs.
+            ModelNotFoundError: the model is of a family whose tokens cannot be shared.
             BrokenModelError: a follower is gone.
         """
         super().__init__(world, followers)
         ranks = 1 + len(followers)
-        _check(world, ranks)
+        if not world.networks:
+            raise ModelNotFoundError(
+                f"COSMORAMA_PARALLEL=sequence: {world.capabilities.model} is of the family "
+                f"{world.capabilities.family}, whose tokens cannot be shared by processes; predict1 to transfer2.5, "
+                "cosmos3 and Microcosm can"
+            )
         # A file and not a port: nobody else on this machine or network can meet there.
         self._meeting = tempfile.TemporaryDirectory(prefix="cosmorama-")
         place = Path(self._meeting.name) / "meeting"
@@ -133,17 +138,3 @@ def join(world: World, *, rank: int, ranks: int, meeting: Path) -> None:
     )
     for network in world.networks:
         share_tokens(network, (rank, ranks))
-
-
-def _check(world: World, ranks: int) -> None:
-    if not world.networks:
-        raise ModelNotFoundError(
-            f"COSMORAMA_PARALLEL=sequence: {world.capabilities.model} is of the family {world.capabilities.family}, "
-            "whose tokens cannot be shared by processes; predict1 to transfer2.5, cosmos3 and Microcosm can"
-        )
-    device = world.device
-    if device.type == "cuda" and torch.cuda.device_count() < ranks:
-        raise ModelNotFoundError(
-            f"COSMORAMA_PARALLEL=sequence needs a GPU for every process: COSMORAMA_PARALLEL_PROCESSES is {ranks}, "
-            f"and there are {torch.cuda.device_count()} GPUs"
-        )
