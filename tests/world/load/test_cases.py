@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.generic import pipeline as generic
+from cosmorama.world.load.config import check_config
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM, load_world
 from tests.world.checkpoints import save_predict
@@ -707,6 +708,45 @@ def test_a_folder_is_found_however_it_is_spelt(
     with pytest.raises(ModelNotFoundError, match=said) as refused:
         load_world(spelt, device="cpu")
     assert len(str(refused.value)) < 1000
+
+
+ENCODERS = (
+    *(
+        "t5",
+        "umt5",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "gemma2",
+        "gemma3",
+        "mistral3",
+        "ministral3",
+        "llama",
+        "llava",
+        "gpt_neo",
+    ),
+    *("clip", "siglip", "dinov2", "dinov2_with_registers", "gpt_neo", "xlnet"),
+)
+NETWORKS = (
+    *("CosmosTransformer3DModel", "CosmosControlNetModel", "Cosmos3OmniTransformer", "WanTransformer3DModel"),
+    *("WanAnimateTransformer3DModel", "LTXVideoTransformer3DModel", "HunyuanVideoTransformer3DModel"),
+    *("CogVideoXTransformer3DModel", "MochiTransformer3DModel", "AllegroTransformer3DModel", "AutoencoderKLWan"),
+    *("AutoencoderKLCosmos", "AutoencoderKLLTXVideo", "AutoencoderKLHunyuanVideo", "AutoencoderKLCogVideoX"),
+    *("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"),
+)
+
+
+def test_what_the_libraries_configs_say_by_themselves_is_not_refused() -> None:
+    import inspect
+
+    import diffusers
+    from transformers import CONFIG_MAPPING
+
+    said = {name: CONFIG_MAPPING[name]().to_dict() for name in ENCODERS}
+    for name in NETWORKS:
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+        said[name] = {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    for name, config in said.items():
+        check_config(Path(name), json.loads(json.dumps(config, default=str)), {})
 
 
 def test_damage_is_told_before_anything_large_is_imported(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from cosmorama.world.load.files import Stored, read_json
 
 _COUNTED = re.compile(r"(layers|blocks|depths?)(_per_block)?(\[\d+\])*$")
 """Members that say how often something is there; each time it has a tensor."""
-_MEASURED = re.compile(r"(layers|blocks|depths?|heads|groups|size|dims?|channels?|width|features|len)(\[\d+\])*$")
+_MEASURED = re.compile(
+    r"((^|[._])(num|n)_\w*(layers|blocks|heads|groups)|layers_per_block|(head|hidden|base|z)_dim|(hidden|intermediate|vocab)_size"
+    r"|_channels|(^|\.)(layers|heads|width|depth))(\[\d+\])*$"
+)
 """Members that are whole numbers where they are anything."""
 _NO_SIZE = re.compile(r"(theta|_base|max_window_layers)(\[\d+\])*$")
 """Members that may be large and take nothing: what frequencies are powers of, a layer that may be past the last."""
-_MOST_LAYERS, _LONGEST_LIST, _WIDEST = 1000, 4096, 2**20
+_MOST_LAYERS, _LONGEST_LIST, _WIDEST = 1000, 4096, 2**21
 """What every config may ask for, whatever its files hold: Mistral-Nemo has 1,024,000 positions."""
 _ABOUT_WEIGHTS = ("quantization_config", "compression_config", "dtype", "torch_dtype")
 """Members of a part's config that speak of how its weights are stored, not of the module."""
