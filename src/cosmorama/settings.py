@@ -26,6 +26,7 @@ from pydantic import (
     HttpUrl,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -45,10 +46,13 @@ LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 DialectName = Literal["auto", "predict1", "predict25", "generator1", "cosmos3", "transfer25"]
 
 
-# Weights that are stored as FP8 are known by the checkpoint itself.
-_DTYPES_UPSTREAM = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "auto"}
-_LOG_LEVELS_UPSTREAM = {"default": "info", "trace": "debug"}
-_LOG_FORMATS_UPSTREAM = {"1": "json", "true": "json", "0": "text", "false": "text"}
+_UPSTREAM: Mapping[str, Mapping[str, str]] = {
+    # Weights that are stored as FP8 are known by the checkpoint itself.
+    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "auto"},
+    "log_level": {"default": "info", "trace": "debug"},
+    "log_format": {"1": "json", "true": "json", "0": "text", "false": "text"},
+}
+"""Upstream's words for values, by setting."""
 
 
 def _names(name: str, *upstream: str) -> AliasChoices:
@@ -387,25 +391,16 @@ class Settings(BaseSettings):
             found[name] = source
         return found
 
-    @field_validator("model_aliases", mode="before")
+    @field_validator("model_aliases", "adapters", mode="before")
     @classmethod
-    def _split_aliases(cls, value: Any) -> Any:
+    def _pairs(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
             return value
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        if not all(alias.strip() and name.strip() for alias, _, name in pairs):
-            raise ValueError(f"model_aliases is {value!r}; it must be ALIAS=NAME, comma-separated")
-        return {alias.strip(): name.strip() for alias, _, name in pairs}
-
-    @field_validator("adapters", mode="before")
-    @classmethod
-    def _split_adapters(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        if not all(name.strip() and path.strip() for name, _, path in pairs):
-            raise ValueError(f"adapters is {value!r}; it must be name=path, comma-separated")
-        return {name.strip(): path.strip() for name, _, path in pairs}
+        if not all(name.strip() and meant.strip() for name, _, meant in pairs):
+            form = "name=path" if info.field_name == "adapters" else "ALIAS=NAME"
+            raise ValueError(f"{info.field_name} is {value!r}; it must be {form}, comma-separated")
+        return {name.strip(): meant.strip() for name, _, meant in pairs}
 
     @field_validator("prompt_upsampling_extra_body", mode="before")
     @classmethod
@@ -417,20 +412,10 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("it must be a JSON object") from None
 
-    @field_validator("dtype", mode="before")
+    @field_validator("dtype", "log_level", "log_format", mode="before")
     @classmethod
-    def _known_dtype(cls, value: Any) -> Any:
-        return _DTYPES_UPSTREAM.get(value.lower(), value.lower()) if isinstance(value, str) else value
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _known_level(cls, value: Any) -> Any:
-        return _LOG_LEVELS_UPSTREAM.get(value.lower(), value.lower()) if isinstance(value, str) else value
-
-    @field_validator("log_format", mode="before")
-    @classmethod
-    def _upstream_log_format(cls, value: Any) -> Any:
-        return _LOG_FORMATS_UPSTREAM.get(value.lower(), value.lower()) if isinstance(value, str) else value
+    def _upstream_words(cls, value: Any, info: ValidationInfo) -> Any:
+        return _UPSTREAM[str(info.field_name)].get(value.lower(), value.lower()) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -84,6 +84,11 @@ def claim(store: Blocking, job_id: str = "a", holder: str = "one") -> Claim:
     return found
 
 
+def ended(store: Blocking, server: str) -> list[str]:
+    """Ids of the jobs that a server ends because nobody else does."""
+    return [job.id for job in store.end_unwanted(server, *(JobError(why, 499, why) for why in ("gone", "late", "x")))]
+
+
 def test_a_life(store: Blocking) -> None:
     assert accept(store, new(deadline_s=1e6, webhook_url="http://x/")) == ["a"]
     job = store.get("a")
@@ -210,7 +215,7 @@ def test_a_job_asked_to_cancel_is_not_claimed_again(store: Blocking) -> None:
     store.cancel("a", JobError("cancelled", 499, "cancelled"))
     store.release(hold)
     assert store.claim(["a"], "one") is None
-    assert [job.id for job in store.end_cancelled(JobError("cancelled", 499, "x"))] == ["a"]
+    assert ended(store, "one") == ["a"]
     assert store.get("a").state == "cancelled"
 
 
@@ -313,7 +318,6 @@ def test_servers_that_want_the_same_job_get_one_each(database_url: str) -> None:
 
 
 def test_deadlines_and_waiters(store: Blocking) -> None:
-    error = JobError("x", 499, "gone")
     accept(
         store,
         new("late", deadline_s=-1),
@@ -323,14 +327,14 @@ def test_deadlines_and_waiters(store: Blocking) -> None:
         new("kept", waiter="alive"),
     )
     claim(store, "run", "alive")
-    assert [job.id for job in store.end_overdue(error)] == ["late"]
+    assert ended(store, "alive") == ["late"]
     assert store.get("late").state == "failed"
     pass_lease()
     # Late itself, a server still knows who waits at it; the others know when it has given a sign of life.
-    assert [job.id for job in store.end_abandoned("alive", error)] == ["left"]
+    assert ended(store, "alive") == ["left"]
     assert store.get("left").state == "cancelled"
     assert {hold.job_id for hold in store.heartbeat("alive").cancelled} == {"run"}
-    assert store.end_abandoned("other", error) == []
+    assert ended(store, "other") == []
     assert store.get("kept").state == store.get("later").state == "queued"
 
 

@@ -173,11 +173,7 @@ class Dispatcher:
         """End what is late or wanted by nobody, and take over what dead servers ran."""
         gone = JobError.of(CancelledError("the client that waited for it, or the server that it waited at, is gone"))
         late = JobError.of(DeadlineExceededError("the job was not finished by its deadline"))
-        ended = [
-            *await self._store.end_abandoned(self._server, gone),
-            *await self._store.end_overdue(late),
-            *await self._store.end_cancelled(CANCELLED),
-        ]
+        ended = await self._store.end_unwanted(self._server, gone, late, CANCELLED)
         # What a newer server wrote is left to it; without one, nobody would ever come for it.
         if self._queue.unreadable and await self.alone():
             unreadable = await self._store.end_unreadable(self._queue.unreadable)

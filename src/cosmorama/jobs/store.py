@@ -331,18 +331,8 @@ class Store:
             if request is None:
                 unreadable.append(row["id"])
                 continue
-            found.append(
-                Unfinished(
-                    row["id"],
-                    row["state"],
-                    _priority(row["priority"]),
-                    row["created_at"],
-                    _progress(row),
-                    request,
-                    row["blamed"] > 0,
-                    row["owner"],
-                )
-            )
+            known_of = (row["id"], row["state"], _priority(row["priority"]), row["created_at"], _progress(row))
+            found.append(Unfinished(*known_of, request, row["blamed"] > 0, row["owner"]))
         return found, unreadable
 
     @in_thread
@@ -497,28 +487,26 @@ class Store:
         return taken
 
     @in_thread
-    def end_abandoned(self, server: str, error: JobError) -> list[Job]:
-        """Cancel what nobody waits for any more, as a server finds it."""
+    def end_unwanted(self, server: str, gone: JobError, late: JobError, cancelled: JobError) -> list[Job]:
+        """End queued jobs that nobody would end otherwise, as a server finds them; ask holders to end running ones.
+
+        Args:
+            server: Who looks.
+            gone: The error of jobs that nobody waits for any more.
+            late: Of those that passed their deadline in the queue; who runs a job looks after its deadline himself.
+            cancelled: Of those that went back into the queue before their holder had seen that they were cancelled.
+        """
+        now = self.database.now()
         # Not what is waited for at this one: that it is late itself does not mean that its clients are gone.
-        gone = and_(jobs.c.waiter_until < self.database.now(), jobs.c.waiter != server)
+        left = and_(jobs.c.waiter_until < now, jobs.c.waiter != server)
         with self.database.write() as connection:
-            ended = self._end_queued(connection, gone, Finish("cancelled", error))
-            asked = update(jobs).where(gone, jobs.c.state == "running", jobs.c.cancel_error.is_(None))
-            connection.execute(asked.values(cancel_error=error))
-        return ended
-
-    @in_thread
-    def end_cancelled(self, error: JobError) -> list[Job]:
-        """Cancel what went back into the queue before its holder had seen that it was to be cancelled."""
-        with self.database.write() as connection:
-            return self._end_queued(connection, jobs.c.cancel_error.is_not(None), Finish("cancelled", error))
-
-    @in_thread
-    def end_overdue(self, error: JobError) -> list[Job]:
-        """Fail what passed its deadline in the queue; who runs a job looks after its deadline himself."""
-        with self.database.write() as connection:
-            late = jobs.c.deadline_at < self.database.now()
-            return self._end_queued(connection, late, Finish("failed", error))
+            asked = update(jobs).where(left, jobs.c.state == "running", jobs.c.cancel_error.is_(None))
+            connection.execute(asked.values(cancel_error=gone))
+            return [
+                *self._end_queued(connection, left, Finish("cancelled", gone)),
+                *self._end_queued(connection, jobs.c.deadline_at < now, Finish("failed", late)),
+                *self._end_queued(connection, jobs.c.cancel_error.is_not(None), Finish("cancelled", cancelled)),
+            ]
 
     @in_thread
     def end_unreadable(self, ids: Sequence[str]) -> list[Job]:
@@ -604,15 +592,12 @@ class Store:
         """
         columns, order = jobs.c, (jobs.c.webhook_due, jobs.c.seq)
         place = func.row_number().over(partition_by=(columns.owner, columns.webhook_url), order_by=order)
-        fields = (
-            columns.id,
-            columns.owner,
-            columns.webhook_url,
-            columns.webhook_attempts,
-            columns.webhook_due,
-            columns.seq,
+        names = ("id", "owner", "webhook_url", "webhook_attempts", "webhook_due", "seq")
+        due = (
+            select(*(columns[name] for name in names), place.label("place"))
+            .where(columns.webhook_due <= self.database.now())
+            .subquery()
         )
-        due = select(*fields, place.label("place")).where(columns.webhook_due <= self.database.now()).subquery()
         turn = func.row_number().over(partition_by=due.c.owner, order_by=(due.c.place, due.c.webhook_due, due.c.seq))
         with self.database.read() as connection:
             rows = connection.execute(select(due).order_by(turn, due.c.place).limit(limit)).all()
