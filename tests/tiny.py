@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 
@@ -40,6 +42,15 @@ def tiny_driver() -> tuple[DriveNet, Finder]:
     for layer in (net.motion.write, net.scene.write, net.choice.write):  # as new it moves and paints nothing
         torch.nn.init.normal_(layer.weight, std=0.05)
     return net.eval().requires_grad_(False), Finder((8, 8, 8), 8).eval().requires_grad_(False)
+
+
+def tiny_still_refiner() -> StillRefiner:
+    """Random networks that draw stills again, whatever they show."""
+    torch.manual_seed(0)
+    net: StillRefiner = StillRefiner((8, 8), (8, 8), 8, 16)
+    torch.nn.init.normal_(net.paint.write.weight, std=0.05)
+    torch.nn.init.constant_(cast(torch.Tensor, net.say[-1].bias), 10)
+    return net.eval().requires_grad_(False)
 
 
 def save_tiny(

@@ -43,6 +43,7 @@ SPLITS: dict[str, Split] = {
     "images": Split(1_000_000, 34, 1000, 1),
     "clips": Split(2_000_000, 10, 32, CLIP_FRAMES),
     "shorts": Split(3_000_000, 96, 64, 33),
+    "starts": Split(10_000_000, 12, 1000, 1),
     "corridor-images": Split(5_000_000, 8, 1000, 1, "corridor"),
     "corridor-clips": Split(6_000_000, 4, 32, CLIP_FRAMES, "corridor"),
     "corridor-shorts": Split(7_000_000, 32, 64, 33, "corridor"),
@@ -64,13 +65,14 @@ class Label:
 
 
 def frame_times(shot: AnyShot, frames: int) -> NDArray[np.float64]:
-    """Seconds at which a shot is rendered: a clip at its rate, or one moment of the first 2.6 s."""
+    """Seconds at which a shot is rendered: a clip at its rate, or one moment of its beginning."""
     return np.arange(frames) / shot.fps if frames > 1 else np.array([still_time(shot.seed)])
 
 
 def still_time(seed: int) -> float:
     """Seconds at which a still shows its shot."""
-    return float(2.6 * np.random.default_rng((seed, 1)).random() ** 1.5)
+    latest = 0.35 if seed >= SPLITS["starts"].first_seed else 2.6
+    return float(latest * np.random.default_rng((seed, 1)).random() ** 1.5)
 
 
 def write_shard(kind: str, number: int, folder: Path) -> None:

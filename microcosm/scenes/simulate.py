@@ -161,13 +161,26 @@ def render(shot: Shot, times_s: Sequence[float], supersample: int = 2, scale: in
         uint8 [len(times_s), height, width, 3].
     """
     width, height = (side * scale * supersample for side in shot.size_px)
+    film = _begun(shot, width, height)
+    film.camera.lookat[:] = 0, 0, 1.25
+    return film.shoot(_renderer(shot.scene.sky, width, height), times_s, supersample, film.until)
+
+
+def positions(shot: Shot, time_s: float) -> NDArray[np.float64]:
+    """Where the middles of a shot's objects are some time after the start of the action, m: [objects, 3]."""
+    film = _begun(shot, *shot.size_px)
+    film.until(time_s)
+    found: NDArray[np.float64] = film.data.qpos.reshape(-1, 7)[:, :3].copy()
+    return found
+
+
+def _begun(shot: Shot, width: int, height: int) -> Film:
     film = Film(_scene_xml(shot, width, height), (shot.azimuth_deg, shot.elevation_deg, shot.distance_m))
     for index, body in enumerate(shot.bodies):
         film.data.qvel[6 * index] = body.velocity_m_s
         if body.kind.shape == "ball":
             film.data.qvel[6 * index + 4] = body.velocity_m_s / body.half_size_m
-    film.camera.lookat[:] = 0, 0, 1.25
-    return film.shoot(_renderer(shot.scene.sky, width, height), times_s, supersample, film.until)
+    return film
 
 
 class Film:

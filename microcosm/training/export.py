@@ -14,6 +14,7 @@ import typer
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.transformer import CosmosTransformer
@@ -55,10 +56,14 @@ def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]
     return net.eval(), text_encoder.eval(), state["progress"]
 
 
-def load_part(kind: type[DriveNet] | type[Finder], checkpoint: Path) -> tuple[Any, dict[str, float]]:
-    """A network for driving with its averaged weights, and the training progress."""
+PARTS: dict[str, type[Stored]] = {"drive": DriveNet, "finder": Finder, "still_refiner": StillRefiner}
+"""What may lie beside the denoiser; a drive needs its finder."""
+
+
+def load_part(kind: type[Stored], checkpoint: Path) -> tuple[Any, dict[str, float]]:
+    """One of `PARTS` with its averaged weights, and the training progress."""
     state = torch.load(checkpoint, weights_only=False)
-    net = kind.from_config(state["net_config"])
+    net: Any = kind.from_config(state["net_config"])
     with torch.no_grad():
         for parameter, average in zip(net.parameters(), state["optimizer"]["averages"], strict=True):
             parameter.copy_(average)
@@ -110,17 +115,16 @@ def main(
     runs: Annotated[Path, typer.Option()] = RUNS,
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world",
     out: Annotated[Path, typer.Option()] = WEIGHTS,
-    drive: Annotated[str, typer.Option(help="Write only this checkpoint, of a network that drives, and FINDER.")] = "",
-    finder: Annotated[str, typer.Option(help="The checkpoint of what finds out where a drive begins.")] = "finder",
+    part: Annotated[list[str], typer.Option(help=f"Write only these of {', '.join(PARTS)}.")] = [],  # noqa: B006
 ) -> None:
-    """Write float16 weights and replace the folder in one move; one that drives is put beside those that are there."""
-    if drive:
+    """Write float16 weights and replace the folder in one move; parts are put beside those that are there."""
+    if part:
         values = json.loads((out / "world.json").read_text())
-        for part, kind, file in (("drive", DriveNet, drive), ("finder", Finder, finder)):
-            net, progress = load_part(kind, runs / f"{file}.pt")
-            shutil.rmtree(out / part, ignore_errors=True)
-            _write(net, out / part)
-            values[part] = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
+        for one in part:
+            net, progress = load_part(PARTS[one], runs / f"{one}.pt")
+            shutil.rmtree(out / one, ignore_errors=True)
+            _write(net, out / one)
+            values[one] = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
         (out / "world.json").write_text(json.dumps(values, indent=2) + "\n")
         return
     net, text_encoder, progress = load_averaged(runs / f"{name}.pt")
@@ -143,9 +147,8 @@ def main(
     }
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (new / "world.json").write_text(json.dumps(description(progress, net, vae), indent=2) + "\n")
-    for part in ("drive", "finder"):
-        if (out / part).exists():
-            shutil.copytree(out / part, new / part)
+    for kept in filter(Path.exists, (out / one for one in PARTS)):
+        shutil.copytree(kept, new / kept.name)
     card = Path(__file__).parents[1] / "MODEL_CARD.md"
     if card.exists():
         shutil.copy(card, new / "MODEL_CARD.md")

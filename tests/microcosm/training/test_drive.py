@@ -99,7 +99,7 @@ def test_a_step_learns_and_what_is_exported_can_be_driven(tmp_path: Path) -> Non
     assert all(map(math.isfinite, finding.take_step(next(finding.batches), 1e-3).values()))
     finding.save()
     weights = save_tiny(tmp_path / "weights")
-    export(tmp_path, "", weights, "drive")
+    export(tmp_path, "", weights, ["drive", "finder"])
     world = load_microcosm(weights)
     assert world.driver is not None
     assert "forward_dynamics" in world.capabilities.modes

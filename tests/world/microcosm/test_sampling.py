@@ -21,9 +21,9 @@ from cosmorama.request import Knobs, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import Inputs
 from cosmorama.world.microcosm.loader import load_microcosm
-from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld, Holding
+from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld, SmallAutoencoder
 from cosmorama.world.registry import known_models, load_world
-from tests.tiny import CHANNELS, save_transformer
+from tests.tiny import CHANNELS, save_transformer, tiny_still_refiner
 
 PLAIN = ResolvedRequest(
     prompt="a red ball", seed=1, solver="euler", width=960, height=704, frames=17, steps=4, negative_prompt=""
@@ -107,7 +107,7 @@ def test_a_blend_keeps_as_much_of_the_last_conditioning_frame_as_its_last_channe
             assert torch.equal(added, kept)
             assert not alone.any()
             continue
-        assert isinstance(world.autoencoder, Holding)
+        assert isinstance(world.autoencoder, SmallAutoencoder)
         held = world.autoencoder.hold(world.encode_frames(given))
         torch.testing.assert_close(alone, held.expand_as(alone))
         # What was taken away or added of the frame is the same share in all channels of a cell.
@@ -160,6 +160,27 @@ def test_the_first_frame_of_a_clip_from_text_is_the_still_of_that_seed(tiny_chec
     # Three latent frames take three times as long as the still.
     assert [one.share for one in steps] == [step / 16 for step in (0, 1, 2, 3, 4, 7, 10, 13, 16)]
     assert (clip[0] == still).all()
+
+
+def test_a_still_from_text_is_drawn_again_and_the_clip_goes_on_from_that(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    world, refiner = blending(tiny_checkpoint, tmp_path / "still", still_first=True), tiny_still_refiner()
+    sampled, latents = begin(world, frames=1), begin(world, frames=1).initial()
+    plain = list(sampled.decode(latents))
+    world.still_refiner = refiner
+    still, clip, from_image = begin(world, frames=1), begin(world), begin(world, picture(), frames=1)
+    refined = still.refined(latents)
+    assert not torch.equal(refined, latents)
+    assert torch.equal(refined, still.refined(latents))
+    assert not torch.equal(next(still.decode(latents)), plain[0])
+    assert torch.equal(next(still.preview(latents)), plain[0])  # on the way, what is sampled is shown as it is
+    following = clip.next_chunk(latents)
+    assert torch.equal(clip.denoise(following, 1)[:, :, :1], refined)
+    assert torch.equal(from_image.refined(latents), latents)
+    assert torch.equal(clip.refined(following), following)
+    torch.nn.init.constant_(refiner.say[-1].bias, -100)  # a picture of something else
+    same = begin(world, frames=1).refined(latents)
+    small = world.autoencoder.decode_small(latents, 88, 120)[:, :, -1]
+    assert torch.equal(same, world.autoencoder.encode_small(small[:, :, None]))
 
 
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:

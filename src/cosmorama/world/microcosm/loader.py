@@ -21,6 +21,7 @@ from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE
 from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
+from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.transformer import CosmosTransformer
@@ -45,6 +46,8 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
         world = CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
     if (folder / "drive").exists():
         world.driver = load_component(DriveNet, folder / "drive"), load_component(Finder, folder / "finder")
+    if (folder / "still_refiner").exists():
+        world.still_refiner = load_component(StillRefiner, folder / "still_refiner")
     return world
 
 

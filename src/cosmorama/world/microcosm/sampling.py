@@ -22,9 +22,11 @@ from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
+from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DriveSampling
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.vae.tiles import Autoencoder
 
@@ -36,11 +38,19 @@ _DETERMINED = 4
 
 
 @runtime_checkable
-class Holding(Protocol):
-    """A video tokenizer that knows what a frame looks like when nothing moves after it."""
+class SmallAutoencoder(Protocol):
+    """A video tokenizer that sees the world at an eighth of the output size; see `VideoAutoencoder`."""
 
     def hold(self, latents: Tensor) -> Tensor:
         """The last frame of latents `[1, C, T, h, w]` standing still: `[1, C, 1, h, w]`."""
+        ...
+
+    def decode_small(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """Latents `[1, C, T, h, w]` to frames `[1, 3, 8 T, height, width]`, sides an eighth of the output's."""
+        ...
+
+    def encode_small(self, frames: Tensor) -> Tensor:
+        """A clip `[1, 3, 1 + 8 k, height, width]` of that size to latents."""
         ...
 
 
@@ -93,9 +103,11 @@ class FlowWorld(World):
 
     Attributes:
         driver: What drives through the corridor, and what finds out where that begins, if the checkpoint has them.
+        still_refiner: What draws sampled stills again, if it has that.
     """
 
     driver: tuple[DriveNet, Finder] | None = None
+    still_refiner: StillRefiner | None = None
 
     def __init__(
         self,
@@ -194,7 +206,7 @@ class CosmosFlowSampling(Sampling):
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
-        self._texts = world.read(inputs, read)
+        self._texts, self._from_text = world.read(inputs, read), inputs.frames is None
         self._held: Tensor | None = None
         self._positions: Positions | None = None
         self._condition(None if inputs.frames is None else world.encode_frames(inputs.frames))
@@ -229,7 +241,7 @@ class CosmosFlowSampling(Sampling):
         self._known, self._positions = known, None
         if known is not None and world.config.prediction == "blend":
             autoencoder = self._world.autoencoder
-            assert isinstance(autoencoder, Holding)
+            assert isinstance(autoencoder, SmallAutoencoder)
             self._held = autoencoder.hold(known)
 
     @torch.inference_mode()
@@ -272,9 +284,24 @@ class CosmosFlowSampling(Sampling):
             self._contexts[negative] = text_context(net, projected(net, text.states), mask=text.mask)
         return self._contexts[negative]
 
-    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
+    @torch.inference_mode()
+    def refined(self, latents: Tensor) -> Tensor:
+        """Clean latents `[1, C, T, h, w]` as they are shown: a still from text is drawn again if that can be."""
+        refiner, autoencoder = self._world.still_refiner, self._world.autoencoder
+        if refiner is None or not self._from_text or latents.shape[2] > 1:
+            return latents
+        assert isinstance(autoencoder, SmallAutoencoder)
+        height, width = (-(-side // OUTPUT_SCALE) for side in (self._request.height, self._request.width))
+        still = autoencoder.decode_small(latents, height, width)[:, :, -1]
+        return autoencoder.encode_small(refiner(still, self._texts[False].states[:, 0])[:, :, None])
+
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
+        return self.preview(self.refined(latents))
+
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """What is being sampled, as it is."""
         yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
 
 
@@ -292,16 +319,12 @@ class StillFirstSampling(CosmosFlowSampling):
 
     def next_chunk(self, latents: Tensor) -> Tensor:
         """Noise for the whole clip, which goes on from the still as it would from a given image."""
-        self._condition(latents)
+        self._condition(self.refined(latents))
         return self._noise(self._request.frames)
 
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames of the clip, which the still is the first of."""
         return super().decode(latents) if chunk else iter(())
-
-    def preview(self, latents: Tensor) -> Iterator[Tensor]:
-        """The still, or the beginning of the clip."""
-        return super().decode(latents)
 
 
 def beside(latents: Tensor, known: Tensor | None) -> Tensor:
