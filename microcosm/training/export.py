@@ -27,7 +27,7 @@ from microcosm.training.gain import fold
 from microcosm.training.world import TIMESTEP_SCALE
 
 WEIGHTS = Path(__file__).parents[2] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.6.0"
+VERSION = "0.7.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). At the API's default of 7: of 2, 3 and 4 the one at which the
 # probe found most shapes in 64 stills (88, 91, 89 %; the scenes are in no split and not those of `evaluate`).
@@ -88,7 +88,7 @@ def description(progress: dict[str, float], net: Any, vae: VideoAutoencoder) -> 
         done["million_tokens"] = round(progress["tokens"] / 1e6, 2)
     return {
         "name": "microcosm",
-        "version": "0.7.0" if convolutional else VERSION,
+        "version": VERSION,
         "prediction": "blend",
         "timestep_scale": TIMESTEP_SCALE,
         "flow_shift": FLOW_SHIFT,

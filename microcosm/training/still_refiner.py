@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.text.language import SHAPES, mirror_caption
+from cosmorama.text.language import COLORS, SHAPES, mirror_caption
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
-from cosmorama.world.microcosm.layout import OBJECT, OBJECT_CHANNELS, SLOTS, VIEW, Layout, plan
+from cosmorama.world.microcosm.layout import KINDS, OBJECT, OBJECT_CHANNELS, SLOTS, VIEW, Layout, plan
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
@@ -73,13 +73,17 @@ class Batch:
 def layout_of(shot: Shot, time_s: float, *, mirrored: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The layout of a shot soon after the start of its action, see `Layout`: its objects and view."""
     found = [
-        (1.0, *place, body.half_size_m, body.yaw_rad, *(float(body.kind.shape == shape) for shape in SHAPES))
+        (
+            *(1.0, *place, body.half_size_m, body.yaw_rad),
+            *(float(body.kind.shape == shape) for shape in SHAPES),
+            *(float(body.kind.color == color) for color in COLORS),
+        )
         for place, body in zip(positions(shot, time_s), shot.bodies, strict=True)
     ]
     objects = np.zeros((SLOTS, len(found[0])), np.float32)
     view = np.array([shot.azimuth_deg, shot.elevation_deg, shot.distance_m, *shot.light_xy], np.float32)
     if mirrored:
-        found = [(there, -x, y, z, half, -turn, *shape) for there, x, y, z, half, turn, *shape in found]
+        found = [(there, -x, y, z, half, -turn, *kind) for there, x, y, z, half, turn, *kind in found]
         view[[0, 3]] = 180 - view[0], -view[3]
     objects[: len(found)] = sorted(found, key=lambda thing: thing[1])
     objects[len(found) :, 4] = 1.0  # no size of nothing: it is divided by
@@ -173,14 +177,15 @@ def said_wrong(said: Tensor, layout: Layout) -> dict[str, Tensor]:
         (part[:, : -len(VIEW)].unflatten(1, (SLOTS, -1)), part[:, -len(VIEW) :]) for part in (said, right)
     )
     there, numbers = theirs[..., :1], slice(1, 1 + len(OBJECT))
-    said_shapes, shapes = (part[..., numbers.stop :].flatten(0, 1) for part in (ours, theirs))
-    wrong = F.cross_entropy(said_shapes, shapes, reduction="none")
-    return {
+    values = {
         "there": F.binary_cross_entropy_with_logits(ours[..., :1], there),
         "places": ((ours - theirs)[..., numbers].abs() * _WEIGHTS * there).sum((1, 2)).mean() / 3,
-        "shapes": (wrong * there.flatten()).sum() / there.sum(),
         "view": 0.5 * (view - real).abs().mean(),
     }
+    kinds = (part[there[..., 0] > 0][:, numbers.stop :].split(list(map(len, KINDS)), dim=1) for part in (ours, theirs))
+    for name, ours, theirs in zip(("shapes", "colors"), *kinds, strict=True):
+        values[name] = F.cross_entropy(ours, theirs)
+    return values
 
 
 def plan_of(batch: Batch) -> Tensor:

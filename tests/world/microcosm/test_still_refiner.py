@@ -34,10 +34,10 @@ def test_the_mirror_image_of_a_layout_is_seen_mirrored() -> None:
         assert shown.shape == (PLAN_CHANNELS, 44, 80)
         for channel in (0, 1):
             assert torch.allclose(shown[channel], mirrored[channel].flip(1), atol=1e-4)
-        near, back = shown[4] + shown[17], (mirrored[4] + mirrored[17]).flip(1)
+        near, back = shown[4] + shown[23], (mirrored[4] + mirrored[23]).flip(1)
         assert near.any()
         assert (near - back).abs().mean() < 1e-3
-        shade, back = shown[13] + shown[26], (mirrored[13] + mirrored[26]).flip(1)
+        shade, back = shown[19] + shown[38], (mirrored[19] + mirrored[38]).flip(1)
         assert (shade - back).abs().mean() < 1e-3
 
 

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cosmorama.text.language import COLORS, SHAPES
+
 SLOTS = 2  # objects at most, from left to right
 OBJECT = torch.tensor([(0.0, 1.2), (0.0, 0.7), (0.6, 0.7), (0.6, 0.1), (0.0, 0.35)])
 """Of an object: the middle of x, y, z, half its size and its turn (rad), and about how far they are from that."""
 VIEW = torch.tensor([(90.0, 2.0), (-11.0, 1.2), (7.25, 0.15), (0.0, 0.2), (0.125, 0.15)])
 """The same of the camera's azimuth and elevation (degrees) and distance, and of where the light leans to (x, y)."""
-SHAPES = 3  # ball, cube, cylinder
-NUMBERS = SLOTS * (1 + len(OBJECT) + SHAPES) + len(VIEW)
-OBJECT_CHANNELS = 10 + SHAPES
+KINDS = (SHAPES, COLORS)
+"""Of which an object is one each."""
+_KINDS = sum(map(len, KINDS))
+NUMBERS = SLOTS * (1 + len(OBJECT) + _KINDS) + len(VIEW)
+OBJECT_CHANNELS = 10 + _KINDS
 PLAN_CHANNELS = 4 + OBJECT_CHANNELS * SLOTS
 _LOOK_AT_M, _LAMP_M = 1.25, 14.0  # how high
 _TANGENT = math.tan(math.radians(15))  # of half the short side's field of view
@@ -32,7 +36,7 @@ class Layout:
     """Layouts of B stills.
 
     Attributes:
-        objects: [B, `SLOTS`, 6 + `SHAPES`]: 1 where there is one, its `OBJECT` numbers, and 1 at its shape.
+        objects: [B, `SLOTS`, 15]: 1 where there is one, its `OBJECT` numbers, and 1 at its shape and at its color.
         view: [B, 5], `VIEW` numbers.
     """
 
@@ -40,21 +44,21 @@ class Layout:
     view: Tensor
 
     def told(self) -> Tensor:
-        """As a network is to say it, [B, `NUMBERS`]; for whether there is an object, and of which shape it
-        is, it says logits.
+        """As a network is to say it, [B, `NUMBERS`]; for whether there is an object, and of which shape and
+        color it is, it says logits.
         """
-        there, numbers, shape = self.objects.split([1, len(OBJECT), SHAPES], dim=-1)
-        objects = torch.cat([there, (numbers - OBJECT[:, 0]) / OBJECT[:, 1], shape], dim=-1)
+        there, numbers, kinds = self.objects.split([1, len(OBJECT), _KINDS], dim=-1)
+        objects = torch.cat([there, (numbers - OBJECT[:, 0]) / OBJECT[:, 1], kinds], dim=-1)
         return torch.cat([objects.flatten(1), (self.view - VIEW[:, 0]) / VIEW[:, 1]], dim=1)
 
     @classmethod
     def heard(cls, said: Tensor) -> Layout:
         """The inverse of `told`."""
         objects, view = said.split([NUMBERS - len(VIEW), len(VIEW)], dim=1)
-        there, numbers, shape = objects.unflatten(1, (SLOTS, -1)).split([1, len(OBJECT), SHAPES], dim=-1)
-        shape = F.one_hot(shape.argmax(-1), SHAPES)
+        there, numbers, *kinds = objects.unflatten(1, (SLOTS, -1)).split([1, len(OBJECT), *map(len, KINDS)], dim=-1)
+        chosen = [F.one_hot(kind.argmax(-1), kind.shape[-1]) for kind in kinds]
         return cls(
-            torch.cat([(there > 0).float(), numbers * OBJECT[:, 1] + OBJECT[:, 0], shape], dim=-1),
+            torch.cat([(there > 0).float(), numbers * OBJECT[:, 1] + OBJECT[:, 0], *chosen], dim=-1),
             view * VIEW[:, 1] + VIEW[:, 0],
         )
 
@@ -63,8 +67,8 @@ def plan(layout: Layout, rows: int, columns: int) -> Tensor:
     """What is where in pictures of so many rows and columns, [B, `PLAN_CHANNELS`, rows, columns].
 
     How far down each ray looks, how near the floor is, where the light leans to; then for every object whether the ray
-    passes near it, where (in the object's own directions and sizes), how it is turned, how far away it is and of
-    which shape; and where the light's ray to the floor passes it.
+    passes near it, where (in the object's own directions and sizes), how it is turned, how far away it is, its
+    shape and color; and where the light's ray to the floor passes it.
     """
     eye, rays = _rays(layout.view, rows, columns)
     distance = (eye[..., 2] / (-rays[..., 2]).clamp(min=1e-3)).clamp(max=60)
@@ -78,8 +82,8 @@ def plan(layout: Layout, rows: int, columns: int) -> Tensor:
         there, turn, middle = thing[:, 0].view(-1, 1, 1), thing[:, 5].view(-1, 1, 1), thing[:, None, None, 1:4]
         along, passed = _passing(eye, rays, middle, turn, thing[:, 4])
         near = there * (passed.norm(dim=-1) < _NEAR)
-        shapes = [near * shape.view(-1, 1, 1) for shape in thing[:, 6:].unbind(1)]
-        channels += [near, *(passed * near[..., None]).unbind(-1), near * turn, near * (along - 7) / 2, *shapes]
+        kinds = [near * kind.view(-1, 1, 1) for kind in thing[:, 6:].unbind(1)]
+        channels += [near, *(passed * near[..., None]).unbind(-1), near * turn, near * (along - 7) / 2, *kinds]
         _, passed = _passing(points, light, middle, turn, thing[:, 4])
         shade = there * floor * (passed.norm(dim=-1) < _NEAR)
         channels += [shade, *(passed * shade[..., None]).unbind(-1)]
