@@ -12,6 +12,7 @@ import torch
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.layout import SLOTS, VIEW, Layout
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from cosmorama.world.microcosm.transformer import CosmosTransformer
@@ -49,7 +50,11 @@ def tiny_still_refiner() -> StillRefiner:
     torch.manual_seed(0)
     net: StillRefiner = StillRefiner((8, 8), (8, 8), 8, 16)
     torch.nn.init.normal_(net.paint.write.weight, std=0.05)
-    torch.nn.init.constant_(cast(torch.Tensor, net.say[-1].bias), 10)
+    said = Layout(torch.zeros(1, SLOTS, 15), VIEW[None, :, 0]).told()
+    objects = said[:, : -len(VIEW)].unflatten(1, (SLOTS, -1))
+    objects[..., 0], objects[:, 0, 6], objects[:, 1, 7] = 50, 50, 50  # sure of two, a ball and a cube,
+    objects[:, 0, 9], objects[:, 1, 10] = 50, 50  # of two colors
+    cast(torch.Tensor, net.say[-1].bias).data.copy_(torch.cat([said[0], torch.tensor([50.0])]))
     return net.eval().requires_grad_(False)
 
 

@@ -177,10 +177,10 @@ def test_a_still_from_text_is_drawn_again_and_the_clip_goes_on_from_that(tiny_ch
     assert torch.equal(clip.denoise(following, 1)[:, :, :1], refined)
     assert torch.equal(from_image.refined(latents), latents)
     assert torch.equal(clip.refined(following), following)
-    torch.nn.init.constant_(refiner.say[-1].bias, -100)  # a picture of something else
-    same = begin(world, frames=1).refined(latents)
-    small = world.autoencoder.decode_small(latents, 88, 120)[:, :, -1]
-    assert torch.equal(same, world.autoencoder.encode_small(small[:, :, None]))
+    bias = refiner.say[-1].bias
+    assert isinstance(bias, torch.Tensor)
+    bias.data[-1] = -50  # a picture of something else
+    assert begin(world, frames=1).refined(latents) is latents
 
 
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:

@@ -26,6 +26,7 @@ _KINDS = sum(map(len, KINDS))
 NUMBERS = SLOTS * (1 + len(OBJECT) + _KINDS) + len(VIEW)
 OBJECT_CHANNELS = 10 + _KINDS
 PLAN_CHANNELS = 4 + OBJECT_CHANNELS * SLOTS
+_SURE_THERE, _SURE_KINDS = 3.0, (0.9, 0.98)  # logits of there being an object, chances of its shape and its color
 _LOOK_AT_M, _LAMP_M = 1.25, 14.0  # how high
 _TANGENT = math.tan(math.radians(15))  # of half the short side's field of view
 _NEAR = 1.8  # sizes from an object's middle within which a ray is told where it passes
@@ -61,6 +62,22 @@ class Layout:
             torch.cat([(there > 0).float(), numbers * OBJECT[:, 1] + OBJECT[:, 0], *chosen], dim=-1),
             view * VIEW[:, 1] + VIEW[:, 0],
         )
+
+
+def is_sure(said: Tensor) -> Tensor:
+    """Whether a network that says [B, `NUMBERS`] of layouts (`Layout.told`) is sure which objects there are, bool [B].
+
+    One at least; two of one color are in no scene.
+    """
+    objects = said[:, : -len(VIEW)].unflatten(1, (SLOTS, -1))
+    there, sure = objects[..., 0] > 0, objects[..., 0].abs() > _SURE_THERE
+    _, *kinds = objects.split([1 + len(OBJECT), *map(len, KINDS)], dim=-1)
+    for kind, least in zip(kinds, _SURE_KINDS, strict=True):
+        sure &= ~there | (kind.softmax(-1).amax(-1) > least)
+    colors = kinds[-1].argmax(-1)
+    alike = there.all(1) & (colors[:, 0] == colors[:, 1])
+    certain: Tensor = sure.all(1) & there.any(1) & ~alike
+    return certain
 
 
 def plan(layout: Layout, rows: int, columns: int) -> Tensor:

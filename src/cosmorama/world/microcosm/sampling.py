@@ -293,7 +293,8 @@ class CosmosFlowSampling(Sampling):
         assert isinstance(autoencoder, SmallAutoencoder)
         height, width = (-(-side // OUTPUT_SCALE) for side in (self._request.height, self._request.width))
         still = autoencoder.decode_small(latents, height, width)[:, :, -1]
-        return autoencoder.encode_small(refiner(still, self._texts[False].states[:, 0])[:, :, None])
+        drawn = refiner(still, self._texts[False].states[:, 0])
+        return latents if torch.equal(drawn, still) else autoencoder.encode_small(drawn[:, :, None])
 
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""

@@ -2,7 +2,7 @@
 
 What is sampled is soft where the denoiser is not sure where an outline runs. Here it is decided, in numbers: then all
 of the picture follows. What the sampled still shows of colors and floors is read beside the layout. A picture of
-something else stays as it is.
+something else stays as it is, and so does one of which the reading network is not sure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.layout import NUMBERS, PLAN_CHANNELS, Layout, plan
+from cosmorama.world.microcosm.layout import NUMBERS, PLAN_CHANNELS, Layout, is_sure, plan
 from cosmorama.world.microcosm.stored import Stored
 
 CELL = 2
@@ -81,7 +81,8 @@ class StillRefiner(Stored):
         return F.pixel_shuffle(drawn.float(), CELL)[..., :height, :width]
 
     def forward(self, frames: Tensor, text: Tensor) -> Tensor:
-        """Stills [B, 3, h, w] drawn again, or as they are where they show something else."""
+        """Stills [B, 3, h, w] drawn again, or as they are: of something else, or where it is not sure of what."""
         said = self.read(frames, text)
         drawn = self.draw(frames, Layout.heard(said[:, :-1]), text)
-        return torch.where(said[:, -1].view(-1, 1, 1, 1) > 0, drawn.clamp(-1, 1), frames)
+        sure = (said[:, -1] > 0) & is_sure(said[:, :-1])
+        return torch.where(sure.view(-1, 1, 1, 1), drawn.clamp(-1, 1), frames)
