@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cosmorama.world.microcosm import unet
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.heldout import HeldOut
 from microcosm.evaluation.probe import LEAST_SHARE, color_classes, to_input
@@ -102,8 +103,7 @@ class Detail(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """See the class."""
-        blurred = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        return torch.cat([frames, 8 * (frames - blurred)], dim=1)
+        return torch.cat([frames, 8 * (frames - unet.blurred(frames))], dim=1)
 
 
 def _trained(frames: Tensor, answers: Tensor, steps: int) -> nn.Module:

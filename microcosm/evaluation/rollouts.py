@@ -20,7 +20,7 @@ from cosmorama.request import Defaults, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
-from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld
+from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.microcosm.windowed import WindowedWorld
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import to_uint8
@@ -58,9 +58,9 @@ def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
     rollout = Rollout(world, prepared)
     while not rollout.done:
         rollout.advance()
-    latents, sampling = rollout.latents, world.begin(prepared.inputs, world.encode_text)
-    if isinstance(sampling, CosmosFlowSampling):
-        latents = sampling.refined(latents)
+    latents = rollout.latents
+    if job.given is None and isinstance(world, CosmosFlowWorld):
+        latents = world.begin_clip(prepared.inputs, world.encode_text).refined(latents)
     assert isinstance(world.autoencoder, VideoAutoencoder)
     height, width = resolved.height // OUTPUT_SCALE, resolved.width // OUTPUT_SCALE
     with torch.inference_mode():

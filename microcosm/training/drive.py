@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.corridor_map import CorridorMap
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import next_frame, parts, seen
@@ -27,13 +28,13 @@ from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.odometry import BAY_M
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.captions import random_caption
-from microcosm.scenes.dataset import DATA, Label, read_labels, shard_paths
+from microcosm.scenes.dataset import Label, read_labels, shard_paths
 from microcosm.scenes.simulate import Frames
 from microcosm.scenes.steered import LIMITS, Steered, draw_steered
 from microcosm.training.autoencoder import to_float
 from microcosm.training.batches import mapped
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import ConvolutionalRun, Trainer, command
+from microcosm.training.loop import OneStageRun, Trainer, command
 
 DISTURBANCE = 0.08
 _EDGES = 0.5  # weight of steps from pixel to pixel
@@ -46,13 +47,10 @@ SCALE = np.array([high for _, high in LIMITS], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ConvolutionalRun):
+class Options(OneStageRun):
     """One run."""
 
-    stage: Annotated[str, typer.Option(help="There is one.")] = "drives"
-    data: Annotated[Path, typer.Option()] = DATA
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "drive"
-    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     batch: int = 8
     draws: Annotated[float, typer.Option(help="Of the steps, those that learn to draw and nothing else.")] = 0.3
     rollout: Annotated[int, typer.Option(help="Frames of its own, at most, before the one it learns.")] = 0
@@ -147,7 +145,7 @@ def worsened(frames: Tensor) -> Tensor:
     """Frames [B, 2, 3, h, w] with a little noise on half of them, and some of them soft."""
     count = len(frames)
     chance = torch.rand(3, count, 1, 1, 1, 1)
-    soft = F.avg_pool2d(F.pad(frames.flatten(1, 2), (1, 1, 1, 1), mode="replicate"), 3, 1).view_as(frames)
+    soft = unet.blurred(frames.flatten(1, 2)).view_as(frames)
     frames = torch.lerp(frames, soft, (chance[0] < _BLURRED).float())
     strength = DISTURBANCE * chance[1] * (chance[2] < 0.5)
     return torch.addcmul(frames, strength, torch.randn_like(frames))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,22 +21,18 @@ from cosmorama.world.microcosm.corridor_map import CorridorMap, in_parts
 from cosmorama.world.microcosm.finder import BAYS, Finder, told
 from cosmorama.world.microcosm.odometry import BAY_M
 from cosmorama.world.microcosm.text_encoder import TextEncoder
-from microcosm.scenes.dataset import DATA
 from microcosm.training.autoencoder import to_float
 from microcosm.training.drive import LOST, Numbers, read_drives, seen_from, stacked, worsened
-from microcosm.training.loop import ConvolutionalRun, Trainer, command
+from microcosm.training.loop import OneStageRun, Trainer, command
 
 _THERE = 0.3  # weight of whether something stands ahead
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ConvolutionalRun):
+class Options(OneStageRun):
     """One run."""
 
-    stage: Annotated[str, typer.Option(help="There is one.")] = "drives"
-    data: Annotated[Path, typer.Option()] = DATA
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "finder"
-    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     batch: int = 48
 
 

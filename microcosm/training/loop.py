@@ -19,6 +19,7 @@ from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.sampling import beside
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from microcosm.scenes.dataset import DATA
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.optimizer import Optimizer
 from microcosm.training.parallel import agreed, average_weights, workers
@@ -59,6 +60,15 @@ class ConvolutionalRun(RunOptions):
     """One run of a network of convolutions."""
 
     compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStageRun(ConvolutionalRun):
+    """One run of a network that learns from rendered frames, in one stage."""
+
+    stage: Annotated[str, typer.Option(help="There is one.")] = "all"
+    data: Annotated[Path, typer.Option()] = DATA
+    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
 
 
 def command(options: type[Run], module: str, training: Callable[[Run, int], Trainer[Any, Run]]) -> None:

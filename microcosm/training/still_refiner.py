@@ -19,19 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmorama.text.language import COLORS, SHAPES, mirror_caption
+from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
 from cosmorama.world.microcosm.layout import KINDS, OBJECT, OBJECT_CHANNELS, SLOTS, VIEW, Layout, plan
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.captions import random_caption
-from microcosm.scenes.dataset import DATA, Label, read_labels, shard_paths, still_time
+from microcosm.scenes.dataset import Label, read_labels, shard_paths, still_time
 from microcosm.scenes.simulate import SIZES, Frames, Shot, draw_shot, positions
 from microcosm.training.autoencoder import to_float
 from microcosm.training.batches import mapped
 from microcosm.training.drive import apart
 from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import ConvolutionalRun, Trainer, command
+from microcosm.training.loop import OneStageRun, Trainer, command
 
 _WIDE, _OTHER, _SILENT, _WHOLE = 0.8, 0.12, 0.1, 0.15  # shares of 16:9, of the corridor, of no prompt, of sharp ones
 _BENT = (((3, 5), 3.0), ((8, 14), 2.0), ((16, 28), 1.2))  # cells in which outlines are bent, and by how many pixels
@@ -42,14 +43,11 @@ _PAINTING, _OBJECTS = 4.0, 2.0  # weight of what is drawn, and more of that near
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ConvolutionalRun):
+class Options(OneStageRun):
     """One run."""
 
-    stage: Annotated[str, typer.Option(help="There is one.")] = "starts"
-    data: Annotated[Path, typer.Option()] = DATA
     weights: Annotated[Path, typer.Option(help="Where the text encoder and the autoencoder are.")] = WEIGHTS
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "still_refiner"
-    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
     batch: int = 16
 
 
@@ -101,6 +99,7 @@ class Sampler:
                 arrays = mapped(path)
                 for label in read_labels(path):
                     self._rows.setdefault((split, label.array), []).append((arrays[label.array][label.row, 0], label))
+        self._nothing = layout_of(draw_shot(0), 0.0, mirrored=False)  # beside pictures of something else
         self._layouts: dict[tuple[int, bool], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -122,7 +121,7 @@ class Sampler:
             frames.append(frame[:, ::-1] if mirrored else frame)
             prompt = "" if rng.random() < _SILENT else random_caption(label.scene, rng)
             prompts.append(mirror_caption(prompt) if mirrored else prompt)
-            one = layout_of(draw_shot(0), 0.0, mirrored=False) if other else self._layout(label, mirrored)
+            one = self._nothing if other else self._layout(label, mirrored)
             objects.append(one[0])
             views.append(one[1])
             known.append(not other)
@@ -239,9 +238,8 @@ def softened(vae: VideoAutoencoder, frames: Tensor) -> Tensor:
     if vae.refiner is not None:
         with torch.autocast("cpu", torch.bfloat16):
             frames[: count // 2] = vae.refiner(half).float()[:, :, -1]
-    soft = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
     blurred = some * (torch.rand(count, 1, 1, 1) < 0.5) * torch.rand(count, 1, 1, 1)
-    return torch.lerp(frames, soft, blurred).clamp(-1.1, 1.1)
+    return torch.lerp(frames, unet.blurred(frames), blurred).clamp(-1.1, 1.1)
 
 
 def bent(frames: Tensor, pixels: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,12 @@ from cosmorama.world.microcosm.driving import seen
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.odometry import HALF_WIDTH_M
 from microcosm.evaluation.steering import motions
-from microcosm.scenes.dataset import Label
-from microcosm.scenes.shots import caption_of
 from microcosm.scenes.steered import FPS, LIMITS, draw_steered
 from microcosm.training import finder
 from microcosm.training.drive import Options, Training, apart, erased, stacked, worsened
 from microcosm.training.export import main as export
 from tests import needs
+from tests.microcosm.shards import write_shard
 from tests.tiny import save_tiny
 
 
@@ -79,9 +77,7 @@ def test_what_is_erased_has_no_form_and_the_rest_is_as_it_was() -> None:
 def test_a_step_learns_and_what_is_exported_can_be_driven(tmp_path: Path) -> None:
     drives = [draw_steered(seed) for seed in (1, 2)]
     noise = np.random.default_rng(0).integers(0, 256, (2, 49, 88, 160, 3), np.uint8)
-    np.savez(tmp_path / "drives-0000.npz", **{"160x88": noise})
-    labels = [Label(one.seed, "160x88", row, FPS, one.scene, caption_of(one.scene)) for row, one in enumerate(drives)]
-    (tmp_path / "drives-0000.jsonl").write_text("".join(json.dumps(asdict(label)) + "\n" for label in labels))
+    write_shard(tmp_path, "drives", drives, noise, FPS)
     VideoAutoencoder(4).save_pretrained(tmp_path / "vae")
     options = Options(
         minutes=0.0, runs=tmp_path, data=tmp_path, batch=1, rollout=1, processes=1, compiled=False, ema=0.5

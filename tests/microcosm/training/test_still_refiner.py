@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import torch
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
 from microcosm.scenes.corridor import draw_drive
-from microcosm.scenes.dataset import SPLITS, Label, still_time
-from microcosm.scenes.shots import caption_of
+from microcosm.scenes.dataset import SPLITS, still_time
 from microcosm.scenes.simulate import draw_shot
 from microcosm.training.decoder import encode_group
 from microcosm.training.export import main as export
 from microcosm.training.still_refiner import Options, Training, softened, still_roundtrip
+from tests.microcosm.shards import write_shard
 from tests.tiny import save_tiny
 
 
@@ -39,14 +38,8 @@ def test_a_still_goes_through_the_autoencoder_as_eight_equal_frames_do() -> None
 def test_a_step_learns_and_what_is_exported_draws_stills_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, draw in (("starts", draw_shot), ("corridor-images", draw_drive)):
-        seeds = [SPLITS[split].first_seed + index for index in range(3)]
-        noise = rng.integers(0, 256, (3, 1, 88, 160, 3), np.uint8)
-        np.savez(tmp_path / f"{split}-0000.npz", **{"160x88": noise})
-        labels = [
-            Label(seed, "160x88", row, 24, draw(seed).scene, caption_of(draw(seed).scene))
-            for row, seed in enumerate(seeds)
-        ]
-        (tmp_path / f"{split}-0000.jsonl").write_text("".join(json.dumps(asdict(label)) + "\n" for label in labels))
+        shots = [draw(SPLITS[split].first_seed + index) for index in range(3)]
+        write_shard(tmp_path, split, shots, rng.integers(0, 256, (3, 1, 88, 160, 3), np.uint8))
     assert all(0 <= still_time(SPLITS["starts"].first_seed + index) <= 0.35 for index in range(50))
     VideoAutoencoder(4).save_pretrained(tmp_path / "vae")
     options = Options(minutes=0.0, runs=tmp_path, data=tmp_path, batch=6, processes=1, compiled=False, ema=0.5)

@@ -201,9 +201,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         width=None if size is None else size.width,
         height=None if size is None else size.height,
         frames=1 if still else wire.num_frames,
-        conditioning_indexes=None
-        if wire.condition_frame_indexes_vision is None
-        else tuple(sorted(set(wire.condition_frame_indexes_vision))),
+        conditioning_indexes=indexes_of(wire.condition_frame_indexes_vision),
         keep=wire.condition_video_keep or "first",
         output=Output(container="jpeg" if still else "mp4", quality=settings.video_quality),
         task=ACTION_MODES.get(mode),
@@ -212,6 +210,11 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
         usual=_usual(wire),
     )
     return request if wire.transfer is None else followed(request, wire.transfer)
+
+
+def indexes_of(given: list[int] | None) -> tuple[int, ...] | None:
+    """Numbers of latent frames in order, each once."""
+    return None if given is None else tuple(sorted(set(given)))
 
 
 def followed(request: GenerationRequest, transfer: Transfer) -> GenerationRequest:

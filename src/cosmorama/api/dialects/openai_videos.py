@@ -28,6 +28,7 @@ from cosmorama.api.dialects.cosmos3 import (
     action_problems,
     drives,
     followed,
+    indexes_of,
     names_of_action,
     size_of_action,
 )
@@ -366,9 +367,7 @@ def _to_request(
         width=size.width,
         height=size.height,
         seconds=_seconds(wire.seconds),
-        conditioning_indexes=None
-        if wire.condition_frame_indexes_vision is None
-        else tuple(sorted(set(wire.condition_frame_indexes_vision))),
+        conditioning_indexes=indexes_of(wire.condition_frame_indexes_vision),
         keep=wire.condition_video_keep or "first",
         output=Output(quality=settings.video_quality if wire.quality is None else wire.quality),
         adapters=adapters_of(wire.lora),

@@ -101,5 +101,4 @@ class DriveNet(Stored):
         said = self.choice(torch.cat([cells, F.avg_pool2d(inside, CELL), plan], dim=1), context).float()
         stays, sharper = F.pixel_shuffle(said, CELL).sigmoid().chunk(2, dim=1)
         stays = stays * (1 - _FADES * actions[:, 1].abs().amax(1)).view(-1, 1, 1, 1)
-        soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        return torch.lerp(drawn, moved + sharper * (moved - soft), stays)
+        return torch.lerp(drawn, moved + sharper * (moved - unet.blurred(moved)), stays)

@@ -1,7 +1,6 @@
 """The layout of a still of objects: where they stand, how large they are, how they are turned; camera and light.
 
-Lengths are metres, x to the right, y
-away from the camera, z up; the camera looks at the point 1.25 m above (0, 0, 0).
+Lengths are metres, x to the right, y away from the camera, z up; the camera looks at the point 1.25 m above (0, 0, 0).
 """
 
 from __future__ import annotations

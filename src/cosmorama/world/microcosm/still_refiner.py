@@ -83,6 +83,8 @@ class StillRefiner(Stored):
     def forward(self, frames: Tensor, text: Tensor) -> Tensor:
         """Stills [B, 3, h, w] drawn again, or as they are: of something else, or where it is not sure of what."""
         said = self.read(frames, text)
-        drawn = self.draw(frames, Layout.heard(said[:, :-1]), text)
         sure = (said[:, -1] > 0) & is_sure(said[:, :-1])
+        if not sure.any():
+            return frames
+        drawn = self.draw(frames, Layout.heard(said[:, :-1]), text)
         return torch.where(sure.view(-1, 1, 1, 1), drawn.clamp(-1, 1), frames)

@@ -273,6 +273,11 @@ def _waves(x: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def blurred(x: Tensor) -> Tensor:
+    """Every pixel of [N, C, h, w] as the mean of itself and its eight neighbours."""
+    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
 def places(x: Tensor) -> Tensor:
     """Where each cell of features [N, C, h, w] is, -1 to 1: [N, 2, h, w]."""
     count, _, rows, columns = x.shape
