@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmorama.client.client import AsyncClient
 from cosmorama.client.protocol import media_text, suffix_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
-from cosmorama.media.source import map_media, media_source
+from cosmorama.media.source import FILES, map_media, media_source
 from cosmorama.request import MAX_SEED, GenerationRequest, MediaSource
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Row:
         output = self.body.get("output")
         named = output.get("container") if isinstance(output, dict) else None
         container = named if self.request is None else self.request.output.container
-        return self.name + _SUFFIXES.get(str(container), ".mp4")
+        return self.name + next((end for each, (end, _) in FILES.items() if each == container), ".mp4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +363,6 @@ def in_process(model: str) -> Make:
     return make
 
 
-_SUFFIXES = {"webm": ".webm", "gif": ".gif", "png": ".zip", "jpeg": ".jpg"}
 _FIELDS = frozenset(field.name for field in fields(GenerationRequest))
 _OF_JOBS = frozenset({"dialect", "priority", "deadline_s", "metadata", "webhook_url"})
 """Fields of a submission that say nothing of the clip."""

@@ -16,6 +16,11 @@ class CosmoramaError(Exception):
     status = 500
     kind = "internal_error"
 
+    def renamed(self, names: Mapping[str, str]) -> CosmoramaError:
+        """The same error with the fields that it names under other names."""
+        del names
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -44,7 +49,6 @@ class InvalidRequestError(CosmoramaError):
         return InvalidRequestError, self.problems
 
     def renamed(self, names: Mapping[str, str]) -> InvalidRequestError:
-        """The same error with its fields under the names of another wire format."""
         return InvalidRequestError(*(replace(p, field=names.get(p.field, p.field)) for p in self.problems))
 
 
@@ -58,6 +62,9 @@ class MediaError(CosmoramaError):
         self.message = message
         self.status = status
         super().__init__(f"{field}: {message}")
+
+    def renamed(self, names: Mapping[str, str]) -> MediaError:
+        return MediaError(names.get(self.field, self.field), self.message, status=self.status)
 
     def __reduce__(self) -> tuple[Callable[..., MediaError], tuple[str, str]]:
         """How it travels between processes: by its parts, not by its message."""

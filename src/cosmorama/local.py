@@ -133,7 +133,9 @@ class Generation:
             yield from chunk
 
     def save(self, path: str | Path, *, quality: int = 7) -> Path:
-        """Write the clip; the suffix chooses the format: .mp4 (H.264), .webm (VP9), .gif, .zip (PNG frames), or .jpg.
+        """Write the clip; the suffix chooses the format.
+
+        It is .mp4 (H.264), .webm (VP9), .gif, .zip (PNG frames), .safetensors (frames as numbers), or .jpg.
 
         Raises:
             InvalidRequestError: an unknown suffix, a quality outside 1 to 9, or .jpg for more than one frame.
@@ -152,6 +154,7 @@ class Generation:
         ) as writer:
             for chunk in self._chunks():
                 writer.write(chunk)
+            writer.attach(self.actions)
         return Path(path)
 
     def _chunks(self) -> Iterator[Frames]:

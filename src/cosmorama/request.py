@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 Mode = Literal["text2world", "image2world", "video2world", "transfer", "forward_dynamics", "inverse_dynamics", "policy"]
-Container = Literal["mp4", "webm", "gif", "png", "jpeg"]
+Container = Literal["mp4", "webm", "gif", "png", "jpeg", "safetensors"]
 Codec = Literal["h264", "vp9", "av1"]
 Solver = Literal["euler", "unipc", "dpmpp_2m", "edm_euler"]
 ControlKind = Literal["edge", "depth", "seg", "vis", "wsm"]
@@ -35,7 +35,10 @@ CODECS: dict[Container, tuple[Codec, ...]] = {
     "gif": (),
     "png": (),
     "jpeg": (),
+    "safetensors": (),
 }
+INWARD = frozenset({"usual", "target", "warnings", "names"})
+"""Fields of requests that no client sends: what the formats, `resolve` and the engine tell each other."""
 VAE_TILES = (128, 192, 256, 384, 512, 768)
 """Sides, in pixels, of the tiles that a video tokenizer can work in: its latents and their overlaps come out whole."""
 MAX_SEED = 2**32 - 1
@@ -330,6 +333,7 @@ class GenerationRequest:
         fit: A size or rate that the model lacks is made at its nearest one and resampled, instead of refused.
         usual: What is used where a field is None, before the model's own default.
         warnings: What was fitted, replaced or ignored, in words for whoever sent the request; `resolve` adds to them.
+        names: What whoever sent it calls a field, where that is not its name here: pairs of the one and the other.
     """
 
     prompt: str | None = None
@@ -366,6 +370,11 @@ class GenerationRequest:
     fit: bool = False
     usual: Usual | None = None
     warnings: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+
+    def called(self, field: str) -> str:
+        """What whoever sent the request calls a field."""
+        return dict(self.names).get(field, field)
 
     @property
     def mode(self) -> Mode:
@@ -414,7 +423,7 @@ def repeatable(request: ResolvedRequest, prompt: str) -> dict[str, Any]:
         request: What was made. Pictures and clips are not part of the body.
         prompt: The text that was used, which is not rewritten again.
     """
-    left_out = {"image", "video", "model", "usual", "warnings", "seconds"} | ({"fps"} if request.source_rate else set())
+    left_out = {"image", "video", "model", "seconds", *INWARD} | ({"fps"} if request.source_rate else set())
     body: dict[str, Any] = {"dialect": "cosmorama"}
     for each in fields(GenerationRequest):
         value = getattr(request, each.name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 
 from cosmorama.media.read import read_video
@@ -18,7 +19,7 @@ from cosmorama.request import CODECS, Output
 from tests.media.make import COLOURS, Frame, counting, level_index, swatches
 
 CLIPS = [Output(container, codec) for container, codecs in CODECS.items() for codec in codecs]
-EVERY = [*CLIPS, Output("gif"), Output("png")]
+EVERY = [*CLIPS, Output("gif"), Output("png"), Output("safetensors")]
 
 
 def named(output: Output) -> str:
@@ -72,6 +73,21 @@ def test_colours_come_back(tmp_path: Path, output: Output) -> None:
     data = write(tmp_path, frames, output).read_bytes()
     seen = read_video(data, "video", width=256, height=32, fps=24, frames=4)[:, 16, 16::32].astype(int)
     assert np.abs(seen - COLOURS).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(96, 64), (33, 17)])
+def test_tensors_are_the_frames(tmp_path: Path, size: tuple[int, int]) -> None:
+    frames, path = moving(3, *size), tmp_path / "clip.safetensors"
+    with VideoWriter(path, width=size[0], height=size[1], fps=29.97, output=Output("safetensors")) as writer:
+        writer.write(frames)
+        writer.attach(((0.25, -1.0), (0.5, 1.0)))
+    found = safetensors.torch.load_file(path)
+    assert np.array_equal(found["video"].numpy(), frames)
+    assert found["action"].tolist() == [[0.25, -1.0], [0.5, 1.0]]
+    assert (found["frame_rate"].shape, found["frame_rate"].item()) == ((), pytest.approx(29.97, abs=1e-4))
+    with safetensors.safe_open(path, "numpy") as file:
+        assert float(file.metadata()["frame_rate"]) == pytest.approx(29.97, abs=1e-4)
+        assert file.get_slice("video")[1:2].shape == (1, size[1], size[0], 3)
 
 
 @pytest.mark.parametrize("output", CLIPS, ids=named)
@@ -202,8 +218,8 @@ def test_a_missing_directory_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_names_and_types() -> None:
-    assert [suffix(Output(c)) for c in CODECS] == [".mp4", ".webm", ".gif", ".zip", ".jpg"]
-    types = ["video/mp4", "video/webm", "image/gif", "application/zip", "image/jpeg"]
+    assert [suffix(Output(c)) for c in CODECS] == [".mp4", ".webm", ".gif", ".zip", ".jpg", ".safetensors"]
+    types = ["video/mp4", "video/webm", "image/gif", "application/zip", "image/jpeg", "application/octet-stream"]
     assert [mime_type(Output(c)) for c in CODECS] == types
 
 

@@ -68,13 +68,12 @@ def test_a_grid_of_two_knobs_plays_in_step_and_shows_differences(studio: Studio)
 
 def test_a_server_that_is_not_ready_says_why(studio: Studio) -> None:
     """Someone who opens the page of a server whose checkpoint is wrong is not left to wait."""
-    page, why = studio.page, "Service is not ready: the checkpoint lacks world.json"
-    studio.seen.allowed = ("503",)
-    page.route("**/v1/health/ready", lambda route: route.fulfill(status=503, json={"message": why}))
+    page, why = studio.page, "the checkpoint lacks world.json"
+    page.route("**/v1/metadata", lambda route: route.fulfill(json={"unready": why}))
     page.goto("about:blank")
     page.goto(f"{studio.url}/")
     expect(page.get_by_text(why)).to_be_visible()
-    page.unroute("**/v1/health/ready")
+    page.unroute("**/v1/metadata")
     expect(page.get_by_label("Prompt", exact=True)).to_be_visible(timeout=SLOW_MS)
 
 

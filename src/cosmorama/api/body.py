@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -111,22 +111,28 @@ class _FormParser(MultiPartParser):
         super().on_headers_finished()
 
 
-async def read_form(request: Request, upload: str, limit: int) -> tuple[dict[str, str], bytes | None]:
-    """The text fields of a multipart form, the last of each name, and the contents of the file called `upload`.
+Upload = tuple[str, bytes]
+"""The file of a form: the field's name, and what is in it."""
 
-    A field called `upload` that is no file stays among the texts.
+
+async def read_form(request: Request, uploads: Collection[str], limit: int) -> tuple[dict[str, str], Upload | None]:
+    """The text fields of a multipart form, the last of each name, and its file, whose name is one of `uploads`.
+
+    A field of such a name that is no file stays among the texts.
 
     Raises:
         BodyError: status 413 for more than `limit` bytes, 422 for a damaged form, too many fields or another file.
     """
     body = await read_bytes(request, limit)
-    reading = partial(_parsed_form, request.headers, body, upload)
+    reading = partial(_parsed_form, request.headers, body, uploads)
     if len(body) <= OFF_LOOP_BYTES:
         return await reading()
     return await off_loop(lambda: asyncio.run(reading()), len(body))
 
 
-async def _parsed_form(headers: Headers, body: bytearray, upload: str) -> tuple[dict[str, str], bytes | None]:
+async def _parsed_form(
+    headers: Headers, body: bytearray, uploads: Collection[str]
+) -> tuple[dict[str, str], Upload | None]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield bytes(body)
         yield b""  # what tells the parser that the form ends here
@@ -144,15 +150,15 @@ async def _parsed_form(headers: Headers, body: bytearray, upload: str) -> tuple[
     except (KeyError, ValueError, AssertionError) as error:  # no boundary, header bytes that are no text
         raise BodyError(f"the form cannot be read: {error or type(error).__name__}") from None
     texts: dict[str, str] = {}
-    data: bytes | None = None
+    upload: Upload | None = None
     try:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 texts[name] = value
-            elif name == upload:
-                data = await value.read() or None  # empty: no file was chosen
-            else:
-                raise BodyError(f"unknown file '{name}'; the one file of this form is called '{upload}'")
+            elif name not in uploads:
+                raise BodyError(f"unknown file '{name}'; the one file of this form is called {' or '.join(uploads)}")
+            elif data := await value.read():  # empty: no file was chosen
+                upload = name, data
     finally:
         await form.close()
-    return texts, data
+    return texts, upload

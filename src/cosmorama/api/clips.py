@@ -80,6 +80,12 @@ def _header(text: str) -> str:
     return encoded
 
 
+def timing(outcome: Outcome) -> dict[str, str]:
+    """The header `Server-Timing`, in ms: the work of each stage, and `generation`, all of them together."""
+    stages = {"generation": sum(outcome.timings.values()), **outcome.timings}
+    return {"Server-Timing": ", ".join(f"{stage};dur={1000 * spent_s:.1f}" for stage, spent_s in stages.items())}
+
+
 class ClipJSON(StreamingResponse):
     """`{clip_field: base64 of the clip, **fields}`."""
 
@@ -118,6 +124,7 @@ class ClipFile(DiscardedFile):
             "X-Cosmorama-Seed": str(outcome.seed),
             # Headers are Latin-1 at best; percent-encoding carries any prompt.
             "X-Cosmorama-Prompt": _header(outcome.prompt),
+            **timing(outcome),
         }
         if outcome.warnings:
             headers["X-Cosmorama-Warnings"] = _header("; ".join(outcome.warnings))
@@ -166,7 +173,7 @@ async def content_answer(request: Request, jobs: Jobs, job: Job) -> Response:
     here = content.path is not None
     return (FileResponse if here else DiscardedFile)(
         content.path or await jobs.checkout(job),
-        headers={"ETag": tag},
+        headers={"ETag": tag} | ({} if job.result is None else timing(job.result.outcome)),
         media_type=content.media_type,
         filename=content.name,
         content_disposition_type="inline",

@@ -21,9 +21,9 @@ from pydantic import Field
 
 from cosmorama.api import info
 from cosmorama.api.body import body_limit, read_object
-from cosmorama.api.clips import discard
+from cosmorama.api.clips import discard, timing
 from cosmorama.api.dialects import openai_videos
-from cosmorama.api.dialects.base import action_answer, file_answer, worded
+from cosmorama.api.dialects.base import action_answer, file_answer, named, worded
 from cosmorama.api.dialects.openai_videos import adapters_of, size_from
 from cosmorama.api.dialects.wire import DialectBody, alike, names_written, validate
 from cosmorama.api.infer import generate
@@ -56,7 +56,7 @@ async def _made(
     request: Request, generation: GenerationRequest, services: Services, names: Mapping[str, str]
 ) -> Outcome:
     try:
-        return await generate(request, generation, services, dialect=openai_videos.NAME)
+        return await generate(request, named(generation, names), services, dialect=openai_videos.NAME)
     except (InvalidRequestError, MediaError) as error:
         raise worded(error, names) from None
 
@@ -192,7 +192,8 @@ async def images(request: Request, services: ServicesOf) -> Response:
             "size": f"{outcome.width}x{outcome.height}",
             "seed": outcome.seed,
             "warnings": list(outcome.warnings),
-        }
+        },
+        headers=timing(outcome),
     )
 
 

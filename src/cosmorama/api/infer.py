@@ -76,11 +76,11 @@ async def infer(request: Request, services: ServicesOf) -> Response:
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
     dialect = choose(SHAPED, body, None if settings.dialect == "auto" else settings.dialect)
-    generation = dialect.parse(body, settings)
+    generation, names = dialect.read(body, settings)
     try:
         outcome = await generate(request, generation, services, dialect=dialect.name)
     except (InvalidRequestError, MediaError) as error:
-        raise worded(error, dialect.names_of(body)) from None
+        raise worded(error, names) from None
     return dialect.answer(request, generation, outcome)
 
 

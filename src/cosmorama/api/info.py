@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cosmorama import __version__
-from cosmorama.api.services import ServicesOf
+from cosmorama.api.services import Services, ServicesOf
 from cosmorama.request import CODECS, MAX_SEED, Capabilities, Codec, GenerationRequest, Output, Range
 
 API_VERSION = "1.0.0"
@@ -42,7 +42,7 @@ async def license_() -> dict[str, Any]:
 
 @router.get("/v1/metadata")
 async def metadata_(services: ServicesOf) -> dict[str, Any]:
-    """The default model, and the names of all."""
+    """The default model, the names of all, and why none can be used now: null where one can."""
     name = services.supervisor.names[0]
     settings = services.settings
     configured = settings.models.get(name, settings.model)
@@ -54,6 +54,7 @@ async def metadata_(services: ServicesOf) -> dict[str, Any]:
         "model_type": "generator",
         "model_variant": settings.model_variant or variant_of(name),
         "inference_endpoint": "/v1/infer",
+        "unready": _unready(services),
         "licenseInfo": {"name": metadata.metadata("cosmorama")["License-Expression"], "url": "/v1/license"},
     }
 
@@ -243,16 +244,16 @@ async def live() -> JSONResponse:
 @health_router.get("/ready", summary="Is a model loaded", responses={503: {"description": "Not yet, or not any more."}})
 async def ready(services: ServicesOf) -> JSONResponse:
     """503 with the reason until the model is loaded, while its worker is started anew, and before the server ends."""
-    supervisor = services.supervisor
-    if services.jobs.draining:
-        reason = "the server is about to end"
-    elif services.jobs.away is not None:
-        reason = services.jobs.away
-    elif supervisor.ready:
+    reason = _unready(services)
+    if reason is None:
         return _body(200, "ready", "Service is ready", "Cosmorama readiness check")
-    else:
-        reason = supervisor.reason
     return _body(503, "not ready", f"Service is not ready: {reason}", "Cosmorama readiness check")
+
+
+def _unready(services: Services) -> str | None:
+    if services.jobs.draining:
+        return "the server is about to end"
+    return services.jobs.away or (None if services.supervisor.ready else services.supervisor.reason)
 
 
 def _body(status_code: int, status: str, message: str, description: str) -> JSONResponse:

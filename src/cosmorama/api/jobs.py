@@ -69,11 +69,11 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
         raise InvalidRequestError(Problem("dialect", named, "a string"))
     options = options_of(request) | job_options({name: body.pop(name, None) for name in _OPTIONS})
     spoken = choose(DIALECTS, body, dialect or named)
-    generation = spoken.parse(body, settings)
+    generation, names = spoken.read(body, settings)
     try:
         job = await services.jobs.submit(generation, dialect=spoken.name, owner=owner_of(request), **options)
     except (InvalidRequestError, MediaError) as error:
-        raise worded(error, spoken.names_of(body)) from None
+        raise worded(error, names) from None
     return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
@@ -197,7 +197,7 @@ async def answer(job_id: str, request: Request, services: ServicesOf) -> Respons
     job = await services.jobs.get(job_id, owner=owner_of(request))
     spoken = choose(DIALECTS, {}, job.dialect)
     if job.error is not None:
-        raise worded(job.error.exception(), spoken.wire_names)
+        raise job.error.exception()
     path = await services.jobs.checkout(job)
     assert job.result is not None
     return spoken.answer(request, job.request, replace(job.result.outcome, path=path))

@@ -143,8 +143,9 @@ async def _asked(
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
     dialect = choose(SHAPED, body, None if settings.dialect == "auto" else settings.dialect)
+    generation, names = dialect.read(body, settings)
     # Size and rate decide nothing here that would be worth a refusal.
-    return replace(dialect.parse(body, settings), fit=True), dialect.names_of(body), body
+    return replace(generation, fit=True), names, body
 
 
 async def _prepared(

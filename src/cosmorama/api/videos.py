@@ -12,10 +12,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import body_limit, off_loop, read_form, read_object
+from cosmorama.api.body import body_limit, off_loop, read_bytes, read_form, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import openai_videos
-from cosmorama.api.dialects.base import action_answer, worded
+from cosmorama.api.dialects.base import action_answer, named, worded
 from cosmorama.api.dialects.wire import WireError, validate
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
@@ -137,6 +137,14 @@ async def list_videos(
     return JSONResponse({"object": "list", "data": data, **ends, "has_more": page.cursor is not None})
 
 
+@router.post("/characters", include_in_schema=False)
+@router.get("/characters/{character_id}", include_in_schema=False)
+async def characters(request: Request, services: ServicesOf) -> None:
+    """Refused in words, after the upload was read: a client that still sends does not listen."""
+    await read_bytes(request, body_limit(services.settings.max_input_bytes))
+    raise InvalidRequestError(Problem("characters", None, openai_videos.NO_CHARACTERS))
+
+
 @router.get("/{video_id}", summary="A video as it is now", responses={200: _VIDEO})
 async def retrieve(video_id: str, request: Request, services: ServicesOf) -> Response:
     """Its status, and how many per cent are done."""
@@ -203,7 +211,8 @@ async def source_of(
     fields, and the one or the other."""
     limit, upload = body_limit(services.settings.max_input_bytes), None
     if is_form(request):
-        fields, upload = await read_form(request, "video", limit)
+        fields, file = await read_form(request, ("video",), limit)
+        upload = None if file is None else file[1]
         given: dict[str, Any] = {name: text for name, text in fields.items() if "[" not in name}
         named = given.pop("video", fields.get("video[id]"))
     else:
@@ -225,12 +234,13 @@ async def generation_of(request: Request, services: Services) -> tuple[Generatio
     settings = services.settings
     limit = body_limit(settings.max_input_bytes)
     if is_form(request):
-        fields, upload = await read_form(request, "input_reference", limit)
+        fields, file = await read_form(request, openai_videos.UPLOADS, limit)
+        called, upload = file or ("input_reference", None)
         # Some of the texts may be objects, which are parsed like bodies.
-        read = partial(openai_videos.parse_form, fields, upload, settings)
-        return await off_loop(read, sum(map(len, fields.values()))), openai_videos.DIALECT.names_of(fields)
-    body = await read_object(request, limit)
-    return openai_videos.parse(body, settings), openai_videos.DIALECT.names_of(body)
+        read = partial(openai_videos.parse_form, fields, upload, settings, called)
+        generation = await off_loop(read, sum(map(len, fields.values())))
+        return generation, openai_videos.DIALECT.names_of({called: "", **fields})
+    return openai_videos.DIALECT.read(await read_object(request, limit), settings)
 
 
 def is_form(request: Request) -> bool:
@@ -249,6 +259,7 @@ async def begin_video(
     """Accept a generation, and answer with the video as it is now."""
     options = options_of(request) | {"metadata": labels or {}}
     try:
+        generation = named(generation, names)
         job = await services.jobs.submit(generation, dialect=openai_videos.NAME, owner=owner_of(request), **options)
     except (InvalidRequestError, MediaError) as error:
         raise worded(error, names) from None
@@ -269,10 +280,7 @@ async def video_of(video_id: str, request: Request, services: Services) -> Job:
 def video_object(job: Job) -> dict[str, Any]:
     """A job as OpenAI's `video` object; a cancelled job has failed."""
     made = job.request.result if job.result is None else job.result.outcome
-    error = None
-    if job.error is not None:
-        said = worded(job.error.exception(), openai_videos.WIRE_NAMES)
-        error = {"code": job.error.type, "message": str(said)}
+    error = None if job.error is None else {"code": job.error.type, "message": job.error.text}
     return {
         "id": job.id,
         "object": "video",

@@ -30,8 +30,8 @@ from cosmorama.errors import (
     error_of,
 )
 from cosmorama.jobs.model import JobOptions, JobPage, JobStatus
-from cosmorama.media.source import Picture, output_for, request_of
-from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
+from cosmorama.media.source import CONTAINERS, FILES, Picture, output_for, request_of
+from cosmorama.request import INWARD, Capabilities, GenerationRequest, Knobs, MediaSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,18 +43,7 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 BUSY = frozenset({429, 502, 503, 504})
 """Answers after which the same call may succeed."""
 LONGEST_WAIT_S = 60.0
-_INTERNAL = frozenset({"usual", "target", "warnings"})
-"""Fields that a server fills in."""
-
-
-MEDIA_TYPES = {
-    ".mp4": "video/mp4",
-    ".webm": "video/webm",
-    ".gif": "image/gif",
-    ".zip": "application/zip",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-}
+MEDIA_TYPES = {suffix: FILES[container][1] for suffix, container in CONTAINERS.items()}
 """What a file's name promises of its contents."""
 
 
@@ -99,6 +88,10 @@ class Clip:
             from PIL import Image
 
             yield _array(Image.open(io.BytesIO(self.data)))
+        elif self.media_type == FILES["safetensors"][1]:
+            from safetensors.numpy import load
+
+            yield from load(self.data)["video"]
         else:
             import av
 
@@ -275,7 +268,7 @@ def body_of(request: GenerationRequest) -> dict[str, Any]:
     return {
         field.name: _wire(getattr(request, field.name))
         for field in fields(request)
-        if field.name not in _INTERNAL and getattr(request, field.name) != getattr(usual, field.name, None)
+        if field.name not in INWARD and getattr(request, field.name) != getattr(usual, field.name, None)
     }
 
 

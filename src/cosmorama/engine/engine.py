@@ -383,6 +383,7 @@ class Engine:
         if not rollout.done:
             return None
         with timed(job, "write"):
+            job.writer.attach(rollout.actions)
             job.resources.close()
         assert request.seed is not None
         return Outcome(

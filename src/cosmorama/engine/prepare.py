@@ -115,8 +115,8 @@ class Preparer:
         `frames` of the request is the most that is made: a shorter clip makes a shorter result.
         """
         sources: dict[str, MediaSource | None] = {"video": request.video}
-        sources |= {f"controls.{control.kind}.source": control.source for control in request.controls}
-        loaded = {field: self._load(source, field) for field, source in sources.items() if source is not None}
+        sources |= {f"controls.{index}.source": control.source for index, control in enumerate(request.controls)}
+        loaded = {field: self._load(request, source, field) for field, source in sources.items() if source is not None}
         if request.source_rate and request.target is None:
             request = self._at_source_rate(request, capabilities, loaded, warnings)
         read = {
@@ -124,8 +124,8 @@ class Preparer:
         }
         clip = read.get("video")
         controls: dict[str, Frames] = {}
-        for control in request.controls:
-            given = read.get(f"controls.{control.kind}.source")
+        for index, control in enumerate(request.controls):
+            given = read.get(f"controls.{index}.source")
             if given is None:
                 assert clip is not None
                 given = computed(control, clip)
@@ -151,7 +151,9 @@ class Preparer:
         field, rate = next(((field, rate) for field, rate in rates if rate is not None), ("", request.fps))
         if rate in capabilities.fps:
             return replace(request, fps=rate)
-        warnings.append(f"{field} has {rate:g} fps, which is not made; it was resampled to {request.fps:g} fps")
+        warnings.append(
+            f"{request.called(field)} has {rate:g} fps, which is not made; it was resampled to {request.fps:g} fps"
+        )
         return request
 
     def _read(
@@ -163,6 +165,7 @@ class Preparer:
         keep: Literal["first", "last"],
         warnings: list[str],
     ) -> Frames:
+        field = request.called(field)
         self.on_reading(field)
         return read_video(
             data,
@@ -180,9 +183,10 @@ class Preparer:
         self, request: ResolvedRequest, frames: int, keep: Literal["first", "last"], warnings: list[str]
     ) -> Frames:
         assert request.video is not None
-        return self._read(request, self._load(request.video, "video"), "video", frames, keep, warnings)
+        return self._read(request, self._load(request, request.video, "video"), "video", frames, keep, warnings)
 
-    def _load(self, source: MediaSource, field: str) -> bytes:
+    def _load(self, request: ResolvedRequest, source: MediaSource, field: str) -> bytes:
+        field = request.called(field)
         self.on_reading(field)
         return load_bytes(source, field, self.fetch)
 
@@ -190,10 +194,9 @@ class Preparer:
         self, request: ResolvedRequest, capabilities: Capabilities, warnings: list[str]
     ) -> Frames | None:
         if request.image is not None:
-            data = self._load(request.image, "image")
             return read_image(
-                data,
-                "image",
+                self._load(request, request.image, "image"),
+                request.called("image"),
                 width=request.width,
                 height=request.height,
                 pad=capabilities.action_only,
@@ -203,14 +206,16 @@ class Preparer:
         if request.video is None:
             return None
         if request.mode in ("policy", "forward_dynamics"):
-            warnings.append(f"of video only the first frame was used: {request.mode} starts from one")
+            warnings.append(
+                f"of {request.called('video')} only the first frame was used: {request.mode} starts from one"
+            )
             return self._video(request, 1, "first", warnings)
         if request.mode == "inverse_dynamics":
-            return _held(self._video(request, request.frames, "first", warnings), request.frames, request.fps, warnings)
+            return _held(self._video(request, request.frames, "first", warnings), request.frames, request, warnings)
         if request.conditioning_indexes is not None:
             # All up to the last one that is given.
             wanted = 1 + LATENT_FRAMES * max(request.conditioning_indexes)
-            return _held(self._video(request, wanted, request.keep, warnings), wanted, request.fps, warnings)
+            return _held(self._video(request, wanted, request.keep, warnings), wanted, request, warnings)
         wanted = request.conditioning_frames or 1
         frames = self._video(request, wanted, request.keep, warnings)
         if len(frames) == wanted:
@@ -220,17 +225,15 @@ class Preparer:
         if not counts:
             accepted = f"a clip of at least {min(capabilities.conditioning_frames)} frames at {request.fps:g} fps"
             raise InvalidRequestError(Problem("video", f"{len(frames)} frames", accepted))
-        warnings.append(
-            f"video has {len(frames)} of {wanted} frames at {request.fps:g} fps; continued from {max(counts)} of them"
-        )
+        had = f"{request.called('video')} has {len(frames)} of {wanted} frames at {request.fps:g} fps"
+        warnings.append(f"{had}; continued from {max(counts)} of them")
         return frames[: max(counts)] if request.keep == "first" else frames[-max(counts) :]
 
 
-def _held(frames: Frames, wanted: int, fps: float, warnings: list[str]) -> Frames:
+def _held(frames: Frames, wanted: int, request: ResolvedRequest, warnings: list[str]) -> Frames:
     """The clip, whose last frame stands still where it ends before it should."""
     missing = wanted - len(frames)
     if missing > 0:
-        warnings.append(
-            f"video has {len(frames)} of {wanted} frames at {fps:g} fps; its last one stands still for the rest"
-        )
+        had = f"{request.called('video')} has {len(frames)} of {wanted} frames at {request.fps:g} fps"
+        warnings.append(f"{had}; its last one stands still for the rest")
     return np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])

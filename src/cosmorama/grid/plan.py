@@ -14,12 +14,12 @@ from typing import Any, Literal, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import MAX_SEED, Adapter, Control, GenerationRequest, Output
+from cosmorama.request import INWARD, MAX_SEED, Adapter, Control, GenerationRequest, Output
 
 MAX_CELLS = 400
 _RUN = re.compile(r"(-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?")
 _INNER: dict[str, Any] = {"controls": Control, "adapters": Adapter, "output": Output}
-_NO_AXIS = frozenset({"image", "video", "action", "left_open", "usual", "warnings", *_INNER})
+_NO_AXIS = frozenset({"image", "video", "action", *INWARD, *_INNER})
 
 
 @dataclass(frozen=True, slots=True)

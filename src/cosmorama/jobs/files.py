@@ -341,11 +341,12 @@ def take_media(request: ResolvedRequest, max_bytes: int) -> tuple[ResolvedReques
     policy = FetchPolicy(allow_urls=False, allow_files=False, max_bytes=max_bytes)
 
     def take(where: str, source: MediaSource) -> MediaSource:
+        called = request.called(where)
         if (address := url_in(source)) is not None:
-            parse_url(address, where)
+            parse_url(address, called)
             return address
-        blobs[where] = load_bytes(source, where, policy)
-        known_kind(blobs[where], where)  # nobody is to wait in the queue to be told
+        blobs[where] = load_bytes(source, called, policy)
+        known_kind(blobs[where], called, picture=where == "image")  # nobody is to wait in the queue to be told
         return Path(where)
 
     return map_media(request, take), blobs

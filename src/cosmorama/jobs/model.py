@@ -14,7 +14,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem, error_of
 from cosmorama.progress import Progress
-from cosmorama.request import GenerationRequest, MediaSource, ResolvedRequest
+from cosmorama.request import INWARD, GenerationRequest, MediaSource, ResolvedRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
@@ -376,7 +376,7 @@ def _knobs(job: Job) -> dict[str, Any]:
             return f"/v1/jobs/{job.id}/inputs/{where}"
         return None if source is None else str(source)
 
-    known = {field.name: getattr(asked, field.name) for field in fields(GenerationRequest) if field.name not in _INWARD}
+    known = {field.name: getattr(asked, field.name) for field in fields(GenerationRequest) if field.name not in INWARD}
     # What follows a clip is as long as the clip, which is not known before it was read.
     length = job.result.outcome if job.result is not None and asked.mode == "transfer" else asked.result
     return known | {
@@ -395,7 +395,3 @@ def _knobs(job: Job) -> dict[str, Any]:
         "action": None if asked.action is None else asdict(asked.action),
         "adapters": [asdict(adapter) for adapter in asked.adapters],
     }
-
-
-_INWARD = frozenset({"target", "usual", "warnings"})
-"""What `resolve` and the dialects tell each other; not the client's."""

@@ -273,7 +273,7 @@ class Jobs:
             attached=attached,
         )
         keyed = job.idempotency_key is not None
-        return job, blobs, fingerprint(dialect, replace(bare, seed=request.seed), blobs) if keyed else ""
+        return job, blobs, fingerprint(dialect, replace(bare, seed=request.seed, names=()), blobs) if keyed else ""
 
     async def _accepted(self, job: Job, blobs: dict[str, bytes], told: str, deadline_s: float | None) -> str:
         """Put a job and its media on the disk; its id, or that of the earlier job with its key and fingerprint."""

@@ -207,7 +207,7 @@ class Runner:
                 log.warning("job %s goes back into the queue: %s", job.id, error.logged)
                 self.unwritable = str(error)
             except CosmoramaError as error:
-                finish = Finish("failed", JobError.of(error))
+                finish = Finish("failed", JobError.of(error.renamed(dict(job.request.names))))
             except OSError as error:
                 log.error("job %s: %s", job.id, error)
                 full = StorageFullError(f"the server has no place to make the clip in ({error.strerror})")

@@ -61,7 +61,7 @@ class AnimatedPicture:
         with _readable(field):
             picture = _open(data, name, field, limits)
             if name not in _ANIMATED or not getattr(picture, "is_animated", False):
-                raise MediaError(field, "is a still picture, not a video; pass it as 'image'")
+                raise MediaError(field, "is a still picture, not a video; pass it where a picture is taken")
 
     def tail(self, window_s: float) -> list[float]:
         """When each frame is shown, in seconds, ascending. All of them: such files cannot be entered in the middle."""

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cosmorama.errors import MediaError
 from cosmorama.media.decode import Clip, MediaLimits
 from cosmorama.media.pictures import AnimatedPicture, read_picture
 from cosmorama.media.sniff import known_kind
@@ -43,9 +42,7 @@ def read_image(
     Raises:
         MediaError: if `data` is not a picture, is damaged, or is outside the limits.
     """
-    kind = known_kind(data, field)
-    if kind.what == "clip":
-        raise MediaError(field, "is a video, not a picture; pass it as 'video'")
+    kind = known_kind(data, field, picture=True)
     picture = read_picture(data, kind.name, field, limits, warnings)
     if pad:
         scale = min(width / picture.width, height / picture.height, 1.0)

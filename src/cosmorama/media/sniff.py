@@ -91,13 +91,15 @@ def is_clip_name(name: str, *more: str) -> bool:
         return False
 
 
-def known_kind(data: bytes, field: str) -> Kind:
+def known_kind(data: bytes, field: str, *, picture: bool = False) -> Kind:
     """The kind of file that `data` is the start of.
 
     Raises:
-        MediaError: it is no picture or clip that can be read.
+        MediaError: it is no picture or clip that can be read, or is a clip although it has to be a picture.
     """
     kind = sniff(data)
+    if picture and kind is not None and kind.what == "clip":
+        raise MediaError(field, "is a video, not a picture; pass it where a video is taken")
     if kind is None:
         raise MediaError(field, "is not a picture or clip that can be read; send JPEG, PNG or WebP, or MP4 or WebM")
     return kind

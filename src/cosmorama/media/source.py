@@ -29,14 +29,16 @@ else:  # a client works where neither is installed
 """An image as a path, URL, base64 text, encoded bytes, PIL image or uint8 array `[H, W, 3]`."""
 
 _Node = TypeVar("_Node")
-_CONTAINERS: dict[str, Container] = {
-    ".mp4": "mp4",
-    ".webm": "webm",
-    ".gif": "gif",
-    ".zip": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
+FILES: dict[Container, tuple[str, str]] = {
+    "mp4": (".mp4", "video/mp4"),
+    "webm": (".webm", "video/webm"),
+    "gif": (".gif", "image/gif"),
+    "png": (".zip", "application/zip"),
+    "jpeg": (".jpg", "image/jpeg"),
+    "safetensors": (".safetensors", "application/octet-stream"),
 }
+"""The end of a file's name, and its media type as HTTP's Content-Type says it."""
+CONTAINERS: dict[str, Container] = {suffix: container for container, (suffix, _) in FILES.items()} | {".jpeg": "jpeg"}
 
 
 def output_for(path: Path, quality: int = 7) -> Output:
@@ -46,9 +48,9 @@ def output_for(path: Path, quality: int = 7) -> Output:
         InvalidRequestError: an unknown suffix, or a quality outside 1 to 9.
     """
     problems = []
-    container = _CONTAINERS.get(path.suffix.lower())
+    container = CONTAINERS.get(path.suffix.lower())
     if container is None:
-        problems.append(Problem("output", path.name, f"a file name ending in {', '.join(_CONTAINERS)}"))
+        problems.append(Problem("output", path.name, f"a file name ending in {', '.join(CONTAINERS)}"))
     if not 1 <= quality <= 9:
         problems.append(Problem("quality", quality, "an integer from 1 to 9"))
     if problems or container is None:

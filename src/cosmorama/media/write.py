@@ -7,10 +7,11 @@ which changes what x264 produces and is therefore fixed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,12 +30,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from cosmorama.request import CODECS, Codec, Container, Output
+from cosmorama.media.source import FILES
+from cosmorama.request import CODECS, Codec, Output
 
 _THREADS = 4
 _KEY_FRAME_EVERY_S = 2
 _GIF_CLOCK = Fraction(1, 100)
 _MAX_COMMENT = 60_000  # a JPEG's holds 65,533 bytes
+_MAX_HEADER = 1 << 20
 _PNG_COMPRESSION = 1  # a tenth larger than the default of 6, in a third of the time
 _EXACT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
@@ -232,23 +235,48 @@ class PngEncoder:
         self._archive.close()
 
 
-_FILES: dict[Container, tuple[str, str]] = {
-    "mp4": (".mp4", "video/mp4"),
-    "webm": (".webm", "video/webm"),
-    "gif": (".gif", "image/gif"),
-    "png": (".zip", "application/zip"),
-    "jpeg": (".jpg", "image/jpeg"),
-}
+class TensorEncoder:
+    """The frames as they are, `video` uint8 `[t, H, W, 3]`, with `frame_rate` and `action`, in a safetensors file.
+
+    Its header is before the frames and says how many there are: it is written last, into more room than it needs.
+    """
+
+    def __init__(self, path: Path, *, width: int, height: int, rate: Fraction, comment: str = "") -> None:
+        self.action = np.zeros((0, 0), np.float32)
+        """Numbers `[steps, numbers]` that go with the frames; left out where there are none."""
+        self._frame, self._rate, self._count = (height, width, 3), np.array(float(rate), np.float32), 0
+        self._told = {"comment": comment, "frame_rate": str(float(rate))}
+        self._room = len(json.dumps(self._told)) + 1024 & -8
+        self._file = path.open("wb")
+        self._file.seek(8 + self._room)
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        self._count += 1
+        self._file.write(frame.data)
+
+    def close(self) -> None:
+        with self._file as file:
+            end = self._count * math.prod(self._frame)
+            header: dict[str, Any] = {"__metadata__": self._told}
+            header["video"] = {"dtype": "U8", "shape": [self._count, *self._frame], "data_offsets": [0, end]}
+            for name, values in (("action", self.action), ("frame_rate", self._rate)):
+                if values.size:
+                    file.write(values.tobytes())
+                    offsets = [end, end := end + values.nbytes]
+                    header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": offsets}
+            file.seek(0)
+            text = json.dumps(header).encode().ljust(self._room)
+            file.write(len(text).to_bytes(8, "little") + text)
 
 
 def suffix(output: Output) -> str:
-    """The file name's end, with its dot: .mp4, .webm, .gif, .jpg, or .zip for numbered PNG frames."""
-    return _FILES[output.container][0]
+    """The file name's end, with its dot: .mp4, .webm, .gif, .jpg, .safetensors, or .zip for numbered PNG frames."""
+    return FILES[output.container][0]
 
 
 def mime_type(output: Output) -> str:
     """The media type of the file, as HTTP's Content-Type says it."""
-    return _FILES[output.container][1]
+    return FILES[output.container][1]
 
 
 class VideoWriter:
@@ -305,6 +333,11 @@ class VideoWriter:
         for frame in frames:
             self._encoder.write(np.ascontiguousarray(frame))
             self._count += 1
+
+    def attach(self, action: Sequence[Sequence[float]] | None) -> None:
+        """Put numbers `[steps][numbers]` that go with the frames into the file, if it is of tensors."""
+        if action and isinstance(self._encoder, TensorEncoder):
+            self._encoder.action = np.array(action, np.float32)
 
     def close(self) -> None:
         """Finish the file and put it in place. Does nothing the second time.
@@ -370,6 +403,8 @@ def _encoder(path: Path, width: int, height: int, fps: float, output: Output, co
         return PngEncoder(path, comment)
     if output.container == "jpeg":
         return JpegEncoder(path, quality=output.quality, comment=comment)
+    if output.container == "safetensors":
+        return TensorEncoder(path, width=width, height=height, rate=rate, comment=comment)
     codec = output.codec or CODECS[output.container][0]
     return CodecEncoder(
         path,
@@ -398,7 +433,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """What `VideoWriter` was given as `metadata`; empty for files that have none, or are of others."""
     try:
         entries = json.loads(_read_comment(path) or "{}")
-    except (OSError, ValueError, SyntaxError, IndexError, FFmpegError, zipfile.BadZipFile):
+    except (OSError, ValueError, LookupError, SyntaxError, FFmpegError, zipfile.BadZipFile):
         return {}
     return {str(name): str(value) for name, value in entries.items()} if isinstance(entries, dict) else {}
 
@@ -408,7 +443,10 @@ def _read_comment(path: Path) -> str | bytes | None:
         with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
             return _picture_comment(file)
     with path.open("rb") as file:
-        start = file.read(6)
+        start = file.read(9)
+        if start[8:] == b"{":  # safetensors
+            header = json.loads(start[8:] + file.read(min(int.from_bytes(start[:8], "little"), _MAX_HEADER) - 1))
+            return str(header["__metadata__"]["comment"])
     if start.startswith(b"GIF8"):
         return _gif_comment(path.read_bytes())
     if start.startswith((b"\x89PNG", b"\xff\xd8")):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,79 @@ import pytest
 from PIL import Image
 
 from cosmorama.api.dialects.predict import EXAMPLES
-from tests.api.dialects.conftest import running
+from cosmorama.engine.outcome import Outcome
+from cosmorama.engine.prepare import Preparer
+from cosmorama.request import GenerationRequest
+from cosmorama.resolve import resolve
+from tests.api.dialects.conftest import PAINTER, Painter, running
 
 PREDICT1 = {"prompt": "a", "seed": 1, "video_params": {"width": 64, "height": 64, "frames_count": 3}}
 COSMOS3 = {"model_mode": "text2video", "prompt": "a", "seed": 1, "num_frames": 25, "resolution": "256"}
+
+
+class Reading(Painter):
+    """Reads what came with a request, too, as the engine has it read."""
+
+    async def generate(self, request: GenerationRequest, *, output: Path, **more: Any) -> Outcome:
+        resolved = resolve(request, PAINTER)
+        prepared = await asyncio.to_thread(Preparer(), resolved, PAINTER)
+        made = await super().generate(resolved, output=output, **more)
+        return replace(made, warnings=(*made.warnings, *prepared.warnings))
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with running(tmp_path_factory.mktemp("reading"), supervisor=Reading) as client:
+        yield client
+
+
+INPUTS: list[tuple[str, dict[str, Any], str]] = [
+    ("predict1", {"video_params": {"width": 64, "height": 64, "frames_count": 3}}, "image"),
+    ("predict25", {"resolution": "256_1_1", "num_output_frames": 5}, "image"),
+    ("cosmos3", {"model_mode": "image2video", "num_frames": 25, "resolution": "256"}, "input_reference"),
+    ("transfer25", {"resolution": "256", "edge": {}}, "video"),
+    ("cosmos3", {"model_mode": "video2video", "resolution": "256"}, "transfer.seg.video"),
+    ("openai", {"size": "96x64", "frames": 5}, "input_reference"),
+    ("openai", {"size": "96x64", "frames": 5}, "image_reference"),
+    ("openai", {"size": "96x64"}, "extra_params.depth.control"),
+    ("cosmorama", {"width": 96, "height": 64, "frames": 5}, "image"),
+]
+
+
+def placed(path: str, value: str) -> dict[str, Any]:
+    first, _, rest = path.partition(".")
+    return {first: placed(rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(("dialect", "body", "field"), INPUTS, ids=lambda each: each if isinstance(each, str) else "")
+def test_inputs_are_called_what_the_client_calls_them(
+    reading: httpx.Client, mp4: bytes, dialect: str, body: dict[str, Any], field: str
+) -> None:
+    """In the record, the events, the wire's own answer, and the warnings: found out long after the body was read."""
+    picture = io.BytesIO()
+    Image.new("RGBA", (64, 64), (200, 30, 30, 128)).save(picture, "PNG")
+    whole = mp4 if field.endswith((".control", "video")) else picture.getvalue()
+    asked = {"dialect": dialect, "prompt": "a", **body}
+
+    def submitted(data: bytes) -> dict[str, Any]:
+        inputs = placed(field, base64.b64encode(data).decode())
+        answer = reading.post("/v1/jobs", json=asked | inputs)
+        assert answer.status_code == 202, answer.text
+        while (job := reading.get(f"/v1/jobs/{answer.json()['id']}").json())["state"] in ("queued", "running"):
+            pass
+        return dict(job)
+
+    job = submitted(whole[: len(whole) // 2])
+    assert job["state"] == "failed", job
+    assert job["error"]["message"].startswith(f"{field}: is "), job["error"]
+    assert f"{field}: is " in reading.get(f"/v1/jobs/{job['id']}/events").text
+    answer = reading.get(f"/v1/jobs/{job['id']}/answer")
+    assert answer.json()["error"]["message"].startswith(f"{field}: is ")
+    if whole is not mp4:
+        job = submitted(whole)
+        assert f"{field} is transparent in places, which are shown on white" in job["warnings"]
+    blank = reading.post("/v1/jobs", json=asked | placed(field, " \n"))
+    assert (blank.status_code, field in blank.json()["error"]["message"]) == (422, True), blank.text
 
 
 def ask(client: httpx.Client, body: dict[str, Any], **headers: str) -> httpx.Response:

@@ -11,9 +11,11 @@ from typing import Any
 
 import av
 import httpx
+import numpy as np
 import openai
 import pytest
 from PIL import Image
+from safetensors.numpy import load
 
 from cosmorama.api.dialects.openai_videos import parse, parse_form
 from cosmorama.api.info import variant_of
@@ -158,6 +160,7 @@ PRESET = {"preset_edge_threshold": "medium"}
         ({"edge": {"control_path": CONTROL, **PRESET}}, "edge"),  # vLLM-Omni
         ({"control_hint": "edge", "control_path": CONTROL, **PRESET}, "edge"),  # SGLang
         ({"edge": {"control": "AAAA", **PRESET}}, "edge"),  # TensorRT-LLM
+        ({"depth": "AAAA"}, "depth"),  # its shorthand
         ({"blur": {"control": "AAAA", "weight": 0.5, "preset_blur_strength": "high"}}, "vis"),
         ({"wsm": {"control": "AAAA"}}, "wsm"),
     ],
@@ -204,6 +207,72 @@ def test_the_route_of_tensorrt_llm_answers_with_the_clip(server: httpx.Client) -
     answer = server.post("/v1/videos/generations", json=body | more, headers={"Accept": "video/mp4, video/x-msvideo"})
     assert answer.status_code == 200, answer.text
     assert (answer.headers["content-type"], answer.content[4:8]) == ("video/mp4", b"ftyp")
+
+
+@pytest.mark.parametrize("route", ["/v1/videos/sync", "/v1/videos/generations", "/v1/videos"])
+def test_frames_as_numbers(server: httpx.Client, jpeg: bytes, mp4: bytes, route: str) -> None:
+    """TensorRT-LLM's clients read actions out of them."""
+    extra = {"action_mode": "inverse_dynamics", "domain_name": "av", "action_chunk_size": 4}
+    body = {
+        "prompt": "Recover the actions",
+        "size": "96x64",
+        "extra_params": json.dumps(extra),
+        "format": "safetensors",
+    }
+    answer = server.post(route, data=body, files={"video_reference": ("a.mp4", mp4, "video/mp4")}).raise_for_status()
+    if route == "/v1/videos":
+        video = finished(server, answer.json()["id"])
+        answer = server.get(f"/v1/videos/{video['id']}/content").raise_for_status()
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert float(answer.headers["server-timing"].partition("generation;dur=")[2].partition(",")[0]) > 0
+    assert "denoise;dur=" in answer.headers["server-timing"]
+    found = load(answer.content)
+    assert (found["video"].shape, found["video"].dtype) == ((5, 64, 96, 3), np.uint8)
+    for wrong in ("pt", "avi", "webp"):
+        refused = server.post(route, data=body | {"format": wrong}, files={"image_reference": ("a.jpg", jpeg)})
+        said = f"format: '{wrong}' is not accepted; expected 'auto', 'mp4' or 'safetensors'"
+        assert said in refused.json()["error"]["message"]
+
+
+def as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("name", ["input_reference", "image_reference", "video_reference"])
+@pytest.mark.parametrize("form", ["upload", "text", "object", "list"])
+def test_references_by_their_names(server: httpx.Client, jpeg: bytes, mp4: bytes, name: str, form: str) -> None:
+    data, mode = (mp4, "video2world") if name.startswith("video") else (jpeg, "image2world")
+    body = {"prompt": "a", "size": "auto", "width": "96", "height": "64", "num_frames": "5", "frame_rate": "24"}
+    item = {"content": as_text(data), "format": "base64"}
+    if form == "upload":
+        answer = server.post("/v1/videos", data=body, files={name: ("a", data, "application/octet-stream")})
+    else:
+        value: Any = {"text": as_text(data), "object": item, "list": [item]}[form]
+        numbers = {"width": 96, "height": 64, "num_frames": 5, "frame_rate": 24.0, "seed": [7]}
+        answer = server.post("/v1/videos", json={**body, **numbers, name: value})
+    video = answer.raise_for_status().json()
+    job = server.get(f"/v1/jobs/{video['id']}").json()
+    assert (job["mode"], job["request"]["fps"]) == (mode, 24)
+    other = {"image_reference": mp4, "video_reference": b"no clip", "input_reference": b"no picture"}[name]
+    refused = server.post("/v1/videos", data=body, files={name: ("a", other, "application/octet-stream")})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name), refused.text
+
+
+def test_edges_of_a_clip_among_the_extra_fields(mp4: bytes) -> None:
+    made = parse({"prompt": "a", "extra_params": {"video": as_text(mp4), "edge": True}}, Settings())
+    assert (made.task, made.video) == ("transfer", as_text(mp4))
+
+
+@pytest.mark.parametrize("call", ["create_character", "get_character", "create"])
+def test_characters_are_refused_in_words(client: openai.OpenAI, mp4: bytes, call: str) -> None:
+    given: dict[str, Any] = {
+        "create_character": {"name": "x", "video": ("a.mp4", mp4)},
+        "get_character": {"character_id": "char_1"},
+        "create": {"prompt": "a", "extra_body": {"characters": [{"id": "char_1"}]}},
+    }[call]
+    with pytest.raises(openai.BadRequestError, match="no model here keeps a subject from clip to clip") as refused:
+        getattr(client.videos, call)(**given)
+    assert refused.value.param == "characters"
 
 
 def test_a_video_says_what_was_made_of_it(server: httpx.Client, mp4: bytes) -> None:
@@ -259,8 +328,6 @@ def test_a_policy_as_sglangs_notebook_asks_for_it(server: httpx.Client, jpeg: by
     assert finished(server, video["id"])["size"] == "96x64"
     refused = server.post("/v1/actions/generations", data=body, files=picture)
     assert "action_mode: 'forward_dynamics' is not accepted" in refused.json()["error"]["message"]
-    refused = server.post("/v1/videos/sync", data=body | {"format": "safetensors"}, files=picture)
-    assert "format: 'safetensors' is not accepted; expected mp4 or auto" in refused.json()["error"]["message"]
 
 
 def test_a_still_through_the_official_client(client: openai.OpenAI) -> None:
@@ -361,6 +428,11 @@ def test_an_empty_file_is_none(server: httpx.Client) -> None:
         ({"extra_params": []}, "extra_params", "valid dictionary"),
         ({"unheard_of": 1}, "unheard_of", "unknown field 'unheard_of'"),
         ({"image_reference": {"file_id": "x"}}, "input_reference", "file_id is not supported"),
+        ({"image_reference": {"content": "/a.png", "format": "path"}}, "image_reference.format", "'url' or 'base64'"),
+        ({"image_reference": {"content": "aGk=", "role": "last_frame"}}, "image_reference.role", "'first_frame'"),
+        ({"video_path": "/a.mp4"}, "video_path", "files of this server are not read"),
+        ({"response_format": "path"}, "response_format", "expected 'auto' or 'file'"),
+        ({"seed": [1, 2]}, "seed", "seed: [1, 2]"),
     ],
 )
 def test_refusals_name_what_the_client_wrote(

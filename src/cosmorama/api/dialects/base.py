@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from fastapi import Request, Response
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from cosmorama.api.clips import ClipFile, ClipJSON, discard
 from cosmorama.api.dialects.wire import WireModel, names_written
 from cosmorama.engine.outcome import Outcome
-from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.fitting import FPS
 from cosmorama.media.write import mime_type
 from cosmorama.request import GenerationRequest, Mode
@@ -47,6 +47,12 @@ class Dialect:
     wire_names: Mapping[str, str] = field(default_factory=dict)
     more_names: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda body: {}
 
+    def read(self, body: dict[str, Any], settings: Settings) -> tuple[GenerationRequest, Mapping[str, str]]:
+        """What a body describes, and what it calls a request's fields."""
+        generation = self.parse(body, settings)
+        names = self.names_of(body)
+        return named(generation, names), names
+
     def names_of(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """`wire_names`, with the aliases that this body uses."""
         written = names_written(self.body, body)
@@ -58,13 +64,22 @@ BY_INPUT = {"field=text2world": "prompt", "field=image2world": "image", "field=v
 """Which fields make a body one of a mode, in the formats that have no name for modes."""
 
 
+def named(generation: GenerationRequest, names: Mapping[str, str]) -> GenerationRequest:
+    """The request with what its client calls its fields, for what is found out while it is made."""
+    listed = {
+        f"controls.{index}.source": f"controls.{each.kind}.source" for index, each in enumerate(generation.controls)
+    }
+    own = {**names, **{place: names[kind] for place, kind in listed.items() if kind in names}}
+    return replace(
+        generation, names=tuple((field, own[field]) for field in own if own[field] != field and "=" not in field)
+    )
+
+
 def worded(error: CosmoramaError, names: Mapping[str, str]) -> CosmoramaError:
     """An error found after parsing, its fields under the wire's names (`Dialect.wire_names`)."""
     if isinstance(error, InvalidRequestError):
         return InvalidRequestError(*(_worded(problem, names) for problem in error.problems))
-    if isinstance(error, MediaError):
-        return MediaError(names.get(error.field, error.field), error.message, status=error.status)
-    return error
+    return error.renamed(names)
 
 
 def _worded(problem: Problem, names: Mapping[str, str]) -> Problem:

@@ -179,7 +179,7 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded body to the request it describes."""
     wire = validate(body, Cosmos3Body)
     still, mode = wire.model_mode == "text2image", wire.model_mode
-    reference = (wire.input_reference or "").strip() or None
+    reference = wire.input_reference or None
     resolution = wire.resolution or ("720_1_1" if still else "720")
     problems = [*_mode_problems(wire, reference, resolution)]
     if wire.transfer is not None and mode == "video2video":
@@ -224,7 +224,7 @@ def followed(request: GenerationRequest, transfer: Transfer) -> GenerationReques
         task="transfer",
         controls=scaled(
             [
-                Control(CONTROLS[name], params.control_weight, params.video, _preset(params))
+                Control(CONTROLS[name], params.control_weight, params.video or None, _preset(params))
                 for name, params in transfer.given.items()
             ]
         ),
@@ -283,7 +283,7 @@ def _transfer_problems(transfer: Transfer, wire: Cosmos3Body, reference: str | N
     if not transfer.given:
         yield Problem("transfer", {}, f"an object with at least one of {', '.join(CONTROLS)}")
     for name, params in transfer.given.items():
-        has_video = bool((params.video or "").strip())
+        has_video = bool(params.video)
         preset = "preset_edge_threshold" if name == "edge" else "preset_blur_strength"
         if has_video and getattr(params, preset, None) is not None:
             accepted = "no value beside video: a preset is for what is derived from input_reference"

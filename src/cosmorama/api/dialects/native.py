@@ -13,12 +13,10 @@ from pydantic import Field, create_model
 from cosmorama.api.dialects.base import Dialect, file_answer
 from cosmorama.api.dialects.wire import Few, Numbers, WireModel, validate
 from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.request import MAX_INDEXES, Action, Adapter, Control, GenerationRequest, MediaSource, Output
+from cosmorama.request import INWARD, MAX_INDEXES, Action, Adapter, Control, GenerationRequest, MediaSource, Output
 from cosmorama.settings import Settings
 
 NAME = "cosmorama"
-_INTERNAL = frozenset({"usual", "warnings"})
-"""Fields that a server fills in."""
 
 
 def _body_of(kind: type, name: str, **special: Any) -> type[WireModel]:
@@ -27,7 +25,7 @@ def _body_of(kind: type, name: str, **special: Any) -> type[WireModel]:
     for field in fields(kind):
         hint = special.get(field.name, str | None if hints[field.name] == MediaSource | None else hints[field.name])
         default = ... if field.default is MISSING else None if field.name in special else field.default
-        if field.name not in _INTERNAL:
+        if field.name not in INWARD:
             made[field.name] = (hint, default)
     return create_model(name, __base__=WireModel, __doc__=kind.__doc__, **made)  # type: ignore[call-overload, no-any-return]
 

@@ -79,7 +79,8 @@ _NOT_USED = """
 user guidance_scale_2 true_cfg_scale boundary_ratio generate_sound sound_duration generator_device enable_teacache
 enable_frame_interpolation frame_interpolation_exp frame_interpolation_scale frame_interpolation_model_path
 enable_upscaling upscaling_model_path upscaling_scale output_quality output_compression output_path save_output
-diffusers_kwargs perf_dump_path guardrails use_guardrails max_sequence_length enable_audio
+diffusers_kwargs perf_dump_path guardrails use_guardrails max_sequence_length enable_audio audio_reference
+progressive_mode progressive_levels progressive_delta rollout rollout_sde_type
 output_type use_resolution_template use_duration_template use_system_prompt share_vision_temporal_positions
 """
 UNUSED = tuple(_NOT_USED.split())
@@ -88,19 +89,27 @@ _OF_CONTROLS = {"control": "video", "control_path": "video", "weight": "control_
 """What those servers call what is in a control, to this server's names."""
 _BESIDE = ("control_hint", "control", "control_path", "preset_edge_threshold", "preset_blur_strength")
 """What may stand beside a control instead of in it."""
-_FORMATS = {"format": ("mp4",), "response_format": ("file",)}
-"""TensorRT-LLM's names for how a clip is answered, and what of it is done."""
+UPLOADS = ("input_reference", "image_reference", "video_reference")
+"""What the file of a form may be called."""
+NO_CHARACTERS = "no value: no model here keeps a subject from clip to clip; send input_reference, or extend a video"
+_NOT_HERE = {
+    "characters": NO_CHARACTERS,
+    "video_path": "no value: files of this server are not read; send video_url or an upload",
+}
 _AS_USUAL = (None, False, "false", "auto", "default", "standard")
 """Values of theirs that ask for nothing."""
 _MOST_WARNINGS = 16
 
 
 class Reference(WireModel):
-    """A picture or clip that is not uploaded: one of the three. A text instead of this object stands for its `url`."""
+    """A picture or clip that is not uploaded: one of the first four. A text instead of the object stands for `url`."""
 
     url: str | None = Field(None, description="URL, data URL or base64 of either. Not known to OpenAI.")
     image_url: str | None = Field(None, description="URL, data URL or base64 of a picture.")
     video_url: str | None = Field(None, description="URL, data URL or base64 of a clip. Not known to OpenAI.")
+    content: str | None = Field(None, description="What TensorRT-LLM calls `url`.")
+    format: Literal["url", "base64"] | None = Field(None, description="Of `content`; its contents tell, too.")
+    role: Literal["first_frame", "reference"] | None = Field(None, description="Clips start from a picture.")
     file_id: str | None = Field(None, description="Not supported: null. There is no file storage here.")
 
 
@@ -132,7 +141,10 @@ class VideoTransfer(Transfer):
         if (hint := value.get("control_hint")) is not None:
             found.setdefault(hint, {name: value[name] for name in _BESIDE[1:] if name in value})
         for name in CONTROLS:
-            if isinstance(params := found.get(name), Mapping):
+            params = found.get(name)
+            if isinstance(params, str):
+                found[name] = {"video": params}
+            elif isinstance(params, Mapping):
                 own = {_OF_CONTROLS.get(key, key): each for key, each in params.items()}
                 # A preset says how a control clip was made, where there is one.
                 found[name] = {key: own[key] for key in own if not (own.get("video") and key in _BESIDE)}
@@ -161,6 +173,7 @@ class VideoBody(DialectBody):
         "num_frames": "frames",
         "num_inference_steps": "steps",
         "sample_solver": "solver",
+        "frame_rate": "fps",
         "num_outputs_per_prompt": "n",
         "condition_video_latent_indexes": "condition_frame_indexes_vision",
         "image_reference": "input_reference",
@@ -194,6 +207,10 @@ class VideoBody(DialectBody):
     flow_shift: float | None = None
     quality: int | None = Field(None, ge=1, le=9)
     n: int = Field(1, ge=1, le=1, description="One video is made per request.")
+    format: Literal["auto", "mp4", "safetensors"] = Field(
+        "auto", description="With safetensors the frames come as numbers, with predicted actions beside them."
+    )
+    response_format: Literal["auto", "file"] = "auto"
     lora: dict[str, Any] | None = Field(None, description="Name and scale of an adapter that the server has loaded.")
     video_params: NestedVideoParams | None = Field(None, description="Width, height, num_frames and fps in one object.")
     extra_params: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
@@ -203,6 +220,16 @@ class VideoBody(DialectBody):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _chosen(cls, value: Any) -> Any:
+        return None if value in ("", "auto") else value
+
+    @field_validator("seed", "input_reference", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
 
     @field_validator("input_reference", mode="before")
     @classmethod
@@ -238,8 +265,10 @@ def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     return _to_request(validate(given, VideoBody), None, settings, warnings, special)
 
 
-def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settings) -> GenerationRequest:
-    """The fields of a form, all of them texts, and the upload `input_reference`, to the request they describe.
+def parse_form(
+    fields: Mapping[str, str], upload: bytes | None, settings: Settings, called: str = "input_reference"
+) -> GenerationRequest:
+    """The fields of a form, all of them texts, and an upload, one of `UPLOADS`, to the request they describe.
 
     Fields of an object come as `input_reference[image_url]`, or as the object's JSON. An empty text and "null" are
     fields that a form was not filled in with.
@@ -259,13 +288,24 @@ def parse_form(fields: Mapping[str, str], upload: bytes | None, settings: Settin
         else:
             body[name] = _object(text, name) if outer in _OBJECTS else text
     given, warnings, special = _spread(body)
-    if upload is not None and "input_reference" in given:
-        raise InvalidRequestError(Problem("input_reference", "an upload and a value", "one of the two"))
+    if upload is not None and not given.keys().isdisjoint(UPLOADS):
+        raise InvalidRequestError(Problem(called, "an upload and a value", "one of the two"))
     try:
         wire = VideoBody.model_validate(given, strict=False)
     except ValidationError as error:
         raise wire_error(error, VideoBody, given) from None
-    return _to_request(wire, upload, settings, warnings, special)
+    return _to_request(wire, None if upload is None else (called, upload), settings, warnings, special)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A reference under a name that says what it is of."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    kind = f"{name.partition('_')[0]}_url"
+    if isinstance(value, str):
+        return {kind: value}
+    if isinstance(value, Mapping) and "content" in value:
+        return {kind if each == "content" else each: value[each] for each in value}
+    return value
 
 
 def _object(text: str, name: str = "the body") -> Any:
@@ -283,14 +323,15 @@ def _object(text: str, name: str = "the body") -> Any:
 def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Special | None]:
     """The body with what stands in its objects of extra fields, what is not used of it, and its actions or controls."""
     given = {name: value for name, value in body.items() if value is not None and name not in _CARRIERS}
-    for name, accepted in _FORMATS.items():
-        if (value := given.pop(name, None)) not in (None, "auto", *accepted):
-            raise InvalidRequestError(Problem(name, value, " or ".join((*accepted, "auto"))))
+    for name, accepted in _NOT_HERE.items():
+        if (value := given.pop(name, None)) not in (None, []):
+            raise InvalidRequestError(Problem(name, value, accepted))
     warnings = [f"{name} was not used" for name in UNUSED if given.pop(name, None) not in _AS_USUAL]
     special = None
     for name in ("video_url", "image_url"):
         if isinstance(given.get(name), str) and "input_reference" not in given:
             given["input_reference"] = {name: given.pop(name)}
+    given |= {name: _typed(name, given[name]) for name in UPLOADS[1:] if name in given}
     for carrier in (*_CARRIERS, "video_params"):
         inner = body.get(carrier)
         if not isinstance(inner, Mapping):
@@ -306,6 +347,8 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Specia
                     fields.setdefault("action_chunk_size", _chunk_of(fields, {**inner, **given}))
                 special = carrier, validate(fields, model, f"{carrier}.")
             inner = {name: value for name, value in inner.items() if name not in own}
+            if isinstance(inner.get("video"), str):
+                given.setdefault("input_reference", {"video_url": inner.pop("video")})
         given.pop(carrier, None)
         for name, value in inner.items():
             if value is not None and name in known:
@@ -351,15 +394,17 @@ def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> 
 
 def _to_request(
     wire: VideoBody,
-    upload: bytes | None,
+    upload: tuple[str, bytes] | None,
     settings: Settings,
     warnings: Sequence[str],
     special: _Special | None = None,
 ) -> GenerationRequest:
     size = size_of(wire)
-    media = upload if upload is not None else _reference(wire.input_reference)
+    called, media = upload or ("", _reference(wire.input_reference))
     named = wire.input_reference
-    is_clip = media is not None and (may_be_clip(media) if named is None or named.url else bool(named.video_url))
+    said = called == "video_reference" or bool(named and named.video_url)  # what it is, by its field
+    open_to_both = called == "input_reference" or bool(named and (named.url or named.content))
+    is_clip = media is not None and (may_be_clip(media) if open_to_both else said)
     request = GenerationRequest(
         **alike(wire),
         image=None if is_clip else media,
@@ -369,7 +414,10 @@ def _to_request(
         seconds=_seconds(wire.seconds),
         conditioning_indexes=indexes_of(wire.condition_frame_indexes_vision),
         keep=wire.condition_video_keep or "first",
-        output=Output(quality=settings.video_quality if wire.quality is None else wire.quality),
+        output=Output(
+            "safetensors" if wire.format == "safetensors" else "mp4",
+            quality=settings.video_quality if wire.quality is None else wire.quality,
+        ),
         adapters=adapters_of(wire.lora),
         fit=True,
         usual=Usual(seconds=DEFAULT_SECONDS),
@@ -461,7 +509,7 @@ def _seconds(text: str | None) -> float | None:
 def _reference(reference: Reference | None) -> str | None:
     if reference is None:
         return None
-    given = [url for url in (reference.url, reference.image_url, reference.video_url) if url]
+    given = [url for url in (reference.url, reference.image_url, reference.video_url, reference.content) if url]
     if reference.file_id is not None or len(given) != 1:
         accepted = "an image_url or a video_url (file_id is not supported: there is no file storage here)"
         raise InvalidRequestError(Problem("input_reference", sorted(reference.model_fields_set), accepted))
@@ -481,7 +529,7 @@ def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
             names |= names_of_action(inner, carrier)
         elif model is VideoTransfer:
             names |= _names_of_transfer(inner, carrier)
-        rest = {VideoBody.aliases.get(name, name): name for name in inner if name not in own}
+        rest = {VideoBody.aliases.get(name, name): name for name in inner if name not in own}  # "video" among them
         inside = {field: name for field, name in rest.items() if body.get(field) is None and body.get(name) is None}
         names |= {field: f"{carrier}.{name}" for field, name in inside.items()}
     return names

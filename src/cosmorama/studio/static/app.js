@@ -62,10 +62,10 @@ function say(text, state) {
   status.dataset.state = state;
 }
 
-/** Nothing once the server is ready; until then, why it is not. */
+/** Nothing once the server is ready; until then, why it is not. The health route would be an error in the console. */
 async function unready() {
-  return call("v1/health/ready").then(
-    () => null,
+  return get("v1/metadata").then(
+    (answer) => answer.unready,
     ({ message }) => message,
   );
 }

@@ -201,7 +201,8 @@ export function screen(job, clock, { onfail } = {}) {
     onfail?.(message);
   };
   let shown;
-  if (container === "png") return h("p.screen-note", {}, "PNG frames in a ZIP file: download it to see them.");
+  const unseen = { png: "PNG frames in a ZIP file", safetensors: "Frames as numbers, in a safetensors file" }[container];
+  if (unseen) return h("p.screen-note", {}, `${unseen}: download it to use them.`);
   if (container === "gif" || container === "jpeg") {
     shown = h("img", { alt });
   } else {
