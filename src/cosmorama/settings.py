@@ -212,7 +212,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(15, ge=1)
     """After so long without a sign of life from a server, others that share its store take over its jobs."""
     max_jobs_per_key: int | None = Field(None, ge=1)
-    """Unfinished jobs of one API key; None: only `max_queue` counts."""
+    """Unfinished jobs of one API key; None: half of all that may be, where there are several keys."""
     webhook_secret: SecretStr | None = None
     """Signs webhooks (Standard Webhooks: whsec_ and base64 of 24 to 64 bytes); None: no webhooks."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from cosmorama.api import body as body_module
-from cosmorama.api import middleware
+from cosmorama.api import limits
 from cosmorama.api import serve as server_module
 from cosmorama.api.app import create_app
 from cosmorama.api.dialects.wire import DialectBody, WireModel, parse_object
@@ -65,6 +66,48 @@ def test_keys_are_what_stands_behind_the_colon(tmp_path: Path) -> None:
             ):
                 assert (await server.client.get("/v1/jobs", headers={"Authorization": header})).status_code == status
             assert (await server.client.get("/v1/jobs")).status_code == 401
+
+    run(test)
+
+
+def test_a_key_learns_nothing_of_others_and_who_has_none_nothing_of_the_inside(tmp_path: Path) -> None:
+    keys = ("alice:1", 'b"o\\b:2', "metrics:3", "4")
+
+    async def test() -> None:
+        async with serving(tmp_path, api_keys=keys) as server:
+
+            async def counted(key: str) -> str:
+                answer = await server.client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+                assert "cosmorama_queue_depth" in answer.text
+                return "\n".join(line for line in answer.text.splitlines() if line.startswith("cosmorama_key_requests"))
+
+            assert [await counted(key) for key in "1234"] == [""] * 4
+            for key in "12234":
+                await server.client.post("/v1/jobs", json=BODY, headers={"Authorization": f"Bearer {key}"})
+            assert re.findall(r"requests_total({.*?}) (\S+)", await counted("1")) == [('{key="alice"}', "1.0")]
+            assert re.findall(r"requests_total({.*?}) (\S+)", await counted("2")) == [(r'{key="b\"o\\b"}', "2.0")]
+            assert len(re.findall(r"requests_total{", await counted("4"))) == 1
+            assert len(re.findall(r"requests_total{", await counted("3"))) == 4
+            server.supervisor.ready, server.supervisor.reason = False, "the model could not be loaded: /srv/secret"
+            ready = await server.client.get("/v1/health/ready")
+            assert ready.status_code == 503
+            assert ready.json()["message"] == "Service is not ready: the model could not be loaded"
+
+    run(test)
+
+
+def test_of_several_keys_none_may_fill_the_queue(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, api_keys=("a:1", "b:2"), max_queue=6, max_active=2) as server:
+            server.supervisor.gate.clear()
+
+            async def submit(key: str) -> int:
+                headers = {"Authorization": f"Bearer {key}"}
+                return (await server.client.post("/v1/jobs", json=BODY, headers=headers)).status_code
+
+            assert [await submit("1") for _ in range(6)] == [202] * 4 + [429] * 2
+            assert [await submit("2") for _ in range(6)] == [202] * 4 + [429] * 2
+            server.supervisor.gate.set()
 
     run(test)
 
@@ -255,10 +298,10 @@ def test_every_list_of_every_wire_format_has_a_length() -> None:
     """A wrong entry costs some microseconds to be told of, and a list may have a million."""
     found = []
     for model in [*WireModel.__subclasses__(), *DialectBody.__subclasses__()]:
-        for where, hint, limits in _lists(model, set()):
+        for where, hint, constraints in _lists(model, set()):
             fixed = get_origin(hint) is tuple and ... not in get_args(hint)
             found.append(where)
-            assert fixed or any(getattr(limit, "max_length", None) for limit in limits), (where, hint, limits)
+            assert fixed or any(getattr(limit, "max_length", None) for limit in constraints), (where, hint, constraints)
     assert {"NativeBody.controls", "SheetBody.rows", "ActionParams.action"} <= set(found)
 
 
@@ -271,8 +314,8 @@ async def begin(server: Fake, headers: str, body: bytes) -> tuple[asyncio.Stream
 
 
 def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "BODY_IDLE_S", 0.5)
-    monkeypatch.setattr(middleware, "BODY_WAIT_S", 0.2)
+    monkeypatch.setattr(limits, "BODY_IDLE_S", 0.5)
+    monkeypatch.setattr(limits, "BODY_WAIT_S", 0.2)
 
     async def test() -> None:
         async with serving(tmp_path, max_input_bytes=2_000_000) as server:
@@ -281,7 +324,7 @@ def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypa
                 status = (await reader.readline()).split()[1]
                 assert status == (b"413" if "5000" in headers else b"408"), headers
                 writer.close()
-            monkeypatch.setattr(middleware, "BODY_IDLE_S", 20.0)
+            monkeypatch.setattr(limits, "BODY_IDLE_S", 20.0)
             large = [await begin(server, "Content-Length: 3000000", b"{") for _ in range(8)]
             refused, _ = await asyncio.wait(
                 [asyncio.create_task(reader.readline()) for reader, _ in large],
@@ -304,7 +347,7 @@ def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypa
 
 
 def test_a_client_that_sends_slowly_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "BODY_WAIT_S", 0.2)
+    monkeypatch.setattr(limits, "BODY_WAIT_S", 0.2)
 
     async def test() -> None:
         async with serving(tmp_path, max_input_bytes=2_000_000, api_keys=("alice:a", "bob:b")) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import time
@@ -322,6 +323,28 @@ def test_deleting_a_finished_job_removes_it_and_cancelling_does_not(tmp_path: Pa
             assert problem(await server.client.delete(path)) == (404, "job_not_found")
 
     run(test)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "video/mp4"])
+def test_an_answer_comes_whole_or_not_at_all(accept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            url = f"/v1/jobs/{(await finished(server, await submit(server)))['id']}/answer"
+            whole = await server.client.get(url, headers={"Accept": accept})
+            assert whole.headers["content-type"] == accept
+            assert whole.headers["content-length"] == str(len(whole.content))
+            for asked in ("bytes=2-6", "bytes=x", "bytes=99999999-", "items=1"):
+                answer = await server.client.get(url, headers={"Accept": accept, "Range": asked})
+                assert (answer.status_code, answer.content) == (200, whole.content)
+            if accept == "application/json":
+                monkeypatch.setattr("cosmorama.api.clips.ClipJSON._write", full)
+                assert problem(await server.client.get(url)) == (507, "storage_full")
+
+    run(test)
+    assert [clip.parts[-5] for clip in clips(tmp_path)] == ["artifacts"]
 
 
 @pytest.mark.parametrize("store", ["folder", "remote"])

@@ -15,8 +15,9 @@ from cosmorama.api import compatible, infer, info, sheets, texts, videos
 from cosmorama.api import jobs as jobs_routes
 from cosmorama.api.body import body_limit
 from cosmorama.api.errors import add_error_handlers
+from cosmorama.api.limits import LimitBodies, TakeTurns
 from cosmorama.api.metrics import Metrics
-from cosmorama.api.middleware import QUIET_PATHS, CountInference, LimitBodies, LocalOnly, RequireKey, Trace, named_keys
+from cosmorama.api.middleware import QUIET_PATHS, CountInference, LocalOnly, RequireKey, Trace, named_keys
 from cosmorama.api.openapi import complete
 from cosmorama.api.services import Services
 from cosmorama.engine.inputs import with_local_chats
@@ -106,6 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     largest = body_limit(settings.max_input_bytes)
     app.add_middleware(LimitBodies, most_bytes=BODIES_AT_ONCE * largest, largest_bytes=largest)
     app.add_middleware(CountInference, metrics=metrics)
+    app.add_middleware(TakeTurns)
     if settings.api_keys:
         app.add_middleware(RequireKey, keys=keys)
     else:

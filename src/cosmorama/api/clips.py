@@ -7,25 +7,24 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from cosmorama.api.errors import envelope
 from cosmorama.api.services import Services, owner_of, while_wanted
 from cosmorama.engine.outcome import Outcome
-from cosmorama.errors import InvalidRequestError, Problem
+from cosmorama.errors import InvalidRequestError, Problem, StorageFullError
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.media.stills import spritesheet, thumbnail
 
-CHUNK_BYTES = 3 << 18
-
+CHUNK_BYTES = 3 << 15
 """A multiple of three: base64 of the pieces joins to base64 of the whole."""
 STILLS: dict[str, tuple[str, Callable[..., bytes]]] = {
     "thumbnail": ("image/webp", thumbnail),
@@ -86,25 +85,6 @@ def timing(outcome: Outcome) -> dict[str, str]:
     return {"Server-Timing": ", ".join(f"{stage};dur={1000 * spent_s:.1f}" for stage, spent_s in stages.items())}
 
 
-class ClipJSON(StreamingResponse):
-    """`{clip_field: base64 of the clip, **fields}`."""
-
-    def __init__(self, clip_field: str, clip: Path, fields: Mapping[str, Any]) -> None:
-        self._clip = clip
-        head = f'{{"{clip_field}":"'.encode()
-        tail = b'",' + json.dumps(dict(fields), separators=(",", ":"))[1:].encode()
-        length = len(head) + (clip.stat().st_size + 2) // 3 * 4 + len(tail)
-        pieces = _pieces(head, clip, tail)
-        super().__init__(pieces, media_type="application/json", headers={"Content-Length": str(length)})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, and delete the clip even if the client does not wait for it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            discard(self._clip)
-
-
 class DiscardedFile(FileResponse):
     """A file that goes with its folder once it was sent, even if the client does not wait for it."""
 
@@ -116,7 +96,50 @@ class DiscardedFile(FileResponse):
             discard(Path(self.path))
 
 
-class ClipFile(DiscardedFile):
+class _Answer(DiscardedFile):
+    """A file that is an answer, and no part of one: `Range` is for the clips of jobs."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file whole, and delete it."""
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+class ClipJSON(_Answer):
+    """`{clip_field: base64 of the clip, **fields}`.
+
+    It is a file before it is sent: sending what a thread encodes meanwhile makes each piece wait for the interpreter,
+    and with it everybody whom the event loop serves.
+
+    Raises:
+        StorageFullError: when it is to be sent, and there is no place for the file.
+    """
+
+    def __init__(self, clip_field: str, clip: Path, fields: Mapping[str, Any]) -> None:
+        super().__init__(clip.with_suffix(".json"), media_type="application/json")
+        self._clip, self._head = clip, f'{{"{clip_field}":"'.encode()
+        self._tail = b'",' + json.dumps(dict(fields), separators=(",", ":"))[1:].encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, and delete the clip even if the client does not wait for it."""
+        try:
+            await asyncio.to_thread(self._write)
+        except BaseException as error:
+            discard(self._clip)
+            if isinstance(error, OSError):
+                raise StorageFullError(f"the server has no place for the answer ({error.strerror})") from error
+            raise
+        await super().__call__(scope, receive, send)
+
+    def _write(self) -> None:
+        with self._clip.open("rb") as clip, Path(self.path).open("wb") as file:
+            file.write(self._head)
+            while chunk := clip.read(CHUNK_BYTES):
+                file.write(base64.b64encode(chunk))
+            file.write(self._tail)
+
+
+class ClipFile(_Answer):
     """The clip itself, with what was used to make it in headers."""
 
     def __init__(self, outcome: Outcome, media_type: str) -> None:
@@ -129,18 +152,6 @@ class ClipFile(DiscardedFile):
         if outcome.warnings:
             headers["X-Cosmorama-Warnings"] = _header("; ".join(outcome.warnings))
         super().__init__(outcome.path, media_type=media_type, headers=headers)
-
-
-async def _pieces(head: bytes, clip: Path, tail: bytes) -> AsyncIterator[bytes]:
-    yield head
-    with clip.open("rb") as file:
-        while chunk := await asyncio.to_thread(_encoded, file):
-            yield chunk
-    yield tail
-
-
-def _encoded(file: BinaryIO) -> bytes:
-    return base64.b64encode(file.read(CHUNK_BYTES))
 
 
 _PARTS = re.compile(r"bytes=\s*(\d{1,18}-\d{0,18}|-\d{1,18})(\s*,\s*(\d{1,18}-\d{0,18}|-\d{1,18}))*\s*")

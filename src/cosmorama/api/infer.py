@@ -13,7 +13,7 @@ from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
 from cosmorama.api.dialects.base import choose, worded
 from cosmorama.api.dialects.predict import EXAMPLES
-from cosmorama.api.services import Services, ServicesOf, client_gone, ended, options_of, owner_of, release_body
+from cosmorama.api.services import Services, ServicesOf, client_gone, ended, options_of, owner_of, release
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidRequestError, MediaError
 from cosmorama.jobs.model import Job
@@ -103,7 +103,7 @@ async def generate(
     jobs, options = services.jobs, options_of(request)
     attached = "idempotency_key" not in options
     job = await jobs.submit(generation, dialect=dialect, owner=owner_of(request), attached=attached, **options)
-    release_body(request)
+    release(request)
     try:
         job = await _finished(request, job, jobs, services.settings)
     except BaseException:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from typing import Any, Literal, get_args
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -89,9 +89,10 @@ def model_entry(name: str) -> dict[str, Any]:
 
 @metrics_router.get("/metrics", response_class=Response, include_in_schema=False)
 @metrics_router.get("/v1/metrics", response_class=Response)
-async def metrics(services: ServicesOf) -> Response:
+async def metrics(request: Request, services: ServicesOf) -> Response:
     """Prometheus text."""
-    return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    text = services.metrics.text(getattr(request.state, "key_name", None))
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _licence_text() -> str | None:
@@ -247,6 +248,8 @@ async def ready(services: ServicesOf) -> JSONResponse:
     reason = _unready(services)
     if reason is None:
         return _body(200, "ready", "Service is ready", "Cosmorama readiness check")
+    if services.settings.api_keys:  # here nobody needs one; what stands behind a colon names files, and is in the log
+        reason = reason.partition(":")[0]
     return _body(503, "not ready", f"Service is not ready: {reason}", "Cosmorama readiness check")
 
 

@@ -28,12 +28,15 @@ _PASSING = {
     "clips_passed": ("frames", "passed"),
     "clips_altered": ("frames", "altered"),
 }
-
 """What guardrails decided, by the names in `Outcome.counts`."""
 
 _REFUSALS = {PromptRefusedError.kind: ("prompt", "refused"), FramesRefusedError.kind: ("frames", "refused")}
 
 """The same, by the types of errors."""
+
+
+WATCHES_ALL = "metrics"
+"""The name of the key that is told of all keys."""
 
 
 class Metrics(Observer):
@@ -143,9 +146,12 @@ class Metrics(Observer):
         if job.error is not None and job.error.type in _REFUSALS:
             self._guardrails.labels(*_REFUSALS[job.error.type]).inc()
 
-    def text(self) -> bytes:
-        """Everything, in Prometheus text format."""
-        return generate_latest(self._registry)
+    def text(self, key_name: str | None = None) -> bytes:
+        """Everything, in Prometheus text format; of keys, the asker's own alone, unless it is `WATCHES_ALL`."""
+        lines = generate_latest(self._registry).splitlines(keepends=True)
+        escaped = str(key_name).replace("\\", r"\\").replace('"', r"\"")
+        own = b"" if key_name == WATCHES_ALL else f'{{key="{escaped}"}}'.encode()
+        return b"".join(line for line in lines if not line.startswith(b"cosmorama_key_requests_") or own in line)
 
 
 class _StateCollector(Collector):

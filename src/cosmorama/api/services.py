@@ -106,11 +106,10 @@ def owner_of(request: Request) -> str:
     return owner
 
 
-def release_body(request: Request) -> None:
-    """Tell `LimitBodies` that the body is dealt with: what is left of the request needs none of its memory."""
-    release = getattr(request.state, "release_body", None)
-    if release is not None:
-        release()
+def release(request: Request) -> None:
+    """Let others have what `api.limits` keeps for a request: its body is dealt with, and it only waits now."""
+    for give_back in getattr(request.state, "release", ()):
+        give_back()
 
 
 async def client_gone(request: Request) -> None:

@@ -278,7 +278,9 @@ class Jobs:
     async def _accepted(self, job: Job, blobs: dict[str, bytes], told: str, deadline_s: float | None) -> str:
         """Put a job and its media on the disk; its id, or that of the earlier job with its key and fingerprint."""
         # Those that run are the workers' of the whole fleet.
-        limits = Limits(self._settings.max_queue, self._supervisor.places, self._settings.max_jobs_per_key)
+        settings, places = self._settings, self._supervisor.places
+        half = (settings.max_queue + places + 1) // 2 if len(settings.api_keys) > 1 else None
+        limits = Limits(settings.max_queue, places, settings.max_jobs_per_key or half)
         accepted = ""
         try:
             if blobs:  # they are large: what the queue has no room for is not written down first
