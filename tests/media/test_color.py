@@ -361,6 +361,58 @@ def float_tiff(pixels: Any) -> bytes:
     return b"II*\0" + struct.pack("<I", 20 + len(data)) + bits + form + data + directory + bytes(4)
 
 
+def tiff(pixels: Any, photometric: int, kind: int = 1, planes: int = 1) -> bytes:
+    """A plain TIFF of pixels `[H, W, samples]`: photometric 0 white is zero, 1 black is, 2 RGB, 8 CIE Lab."""
+    height, width, samples = pixels.shape
+    data = (pixels.transpose(2, 0, 1) if planes == 2 else pixels).tobytes()
+    counts = [len(data) // samples] * samples if planes == 2 else [len(data)]
+    starts = [1024 + sum(counts[:index]) for index in range(len(counts))]
+    tags = {
+        256: [width], 257: [height], 258: [8 * pixels.dtype.itemsize] * samples, 259: [1], 262: [photometric],
+        273: starts, 277: [samples], 278: [height], 279: counts, 284: [planes], 339: [kind] * samples,
+    }  # fmt: skip
+    entries, more = b"", b""
+    for tag, values in tags.items():
+        form = "I" if tag in (273, 279) else "H"
+        packed = struct.pack(f"<{len(values)}{form}", *values)
+        if len(packed) > 4:
+            more, packed = more + packed, struct.pack("<I", 8 + 2 + 12 * len(tags) + 4 + len(more))
+        entries += struct.pack("<HHI", tag, {"I": 4, "H": 3}[form], len(values)) + packed.ljust(4, b"\0")
+    return (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + more).ljust(1024, b"\0") + data
+
+
+SKIN = np.full((64, 96, 3), COLORS["skin"], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "photometric", "kind", "planes", "what"),
+    [
+        (SKIN, 2, 1, 1, None),
+        (SKIN, 2, 1, 2, None),
+        (SKIN.astype("<u2") * 257, 2, 1, 1, None),
+        ((SKIN / 255).astype("<f4"), 2, 3, 1, None),
+        (255 - SKIN[..., :1], 0, 1, 1, None),
+        (SKIN, 8, 1, 1, "CIE Lab"),
+        (SKIN.astype("<u2") * 257, 2, 1, 2, "planes of more than 8 bits"),
+        (SKIN[..., :1].astype("<u2") * 257, 0, 1, 1, "16 bits of which 0 is white"),
+        (SKIN.astype("<u4") << 24, 2, 1, 1, "whole numbers of 32 bits"),
+        ((SKIN / 255).astype("<f2"), 2, 3, 1, "floating point of 16 bits"),
+        (SKIN / 255, 2, 3, 1, "64 bits per channel"),
+        (SKIN[..., :1].astype("<i2") * 100, 1, 2, 1, "signed numbers"),
+    ],
+)
+def test_tiffs_are_as_they_are_or_refused_by_name(
+    pixels: Any, photometric: int, kind: int, planes: int, what: str | None
+) -> None:
+    data = tiff(pixels, photometric, kind, planes)
+    if what is None:
+        wanted = COLORS["skin"] if pixels.shape[2] == 3 else (COLORS["skin"][0],) * 3
+        assert np.abs(color_of(read_still(data)[0]) - wanted).max() <= LEVELS
+    else:
+        with pytest.raises(MediaError, match=f"stores its colors as {what}, which is not supported"):
+            read_still(data)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("scale", [1, 255])
 def test_floating_point_stills(samples: int, scale: float) -> None:

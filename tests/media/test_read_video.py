@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -205,6 +207,46 @@ def check_swatches(frame: Frame) -> None:
     assert np.abs(seen - COLOURS).max() <= 4, seen
 
 
+def framed() -> Frame:
+    """Green, in a margin of red: 24 pixels left and right, 16 above and below."""
+    frame = np.full((96, 128, 3), (255, 0, 0), np.uint8)
+    frame[16:80, 24:104] = (0, 200, 0)
+    return frame
+
+
+def of_mp4() -> bytes:
+    """With a clean aperture of 80x64 in the middle."""
+    data = bytearray(encode_clip([framed()] * 3))
+    at = data.find(b"avc1", data.find(b"stsd")) - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    data[at + size : at + size] = struct.pack(">I4s8i", 40, b"clap", 160, 2, 64, 1, 0, 1, 0, 1)
+    at = 0
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        while data[at + 4 : at + 8] != name:
+            at += int.from_bytes(data[at : at + 4], "big")
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + 40).to_bytes(4, "big")
+        at += 16 if name == b"stsd" else 8
+    return bytes(data)
+
+
+def of_matroska() -> bytes:
+    """With 16 rows above and 24 columns on the left left out: in place of the display's unit and the colors."""
+    data = encode_clip([framed()] * 3, container="matroska")
+    cut = data.replace(bytes.fromhex("54b281 04 55b084 55b98101"), bytes.fromhex("54bb81 10 54cc81 18 ec8100"), 1)
+    assert cut != data
+    return cut
+
+
+@pytest.mark.parametrize(("make", "box"), [(of_mp4, (24, 16, 104, 80)), (of_matroska, (24, 16, 128, 96))])
+def test_margins_that_are_not_to_be_shown_are_cut(make: Callable[[], bytes], box: tuple[int, int, int, int]) -> None:
+    warnings: list[str] = []
+    size = {"width": box[2] - box[0], "height": box[3] - box[1]}
+    shown = read_video(make(), "video", fps=24, frames=1, warnings=warnings, **size)[0]
+    assert np.abs(shown[32, 40].astype(int) - (0, 200, 0)).max() <= 4
+    assert shown[:16, :16, 0].max() < 128
+    assert warnings == [f"video of 128x96 was cut to the part that it says is shown: {box}"]
+
+
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_animated_pictures_are_clips(form: str) -> None:
     pictures = [Image.fromarray(frame) for frame in counting(12)]
@@ -217,7 +259,7 @@ def test_animated_pictures_are_clips(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_still_pictures_are_not_clips(form: str) -> None:
-    assert "pass it as 'image'" in refused(encode_picture(quadrants(), form)).message
+    assert "pass it where a picture is taken" in refused(encode_picture(quadrants(), form)).message
 
 
 def test_files_without_pictures_that_move() -> None:

@@ -29,7 +29,7 @@ from PIL import Image
 
 from cosmorama.errors import MediaError
 from cosmorama.media import color
-from cosmorama.media.sniff import reach
+from cosmorama.media.sniff import aperture, reach
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,11 @@ class Clip:
             self._warn("was deinterlaced")
         for index, frame in enumerate(frames):
             if index in wanted:
-                picture, transposed = _upright(frame, self._rgb(frame))
+                picture = self._rgb(frame)
+                if box := aperture(self._data, self._demuxer, *picture.size):
+                    self._warn(f"of {picture.width}x{picture.height} was cut to the part that it says is shown: {box}")
+                    picture = picture.crop(box)
+                picture, transposed = _upright(frame, picture)
                 yield picture, 1 / stored_aspect if transposed else stored_aspect
             if index >= indices[-1]:
                 return

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from cosmorama.errors import MediaError
 from cosmorama.media import color
@@ -40,6 +41,8 @@ def read_picture(
     """
     with _readable(field):
         try:
+            if name == "TIFF":
+                _check_tiff(data, field)
             picture = _open(data, name, field, limits)
         except UnidentifiedImageError:
             if name != "TIFF":
@@ -187,10 +190,33 @@ def _differ(one: Image.Image, other: Image.Image) -> bool:
     return bool(np.abs(small[0] - small[1]).max() >= _VISIBLE)
 
 
+def _check_tiff(data: bytes, field: str) -> None:
+    """Refuse by name what would come out with other colors than it has, or cannot be read."""
+    tags, file = ImageFileDirectory_v2(data[:8]), io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    bits, kind, photometric = max(tags.get(258, (1,))), max(tags.get(339, (1,))), tags.get(262)
+    refused = {
+        "CIE Lab": photometric in (8, 9, 10),
+        "64 bits per channel": bits > 32,
+        "whole numbers of 32 bits": bits == 32 and kind == 1,
+        "signed numbers": bits < 32 and kind == 2,
+        "floating point of 16 bits": bits < 32 and kind == 3,
+        "planes of more than 8 bits": bits > 8 and tags.get(284, 1) == 2,
+        "16 bits of which 0 is white": bits == 16 and photometric == 0,
+    }
+    for what in (what for what, is_so in refused.items() if is_so):
+        raise MediaError(
+            field, f"stores its colors as {what}, which is not supported; send RGB or gray of 8 or 16 bits"
+        )
+
+
 def _float_tiff(data: bytes, field: str, limits: MediaLimits) -> NDArray[np.float32]:
     """A TIFF of floating-point RGB, which Pillow does not read: float32 `[H, W, 3]`."""
     with av.open(io.BytesIO(data), format="tiff_pipe", options={"max_pixels": str(limits.max_pixels)}) as container:
         context = container.streams.video[0].codec_context
+        if not context.width:
+            raise UnidentifiedImageError
         limits.check_size(field, context.width, context.height)
         frame = next(container.decode(video=0))
         if frame.format.name != "rgbf32le":

@@ -7,6 +7,8 @@ files or hosts (playlists, scripts, session descriptions, subtitles, numbered pi
 from __future__ import annotations
 
 import binascii
+import re
+import struct
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
@@ -139,6 +141,34 @@ def _boxes(data: bytes) -> int:
 
 
 _EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_TRACKS = b"\x16\x54\xae\x6b"
+_PIXEL_CROP = re.compile(rb"\x54([\xaa\xbb\xcc\xdd])(?:\x81(.)|\x82(..))", re.DOTALL)
+
+
+def aperture(data: bytes, demuxer: str, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """The part of a clip's frames that is to be shown, as (left, top, right, bottom) in pixels; None: all of them.
+
+    A clean aperture (`clap`) of MP4 and MOV, or Matroska's PixelCrop: FFmpeg's decoders know of neither.
+    """
+    left = top = 0.0
+    right, bottom = float(width), float(height)
+    at = data.find(b"\0\0\0\x28clap") if demuxer == "mov" else -1
+    if 0 <= at <= len(data) - 40:
+        wide, high, across, down = (
+            above / (below or 1) for above, below in struct.iter_unpack(">2i", data[at + 8 : at + 40])
+        )
+        left, top = (width - wide) / 2 + across, (height - high) / 2 + down
+        right, bottom = left + wide, top + high
+    elif demuxer == "matroska" and (at := data.find(_TRACKS)) >= 0:
+        found = _PIXEL_CROP.findall(data[at : data.find(_CLUSTER, at)])
+        cut = {side: int.from_bytes(short or long, "big") for side, short, long in found}
+        left, top = cut.get(b"\xcc", 0), cut.get(b"\xbb", 0)
+        right, bottom = width - cut.get(b"\xdd", 0), height - cut.get(b"\xaa", 0)
+    box = round(left), round(top), round(right), round(bottom)
+    sound = 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
+    return box if sound and box != (0, 0, width, height) else None
+
+
 _UNKNOWN_SIZE = -1
 
 

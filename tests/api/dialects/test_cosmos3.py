@@ -209,7 +209,7 @@ def test_on_a_small_model_what_was_not_given_is_fitted() -> None:
         (TEXT | {"prompt": " "}, ["prompt", "a text for text2video"]),
         (TEXT | {"input_reference": "aGk="}, ["input_reference", "text2video starts from text alone"]),
         (STILL | {"num_frames": 2}, ["num_frames: 2", "1 for text2image"]),
-        (IMAGE | {"input_reference": "  "}, ["input_reference", "a picture for image2video"]),
+        (IMAGE | {"input_reference": ""}, ["input_reference", "a picture for image2video"]),
         (VIDEO | {"input_reference": None}, ["input_reference", "a clip"]),
         (IMAGE | {"condition_video_keep": "last"}, ["condition_video_keep", "unless model_mode is video2video"]),
         (VIDEO | {"condition_video_keep": "middle"}, ["condition_video_keep: 'middle'", "'first' or 'last'"]),
