@@ -134,8 +134,8 @@ def _transformer(kind: str, changes: dict[str, Any]) -> CosmosTransformer3DModel
 
 def wan_vae(**changes: Any) -> AutoencoderKLWan:
     """A Wan 2.1 autoencoder, small but for `changes` to its config."""
-    small = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
-    return AutoencoderKLWan(z_dim=16, temperal_downsample=[False, True, True], **small | changes).eval()
+    small = {"z_dim": 16, "base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    return AutoencoderKLWan(**{**small, "temperal_downsample": [False, True, True], **changes}).eval()
 
 
 def _cosmos_vae() -> AutoencoderKLCosmos:

@@ -14,17 +14,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from diffusers import CosmosTransformer3DModel, LTXVideoTransformer3DModel, WanTransformer3DModel
+from diffusers.models.controlnets.controlnet_cosmos import CosmosControlNetModel
+from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.generic import pipeline as generic
 from cosmorama.world.load.config import check_config
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM, load_world
-from tests.world.checkpoints import save_predict
+from tests.world.checkpoints import save_predict, wan_vae
 from tests.world.cosmos.transfer_checkpoints import save_transfer
 from tests.world.cosmos3.test_distilled import save_distilled
 from tests.world.cosmos3_checkpoints import save_cosmos3
@@ -187,6 +191,41 @@ def first_as(kind: torch.dtype, suffix: str = "") -> Change:
     return edited(WEIGHTS, change)
 
 
+def rebuilt(kind: Any, part: str, **changes: Any) -> Change:
+    """A network made anew with another config, so that it is whole in itself."""
+
+    def apply(folder: Path) -> None:
+        config = json.loads((folder / part / "config.json").read_text()) | changes
+        kind.from_config(config).save_pretrained(folder / part)
+
+    return apply
+
+
+def replaced(part: str, make: Callable[[], Any]) -> Change:
+    """Another checkpoint's part in the place of its own."""
+    return lambda folder: make().save_pretrained(folder / part)
+
+
+def wan_vae_of(channels: int, **changes: Any) -> Any:
+    return wan_vae(**{"z_dim": channels, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels, **changes})
+
+
+def words_added(part: str) -> Change:
+    def apply(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder / part)
+        tokenizer.add_tokens([f"word{number}" for number in range(500)])
+        tokenizer.save_pretrained(folder / part)
+
+    return apply
+
+
+def rescheduled(name: str) -> Change:
+    return both(
+        configured("model_index.json", scheduler=["diffusers", name]),
+        replaced("scheduler", lambda: getattr(diffusers, name)()),
+    )
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
 EXTRA = {"leftover.weight": torch.zeros(2)}
 Q = "transformer_blocks.0.attn1.to_q"
@@ -323,6 +362,129 @@ CASES: dict[str, tuple[str, Change, str]] = {
         "predict1",
         configured("scheduler/scheduler_config.json", sigma_data=0),
         "sigma_data is 0",
+    ),
+    # Parts that are each whole, and do not fit each other.
+    **{
+        f"{base}: {part} with {', '.join(changes)}": (base, rebuilt(kind, part, **changes), told)
+        for base, kind, part, changes, told in (
+            ("predict2.5", CosmosTransformer3DModel, "transformer", {"in_channels": 36}, "in_channels is 36; .* be 17"),
+            (
+                "predict2.5",
+                CosmosTransformer3DModel,
+                "transformer",
+                {"out_channels": 17},
+                "out_channels is 17; .* be 16",
+            ),
+            ("predict2.5", CosmosTransformer3DModel, "transformer", {"patch_size": (2, 2, 2)}, r"must be \[1, 2, 2\]"),
+            (
+                *("predict2.5", CosmosTransformer3DModel, "transformer", {"crossattn_proj_in_channels": 48}),
+                "channels is 48; it must be 64, since .* text states are 64 wide",
+            ),
+            (
+                *("predict2.5", CosmosTransformer3DModel, "transformer", {"use_crossattn_projection": False}),
+                "text_embed_dim is 32; it must be 64",
+            ),
+            (
+                *("predict2.5", CosmosTransformer3DModel, "transformer", {"encoder_hidden_states_channels": 48}),
+                "encoder_hidden_states_channels is 48; it must be 32",
+            ),
+            ("predict1", CosmosTransformer3DModel, "transformer", {"in_channels": 17}, "in_channels is 17; .* be 16"),
+            (
+                "predict1",
+                CosmosTransformer3DModel,
+                "transformer",
+                {"text_embed_dim": 40},
+                "text_embed_dim is 40; .* 32",
+            ),
+            ("predict2", CosmosTransformer3DModel, "transformer", {"in_channels": 16}, "in_channels is 16; .* be 17"),
+            (
+                *("transfer", CosmosTransformer3DModel, "transformer", {"controlnet_block_every_n": None}),
+                "every_n is None; it must be 2",
+            ),
+            (
+                "transfer",
+                CosmosControlNetModel,
+                "controlnet_depth",
+                {"in_channels": 17},
+                "depth.* is 17; it must be 18",
+            ),
+            ("transfer", CosmosControlNetModel, "controlnet_edge", {"latent_channels": 17}, "edge.* is 17; .* be 18"),
+            ("transfer", CosmosControlNetModel, "controlnet_depth", {"model_channels": 48}, "is 48; it must be 32"),
+            ("transfer", CosmosControlNetModel, "controlnet_depth", {"num_attention_heads": 1}, "dim is 16; .* be 32"),
+            (
+                *("transfer", CosmosControlNetModel, "controlnet_depth", {"crossattn_proj_in_channels": 48}),
+                "is 48; it must be 64",
+            ),
+            ("cosmos3", Cosmos3OmniTransformer, "transformer", {"patch_latent_dim": 48}, "dim is 48; it must be 32"),
+            ("cosmos3", Cosmos3OmniTransformer, "transformer", {"latent_channel": 16}, "is 16; it must be 8"),
+            ("cosmos3", Cosmos3OmniTransformer, "transformer", {"vocab_size": 100}, "has 260 tokens, and .* knows 100"),
+            ("distilled", Cosmos3OmniTransformer, "transformer", {"latent_channel": 16}, "is 16; it must be 8"),
+            ("ltx", LTXVideoTransformer3DModel, "transformer", {"caption_channels": 48}, "do not fit each other: mat1"),
+            ("ltx", LTXVideoTransformer3DModel, "transformer", {"in_channels": 16, "out_channels": 16}, "do not fit"),
+            ("wan", WanTransformer3DModel, "transformer", {"text_dim": 48}, "do not fit each other: mat1"),
+            ("wan", WanTransformer3DModel, "transformer", {"in_channels": 48}, "do not fit each other: The size"),
+            ("wan", WanTransformer3DModel, "transformer", {"out_channels": 8}, "do not fit each other: The size"),
+        )
+    },
+    "a narrower autoencoder": ("predict2.5", replaced("vae", lambda: wan_vae_of(8)), "is 17; it must be 9"),
+    "another model's autoencoder": ("cosmos3", replaced("vae", lambda: wan_vae_of(16)), "channel is 8; it must be 16"),
+    "a narrower autoencoder of Wan's": ("wan", replaced("vae", lambda: wan_vae_of(8)), "do not fit each other"),
+    "frames that are not put together": (
+        "predict2",
+        replaced("vae", lambda: wan_vae_of(16, temperal_downsample=[False, False, False])),
+        "scale_factor_temporal is 4; it must be 1",
+    ),
+    "pixels of four colors": ("predict2.5", replaced("vae", lambda: wan_vae_of(16, out_channels=4)), "is 4; .* be 3"),
+    "no size of a latent": ("cosmos3", configured("vae/config.json", scale_factor_spatial=0), "is 0; it must be 16"),
+    "no statistics": ("predict2.5", configured("vae/config.json", latents_mean=None), "has no latents_mean and"),
+    "a pipeline for pictures, of a network for text": (
+        "wan",
+        configured(
+            "model_index.json",
+            _class_name="WanImageToVideoPipeline",
+            image_encoder=[None, None],
+            image_processor=[None, None],
+        ),
+        "do not fit each other: .*to have 16 channels, but got 36",
+    ),
+    "a pipeline for pictures, of a network that takes them": (
+        "ltx",
+        configured("model_index.json", _class_name="LTXImageToVideoPipeline"),
+        SAME,
+    ),
+    "a pipeline for clips, of a network for text": (
+        "predict1",
+        configured("model_index.json", _class_name="CosmosVideoToWorldPipeline"),
+        "in_channels is 16; it must be 17",
+    ),
+    "a boundary between two networks of one": (
+        "wan",
+        configured("model_index.json", boundary_ratio=0.9),
+        "do not fit each other",
+    ),
+    **{
+        f"{base}: more words than are known": (base, words_added(part), r"tokens, and the network .* knows \d+")
+        for base, part in (
+            *(("predict1", "tokenizer"), ("predict2.5", "tokenizer"), ("transfer", "tokenizer"), ("ltx", "tokenizer")),
+            *(("wan", "tokenizer"), ("cosmos3", "text_tokenizer"), ("distilled", "text_tokenizer")),
+        )
+    },
+    **{
+        f"{base}: {name} samples no flow": (base, rescheduled(name), f"{name} does not sample flows")
+        for base in ("wan", "ltx")
+        for name in ("EDMEulerScheduler", "DDIMScheduler", "UniPCMultistepScheduler")
+    },
+    "another scheduler of flows": ("wan", rescheduled("FlowMatchEulerDiscreteScheduler"), SAME),
+    "a number that is a word": ("cosmos3", configured("transformer/config.json", timestep_scale="x"), "valid number"),
+    "two sides of three": (
+        "predict2.5",
+        configured("transformer/config.json", max_size=[16, 32]),
+        "max_size is .16, 32.; .* required",
+    ),
+    "unknown positions": (
+        "predict2",
+        configured("transformer/config.json", extra_pos_embed_type="x"),
+        "'x'; .* None|'x'",
     ),
     # Configs that ask for any amount of memory or time, or for what is none.
     **{
@@ -598,6 +760,23 @@ CASES: dict[str, tuple[str, Change, str]] = {
         ),
         r"weight_scale has the shape \[3, 2\]",
     ),
+    **{
+        f"FP8 with scales of {value}": (
+            "cosmos3",
+            both(
+                in_8_bits(),
+                edited(
+                    WEIGHTS,
+                    lambda found, value=value: {
+                        name: torch.full_like(tensor, value) if name.endswith("weight_scale") else tensor
+                        for name, tensor in found.items()
+                    },
+                ),
+            ),
+            "weight_scale must have numbers above 0",
+        )
+        for value in (0.0, -1.0, float("inf"), float("nan"))
+    },
     "said to be FP8 and is not": ("cosmos3", modelopt(), "no weight has a scale"),
     "NVFP4": ("cosmos3", modelopt("NVFP4"), r"config\.json has a quantization_config of modelopt NVFP4"),
     "bitsandbytes": ("wan", modelopt("nf4", "bitsandbytes"), "quantization_config of bitsandbytes nf4"),
@@ -788,20 +967,12 @@ def test_a_variant_is_taken_where_it_is(bases: dict[str, Path], tmp_path: Path) 
         load_world(str(folder), device="cpu", variant="fp16")
 
 
-@pytest.mark.parametrize("name", ["WanImageToVideoPipeline", "SkyReelsV2Pipeline", "HeliosPipeline"])
-def test_a_package_that_a_pipeline_uses_is_named_when_it_is_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import inspect
-
-    import diffusers
-
-    generic.check_dependencies(name)
-    monkeypatch.delattr(inspect.getmodule(getattr(diffusers, name)), "ftfy")
-    with pytest.raises(ModelNotFoundError, match=f"{name} needs ftfy: pip install ftfy"):
-        generic.check_dependencies(name)
-
-
-def test_what_a_pipeline_uses_only_where_it_is_found_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_a_pipeline_uses_is_named_when_it_is_loaded(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from diffusers.pipelines.wan import pipeline_wan
 
+    load_world(str(bases["wan"]), device="cpu")
     monkeypatch.delattr(pipeline_wan, "ftfy")
-    generic.check_dependencies("WanPipeline")
+    with pytest.raises(ModelNotFoundError, match="WanPipeline needs ftfy: pip install ftfy"):
+        load_world(str(bases["wan"]), device="cpu")

@@ -16,7 +16,7 @@ from cosmorama.world.cosmos.predict25 import Predict25Sampling
 from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
 from cosmorama.world.cosmos.transfer25 import TransferSampling
 from cosmorama.world.load.checkpoint import check_parts, load_module
-from cosmorama.world.load.config import read_scheduler
+from cosmorama.world.load.config import check_fit, read_scheduler
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.qwen import QwenReader
 from cosmorama.world.readers.t5 import T5Reader
@@ -84,13 +84,58 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
     if most is not None:
         frames = replace(frames, maximum=min(frames.maximum, 1 + frames.multiple * (most - 1)))
     controls = tuple(kind for kind in KINDS if by_kind[kind] is not None)
+    reader = family.reader.load(folder, options)
+    _check_fit(
+        folder, {"transformer": transformer, **nets}, tokenizer, reader.width, capabilities.modes != ("text2world",)
+    )
     return CosmosWorld(
         transformer,
         tokenizer,
-        family.reader.load(folder, options),
+        reader,
         scheduler,
         with_tiles(replace(capabilities, model=folder.name, frames=frames, controls=controls), options),
         family.sampling,
         controlnets={kind: net for kind, net in by_kind.items() if net is not None},
         fps_modulation=options.fps_modulation or False,
     )
+
+
+def _check_fit(
+    folder: Path, networks: Mapping[str, Any], tokenizer: CosmosAutoencoder | WanAutoencoder, width: int, marked: bool
+) -> None:
+    """Refuse networks that do not fit each other.
+
+    Args:
+        folder: Of the checkpoint.
+        networks: By the names of their folders: the denoiser, then ControlNets.
+        tokenizer: What makes their latents.
+        width: Of the states that the text encoder gives.
+        marked: Whether a channel says which latent frames are given.
+
+    Raises:
+        ModelNotFoundError: names the member of a config that another part makes wrong.
+    """
+    channels = tokenizer.latents_shape(1, 8, 8)[1]
+    (first, denoiser), *controlnets = networks.items()
+    own = denoiser.config
+    hidden = own.num_attention_heads * own.attention_head_dim
+    why = f"latents have {channels} channels, text states are {width} wide, tokens {hidden}, in {own.num_layers} blocks"
+    needed = {first: {"in_channels": channels + marked, "out_channels": channels}}
+    for name, network in controlnets:
+        every, most = own.controlnet_block_every_n or 0, own.num_layers // len(network.control_blocks)
+        needed[first]["controlnet_block_every_n"] = every if 0 < every <= own.num_layers else most
+        needed[name] = {
+            # Its two masks come behind the latents; what is left is zero.
+            "in_channels": max(network.config.in_channels, channels + 2),
+            "latent_channels": channels + 2,
+            "model_channels": hidden,
+            "attention_head_dim": hidden // network.config.num_attention_heads,
+        }
+    for name, network in networks.items():
+        config, read = network.config, {"text_embed_dim": width}
+        if config.use_crossattn_projection:
+            read = {"crossattn_proj_in_channels": width, "encoder_hidden_states_channels": config.text_embed_dim}
+        learned = config.extra_pos_embed_type and "learnable"
+        check_fit(
+            folder / name, config, why, patch_size=[1, 2, 2], extra_pos_embed_type=learned, **read, **needed[name]
+        )

@@ -17,8 +17,8 @@ from cosmorama.world.cosmos3.capabilities import capabilities_of, policy_of
 from cosmorama.world.cosmos3.sampling import Cosmos3Config, Cosmos3World
 from cosmorama.world.cosmos3.transfer import Cosmos3TransferSampling
 from cosmorama.world.cosmos3.weights import TextHalf, load_transformer
-from cosmorama.world.load.checkpoint import check_parts, load_tokenizer
-from cosmorama.world.load.config import read_scheduler
+from cosmorama.world.load.checkpoint import check_parts, check_vocabulary, load_tokenizer
+from cosmorama.world.load.config import check_fit, read_scheduler
 from cosmorama.world.load.files import MODULAR, PIPELINE, is_distilled, read_json
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.vae.tiles import with_tiles
@@ -41,10 +41,22 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
     else:
         check_unipc(scheduler, str(folder / "scheduler"))
     transformer = load_transformer(folder / "transformer", options)
+    autoencoder = WanAutoencoder.load(folder / "vae", options)
+    channels, patch = autoencoder.latents_shape(1, 16, 16)[1], transformer.config.latent_patch_size
+    check_fit(
+        folder / "transformer",
+        transformer.config,
+        f"latents have {channels} channels and patches of {patch} x {patch}",
+        latent_channel=channels,
+        patch_latent_dim=channels * patch**2,
+    )
+    check_fit(folder / "vae", autoencoder.vae.config, "Cosmos3's are", scale_factor_temporal=4)
+    tokenizer = load_tokenizer(folder / "text_tokenizer", chat=True)
+    check_vocabulary(folder / "text_tokenizer", tokenizer, transformer.config.vocab_size)
     return Cosmos3World(
         transformer,
-        WanAutoencoder.load(folder / "vae", options),
-        load_tokenizer(folder / "text_tokenizer", chat=True),
+        autoencoder,
+        tokenizer,
         Cosmos3Config(
             scheduler,
             native_levels=bool(index.get("use_native_flow_schedule", False)),

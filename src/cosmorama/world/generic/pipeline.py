@@ -11,7 +11,6 @@ clip or show previews, and it holds a finished clip in memory before the first f
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,25 +27,25 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cosmorama.diffusion.schedule import flow_schedule
-from cosmorama.errors import InvalidRequestError, ModelNotFoundError, Problem
+from cosmorama.errors import CosmoramaError, InvalidRequestError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, Defaults, FrameRule, Mode, Range, ResolvedRequest, Size, Solver
 from cosmorama.world.base import Inputs, ReadText, Sampling, World
-from cosmorama.world.faults import not_finite
+from cosmorama.world.faults import breaks_the_process, not_finite
 from cosmorama.world.generic.paused import PausedPipeline
 from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.load.checkpoint import build, check_variant, load_tokenizer, missing_of_module, told_of
 from cosmorama.world.load.config import read_scheduler
-from cosmorama.world.load.files import PIPELINE, parts_named, read_json, some
+from cosmorama.world.load.files import PIPELINE, first_line, parts_named, read_json, some
 from cosmorama.world.load.options import LoadOptions
 
 MAX_FRAMES = 257
 """Offered where the pipeline's own default is less: pipelines state no limit, their training and the memory do."""
+_TRIED_PATCHES = 8
+"""A side of the clip that is made when a pipeline is loaded, in patches of its network."""
 _SOLVERS: dict[str, Solver] = {"UniPC": "unipc", "DPMSolver": "dpmpp_2m"}
 """What the scheduler of a checkpoint is called here, by the beginning of its name; any other counts as Euler."""
 _NEEDED = {"prompt", "num_frames", "output_type", "generator"}
 _REQUIRED = inspect.Parameter.empty
-_DISTRIBUTIONS = {"bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
-"""How packages are called where they are installed from, if not as they are imported."""
 
 
 def load(folder: Path, options: LoadOptions, name: str) -> GenericWorld:
@@ -58,7 +57,6 @@ def load(folder: Path, options: LoadOptions, name: str) -> GenericWorld:
     _check(folder, name)
     if options.quantize != "none":
         raise ModelNotFoundError(f"quantize is {options.quantize!r}, but {name} runs by its own code, as it is")
-    check_dependencies(name)
     pipeline = _built(folder, options)
     if options.attention != "auto":
         choose_attention(torch.nn.Module(), options.attention)  # whether it can be
@@ -73,7 +71,9 @@ def load(folder: Path, options: LoadOptions, name: str) -> GenericWorld:
         pipeline.enable_model_cpu_offload(device=options.device)
     else:
         pipeline.enable_group_offload(torch.device(options.device), offload_type="leaf_level", use_stream=True)
-    return GenericWorld(pipeline, folder.resolve().name, options.device)
+    world = GenericWorld(pipeline, folder.resolve().name, options.device)
+    _try(world, folder)
+    return world
 
 
 def _built(folder: Path, options: LoadOptions) -> Any:
@@ -91,11 +91,12 @@ def _built(folder: Path, options: LoadOptions) -> Any:
     check_variant(folder, tuple(networks), options.variant)
     # One type for all: what one network gives to the next is not converted by every pipeline.
     dtype = options.dtype or torch.float32
-    given = {
-        part: build(kind, place, dtype, options.variant) if part in networks else _other_part(kind, place)
-        for part, (place, kind) in parts.items()
-    }
+    given = {part: build(kind, place, dtype, options.variant) for part, (place, kind) in networks.items()}
+    for part in parts.keys() - networks.keys():
+        place, other = parts[part]
+        given[part] = _other_part(other, place, given.get(part.replace("tokenizer", "text_encoder")))
     kind = getattr(diffusers, str(index["_class_name"]))
+    _check_flow(kind, given.get("scheduler"), folder)
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         if name in index and name not in given:
             given[name] = None if isinstance(index[name], list) else index[name]
@@ -106,10 +107,22 @@ def _built(folder: Path, options: LoadOptions) -> Any:
         return kind(**{name: given[name] for name in inspect.signature(kind.__init__).parameters if name in given})
 
 
-def _other_part(kind: Any, place: Path) -> Any:
+def _check_flow(kind: Any, scheduler: Any, folder: Path) -> None:
+    """Refuse a scheduler of noise that is added where a pipeline's network was trained to predict a flow."""
+    asked = str(inspect.signature(kind.__init__).parameters.get("scheduler"))
+    if scheduler is None or "FlowMatch" not in asked or "Flow" in (name := type(scheduler).__name__):
+        return
+    if scheduler.config.get("prediction_type") != "flow_prediction" and not scheduler.config.get("use_flow_sigmas"):
+        raise ModelNotFoundError(
+            f"{folder / 'scheduler'}: {name} does not sample flows, and {kind.__name__} does: "
+            "it must have use_flow_sigmas, or be a FlowMatchEulerDiscreteScheduler"
+        )
+
+
+def _other_part(kind: Any, place: Path, reader: Any = None) -> Any:
     """What a pipeline has beside networks: a tokenizer, a scheduler, what prepares pictures."""
     if issubclass(kind, PreTrainedTokenizerBase):
-        return load_tokenizer(place, kind)
+        return load_tokenizer(place, kind, reader=reader)
     with told_of(place):
         if issubclass(kind, SchedulerMixin):
             return kind.from_config(read_scheduler(place))
@@ -127,32 +140,37 @@ def _class(entry: Any, part: str) -> type:
     return kind
 
 
-def check_dependencies(name: str) -> None:
-    """Refuse a pipeline whose code uses a package that is not installed.
-
-    diffusers' pipelines import some packages only where they are found, and use them all the same.
+def _try(world: GenericWorld, folder: Path) -> None:
+    """Make a small clip: whether the parts of a pipeline fit each other is known to its own code alone.
 
     Raises:
-        ModelNotFoundError: says which, and how to install it.
+        ModelNotFoundError: says what fails.
     """
-    module = inspect.getmodule(getattr(diffusers, name))
-    assert module is not None
-    tree = ast.parse(inspect.getsource(module))
-    optional = {
-        alias.asname or alias.name.partition(".")[0]: alias.name if isinstance(line, ast.Import) else line.module or ""
-        for found in tree.body
-        if isinstance(found, ast.If) and not found.orelse and "_available()" in ast.unparse(found.test)
-        for line in found.body
-        if isinstance(line, ast.Import | ast.ImportFrom) and not getattr(line, "level", 0)
-        for alias in line.names
-    }
-    asked = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "_available" in ast.unparse(node.test)]
-    guarded = {id(node) for found in asked for line in found.body for node in ast.walk(line)}
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in guarded}
-    for word, package in optional.items():
-        if word in used and not hasattr(module, word):
-            package = package.partition(".")[0]
-            raise ModelNotFoundError(f"{name} needs {package}: pip install {_DISTRIBUTIONS.get(package, package)}")
+    own = world.capabilities
+    side = _TRIED_PATCHES * (own.size_multiple or 16)
+    request = ResolvedRequest(
+        prompt="a ball",
+        seed=0,
+        steps=2,
+        width=side,
+        height=side,
+        frames=own.frames.multiple + 1,
+        fps=own.defaults.fps,
+        guidance_scale=own.defaults.guidance_scale,
+    )
+    image = None if "text2world" in own.modes else torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    try:
+        GenericSampling(world, Inputs(request=request, prompt="a ball", frames=image)).finish()
+    except NameError as error:  # diffusers imports some packages only where they are found, and uses them anyway
+        raise ModelNotFoundError(f"{_name(world.pipeline)} needs {error.name}: pip install {error.name}") from error
+    except (MemoryError, torch.OutOfMemoryError, CosmoramaError, ValueError):
+        pass  # it has something against this clip, not against the checkpoint
+    except (RuntimeError, AttributeError, LookupError, TypeError) as error:
+        if breaks_the_process(error):
+            raise
+        raise ModelNotFoundError(
+            f"{folder} cannot be loaded: its parts do not fit each other: {first_line(error)}"
+        ) from error
 
 
 class GenericWorld(World):
@@ -208,10 +226,14 @@ class GenericSampling(Sampling):
         self._run.step()
         return self._seen.latents
 
+    def finish(self) -> Any:
+        """Let the pipeline come to its end: the clip `[T, height, width, 3]` in 0..1."""
+        return self._run.finish()[0][0]
+
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Let the pipeline finish, then give its clip: uint8 `[T, height, width, 3]`."""
         if self._frames is None:
-            clip = self._run.finish()[0][0]  # [T, H, W, 3] in 0..1
+            clip = self.finish()
             if not np.isfinite(clip).all():
                 raise not_finite("the decoded frames", self._request)
             self._frames = torch.from_numpy((clip * 255).round().clip(0, 255).astype("uint8"))

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from cosmorama.errors import CosmoramaError, ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
@@ -102,16 +103,18 @@ def choose_kernels(module: Any, options: LoadOptions, place_of: Place) -> None:
         choose_compile(module, options.compile)
 
 
-def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False) -> Any:
+def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False, reader: Any = None) -> Any:
     """The tokenizer of a checkpoint.
 
     Args:
         folder: Of the tokenizer.
         kind: Its class; None: what its files say.
         chat: Whether prompts are written as a chat, so that it needs a template for one.
+        reader: The network of transformers that reads its tokens.
 
     Raises:
-        ModelNotFoundError: a file is damaged, a package is missing, or there is no template; says which.
+        ModelNotFoundError: a file is damaged, a package is missing, there is no template, or it has more tokens than
+            its reader; says which.
     """
     from transformers import AutoTokenizer
 
@@ -124,6 +127,8 @@ def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False) -> Any
             Tokenizer.from_file(str(folder / "tokenizer.json"))
     with told_of(folder):
         tokenizer = (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True)
+    if reader is not None:
+        check_vocabulary(folder, tokenizer, reader.get_input_embeddings().num_embeddings)
     if chat and not tokenizer.chat_template:
         # Where a processor was saved, the template is in a file of its own that tokenizers do not look into.
         file = folder / "chat_template.json"
@@ -137,6 +142,18 @@ def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False) -> Any
     if chat:
         _try_template(folder, tokenizer)
     return tokenizer
+
+
+def check_vocabulary(folder: Path, tokenizer: Any, known: int) -> None:
+    """Refuse a tokenizer of more tokens than the network that reads them knows; one more would end a GPU's process.
+
+    Raises:
+        ModelNotFoundError: says how many there are.
+    """
+    if len(tokenizer) > known:
+        raise ModelNotFoundError(
+            f"{folder} cannot be loaded: it has {len(tokenizer)} tokens, and the network that reads them knows {known}"
+        )
 
 
 def _try_template(folder: Path, tokenizer: Any) -> None:
@@ -191,14 +208,24 @@ def _is_diffusers(kind: Any) -> bool:
 
 
 def check_class(weights: Weights, kind: type) -> None:
-    """Refuse a config of another class than `kind`, of diffusers.
+    """Refuse a config of another class than `kind`, of diffusers, or with a member of another type than it takes.
 
     Raises:
         ModelNotFoundError: names both.
     """
+    file = weights.folder / "config.json"
     name = weights.config.get("_class_name", kind.__name__)
     if name != kind.__name__:
-        raise ModelNotFoundError(f"{weights.folder / 'config.json'} is that of a {name}, not of a {kind.__name__}")
+        raise ModelNotFoundError(f"{file} is that of a {name}, not of a {kind.__name__}")
+    if not kind.__name__.startswith("Cosmos"):  # others do not keep to the types that they write down
+        return
+    for name, taken in get_type_hints(kind.__init__).items():  # type: ignore[misc]
+        if name in weights.config:
+            try:
+                TypeAdapter(taken).validate_python(weights.config[name])
+            except ValidationError as error:
+                value, said = weights.config[name], error.errors()[0]["msg"]
+                raise ModelNotFoundError(f"{file}: {name} is {value!r}; {kind.__name__} says: {said}") from None
 
 
 def _diffusers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:

@@ -67,6 +67,24 @@ def check_config(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
     _check_statistics(file, config)
 
 
+def check_fit(part: Path, config: Mapping[str, Any], why: str, **needed: object) -> None:
+    """Refuse a part that does not fit another: its first step would end in what torch says of shapes.
+
+    Args:
+        part: Its folder.
+        config: What is in its config, with the defaults of its class.
+        why: What the other part is like.
+        needed: What members must be.
+
+    Raises:
+        ModelNotFoundError: names the file, the member, its value and what it must be.
+    """
+    for name, value in needed.items():
+        found = list(config[name]) if isinstance(config[name], tuple) else config[name]
+        if found != value:
+            raise ModelNotFoundError(f"{part / 'config.json'}: {name} is {found!r}; it must be {value!r}, since {why}")
+
+
 def beyond(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> str:
     """The numbers of a config that nothing in the files is as large as, the largest first, and what the files hold."""
     widest = max((side for tensor in stored.values() for side in tensor.shape), default=0)

@@ -152,6 +152,8 @@ class Weights:
                 f"{self.folder} cannot be loaded: {scale_name} has the shape {list(scale.shape)}; one scale per matrix "
                 "or per row is read"
             )
+        if not (scale.isfinite().all() and scale.min() >= 0 and scale.max() > 0):
+            raise ModelNotFoundError(f"{self.folder} cannot be loaded: {scale_name} must have numbers above 0")
         scaled: Tensor = numbers * scale.reshape(-1, *[1] * (numbers.ndim - 1))
         return scaled.to(self.dtype)
 

@@ -34,8 +34,14 @@ class QwenReader:
 
         cpu = LoadOptions(dtype=options.dtype, variant=options.variant)  # the other half of the model never leaves it
         whole = load_module(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", cpu)
-        tokenizer = load_tokenizer(folder / "tokenizer", chat=True)
+        tokenizer = load_tokenizer(folder / "tokenizer", chat=True, reader=whole)
         return cls(place(whole.model.language_model, options.device, options.offload), tokenizer, options.device)
+
+    @property
+    def width(self) -> int:
+        """Of its states."""
+        config = self._model.config
+        return int(config.num_hidden_layers * config.hidden_size)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextEmbedding:

@@ -33,13 +33,19 @@ class T5Reader:
         """
         from transformers import T5EncoderModel
 
+        encoder = load_module(T5EncoderModel, folder / "text_encoder", options)
         return cls(
-            load_module(T5EncoderModel, folder / "text_encoder", options),
-            load_tokenizer(folder / "tokenizer"),
+            encoder,
+            load_tokenizer(folder / "tokenizer", reader=encoder),
             options.device,  # not that of its weights: they may wait elsewhere
             # On a GPU every length of text would have a plan of its own in cuDNN, for half a percent of the work.
             fold_rows=torch.device(options.device).type == "cpu",
         )
+
+    @property
+    def width(self) -> int:
+        """Of its states."""
+        return int(self._encoder.config.d_model)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextEmbedding:

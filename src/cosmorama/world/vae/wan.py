@@ -17,8 +17,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, u
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.kernels.causal_conv import continued, lighten
 from cosmorama.world.load.checkpoint import load_module
+from cosmorama.world.load.config import check_fit
 from cosmorama.world.load.options import ON_CPU, LoadOptions
 from cosmorama.world.vae.pixels import to_frames
 from cosmorama.world.vae.tiles import fill_in_tiles
@@ -54,6 +56,20 @@ class WanAutoencoder:
             ModelNotFoundError: the weights do not fit the config.
         """
         vae = load_module(AutoencoderKLWan, folder, options)
+        config, patch = vae.config, vae.config.patch_size or 1
+        check_fit(
+            folder,
+            config,
+            "that is what its layers make",
+            scale_factor_spatial=patch * 2 ** (len(config.dim_mult) - 1),
+            scale_factor_temporal=2 ** sum(config.temperal_downsample),
+            in_channels=3 * patch**2,
+            out_channels=3 * patch**2,
+        )
+        if not config.latents_mean or not config.latents_std:
+            raise ModelNotFoundError(
+                f"{folder / 'config.json'} has no latents_mean and latents_std, which its latents are scaled by"
+            )
         if vae.device.type == "cpu":
             lighten(vae)
         return cls(vae)
