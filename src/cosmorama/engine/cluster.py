@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -27,10 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.replica import Replica, Wishes, fingerprint, of_a_replica
-from cosmorama.engine.supervisor import PreviewCallback, Worker
+from cosmorama.engine.supervisor import Held, Worker
 from cosmorama.engine.worker import Advanced, Finished, Previewed, Submit
 from cosmorama.errors import CosmoramaError, NotReadyError, WorkerDiedError, WorkerError
-from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,16 +37,6 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 DOWNSCALE_DELAY_S = 600.0
 """A replica is given back when so long fewer were needed: a model takes minutes to load."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """A generation that a replica was asked for."""
-
-    progress: Progress
-    over: asyncio.Event
-    replica: str = ""
-    watched: bool = False
 
 
 class Replicas(Worker):
@@ -59,7 +48,6 @@ class Replicas(Worker):
         self._name = "cosmorama-" + re.sub(r"[^A-Za-z0-9._-]+", "-", settings.name or settings.model).strip("-")
         self._handle: Any = None
         self._wishes: Any = None
-        self._calls: dict[str, _Call] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
 
@@ -67,16 +55,6 @@ class Replicas(Worker):
     def restarts(self) -> int:
         """How many replicas were lost while they worked."""
         return len(self._lost)
-
-    @property
-    def active(self) -> int:
-        """Generations being worked on."""
-        return sum(call.progress.stage != "queued" for call in self._calls.values())
-
-    @property
-    def held(self) -> int:
-        """Generations that replicas have, worked on or not yet."""
-        return len(self._calls)
 
     async def start(self) -> None:
         """Have Ray start replicas; returns before the model is loaded."""
@@ -92,9 +70,8 @@ class Replicas(Worker):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(_CLUSTER.leave)
 
-    async def _make(self, wanted: Submit, on_progress: ProgressCallback, on_preview: PreviewCallback) -> Outcome:
+    async def _make(self, wanted: Submit, generation: Held) -> Outcome:
         name = wanted.job
-        call = self._calls[name] = _Call(Progress("queued"), asyncio.Event())
         stream = self._handle.generate.remote(
             wanted.request, name, wanted.priority, wanted.age_s, wanted.owner, self._wishes
         )
@@ -104,12 +81,12 @@ class Replicas(Worker):
                 async for event in stream:
                     match event:
                         case str():
-                            call.replica = event
+                            generation.replica = event
                         case Advanced(_, progress):
-                            call.progress = progress
-                            on_progress(progress)
+                            generation.progress = progress
+                            generation.on_progress(progress)
                         case Previewed(_, jpeg):
-                            on_preview(jpeg)
+                            generation.on_preview(jpeg)
                         case bytes():
                             clip.write(event)
                         case Finished(_, result):
@@ -123,14 +100,14 @@ class Replicas(Worker):
             raise WorkerError(f"the replica failed: {type(error.cause).__name__}") from None
         except (RayError, RayServeException) as error:
             log.warning("a replica is gone: %s", error)
-            self._lost |= {call.replica} - {""}
+            self._lost |= {generation.replica} - {""}
             raise WorkerDiedError(
                 f"the replica died ({type(error).__name__}) while it made this clip", with_server=True
             ) from None
         finally:
-            call.over.set()
+            generation.released.set()
             self.watch(name, False)
-            del self._calls[name]
+            del self._generations[name]
             if not ended:
                 self._later(asyncio.to_thread(stream.cancel))
 
@@ -145,15 +122,10 @@ class Replicas(Worker):
         if refused is not None:
             raise refused
 
-    async def released(self, name: str) -> None:
-        """Return once nothing writes the generation's file any more, here."""
-        if (call := self._calls.get(name)) is not None:
-            await call.over.wait()
-
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
-        if (call := self._calls.get(name)) is not None and call.watched != watched:
-            call.watched = watched
+        if (generation := self._generations.get(name)) is not None and generation.watched != watched:
+            generation.watched = watched
             self._wishes.watch.remote(name, watched)
 
     def _later(self, work: Any) -> None:

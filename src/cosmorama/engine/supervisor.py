@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.process import WorkerProcess
@@ -48,13 +47,22 @@ LOOK_EVERY_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _Generation:
+class Held:
+    """A generation that a worker has.
+
+    Attributes:
+        released: Set when nothing writes its file any more.
+        replica: Which replica makes it; empty where that is not known.
+    """
+
     request: ResolvedRequest
     on_progress: ProgressCallback
     on_preview: PreviewCallback
-    result: asyncio.Future[Outcome]
+    result: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     progress: Progress = field(default_factory=lambda: Progress("queued"))
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    watched: bool = False
+    replica: str = ""
 
 
 class Worker:
@@ -75,6 +83,7 @@ class Worker:
         self.capabilities: Capabilities | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self._settings = settings
+        self._generations: dict[str, Held] = {}
 
     @property
     def restarts(self) -> int:
@@ -84,12 +93,12 @@ class Worker:
     @property
     def active(self) -> int:
         """Generations being worked on."""
-        raise NotImplementedError
+        return sum(generation.progress.stage != "queued" for generation in self._generations.values())
 
     @property
     def held(self) -> int:
         """Generations that it has, worked on or not yet."""
-        raise NotImplementedError
+        return len(self._generations)
 
     @property
     def worker_pid(self) -> int | None:
@@ -139,10 +148,12 @@ class Worker:
             raise NotReadyError(self.reason)
         resolved = resolve(request, self.capabilities)
         wanted = Submit(name or uuid.uuid4().hex, resolved, output, priority, age_s, owner)
-        return await self._make(wanted, on_progress or _ignore, on_preview or _ignore)
+        generation = Held(resolved, on_progress or _ignore, on_preview or _ignore)
+        self._generations[wanted.job] = generation
+        return await self._make(wanted, generation)
 
-    async def _make(self, wanted: Submit, on_progress: ProgressCallback, on_preview: PreviewCallback) -> Outcome:
-        """Generate what is wanted, whose request is resolved."""
+    async def _make(self, wanted: Submit, generation: Held) -> Outcome:
+        """Generate what is wanted, and forget it when it is over."""
         raise NotImplementedError
 
     async def check(self, text: str, called: str) -> None:
@@ -155,8 +166,9 @@ class Worker:
         raise NotImplementedError
 
     async def released(self, name: str) -> None:
-        """Return once nothing writes the generation's file any more."""
-        raise NotImplementedError
+        """Return once nothing here writes the generation's file any more."""
+        if (generation := self._generations.get(name)) is not None:
+            await generation.released.wait()
 
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
@@ -180,7 +192,6 @@ class Supervisor(Worker):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.failures = 0
-        self._generations: dict[str, _Generation] = {}
         self._checks: dict[str, asyncio.Future[None]] = {}
         self._advanced_last: str | None = None
         self._worker: WorkerProcess | None = None
@@ -189,16 +200,6 @@ class Supervisor(Worker):
         self._load_error = ""
         self._death = ""
         self._watchdog = Watchdog(settings.hang_s, on_gpu=False)
-
-    @property
-    def active(self) -> int:
-        """Generations being worked on."""
-        return sum(generation.progress.stage != "queued" for generation in self._generations.values())
-
-    @property
-    def held(self) -> int:
-        """Generations that the worker has, worked on or not yet."""
-        return len(self._generations)
 
     @property
     def worker_pid(self) -> int | None:
@@ -224,15 +225,11 @@ class Supervisor(Worker):
                 await self._keeper
         self._lose_all("the server stopped before the generation finished", blame=False)
 
-    async def _make(self, wanted: Submit, on_progress: ProgressCallback, on_preview: PreviewCallback) -> Outcome:
-        if self._worker is None:
-            raise NotReadyError(self.reason)
-        result: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        resolved = cast(ResolvedRequest, wanted.request)
-        self._generations[wanted.job] = _Generation(resolved, on_progress, on_preview, result)
+    async def _make(self, wanted: Submit, generation: Held) -> Outcome:
+        assert self._worker is not None  # it is ready
         self._worker.send(wanted)
         try:
-            return await result
+            return await generation.result
         except asyncio.CancelledError:
             if self._worker is not None:
                 self._worker.send(Cancel(wanted.job))
@@ -249,11 +246,6 @@ class Supervisor(Worker):
             await answer
         finally:
             self._checks.pop(name, None)
-
-    async def released(self, name: str) -> None:
-        """Return once the worker does not have the generation any more, or is gone."""
-        if (generation := self._generations.get(name)) is not None:
-            await generation.released.wait()
 
     def watch(self, name: str, watched: bool) -> None:
         """Begin or end making previews of a generation."""
@@ -323,7 +315,7 @@ class Supervisor(Worker):
                 self._watchdog.ended(name)
                 self._finish(self._generations.pop(name), result)
 
-    def _on_progress(self, generation: _Generation, progress: Progress) -> None:
+    def _on_progress(self, generation: Held, progress: Progress) -> None:
         generation.progress = progress
         if generation.result.done():
             return
@@ -332,7 +324,7 @@ class Supervisor(Worker):
         except Exception:
             log.exception("a progress callback failed")
 
-    def _finish(self, generation: _Generation, result: Outcome | CosmoramaError) -> None:
+    def _finish(self, generation: Held, result: Outcome | CosmoramaError) -> None:
         generation.released.set()
         if generation.result.done():
             if isinstance(result, Outcome):  # finished while it was being cancelled: nobody waits for the file

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os.path import isdir, isfile, islink
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.cosmos.capabilities import CAPABILITIES
 from cosmorama.world.load.files import (
     INDEXES,
     PIPELINE,
@@ -22,13 +23,14 @@ from cosmorama.world.load.files import (
     weight_files,
 )
 from cosmorama.world.load.hub import cached_bytes, from_hub
+from cosmorama.world.load.options import Choices
 from cosmorama.world.load.sources import closest, source_of
 
 if TYPE_CHECKING:
     import torch
 
     from cosmorama.world.base import World
-    from cosmorama.world.load.options import Compile, LoadOptions, Offload, Quantize
+    from cosmorama.world.load.options import LoadOptions
 
 
 log = logging.getLogger(__name__)
@@ -73,16 +75,10 @@ def load_world(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    offload: Offload = "none",
-    vae_tiling: int = 0,
-    quantize: Quantize = "none",
-    variant: str | None = None,
     controls: tuple[str, ...] = (),
-    fps_modulation: bool | None = None,
-    attention: str = "auto",
-    compile: Compile = "kernels",
     cache: Path | None = None,
     download: bool = True,
+    **choices: Unpack[Choices],
 ) -> World:
     """Load a world model.
 
@@ -92,29 +88,17 @@ def load_world(
             out as diffusers saves pipelines, or like Microcosm's.
         dtype: Of the weights, for example `bfloat16`; None keeps them as they are stored. Microcosm's are float32.
         device: Where the model runs; None is CUDA where there is some, else the CPU. Microcosm runs on the CPU.
-        offload: What waits in the CPU's memory while it does not run: nothing, the text encoder (`model`), or every
-            layer of it and of the denoiser (`layer`). Only where the model runs on a GPU; not for Microcosm. Of Cosmos3
-            also `release`: the half that reads prompts is dropped in between, and read from the checkpoint again.
-        vae_tiling: For requests that do not say: one of `cosmorama.request.VAE_TILES`, or 0; not for Microcosm.
-        quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype. Only for families that
-            are sampled here; needs torchao. Microcosm stays float32, as with any `dtype`.
-        variant: Of the weights, for example `fp16`, taken where a part has it; None takes the usual files. Not for
-            Microcosm.
         controls: Of a Transfer2.5 on the hub: kinds of control whose ControlNets are loaded; none: all.
-        attention: Which kernel the denoiser's self-attention takes, by diffusers' names (`_native_cudnn`, `sage`, ...);
-            auto: torch's own choice. Not for Microcosm.
-        compile: What of the denoiser is compiled (torch.compile) on a GPU: nothing, norm and rotary embedding of
-            queries and keys, or whole blocks. Only for families that are sampled here; not for Microcosm.
-        fps_modulation: For Predict2: whether positions in time follow the frame rate, as diffusers has it; None is off,
-            as NVIDIA's released configurations have it.
         cache: Folder in which checkpoints from the hub are kept; None is the hub library's own.
         download: False takes checkpoints from the hub only from there.
+        choices: See `LoadOptions`. Microcosm takes none; other pipelines of diffusers are not quantized or compiled.
 
     Raises:
         NotEnoughMemoryError: the weights cannot fit.
         ModelNotFoundError: neither a known name nor a checkpoint of a family that is served, or an incomplete one;
             names what is missing. Or one whose weights cannot be quantized.
     """
+    variant = choices.get("variant")
     folder = _folder_of(name_or_path, cache, download=download, variant=variant, controls=controls)
     if (folder / "world.json").exists():
         missing = [part for part in _MICROCOSM_LAYOUT if not (folder / part).exists()]
@@ -133,16 +117,15 @@ def load_world(
     from cosmorama.world.load.options import LoadOptions
     from cosmorama.world.load.quantize import check_quantize
 
-    options = LoadOptions(
-        _device(device), _dtype(dtype), offload, vae_tiling, quantize, variant, fps_modulation, attention, compile
-    )
+    options = LoadOptions(_device(device), _dtype(dtype), **choices)
     if options.device == torch.device("cpu") and device is None:
         log.warning(_ON_A_CPU, folder.name, torch.__version__)
-    if compile == "blocks" and offload == "layer":
-        raise ModelNotFoundError("COSMORAMA_COMPILE=blocks does not go with COSMORAMA_OFFLOAD=layer: kernels or none")
-    check_quantize(quantize, options.dtype, options.device)
-    if quantize == "float8" and offload == "layer":
-        raise ModelNotFoundError("COSMORAMA_QUANTIZE=float8 does not go with COSMORAMA_OFFLOAD=layer: take int8")
+    check_quantize(options.quantize, options.dtype, options.device)
+    for setting, value, instead in (("compile", "blocks", "kernels or none"), ("quantize", "float8", "take int8")):
+        if options.offload == "layer" and getattr(options, setting) == value:
+            raise ModelNotFoundError(
+                f"COSMORAMA_{setting.upper()}={value} does not go with COSMORAMA_OFFLOAD=layer: {instead}"
+            )
     check_weights_fit(folder, options)
     with told_of(folder):
         return load(folder, options)
@@ -154,18 +137,8 @@ _ON_A_CPU = (
 )
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 _DISTILLED = "Cosmos3DistilledModularPipeline"
-_PIPELINES = {
-    "CosmosTextToWorldPipeline": "cosmorama.world.cosmos.families",
-    "CosmosVideoToWorldPipeline": "cosmorama.world.cosmos.families",
-    "Cosmos2TextToImagePipeline": "cosmorama.world.cosmos.families",
-    "Cosmos2VideoToWorldPipeline": "cosmorama.world.cosmos.families",
-    "Cosmos2_5_PredictBasePipeline": "cosmorama.world.cosmos.families",
-    "Cosmos2_5_TransferPipeline": "cosmorama.world.cosmos.families",
-    "Cosmos3OmniPipeline": "cosmorama.world.cosmos3.family",
-    _DISTILLED: "cosmorama.world.cosmos3.family",
-}
-"""Whose `load` loads a checkpoint of a diffusers pipeline, from its folder, `LoadOptions` and the pipeline's name."""
-_ANY_OTHER = "cosmorama.world.generic.pipeline"
+_LOADERS = {"cosmos": set(CAPABILITIES), "cosmos3": {"Cosmos3OmniPipeline", _DISTILLED}}
+"""The rooms of the pipelines that are sampled here."""
 
 
 def _folder_of(
@@ -232,7 +205,9 @@ def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install '.[cosmos]'") from error
-    load: Callable[[Path, LoadOptions, str], World] = importlib.import_module(_PIPELINES.get(pipeline, _ANY_OTHER)).load
+    room = next((room for room, pipelines in _LOADERS.items() if pipeline in pipelines), None)
+    module = importlib.import_module(f"cosmorama.world.{room}.families" if room else "cosmorama.world.generic.pipeline")
+    load: Callable[[Path, LoadOptions, str], World] = module.load
     return lambda folder, options: load(folder, options, pipeline)
 
 

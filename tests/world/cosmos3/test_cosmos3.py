@@ -22,7 +22,7 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError
 from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos3.family import Cosmos3World
+from cosmorama.world.cosmos3.sampling import Cosmos3World
 from cosmorama.world.registry import load_world
 from tests.world.cosmos3_checkpoints import KARRAS, save_cosmos3
 

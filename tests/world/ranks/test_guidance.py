@@ -20,7 +20,7 @@ from cosmorama.request import ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 from cosmorama.world.ranks.guidance import GuidanceParallel
-from cosmorama.world.ranks.process import Denoise, Follower
+from cosmorama.world.ranks.process import Do, Follower
 from cosmorama.world.registry import load_world
 from tests.tiny import save_tiny, save_transformer
 from tests.world.checkpoints import save_predict
@@ -142,6 +142,6 @@ def test_a_follower_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
 
 def test_an_unknown_request_is_answered_with_the_reason(pair: Pair) -> None:
     follower = pair[1]._followers[0]
-    follower.send(Denoise(10**6, torch.zeros(1), 0))
+    follower.send(Do(10**6, "denoise", torch.zeros(1), {"index": 0}))
     with pytest.raises(WorkerError, match="KeyError"):
         follower.receive()

@@ -20,6 +20,10 @@ from cosmorama.world.kernels import gpu
 from cosmorama.world.kernels.layers import is_offloaded, is_quantized
 
 
+_GELU = ("proj", "gelu", "approximate")
+"""What a layer has that multiplies and applies a GELU: diffusers', which is not imported for that, and Microcosm's."""
+
+
 def qk_norm_rope(norm: Any, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """Root-mean-square norm over each head of x `[B, L, heads, head]`, then the rotary embedding, if any.
 
@@ -67,13 +71,8 @@ def use_onednn(model: nn.Module) -> None:
     for module in layers:
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.forward = MethodType(_multiplied, module)  # type: ignore[method-assign]
-        elif _activates(module) and module.proj.weight.dtype == torch.float32:
+        elif all(hasattr(module, part) for part in _GELU) and module.proj.weight.dtype == torch.float32:
             module.forward = MethodType(_multiplied_and_activated, module)
-
-
-def _activates(module: nn.Module) -> bool:
-    """Whether it multiplies and applies a GELU: diffusers' layer, which is not imported for that, or Microcosm's."""
-    return type(module).__name__.lower() == "gelu" and hasattr(module, "proj")
 
 
 def _fits(layer: nn.Linear, x: Tensor) -> bool:

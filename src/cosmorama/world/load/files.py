@@ -205,8 +205,7 @@ def read_header(file: Path) -> dict[str, Stored]:
         size = file.stat().st_size
         with file.open("rb") as opened:
             start = opened.read(8)
-            if (start + opened.read(len(_LFS))).startswith(_LFS):
-                raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull there")
+            _check_pointer(file, start + opened.read(len(_LFS)))
             opened.seek(8)
             if len(start) < 8:
                 raise damaged(file, f"it has {size} bytes")
@@ -269,15 +268,24 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ModelNotFoundError(f"{file.parent} is not a complete checkpoint: missing {file.name}") from None
     except OSError as error:
         raise ModelNotFoundError(f"{file} cannot be read: {error.strerror or error}") from error
-    if text.startswith(_LFS):
-        raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the file: run git lfs pull there")
-    try:
-        values = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}; download it again") from None
+    values = _parsed(file, text)
     if not isinstance(values, dict):
         raise ModelNotFoundError(f"{file} cannot be read: it holds no JSON object")
     return values
+
+
+def _parsed(file: Path, text: bytes) -> Any:
+    _check_pointer(file, text)
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}; download it again") from None
+
+
+def _check_pointer(file: Path, start: bytes) -> None:
+    if start.startswith(_LFS):
+        what = "weights" if file.suffix == ".safetensors" else "file"
+        raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the {what}: run git lfs pull there")
 
 
 def is_distilled(modular: Mapping[str, Any]) -> bool:
@@ -352,20 +360,15 @@ def check_small(file: Path) -> None:
     Raises:
         ModelNotFoundError: names it, and says what to do.
     """
-    with file.open("rb") as opened:
-        start = opened.read(len(_LFS))
-    if start.startswith(_LFS):
-        raise ModelNotFoundError(f"{file} is a Git LFS pointer, not the file: run git lfs pull there")
-    if file.suffix == ".json":
-        try:
-            json.loads(file.read_bytes().decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}; download it again") from None
-        # What is read here skips the mark; what the libraries read does not.
-        if start.startswith(b"\xef\xbb\xbf") and not str(file).endswith(_READ_HERE):
-            raise ModelNotFoundError(
-                f"{file} begins with a byte order mark, which its library refuses: save it without"
-            )
+    if file.suffix != ".json":
+        with file.open("rb") as opened:
+            _check_pointer(file, opened.read(len(_LFS)))
+        return
+    text = file.read_bytes()
+    _parsed(file, text)
+    # What is read here skips the mark; what the libraries read does not.
+    if text.startswith(b"\xef\xbb\xbf") and not str(file).endswith(_READ_HERE):
+        raise ModelNotFoundError(f"{file} begins with a byte order mark, which its library refuses: save it without")
 
 
 def variants_of(folder: Path) -> tuple[str, ...]:

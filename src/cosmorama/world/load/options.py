@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,18 @@ Quantize = Literal["none", "int8", "float8"]
 """What the matrices of a denoiser's blocks are held as: what the dtype says, int8, or float8, which GPUs multiply."""
 
 
+class Choices(TypedDict, total=False):
+    """What of `LoadOptions` is taken as it is given."""
+
+    offload: Offload
+    vae_tiling: int
+    quantize: Quantize
+    variant: str | None
+    fps_modulation: bool | None
+    attention: str
+    compile: Compile
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a checkpoint is loaded.
@@ -33,12 +45,13 @@ class LoadOptions:
     Attributes:
         device: Where its modules go.
         dtype: What their weights are; None keeps each part's as it is stored.
-        offload: What waits in the CPU's memory to run layer by layer.
+        offload: What waits in the CPU's memory to run layer by layer; only where the model runs on a GPU.
         vae_tiling: For requests that do not say: a tile's side in pixels, see `ResolvedRequest`.
-        quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype.
+        quantize: What the matrices of the denoiser's blocks are held as, instead of the dtype; needs torchao.
         attention: Which kernel a denoiser's self-attention takes, by diffusers' names; auto: torch's own choice.
         compile: What of the denoiser is compiled, on a GPU.
-        fps_modulation: Whether positions in time follow the frame rate; None: as the family's released models have it.
+        fps_modulation: For Predict2: whether positions in time follow the frame rate, as diffusers has it; None is off,
+            as NVIDIA's released configurations have it.
         variant: Of the weights, for example `fp16`, taken where a part has it; None: the usual files.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cosmorama.diffusion.guidance import Guidance
 from cosmorama.request import Adapter
 from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling, TextEmbedding, World
-from cosmorama.world.ranks.process import Begin, Command, Denoise, Follower, NextChunk
+from cosmorama.world.ranks.process import Begin, Command, Do, Follower
 
 
 class Parallel(World):
@@ -71,7 +71,7 @@ class Shared(Relayed):
 
     def next_chunk(self, latents: Tensor) -> Tensor:
         """The next chunk's latents at the first level."""
-        tell(self._followers, NextChunk(self._number, latents.cpu()))
+        tell(self._followers, Do(self._number, "next_chunk", latents.cpu()))
         first = self.inner.next_chunk(latents)
         hear(self._followers)
         self._follow()
@@ -104,7 +104,9 @@ class _Guided(Shared):
             answer: Tensor = self._followers[0].receive()
             return answer.to(latents.device)
         if Guidance.of(self.guidance_weight, self._request).acts_at(index, self.schedule.steps):
-            tell(self._followers, Denoise(self._number, latents.cpu(), index))
+            # Some remember at the negative evaluation what they saw at the other; both belong to a level.
+            negated = {"index": index, "negative": True}
+            tell(self._followers, Do(self._number, "denoise", latents.cpu(), negated, told=True))
             self._asked = index
         return self.inner.denoise(latents, index)
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -47,30 +47,22 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class Denoise:
-    """Evaluate the negative prompt of a request at a level; the only command that is answered with a tensor."""
+class Do:
+    """Call a method of a request's `Sampling` that takes latents.
+
+    Attributes:
+        method: Its name.
+        arguments: What it takes besides.
+        told: Whether the answer is what it returns.
+        together: Whether the others wait for it within the network: a follower that fails at it ends.
+    """
 
     number: int
+    method: str
     latents: Tensor
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Assist:
-    """Take part in an evaluation that the processes make together; a follower that fails at it ends."""
-
-    number: int
-    latents: Tensor
-    index: int
-    negative: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NextChunk:
-    """Go on to the next clip of a request that makes several, from the clean latents of the one before."""
-
-    number: int
-    latents: Tensor
+    arguments: dict[str, Any] = field(default_factory=dict)
+    told: bool = False
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +80,7 @@ class Failed:
     last: bool = False
 
 
-Command = Apply | Begin | Denoise | Assist | NextChunk
+Command = Apply | Begin | Do
 
 
 class Follower:
@@ -224,7 +216,7 @@ def follow(connection: Connection) -> None:
             log.exception("the second process failed at %s", type(command).__name__)
             device_failed = breaks_the_process(error)
             _send(connection, Failed(_explained(error, requests, command), last=device_failed))
-            if isinstance(command, Apply | Assist) or device_failed:
+            if isinstance(command, Apply) or getattr(command, "together", False) or device_failed:
                 return  # the others wait within the network, and only this process's end tells them not to
         else:
             _send(connection, answer)
@@ -242,16 +234,8 @@ def _obey(world: World, requests: dict[int, tuple[Inputs, Sampling]], command: C
         sampling.initial()  # some draw the rest of what they need after it
         requests[command.number] = (inputs, sampling)
         return None
-    sampling = requests[command.number][1]
-    latents = command.latents.to(world.device)
-    if isinstance(command, NextChunk):
-        sampling.next_chunk(latents)
-        return None
-    if isinstance(command, Assist):
-        sampling.denoise(latents, command.index, negative=command.negative)
-        return None
-    # Some remember at the negative evaluation what they saw at the other; both belong to a level.
-    return sampling.denoise(latents, command.index, negative=True).cpu()
+    answer = getattr(requests[command.number][1], command.method)(command.latents.to(world.device), **command.arguments)
+    return answer.cpu() if command.told else None
 
 
 def _explained(error: Exception, requests: dict[int, tuple[Inputs, Sampling]], command: Command) -> CosmoramaError:

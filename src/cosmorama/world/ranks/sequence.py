@@ -25,7 +25,7 @@ from cosmorama.errors import CosmoramaError, ModelNotFoundError, NotEnoughMemory
 from cosmorama.world.base import BrokenModelError, Inputs, Sampling, World
 from cosmorama.world.faults import breaks_the_process, explained
 from cosmorama.world.ranks.guidance import Parallel, Shared, hear, tell
-from cosmorama.world.ranks.process import Apply, Assist, Follower
+from cosmorama.world.ranks.process import Apply, Do, Follower
 from cosmorama.world.ranks.shares import share_tokens
 
 EXCHANGE_TIMEOUT = timedelta(minutes=5)
@@ -82,7 +82,8 @@ class _Split(Shared):
         Raises:
             BrokenModelError: it failed, here or in a follower; `error` is what the request ends with.
         """
-        tell(self._followers, Assist(self._number, latents.cpu(), index, negative))
+        arguments = {"index": index, "negative": negative}
+        tell(self._followers, Do(self._number, "denoise", latents.cpu(), arguments, together=True))
         try:
             estimate = self.inner.denoise(latents, index, negative=negative)
             # With NCCL only the GPU has waited for the others so far, not this process.
