@@ -19,6 +19,9 @@ from torch.nn.functional import linear
 from cosmorama.world.kernels import gpu
 from cosmorama.world.kernels.layers import is_offloaded, is_quantized
 
+_GELU = ("proj", "gelu", "approximate")
+"""What a layer has that multiplies and applies a GELU: diffusers', which is not imported for that, and Microcosm's."""
+
 
 _GELU = ("proj", "gelu", "approximate")
 """What a layer has that multiplies and applies a GELU: diffusers', which is not imported for that, and Microcosm's."""
