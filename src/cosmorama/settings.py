@@ -182,7 +182,9 @@ class Settings(BaseSettings):
     few); not with several models. Of a fleet: replicas of each model at most."""
     min_replicas: int | None = Field(None, ge=0)
     """Of a fleet: so many replicas of each model stay when there is no work; between the two Ray adds one when all have
-    `COSMORAMA_MAX_ACTIVE` jobs, and gives one back when ten minutes long fewer were needed. None: all."""
+    `COSMORAMA_MAX_ACTIVE` jobs. None: all."""
+    replica_idle_s: float = Field(600, gt=0)
+    """Of a fleet: a replica is given back when for so long fewer were needed; a model takes minutes to load."""
     max_active: int = Field(2, ge=1)
     """Generations held by the worker at once; one more where it goes before all of them."""
     max_queue: int = Field(32, ge=0)

@@ -454,8 +454,48 @@ def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await asyncio.wait_for(reader.read(), 10) == b""
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert [(await client.get("/")).text for _ in range(2)] == ["hi", "hi"]
+        for wrong, why in (
+            (b"GET / HTTP/1.1\r\n\r\n", "Host"),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "Host"),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "Content-Length"),
+            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", "illegal"),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 100_000, "Receive buffer too long"),
+            (b"\x16\x03\x01 a browser that means HTTPS", "illegal"),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(wrong)
+            head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 "), wrong[:50]
+            error = json.loads(body)["error"]
+            assert (error["type"], error["code"], why in error["message"]) == ("invalid_request_error", 400, True), (
+                error
+            )
         server.should_exit = True
         await task
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "message"),
+    [
+        (b"\xef\xbb\xbf%s", "identity", 202, ""),
+        (b"%s", "Identity", 202, ""),
+        (b"%s", "gzip", 415, "Content-Encoding must be identity, not gzip"),
+        (b"%s", "gzip, identity", 415, "Content-Encoding must be identity"),
+        (b"{\0%s", "", 422, "not valid JSON in UTF-8; it seems to be UTF-16"),
+    ],
+)
+def test_bodies_as_programs_encode_them(body: bytes, encoding: str, status: int, message: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+            content = body % json.dumps(BODY).encode()
+            answer = await server.client.post("/v1/jobs", content=content, headers=headers)
+            assert (answer.status_code, message in answer.text) == (status, True), answer.text
+            if status == 415:
+                form = {"files": {"prompt": (None, "a red ball")}, "headers": {"Content-Encoding": encoding}}
+                assert (await server.client.post("/v1/videos", **form)).status_code == 415  # type: ignore[arg-type]
 
     run(test)
 

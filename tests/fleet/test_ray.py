@@ -1,15 +1,17 @@
 """`cosmorama fleet`: what every server does, and what becomes of jobs when a replica dies or the server ends.
 
-`COSMORAMA_FAULTS=long` kills five times as often.
+`COSMORAMA_FAULTS=long` kills five times as often, and sees replicas come and go with the work.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -59,6 +61,33 @@ def test_a_job_whose_replica_dies_is_made_once_by_the_next(way: Way, expected: b
         assert way.content(waiting) == expected
     assert way.server.metric("cosmorama_worker_restarts_total") == KILLS
     assert way.server.metric(failed) == before
+
+
+@pytest.mark.skipif(KILLS == 1, reason="COSMORAMA_FAULTS=long is not set")
+def test_replicas_come_with_work_and_go_without(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    expected: bytes,  # noqa: F811
+) -> None:
+    scaled = {"COSMORAMA_REPLICAS": "2", "COSMORAMA_MIN_REPLICAS": "0", "COSMORAMA_REPLICA_IDLE_S": "5"}
+    with running_server(tiny_checkpoint, tmp_path, **SETTINGS, **scaled) as server:
+        way, begun_at = Way(server), time.monotonic()
+
+        def until(count: int) -> None:
+            while len(replicas(way)) != count:
+                assert time.monotonic() < begun_at + 900, f"{len(replicas(way))} replicas, never {count}"
+                time.sleep(0.2)
+            print(f"{count} after {time.monotonic() - begun_at:.0f} s")
+
+        for count, jobs in ((0, 0), (1, 1), (0, 0), (2, 8), (0, 0)):
+            asked = [way.submit(SHORT if count < 2 else LONG | {"steps": 30}) for _ in range(jobs)]
+            until(count)  # nobody says that it is not ready meanwhile
+            for job_id in asked:
+                job = way.until(job_id, lambda job: job["state"] not in ("queued", "running"))
+                assert (job["state"], job["attempts"]) == ("succeeded", 1)
+            if jobs == 1:
+                assert way.content(asked[0]) == expected
+            assert httpx.get(f"{server.url}/v1/health/ready", timeout=60).status_code == 200
 
 
 def test_told_to_end_it_finishes_what_runs_and_leaves_no_process(way: Way) -> None:

@@ -24,6 +24,7 @@ from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 
 PICTURE = replace(REQUEST, image=base64.b64encode(b"\xff\xd8\xffa picture").decode())
 STAGES = ("queued", "claimed", "begun", "preparing", "running", "storing", "finishing")
+MADE = ("storing", "finishing")
 ENDS = ("cancel", "deadline", "stop", "death")
 
 
@@ -128,16 +129,17 @@ async def life(
         elif end == "death":
             supervisor.die = True
 
-    stage = Stage(stage_name, then)
+    stage, is_made = Stage(stage_name, then), stage_name in MADE
+    time_s = 3 if is_made else 0.5  # it has to come so far before
     await jobs.start()
     supervisor.gate.set()
     ready, supervisor.ready = supervisor.ready, False
     job = await jobs.submit(
-        PICTURE, dialect="p", webhook_url="http://a.test/", deadline_s=0.5 if end == "deadline" else None
+        PICTURE, dialect="p", webhook_url="http://a.test/", deadline_s=time_s if end == "deadline" else None
     )
     made.append(job.id)
     stage.arrange(jobs, supervisor, patch)
-    if end == "deadline" and stage_name in ("claimed", "begun"):
+    if end in ("deadline", "cancel") and stage_name in ("claimed", "begun"):
         supervisor.gate.clear()  # it would be made before
     if stage_name != "queued":
         supervisor.ready = ready
@@ -147,12 +149,12 @@ async def life(
             await stage.wait()
             if end == "cancel":
                 asking = asyncio.create_task(jobs.cancel(job.id))
-                await asyncio.sleep(0.05)
+                await asyncio.wait((asking,), timeout=0.05 if is_made else None)  # what is made is stored first
                 stage.go_on.set()
                 supervisor.gate.set()
                 await asking
             elif end == "deadline":
-                await asyncio.sleep(0.6)
+                await asyncio.sleep(time_s + 0.1)
                 stage.go_on.set()
             elif end == "stop":
                 stopping = asyncio.create_task(jobs.stop())
@@ -205,7 +207,7 @@ def test_it_ends_once_and_its_webhook_is_told(
     told: list[tuple[str, str]] = []
     _note(told, monkeypatch)
     job, _ = asyncio.run(life(tmp_path, monkeypatch, stage, end, told))
-    made_already = stage in ("storing", "finishing")
+    made_already = stage in MADE
     expected = {
         "cancel": "succeeded" if made_already else "cancelled",
         "deadline": "succeeded" if made_already else "failed",

@@ -261,7 +261,13 @@ def test_what_can_never_be_delivered_to_is_refused_at_once(tmp_path: Path) -> No
             "http://[",
             "http://example.com:99999/",
             "http://" + "a" * 64 + "é.com/",
-            "http://example.com/" + "a" * 2048,
+            "http://example.com/" + "a" * 8192,
+            "http://a b/",
+            "http://$HOST/",
+            "http://%00/",
+            "http://a..b/",
+            "http://x:0/",
+            "http://" + "a." * 150 + "com/",
         ):
             with pytest.raises(InvalidRequestError, match="webhook_url"):
                 await jobs.submit(REQUEST, dialect="predict1", webhook_url=url)

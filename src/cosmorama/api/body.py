@@ -62,8 +62,12 @@ async def read_bytes(request: Request, limit: int) -> bytearray:
     """The body of `request`.
 
     Raises:
-        BodyError: with status 413 as soon as more than `limit` bytes are announced or received.
+        BodyError: with status 413 as soon as more than `limit` bytes are announced or received, 415 where they are
+            compressed.
     """
+    encoding = request.headers.get("content-encoding") or "identity"
+    if encoding.lower() != "identity":  # undoing it would let a small body become a large one
+        raise BodyError(f"the body's Content-Encoding must be identity, not {encoding}: send it as it is", status=415)
     announced = request.headers.get("content-length", "")
     body = bytearray()
     if not (announced.isdecimal() and int(announced) > limit):

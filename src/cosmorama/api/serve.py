@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cosmorama import logs
 from cosmorama.api.app import create_app
+from cosmorama.api.errors import envelope
 from cosmorama.api.services import Services
 from cosmorama.errors import CosmoramaError
 from cosmorama.settings import Settings, SettingsError, notices
@@ -32,7 +33,8 @@ STARTUP_FAILED = 3
 
 
 class BoundedHeaders(H11Protocol):
-    """HTTP/1.1 whose clients have `HEADERS_S` for the headers of a request, however slowly they send them."""
+    """HTTP/1.1 whose clients have `HEADERS_S` for the headers of a request, however slowly they send them, and are told
+    in the envelope of all errors what is wrong with it."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -53,6 +55,15 @@ class BoundedHeaders(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._received()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or more of it than there may be: as all errors are answered, and with the reason."""
+        answer = envelope(400, "invalid_request_error", f"this is no valid HTTP request: {sys.exception()}")
+        head = h11.Response(status_code=400, headers=[*answer.raw_headers, (b"connection", b"close")])
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # otherwise an answer is under way already
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _expect(self) -> None:
         self._deadline = self.loop.call_later(HEADERS_S, self._late)

@@ -35,8 +35,6 @@ from cosmorama.settings import Settings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-DOWNSCALE_DELAY_S = 600.0
-"""A replica is given back when so long fewer were needed: a model takes minutes to load."""
 
 
 class Replicas(Worker):
@@ -182,7 +180,7 @@ class Replicas(Worker):
                     "initial_replicas": max(least, 1),  # what the model takes is to be known
                     "max_replicas": replicas,
                     "target_ongoing_requests": self._settings.max_active,
-                    "downscale_delay_s": DOWNSCALE_DELAY_S,
+                    "downscale_delay_s": self._settings.replica_idle_s,
                 }
             }
         deployment = serve.deployment(

@@ -35,7 +35,7 @@ _UNHEALTHY_AFTER = 3
 """A replica is placed anew when so many of its worker processes in a row died."""
 _SERVERS = (
     *("host", "port", "otel", "api_keys", "allowed_hosts", "cors_origins", "drain_s", "role"),
-    *("models", "model_aliases", "model_memory", "model_idle_s", "replicas", "min_replicas"),
+    *("models", "model_aliases", "model_memory", "model_idle_s", "replicas", "min_replicas", "replica_idle_s"),
     *("max_queue", "request_timeout_s", "upstream_request_timeout_us", "state_dir", "database_url", "artifacts"),
     *("retention_s", "max_artifact_bytes", "lease_s", "max_jobs_per_key", "webhook_secret"),
 )

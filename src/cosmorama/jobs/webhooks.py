@@ -19,10 +19,10 @@ import httpx
 from pydantic_core import to_json
 from standardwebhooks import Webhook
 
-from cosmorama.errors import InvalidRequestError, JobNotFoundError, Problem, StoreUnavailableError
+from cosmorama.errors import InvalidRequestError, JobNotFoundError, MediaError, Problem, StoreUnavailableError
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.store import Delivery, Store
-from cosmorama.media.fetch import RefusedAddressError, guarded
+from cosmorama.media.fetch import RefusedAddressError, guarded, parse_url
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,10 @@ def check_url(url: str) -> None:
         InvalidRequestError: not an http(s) URL, or one with a user name or a password.
     """
     try:
-        parsed = httpx.URL(url)
-        _ = urlsplit(url).port  # raises for a bracket that is not closed, and for a port above 65535
-    except (httpx.InvalidURL, ValueError):
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.raw_host or parsed.userinfo or len(url) > 2048:
-        raise InvalidRequestError(Problem("webhook_url", url, "an http(s) URL without a password"))
+        parse_url(url, "webhook_url")
+    except MediaError as error:
+        accepted = f"an http(s) URL without a password (it {error.message})"
+        raise InvalidRequestError(Problem("webhook_url", url, accepted)) from None
 
 
 def message(job: Job) -> bytes:

@@ -11,6 +11,7 @@ import asyncio
 import binascii
 import functools
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -26,6 +27,9 @@ from cosmorama.errors import MediaError
 from cosmorama.request import MediaSource
 
 MAX_URL = 8192
+_LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?")
+"""A host as the DNS can have it, in the form in which it goes over the wire."""
 _BLANK = "\ufeff \t\r\n\f\v"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SPECIAL_V4 = tuple(
@@ -376,7 +380,7 @@ def parse_url(address: str, field: str, base: httpx.URL | None = None) -> httpx.
     """The http(s) URL in a text, or where it leads from another one.
 
     Raises:
-        MediaError: it is none, or has no host, a password, or more than `MAX_URL` characters.
+        MediaError: it is none, or has a password, more than `MAX_URL` characters, or no host that there can be.
     """
     if len(address) > MAX_URL:
         raise MediaError(field, f"is a URL of {len(address):,} characters; at most {MAX_URL:,} are accepted")
@@ -388,9 +392,20 @@ def parse_url(address: str, field: str, base: httpx.URL | None = None) -> httpx.
         raise MediaError(field, f"leads to a {url.scheme or 'relative'} URL; only http and https are fetched")
     if not url.raw_host:
         raise MediaError(field, "is a URL without a host")
+    host, port = host_of(url), 80 if url.port is None else url.port
+    if not (_is_address(host) or _NAME.fullmatch(host)) or not 0 < port < 65536:
+        raise MediaError(field, "is a URL whose host or port can be none")
     if url.userinfo:
         raise MediaError(field, "is a URL with a user name or password; use one that needs none (e.g. a signed URL)")
     return url
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.cache

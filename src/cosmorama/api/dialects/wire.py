@@ -6,6 +6,7 @@ for a field; errors call a field what the client called it.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -109,9 +110,10 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     if body.count(b"\\") > MAX_ESCAPES + len(body) // BYTES_PER_ESCAPE:
         raise BodyError("the body has more backslashes than any text and any base64; send base64 without escapes")
     try:
-        value = pydantic_core.from_json(body, allow_inf_nan=False)
+        value = pydantic_core.from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
-        raise UnreadableJSONError(f"the body is not valid JSON: {error}") from None
+        other = " in UTF-8; it seems to be UTF-16" if b"\0" in body[:4] else ""
+        raise UnreadableJSONError(f"the body is not valid JSON{other}: {error}") from None
     if not isinstance(value, dict):
         raise BodyError("the body must be a JSON object")
     _check_counts(value)
