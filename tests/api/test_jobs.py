@@ -7,12 +7,14 @@ import base64
 import errno
 import io
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
@@ -345,6 +347,29 @@ def test_an_answer_comes_whole_or_not_at_all(accept: str, tmp_path: Path, monkey
 
     run(test)
     assert [clip.parts[-5] for clip in clips(tmp_path)] == ["artifacts"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"Range": "bytes=2-6"}])
+@pytest.mark.parametrize("seen", ["os.stat", "anyio.open_file"])
+def test_a_clip_that_is_removed_before_it_is_sent_is_gone(
+    seen: str, asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            url = f"/v1/jobs/{(await finished(server, await submit(server)))['id']}/content"
+            (clip,) = clips(tmp_path)
+            owner, _, name = f"starlette.responses.{seen}".rpartition(".")
+            looked = getattr(anyio if name == "open_file" else os, name)
+
+            def removed(path: Any, *arguments: Any, **named: Any) -> Any:
+                if Path(path) == clip:
+                    clip.unlink(missing_ok=True)
+                return looked(path, *arguments, **named)
+
+            monkeypatch.setattr(f"{owner}.{name}", removed)
+            assert problem(await server.client.get(url, headers=asked)) == (410, "content_gone")
+
+    run(test)
 
 
 @pytest.mark.parametrize("store", ["folder", "remote"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +66,29 @@ def test_a_png_is_one_frame_with_titles(tmp_path: Path) -> None:
         assert level(pixels, labelled.width - 56, labelled.height - 40) == pytest.approx(120, abs=4)
         assert pixels[:30].max() > 150  # something is written above
         assert pixels[40:, :140].max() > 150  # and before
+
+
+@pytest.mark.parametrize("title", ["x" * 150_000, "\u0301" * 20_000, "a " * 50_000, "世" * 20_000, "\0\n\t\u202e"])
+def test_titles_of_any_length_are_cut_in_no_time(title: str, tmp_path: Path) -> None:
+    one = clip(tmp_path / "a.mp4", [40])
+    begun = time.process_time()
+    write_sheet(Sheet([[one] * 4] * 4, [title] * 4, [title] * 4), tmp_path / "sheet.png", format="png")
+    assert time.process_time() - begun < 5
+
+
+def test_a_sheet_whose_folder_was_removed_is_made_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, folder = clip(tmp_path / "a.mp4", [40] * 9), tmp_path / "of_the_sheet"
+    folder.mkdir()
+    written = list[int]()
+
+    def write(self: VideoWriter, frames: np.ndarray) -> None:
+        written.append(len(frames))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    monkeypatch.setattr(VideoWriter, "write", write)
+    with pytest.raises(MediaError, match="nobody"):
+        write_sheet(Sheet([[one]]), folder / "sheet.mp4", format="mp4")
+    assert written == [1]
 
 
 def test_many_large_clips_fit_on_a_screen(tmp_path: Path) -> None:

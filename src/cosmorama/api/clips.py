@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from cosmorama.api.errors import envelope
 from cosmorama.api.services import Services, owner_of, while_wanted
 from cosmorama.engine.outcome import Outcome
-from cosmorama.errors import InvalidRequestError, Problem, StorageFullError
+from cosmorama.errors import ContentGoneError, InvalidRequestError, Problem, StorageFullError
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.media.stills import spritesheet, thumbnail
@@ -83,6 +83,33 @@ def timing(outcome: Outcome) -> dict[str, str]:
     """The header `Server-Timing`, in ms: the work of each stage, and `generation`, all of them together."""
     stages = {"generation": sum(outcome.timings.values()), **outcome.timings}
     return {"Server-Timing": ", ".join(f"{stage};dur={1000 * spent_s:.1f}" for stage, spent_s in stages.items())}
+
+
+class _ClipOfAJob(FileResponse):
+    """A clip where it is kept. The answer begins with its first bytes, so that one that was just removed is told so."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file.
+
+        Raises:
+            ContentGoneError: it was removed before it could be opened.
+        """
+        held, begun = list[Message](), False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            held.append(message)
+            if message["type"] != "http.response.start":
+                begun = True
+                while held:
+                    await send(held.pop(0))
+
+        try:
+            await super().__call__(scope, receive, sending)
+        except (FileNotFoundError, RuntimeError):  # the other is Starlette's word for it
+            if begun:
+                raise
+            raise ContentGoneError("the clip was removed") from None
 
 
 class DiscardedFile(FileResponse):
@@ -182,7 +209,7 @@ async def content_answer(request: Request, jobs: Jobs, job: Job) -> Response:
     headers = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
     request.scope["headers"] = [*headers, (b"range", f"bytes={','.join(within)}".encode())] if within else headers
     here = content.path is not None
-    return (FileResponse if here else DiscardedFile)(
+    return (_ClipOfAJob if here else DiscardedFile)(
         content.path or await jobs.checkout(job),
         headers={"ETag": tag} | ({} if job.result is None else timing(job.result.outcome)),
         media_type=content.media_type,

@@ -19,7 +19,7 @@ _MOST_USED = ("model", "models", "host", "port", "api_keys")
 _HIDDEN = ("upstream_request_timeout_us",)
 _GROUPS = {
     "Models and memory": "model name warmup device dtype offload quantize compile variant controls vae_tiling adapters "
-    "attention fps parallel threads replicas min cache disable",
+    "attention fps parallel threads replica min cache disable",
     "Jobs": "role max drain request hang state database artifacts retention lease webhook",
     "Who may call": "api_keys allowed_hosts cors studio",
     "Inputs": "allow url video_quality reuse dialect size",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +52,7 @@ def write_sheet(sheet: Sheet, output: Path, *, format: Literal["mp4", "png"], fr
         frame: For `png`: which frame, from 0; None: the middle one.
 
     Raises:
-        MediaError: a clip cannot be read, or none is there.
+        MediaError: a clip cannot be read, or none is there, or the folder of `output` was removed meanwhile.
     """
     with ExitStack() as stack:
         cells = [[None if path is None else stack.enter_context(_Cell(path)) for path in row] for row in sheet.rows]
@@ -66,6 +69,8 @@ def write_sheet(sheet: Sheet, output: Path, *, format: Literal["mp4", "png"], fr
         writer = VideoWriter(output, width=page.width, height=page.height, fps=fps, output=Output(quality=7))
         with writer:
             for at in range(frames):
+                if not output.parent.exists():  # who wanted it has gone, and its folder with it
+                    raise MediaError("rows", "is wanted by nobody any more")
                 writer.write(np.asarray(page.paint(at / fps))[None])
 
 
@@ -145,7 +150,7 @@ class _Page:
             text = next(_lines(title, width, font), "")
             draw.text((left + at * (width + _GAP), _GAP), text, _INK, font)
         for row, title in enumerate(sheet.row_titles[: len(cells)]):
-            lines = list(_lines(title, _SIDE - _GAP, font))[: max(1, height // 20)]
+            lines = list(islice(_lines(title, _SIDE - _GAP, font), max(1, height // 20)))
             middle = top + row * (height + _GAP) + (height - 20 * len(lines)) // 2
             for number, line in enumerate(lines):
                 draw.text((_GAP, middle + 20 * number), line, _INK, font)
@@ -162,15 +167,14 @@ class _Page:
 def _lines(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
     """The text in lines that fit; a word that does not is cut."""
     line = ""
-    for word in text.split():
-        longer = f"{line} {word}".strip()
+    for word in text[: 100 * width].split():
+        longer = f"{line} {word[:width]}".strip()  # hardly a letter is narrower than a pixel
         if font.getlength(longer) <= width:
             line = longer
             continue
         if line:
             yield line
-        while word and font.getlength(word) > width:
-            word = word[:-1]
-        line = word
+        ends = range(1, min(len(word), width) + 1)
+        line = word[: bisect_right(ends, width, key=lambda end: ceil(font.getlength(word[:end])))]
     if line:
         yield line
