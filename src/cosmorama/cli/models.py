@@ -52,10 +52,9 @@ def _list(cache: Path | None) -> None:
 
     from cosmorama.world.load.hub import cached_bytes
     from cosmorama.world.load.sources import SOURCES
-    from cosmorama.world.registry import known_models
+    from cosmorama.world.registry import MICROCOSM
 
-    for known in known_models():
-        typer.echo(f"{known.name}: {known.description}")
+    typer.echo(f"{MICROCOSM.name}: {MICROCOSM.description}")
     table = Table("name", "what it makes", "download", "licence", "here", box=None, pad_edge=False)
     for source in SOURCES:
         here = cached_bytes(source, cache)
@@ -75,13 +74,12 @@ def _list(cache: Path | None) -> None:
 def show(name: NameArgument, cache: CacheOption = None) -> None:
     """What is known of one model: where it is, its licence, its size, and how to serve it."""
     from cosmorama.world.load.hub import cached_bytes
-    from cosmorama.world.registry import known_models
+    from cosmorama.world.registry import MICROCOSM
 
     with errors_for_people():
-        for known in known_models():
-            if known.name == name:
-                typer.echo(f"name: {known.name}\nabout: {known.description}\nfolder: {known.folder}")
-                return
+        if name == MICROCOSM.name:
+            typer.echo(f"name: {name}\nabout: {MICROCOSM.description}\nfolder: {MICROCOSM.folder}")
+            return
         source = _source(name)
         here = cached_bytes(source, cache)
         lines = {
@@ -114,10 +112,10 @@ def pull(
 ) -> None:
     """Download a model, or what is missing of it; one that was broken off is resumed. Prints where it is."""
     from cosmorama.world.load import hub
-    from cosmorama.world.registry import known_models
+    from cosmorama.world.registry import MICROCOSM
 
     with errors_for_people():
-        if name in {known.name for known in known_models()}:
+        if name == MICROCOSM.name:
             typer.echo(f"{name} comes with cosmorama")
             return
         wanted = tuple(kind.strip() for kind in (controls or "").split(",") if kind.strip())
@@ -129,10 +127,10 @@ def rm(name: NameArgument, cache: CacheOption = None) -> None:
     """Delete the copy of a model that is on this disk."""
     from cosmorama.errors import ModelNotFoundError
     from cosmorama.world.load import hub
-    from cosmorama.world.registry import known_models
+    from cosmorama.world.registry import MICROCOSM
 
     with errors_for_people():
-        if name in {known.name for known in known_models()}:
+        if name == MICROCOSM.name:
             raise ModelNotFoundError(f"{name} comes with cosmorama and stays")
         typer.echo(f"{_gb(hub.remove(_source(name), cache))} freed")
 

@@ -52,14 +52,9 @@ MICROCOSM = KnownModel(
 )
 
 
-def known_models() -> tuple[KnownModel, ...]:
-    """The models that can be loaded by name."""
-    return (MICROCOSM,)
-
-
 def stored_bytes(name_or_path: str, variant: str | None = None, cache: Path | None = None) -> int:
     """Bytes of the files that are a model's weights, about the least that it takes in memory; 0: they are not here."""
-    folder = next((model.folder for model in known_models() if model.name == name_or_path), Path(name_or_path))
+    folder = MICROCOSM.folder if name_or_path == MICROCOSM.name else Path(name_or_path)
     try:
         if not isdir(folder):
             source = source_of(name_or_path)
@@ -144,7 +139,7 @@ _LOADERS = {"cosmos": set(CAPABILITIES), "cosmos3": {"Cosmos3OmniPipeline", _DIS
 def _folder_of(
     name: str, cache: Path | None, *, download: bool, variant: str | None, controls: tuple[str, ...]
 ) -> Path:
-    folder = next((model.folder for model in known_models() if model.name == name), Path(name).expanduser())
+    folder = MICROCOSM.folder if name == MICROCOSM.name else Path(name).expanduser()
     if isdir(folder):  # no error where the name is longer than names can be
         if controls:
             raise ModelNotFoundError(f"controls is {controls}, but the folder {name!r} has its ControlNets in it")
@@ -155,7 +150,7 @@ def _folder_of(
         raise ModelNotFoundError(f"{name!r} is a link to a folder that is not there: {folder.readlink()}")
     source = source_of(name)
     if source is None:
-        names = closest(name) or [model.name for model in known_models()]
+        names = closest(name) or [MICROCOSM.name]
         raise ModelNotFoundError(
             f"there is no model {name[:200]!r}: give a checkpoint folder, owner/name on the Hugging Face hub, or a "
             f"name that cosmorama models lists, for example {', '.join(names)}"

@@ -228,6 +228,10 @@ SPELLINGS: dict[str, Callable[[Pairs], dict[str, Tensor]]] = {
     "NVIDIA in PEFT": lambda pairs: spelt(pairs, *AB, lambda layer: f"base_model.model.net.{by_nvidia(layer)}"),
     "ComfyUI": lambda pairs: spelt(pairs, *DU, lambda layer: f"diffusion_model.{by_nvidia(layer)}"),
     "kohya on NVIDIA's": lambda pairs: spelt(pairs, *DU, lambda layer: f"lora_unet_{flat(by_nvidia(layer))}"),
+    "a compiled network": lambda pairs: spelt(pairs, *AB, lambda layer: f"transformer._orig_mod.{layer}"),
+    "blocks that were recomputed": lambda pairs: spelt(
+        pairs, *AB, lambda layer: layer.replace(".attn", "._checkpoint_wrapped_module.attn")
+    ),
     "alpha as large as the rank": lambda pairs: spelt(pairs, *DU) | {f"{n}.alpha": torch.tensor(4.0) for n in pairs},
     "in 16 bits": lambda pairs: {name: tensor.half() for name, tensor in spelt(pairs, *AB).items()},
 }
@@ -359,6 +363,18 @@ REFUSED: dict[str, tuple[Callable[[Pairs], dict[str, Tensor]], str]] = {
         r"no place in this model: transformer_blocks\.27",
     ),
     "a bias": (lambda pairs: spelt(pairs, *AB) | {f"{ONE}.diff_b": torch.zeros(32)}, r"no place .*diff_b"),
+    "a bias of lora_B": (
+        lambda pairs: spelt(pairs, *AB) | {f"{layer}.lora_B.bias": torch.zeros(32) for layer in pairs},
+        r"no place .*lora_B\.bias",
+    ),
+    "weights kept whole": (
+        lambda pairs: spelt(pairs, *AB) | {f"{ONE}.modules_to_save.default.weight": torch.zeros(32, 32)},
+        r"no place .*modules_to_save",
+    ),
+    "a text encoder's too": (
+        lambda pairs: spelt(pairs, *AB) | {"text_encoder.layers.0.q_proj.lora_A.weight": torch.zeros(4, 32)},
+        r"no place .*text_encoder\.layers",
+    ),
     "a difference": (lambda pairs: spelt(pairs, *AB) | {f"{ONE}.diff": torch.zeros(32, 32)}, r"no place .*\.diff"),
     "LyCORIS": (lambda pairs: {f"lycoris_{flat(ONE)}.lokr_w1": torch.zeros(2, 2)}, r"none of its weights .*lokr_w1"),
     "no lora_B": (lambda pairs: without(pairs, "lora_B.weight"), "has no lora_B"),

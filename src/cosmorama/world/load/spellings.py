@@ -25,14 +25,16 @@ from cosmorama.world.load.files import read_header, read_json, some
 _PREFIXES = re.compile(
     r"(base_model\.model|base_model|model\.diffusion_model|diffusion_model|transformer|module|model|net|pipe\.dit|dit)\."
 )
+_WRAPPERS = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+"""What torch puts around a network that was compiled, shared out or recomputed while it was trained."""
 _FLAT = re.compile(r"(lora_unet|lora_transformer|lora_te0|lycoris)_")
 """Before names whose dots were written as underscores."""
 _ROLES = (
     (
-        re.compile(r"\.lora_A(\.[^.]+)?(\.weight)?$|[._]lora[._]down\.weight$|\.lora_linear_layer\.down\.weight$"),
+        re.compile(r"\.lora_A(\.(?!bias$)[^.]+){0,2}$|[._]lora[._]down\.weight$|\.lora_linear_layer\.down\.weight$"),
         "down",
     ),
-    (re.compile(r"\.lora_B(\.[^.]+)?(\.weight)?$|[._]lora[._]up\.weight$|\.lora_linear_layer\.up\.weight$"), "up"),
+    (re.compile(r"\.lora_B(\.(?!bias$)[^.]+){0,2}$|[._]lora[._]up\.weight$|\.lora_linear_layer\.up\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     (re.compile(r"\.dora_scale$|\.lora_magnitude_vector(\.[^.]+)?(\.weight)?$"), "magnitude"),
 )
@@ -248,7 +250,7 @@ def _sorted(weights: Mapping[str, Tensor], aliases: Mapping[str, str]) -> tuple[
 
 
 def _layer(path: str, aliases: Mapping[str, str]) -> str | None:
-    path = path.replace(".processor.", ".")  # as diffusers once wrote them
+    path = _WRAPPERS.sub("", path).replace(".processor.", ".")  # as diffusers once wrote them
     while path not in aliases:
         match = _PREFIXES.match(path) or _FLAT.match(path)
         if match is None:
