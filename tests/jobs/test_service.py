@@ -564,13 +564,13 @@ def test_content_can_be_forgotten_and_a_full_store_forgets_the_oldest(
     async def life() -> None:
         async with running(settings_in(tmp_path, max_artifact_bytes=300)) as (jobs, _):
             made = [(await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)).id for _ in range(3)]
-            while (result := (await jobs.get(made[0])).result) is None or result.available:
+            while (result := (await jobs.get(made[0])).result) is None or result.key is not None:
                 await asyncio.sleep(0.05)
             with pytest.raises(ContentGoneError):
                 jobs.content(await jobs.get(made[0]))
             assert await content(jobs, made[2])
             jobs.forget_content(made[2])
-            while (result := (await jobs.get(made[2])).result) is None or result.available:
+            while (result := (await jobs.get(made[2])).result) is None or result.key is not None:
                 await asyncio.sleep(0.01)
         async with running(settings_in(tmp_path, retention_s=0.01)) as (jobs, _):
             while (await jobs.list()).jobs:

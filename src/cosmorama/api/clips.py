@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from cosmorama.api.errors import envelope
 from cosmorama.api.services import Services, owner_of, while_wanted
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import ContentGoneError, InvalidRequestError, Problem, StorageFullError
+from cosmorama.jobs.files import discard
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.media.stills import spritesheet, thumbnail
@@ -57,11 +57,6 @@ async def still_answer(request: Request, services: Services, job: Job, variant: 
     picture = await while_wanted(request, made())
     # A job's clip never changes.
     return Response(picture, media_type=media_type, headers={"Cache-Control": "private, max-age=604800, immutable"})
-
-
-def discard(clip: Path) -> None:
-    """Delete a clip and whatever else is in its folder."""
-    shutil.rmtree(clip.parent, ignore_errors=True)
 
 
 MAX_HEADER_CHARACTERS = 1024

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from cosmorama.api import info
 from cosmorama.api.body import body_limit, read_object
-from cosmorama.api.clips import discard, timing
+from cosmorama.api.clips import timing
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import action_answer, file_answer, named, worded
 from cosmorama.api.dialects.openai_videos import adapters_of, size_from
@@ -31,6 +31,7 @@ from cosmorama.api.services import Services, ServicesOf
 from cosmorama.api.videos import BODY, OpenAIRoute, begin_video, generation_of, is_form, source_of
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, MediaError, Problem
+from cosmorama.jobs.files import discard
 from cosmorama.request import MAX_SEED, PROMPT_MAX_CHARACTERS, GenerationRequest, Output
 
 router = APIRouter(tags=["videos"], route_class=OpenAIRoute)

@@ -157,11 +157,11 @@ def complete(openapi: Callable[[], dict[str, Any]], *, keys: bool) -> Callable[[
 def _offer_upload(document: dict[str, Any]) -> None:
     """Say that the picture or clip of a form is a file, so that the documentation page lets its reader choose one."""
     schema = document["components"]["schemas"].get("VideoBody")
-    for operation in (document["paths"].get("/v1/videos", {}).get("post"),):
-        form = (operation or {}).get("requestBody", {}).get("content", {}).get("multipart/form-data")
-        if form is not None and schema is not None:
-            file = {"type": "string", "format": "binary", "description": "A picture or a clip to begin from."}
-            form["schema"] = {**schema, "properties": {**schema["properties"], "input_reference": file}}
+    begin = document["paths"].get("/v1/videos", {}).get("post")
+    if begin is not None and schema is not None:
+        file = {"type": "string", "format": "binary", "description": "A picture or a clip to begin from."}
+        with_file = {**schema, "properties": {**schema["properties"], "input_reference": file}}
+        begin["requestBody"]["content"]["multipart/form-data"]["schema"] = with_file
 
 
 def _describe(path: str, method: str, operation: dict[str, Any], *, keys: bool) -> None:

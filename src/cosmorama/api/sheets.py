@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from cosmorama.api.body import read_json
-from cosmorama.api.clips import DiscardedFile, discard
+from cosmorama.api.clips import DiscardedFile
 from cosmorama.api.dialects.wire import Few, WireModel
 from cosmorama.api.services import Services, ServicesOf, owner_of, while_wanted
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.grid.sheet import Sheet, write_sheet
+from cosmorama.jobs.files import discard
 from cosmorama.jobs.model import Job
 
 MAX_CELLS = 64

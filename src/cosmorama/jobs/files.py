@@ -188,11 +188,10 @@ class Artifacts:
         """Remove what one attempt published."""
         self._remove(f"results/{job_id}/{attempt}")
 
-    def remove(self, job_id: str, *, inputs: bool = True, results: bool = True) -> None:
+    def remove(self, job_id: str, *, inputs: bool = True) -> None:
         """Remove a job's files; none is fine."""
-        for folder, wanted in ((f"inputs/{job_id}", inputs), (f"results/{job_id}", results)):
-            if wanted:
-                self._remove(folder)
+        for folder in ("inputs", "results") if inputs else ("results",):
+            self._remove(f"{folder}/{job_id}")
 
     def jobs(self) -> Iterator[str]:
         """Ids of the jobs that have files here."""
@@ -310,15 +309,15 @@ class TempDir:
         """Where to put one clip: a path in a new folder of its own."""
         return Path(tempfile.mkdtemp(dir=self.folder)) / f"clip{suffix}"
 
-    @staticmethod
-    def discard(clip: Path) -> None:
-        """Delete a clip and whatever else is in its folder."""
-        shutil.rmtree(clip.parent, ignore_errors=True)
-
     def close(self) -> None:
         """Delete the folder."""
         self._lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def discard(clip: Path) -> None:
+    """Delete a clip that is in a folder of its own, and whatever else is in there."""
+    shutil.rmtree(clip.parent, ignore_errors=True)
 
 
 def _clear_dead(parent: Path) -> None:

@@ -329,9 +329,8 @@ class Fleet:
     Args:
         store: What they share.
         server: The name of this one.
-        role: What it does.
+        settings: What it does, and how many jobs it works on at a time.
         supervisor: Its models; a `RemotePool` is told of the others'.
-        places: Jobs that it works on at a time.
         channels: Who watches jobs here.
         runner, dispatcher: What runs here, and who is told that the queue changed.
         follow: What happens to a job that runs here, previews too.
@@ -342,9 +341,8 @@ class Fleet:
         store: Store,
         *,
         server: str,
-        role: Role,
+        settings: Settings,
         supervisor: ModelPool,
-        places: int,
         channels: Channels,
         runner: Runner,
         dispatcher: Dispatcher,
@@ -352,7 +350,7 @@ class Fleet:
     ) -> None:
         self.register = Register(store)
         self._store = store
-        self._server, self._role, self._places = server, role, places
+        self._server, self._role, self._places = server, settings.role, settings.places
         self._supervisor, self._channels, self._runner = supervisor, channels, runner
         self._dispatcher, self._follow = dispatcher, follow
         self._models: dict[str, Capabilities] = {}

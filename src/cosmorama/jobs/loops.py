@@ -158,15 +158,15 @@ class Dispatcher:
             await self._store.advance(moved)
         self._told = {claim: running.job.progress for claim, running in held.items()}
         beat = await self._store.heartbeat(self._server)
-        for claim in held.keys() - beat.held:
+        for claim in held.keys() - beat.keys():
             if claim.job_id in runner.running:  # it may have ended meanwhile
                 runner.interrupt(claim.job_id, "lost")
-        for claim in beat.cancelled.keys() & held.keys():
-            runner.interrupt(claim.job_id, "cancel", beat.cancelled[claim])
-        # A claim whose answer was lost with the connection to the database: nobody runs it.
-        for claim in beat.held - held.keys():
-            if claim.job_id not in runner.running:
-                await runner.recover(claim, cancelled=beat.cancelled.get(claim), blame=False)
+        for claim, error in beat.items():
+            if claim in held and error is not None:
+                runner.interrupt(claim.job_id, "cancel", error)
+            elif claim not in held and claim.job_id not in runner.running:
+                # Its answer was lost with the connection to the database: nobody runs it.
+                await runner.recover(claim, cancelled=error, blame=False)
                 self.wake()
 
     async def _expire(self) -> None:

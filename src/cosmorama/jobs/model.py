@@ -245,11 +245,6 @@ class JobResult:
     bytes: int
     key: str | None
 
-    @property
-    def available(self) -> bool:
-        """Whether the clip is still there."""
-        return self.key is not None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -349,7 +344,7 @@ class Job:
             result=None
             if result is None
             else ResultStatus(
-                content_url=f"/v1/jobs/{self.id}/content" if result.available else None,
+                content_url=f"/v1/jobs/{self.id}/content" if result.key is not None else None,
                 media_type=result.media_type,
                 bytes=result.bytes,
                 seed=result.outcome.seed,

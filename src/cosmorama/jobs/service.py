@@ -25,7 +25,7 @@ from cosmorama.errors import (
 )
 from cosmorama.jobs.channel import Channels, JobEvent, Observer, Observers, number, status
 from cosmorama.jobs.database import Database
-from cosmorama.jobs.files import Artifacts, Content, TempDir, media_of, place_media, restore_media, take_media
+from cosmorama.jobs.files import Artifacts, Content, TempDir, discard, media_of, place_media, restore_media, take_media
 from cosmorama.jobs.fleet import Fleet
 from cosmorama.jobs.loops import Dispatcher
 from cosmorama.jobs.model import Job, JobError, JobOptions, State, job_options
@@ -111,9 +111,8 @@ class Jobs:
         self._fleet = Fleet(
             self._store,
             server=server,
-            role=settings.role,
+            settings=settings,
             supervisor=supervisor,
-            places=settings.places,
             channels=self._channels,
             runner=self._runner,
             dispatcher=self._dispatcher,
@@ -521,7 +520,7 @@ class Jobs:
         try:
             await asyncio.to_thread(self._artifacts.checkout, job.result.key, target)
         except BaseException:
-            self._temp.discard(target)
+            discard(target)
             raise
         return target
 

@@ -161,14 +161,6 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """What a server's sign of life found: the claims that stand, and the errors to end some of them with."""
-
-    held: frozenset[Claim]
-    cancelled: Mapping[Claim, JobError]
-
-
-@dataclass(frozen=True, slots=True)
 class Delivery:
     """A webhook to send: to where, how often that was tried with this time, and for whom."""
 
@@ -401,8 +393,8 @@ class Store:
                 )
 
     @in_thread
-    def heartbeat(self, server: str) -> Heartbeat:
-        """Renew what a server holds and waits for."""
+    def heartbeat(self, server: str) -> dict[Claim, JobError | None]:
+        """Renew what a server holds and waits for; the claims that stand, with the error that one is to end with."""
         until = self.database.now() + self.lease_s
         mine = and_(jobs.c.state == "running", jobs.c.holder == server)
         with self.database.write() as connection:
@@ -412,8 +404,7 @@ class Store:
                 update(jobs).where(jobs.c.state.in_(_OPEN), jobs.c.waiter == server).values(waiter_until=until)
             )
             rows = connection.execute(select(jobs.c.id, jobs.c.attempts, jobs.c.cancel_error).where(mine)).all()
-        claims = {Claim(row.id, server, row.attempts): row.cancel_error for row in rows}
-        return Heartbeat(frozenset(claims), {claim: error for claim, error in claims.items() if error is not None})
+        return {Claim(row.id, server, row.attempts): row.cancel_error for row in rows}
 
     @in_thread
     def finish(self, claim: Claim, finish: Finish) -> Job | None:
@@ -535,19 +526,17 @@ class Store:
                 connection.execute(update(jobs).where(jobs.c.id == job_id).values(labels=dict(change(own))))
 
     @in_thread
-    def remove(self, ids: Iterable[str]) -> None:
-        """Forget finished jobs."""
+    def remove(self, ids: Sequence[str]) -> None:
+        """Forget finished jobs, a few."""
         with self.database.write() as connection:
-            for some in _batches(ids):
-                connection.execute(jobs.delete().where(jobs.c.id.in_(some), jobs.c.state.in_(FINAL)))
+            connection.execute(jobs.delete().where(jobs.c.id.in_(ids), jobs.c.state.in_(FINAL)))
 
     @in_thread
-    def drop_contents(self, ids: Iterable[str]) -> None:
-        """Note that the files of jobs are gone."""
+    def drop_contents(self, ids: Sequence[str]) -> None:
+        """Note that the files of a few jobs are gone."""
+        gone = update(jobs).where(jobs.c.id.in_(ids)).values(result_key=None, result_bytes=0, input_bytes=0)
         with self.database.write() as connection:
-            for some in _batches(ids):
-                gone = update(jobs).where(jobs.c.id.in_(some))
-                connection.execute(gone.values(result_key=None, result_bytes=0, input_bytes=0))
+            connection.execute(gone)
 
     @in_thread
     def expired(self, age_s: float, limit: int = 50) -> list[str]:
@@ -623,12 +612,11 @@ class Store:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(webhook_due=due))
 
     @in_thread
-    def give_back_webhooks(self, ids: Iterable[str]) -> None:
-        """Have deliveries that were taken and cut off made by whoever comes next."""
+    def give_back_webhooks(self, ids: Sequence[str]) -> None:
+        """Have a few deliveries that were taken and cut off made by whoever comes next."""
+        mine = update(jobs).where(jobs.c.id.in_(ids), jobs.c.webhook_due.is_not(None))
         with self.database.write() as connection:
-            for some in _batches(ids):
-                mine = update(jobs).where(jobs.c.id.in_(some), jobs.c.webhook_due.is_not(None))
-                connection.execute(mine.values(webhook_due=self.database.now()))
+            connection.execute(mine.values(webhook_due=self.database.now()))
 
 
 def _admit(connection: Connection, job: Job, limits: Limits, fingerprint: str) -> str | None:

@@ -70,8 +70,7 @@ class Webhooks:
         self._signer = Webhook(secret)
         self._allow_private = allow_private
         self._woken = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()
         self._owners: Counter[str] = Counter()
 
@@ -87,7 +86,7 @@ class Webhooks:
                 try:
                     # Whose receivers hold up fewer goes first: to one host all have the same few places.
                     for due in sorted(await self._store.due_webhooks(), key=lambda due: self._owners[due.owner]):
-                        await self._begin(due)
+                        self._begin(due)
                 except StoreUnavailableError:
                     pass  # the dispatcher has said so in the log
                 except Exception:
@@ -96,40 +95,29 @@ class Webhooks:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._woken.wait()
         finally:
-            cut_off = list(self._under_way)
-            for task in self._tasks:
+            cut_off = dict(self._under_way)
+            for task in cut_off.values():
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*cut_off.values(), return_exceptions=True)
             # Whoever comes next need not wait until they would have timed out here.
             with suppress(StoreUnavailableError, TimeoutError):
                 async with asyncio.timeout(GIVE_BACK_S):
-                    await self._store.give_back_webhooks(cut_off)
+                    await self._store.give_back_webhooks(list(cut_off))
 
-    async def _begin(self, due: Delivery) -> None:
+    def _begin(self, due: Delivery) -> None:
         """Begin a delivery, unless its receiver, its owner or this server has enough of them at a time."""
         host = urlsplit(due.url).netloc.lower()
         most = PER_OWNER if due.owner else AT_ONCE  # without keys all jobs have the same owner, who is nobody
-        if len(self._tasks) >= AT_ONCE or due.job_id in self._under_way:
+        if len(self._under_way) >= AT_ONCE or due.job_id in self._under_way:
             return
         if self._hosts[host] >= PER_HOST or self._owners[due.owner] >= most:
             return
-        self._under_way.add(due.job_id)
-        try:
-            taken = await self._store.take_webhook(due, 3 * TIMEOUT_S)
-        except Exception:
-            self._under_way.discard(due.job_id)
-            raise
-        if not taken:
-            self._under_way.discard(due.job_id)
-            return
         self._hosts[host] += 1
         self._owners[due.owner] += 1
-        task = asyncio.create_task(self._deliver(due))
-        self._tasks.add(task)
+        task = self._under_way[due.job_id] = asyncio.create_task(self._deliver(due))
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._under_way.discard(due.job_id)
+            del self._under_way[due.job_id]
             for counts, key in ((self._hosts, host), (self._owners, due.owner)):
                 counts[key] -= 1
                 if not counts[key]:
@@ -140,6 +128,8 @@ class Webhooks:
 
     async def _deliver(self, due: Delivery) -> None:
         try:
+            if not await self._store.take_webhook(due, 3 * TIMEOUT_S):
+                return  # another server did
             job = await self._store.get(due.job_id)
             problem = await self._post(due.url, job)
             retry_in_s = None

@@ -23,7 +23,7 @@ from cosmorama.errors import (
     WorkerError,
 )
 from cosmorama.jobs.channel import Channels, Observer
-from cosmorama.jobs.files import Artifacts, Published, TempDir, restore_media
+from cosmorama.jobs.files import Artifacts, Published, TempDir, discard, restore_media
 from cosmorama.jobs.model import Job, JobError
 from cosmorama.jobs.store import Claim, Finish, Store
 from cosmorama.logs import about
@@ -254,7 +254,7 @@ class Runner:
     async def _discard(self, name: str, clip: Path) -> None:
         """Remove the folder that a clip was made in, once the worker, which writes into it, has let go of it."""
         await self._supervisor.released(name)
-        await asyncio.to_thread(self._temp.discard, clip)
+        await asyncio.to_thread(discard, clip)
 
     async def _make(self, running: Running, clip: Path) -> Finish:
         job, claim = running.job, running.claim

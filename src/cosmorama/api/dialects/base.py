@@ -10,11 +10,12 @@ from typing import Any, get_args
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from cosmorama.api.clips import ClipFile, ClipJSON, discard
+from cosmorama.api.clips import ClipFile, ClipJSON
 from cosmorama.api.dialects.wire import WireModel, names_written
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.fitting import FPS
+from cosmorama.jobs.files import discard
 from cosmorama.media.write import mime_type
 from cosmorama.request import GenerationRequest, Mode
 from cosmorama.settings import Settings
