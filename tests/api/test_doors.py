@@ -454,6 +454,14 @@ def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await asyncio.wait_for(reader.read(), 10) == b""
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert [(await client.get("/")).text for _ in range(2)] == ["hi", "hi"]
+        # Who says nothing gives way to who comes later: of so many connections half may.
+        monkeypatch.setattr("resource.getrlimit", lambda _: (12, 12))
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.get("/")).text == "hi"
+        assert await asyncio.wait_for(silent[0][0].read(), 0.1) == b""
+        for _, writer in silent:
+            writer.close()
         for wrong, why in (
             (b"GET / HTTP/1.1\r\n\r\n", "Host"),
             (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "Host"),

@@ -6,11 +6,13 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 from contextlib import suppress
 from types import FrameType
+from typing import ClassVar
 
 import h11
 import uvicorn
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 HEADERS_S = 20.0
 """Longest time that a client may take for the headers of a request."""
+MAX_FILES = 1 << 16
+"""Connections and files that a server may have open, where the system's own limit is not lower."""
 STARTUP_FAILED = 3
 """Exit status of a server that could not start, as uvicorn has it."""
 
@@ -37,6 +41,8 @@ class BoundedHeaders(H11Protocol):
     in the envelope of all errors what is wrong with it."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _waiting: ClassVar[dict[BoundedHeaders, None]] = {}
+    """The connections whose headers are not there yet, the oldest first."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -67,14 +73,18 @@ class BoundedHeaders(H11Protocol):
 
     def _expect(self) -> None:
         self._deadline = self.loop.call_later(HEADERS_S, self._late)
+        self._waiting[self] = None
+        if len(self._waiting) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+            next(iter(self._waiting))._late()  # or who has nothing to say would keep out who has
 
     def _received(self) -> None:
+        self._waiting.pop(self, None)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _late(self) -> None:
-        self._deadline = None
+        self._received()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
 
@@ -130,6 +140,9 @@ def serve(settings: Settings) -> None:
     except CosmoramaError as error:
         log.error("the server cannot start: %s", error)
         sys.exit(STARTUP_FAILED)
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 < files < MAX_FILES:  # the usual 1024 are fewer than may follow jobs
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES if most < 0 else min(MAX_FILES, most), most))
     config = uvicorn.Config(
         app,
         host=settings.host,
