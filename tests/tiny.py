@@ -15,6 +15,7 @@ from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.layout import SLOTS, VIEW, Layout
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 
 CHANNELS = 4
@@ -55,6 +56,14 @@ def tiny_still_refiner() -> StillRefiner:
     objects[..., 0], objects[:, 0, 6], objects[:, 1, 7] = 50, 50, 50  # sure of two, a ball and a cube,
     objects[:, 0, 9], objects[:, 1, 10] = 50, 50  # of two colors
     cast(torch.Tensor, net.say[-1].bias).data.copy_(torch.cat([said[0], torch.tensor([50.0])]))
+    return net.eval().requires_grad_(False)
+
+
+def tiny_tracker() -> Tracker:
+    """A random network that follows objects, and is sure of itself."""
+    torch.manual_seed(0)
+    net: Tracker = Tracker((8, 8), 8, 8)
+    torch.nn.init.normal_(cast(torch.nn.Linear, net.say[-1]).weight, std=0.1)
     return net.eval().requires_grad_(False)
 
 

@@ -20,7 +20,7 @@ from cosmorama.request import Defaults, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
-from cosmorama.world.microcosm.sampling import CosmosFlowWorld
+from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld
 from cosmorama.world.microcosm.windowed import WindowedWorld
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import to_uint8
@@ -58,14 +58,15 @@ def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
     rollout = Rollout(world, prepared)
     while not rollout.done:
         rollout.advance()
-    latents = rollout.latents
-    if job.given is None and isinstance(world, CosmosFlowWorld):
-        latents = world.begin_clip(prepared.inputs, world.encode_text).refined(latents)
     assert isinstance(world.autoencoder, VideoAutoencoder)
-    height, width = resolved.height // OUTPUT_SCALE, resolved.width // OUTPUT_SCALE
     with torch.inference_mode():
-        small = world.autoencoder.decode_small(latents, height, width)
-    return np.ascontiguousarray(to_uint8(small[:, :, -job.frames :])[0])
+        sampling = rollout.sampling
+        if isinstance(sampling, CosmosFlowSampling):
+            pieces = sampling.shown(rollout.latents)
+        else:
+            pieces = world.autoencoder.small_stream(rollout.latents, resolved.height, resolved.width)
+        small = torch.cat(list(pieces))
+    return np.ascontiguousarray(to_uint8(small.transpose(0, 1)[None, :, : job.frames])[0])
 
 
 def draw_all(weights: Path, jobs: Sequence[Job], name: str, processes: int = 2) -> list[Frames]:

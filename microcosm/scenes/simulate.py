@@ -166,12 +166,19 @@ def render(shot: Shot, times_s: Sequence[float], supersample: int = 2, scale: in
     return film.shoot(_renderer(shot.scene.sky, width, height), times_s, supersample, film.until)
 
 
-def positions(shot: Shot, time_s: float) -> NDArray[np.float64]:
-    """Where the middles of a shot's objects are some time after the start of the action, m: [objects, 3]."""
-    film = _begun(shot, *shot.size_px)
-    film.until(time_s)
-    found: NDArray[np.float64] = film.data.qpos.reshape(-1, 7)[:, :3].copy()
-    return found
+def states(shot: Shot, times_s: Sequence[float]) -> NDArray[np.float64]:
+    """Where the middles of a shot's objects are at increasing times after the start of the action, m, and how they are
+    turned (yaw, rad; a ball is as it was): [times, objects, 4]. None of them ever tips over.
+    """
+    film, found = _begun(shot, *shot.size_px), []
+    for time_s in times_s:
+        film.until(time_s)
+        numbers = film.data.qpos.reshape(-1, 7)
+        yaws = 2 * np.arctan2(numbers[:, 6], numbers[:, 3])
+        balls = np.array([body.kind.shape == "ball" for body in shot.bodies])
+        yaws = np.where(balls, [body.yaw_rad for body in shot.bodies], yaws)
+        found.append(np.concatenate([numbers[:, :3], yaws[:, None]], axis=1))
+    return np.stack(found)
 
 
 def _begun(shot: Shot, width: int, height: int) -> Film:

@@ -17,6 +17,7 @@ from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.microcosm.unet import VideoUNet
 from microcosm.scenes.dataset import CLIP_FRAMES, SPLITS
@@ -27,7 +28,7 @@ from microcosm.training.gain import fold
 from microcosm.training.world import TIMESTEP_SCALE
 
 WEIGHTS = Path(__file__).parents[2] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.7.0"
+VERSION = "0.8.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). At the API's default of 7: of 2, 3 and 4 the one at which the
 # probe found most shapes in 64 stills (88, 91, 89 %; the scenes are in no split and not those of `evaluate`).
@@ -56,7 +57,12 @@ def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]
     return net.eval(), text_encoder.eval(), state["progress"]
 
 
-PARTS: dict[str, type[Stored]] = {"drive": DriveNet, "finder": Finder, "still_refiner": StillRefiner}
+PARTS: dict[str, type[Stored]] = {
+    "drive": DriveNet,
+    "finder": Finder,
+    "still_refiner": StillRefiner,
+    "tracker": Tracker,
+}
 """What may lie beside the denoiser; a drive needs its finder."""
 
 
@@ -119,7 +125,7 @@ def main(
 ) -> None:
     """Write float16 weights and replace the folder in one move; parts are put beside those that are there."""
     if part:
-        values = json.loads((out / "world.json").read_text())
+        values = json.loads((out / "world.json").read_text()) | {"version": VERSION}
         for one in part:
             net, progress = load_part(PARTS[one], runs / f"{one}.pt")
             shutil.rmtree(out / one, ignore_errors=True)

@@ -1,7 +1,9 @@
 """Trains what draws stills again: `python -m microcosm.training.still_refiner --minutes 60`; runs are resumed.
 
 It is asked of rendered stills, bent and blurred as sampled ones are, what their layout is, and to draw them as they
-were, given the true layout. Outlines are bent in the picture and not in the layout, so it learns to follow that.
+were, given the true layout. Outlines are bent in the picture and not in the layout, so it learns to follow that. Of
+rendered clips it draws later frames, given the first one. Of stills that the denoiser made for a prompt it is asked
+which objects they show: those of the prompt.
 """
 
 from __future__ import annotations
@@ -11,30 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.text.language import COLORS, SHAPES, mirror_caption
 from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
 from cosmorama.world.microcosm.layout import KINDS, OBJECT, OBJECT_CHANNELS, SLOTS, VIEW, Layout, plan
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
-from microcosm.scenes.captions import random_caption
-from microcosm.scenes.dataset import Label, read_labels, shard_paths, still_time
-from microcosm.scenes.simulate import SIZES, Frames, Shot, draw_shot, positions
-from microcosm.training.autoencoder import to_float
-from microcosm.training.batches import mapped
+from microcosm.evaluation.probe import as_decoded
 from microcosm.training.drive import apart
 from microcosm.training.export import WEIGHTS
 from microcosm.training.loop import OneStageRun, Trainer, command
+from microcosm.training.made import MADE
+from microcosm.training.stills import Batch, Sampler
 
-_WIDE, _OTHER, _SILENT, _WHOLE = 0.8, 0.12, 0.1, 0.15  # shares of 16:9, of the corridor, of no prompt, of sharp ones
+_WHOLE = 0.25  # share of sharp stills
+_READ_ONLY = 0.5  # share of batches of stills that are not drawn, which takes most of the time
 _BENT = (((3, 5), 3.0), ((8, 14), 2.0), ((16, 28), 1.2))  # cells in which outlines are bent, and by how many pixels
 _NOISE = 0.15  # on latents, whose own deviation is 1 over all channels
 _WEIGHTS = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.5])  # of an object's numbers
@@ -47,92 +45,9 @@ class Options(OneStageRun):
     """One run."""
 
     weights: Annotated[Path, typer.Option(help="Where the text encoder and the autoencoder are.")] = WEIGHTS
+    made: Annotated[Path, typer.Option(help="What the denoiser made.")] = MADE
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "still_refiner"
     batch: int = 16
-
-
-@dataclass(slots=True)
-class Batch:
-    """Stills of one size.
-
-    Attributes:
-        frames: [B, 3, h, w] in [-1, 1].
-        layout: What they show.
-        known: Which show objects, bool [B]; the layouts of others do not count.
-        prompts: What they show, in words.
-    """
-
-    frames: Tensor
-    layout: Layout
-    known: Tensor
-    prompts: list[str]
-
-
-def layout_of(shot: Shot, time_s: float, *, mirrored: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The layout of a shot soon after the start of its action, see `Layout`: its objects and view."""
-    found = [
-        (
-            *(1.0, *place, body.half_size_m, body.yaw_rad),
-            *(float(body.kind.shape == shape) for shape in SHAPES),
-            *(float(body.kind.color == color) for color in COLORS),
-        )
-        for place, body in zip(positions(shot, time_s), shot.bodies, strict=True)
-    ]
-    objects = np.zeros((SLOTS, len(found[0])), np.float32)
-    view = np.array([shot.azimuth_deg, shot.elevation_deg, shot.distance_m, *shot.light_xy], np.float32)
-    if mirrored:
-        found = [(there, -x, y, z, half, -turn, *kind) for there, x, y, z, half, turn, *kind in found]
-        view[[0, 3]] = 180 - view[0], -view[3]
-    objects[: len(found)] = sorted(found, key=lambda thing: thing[1])
-    objects[len(found) :, 4] = 1.0  # no size of nothing: it is divided by
-    return objects, view
-
-
-class Sampler:
-    """Draws batches of rendered stills."""
-
-    def __init__(self, data: Path, batch: int, seed: int) -> None:
-        self._rng, self._batch = np.random.default_rng(seed), batch
-        self._rows: dict[tuple[str, str], list[tuple[Frames, Label]]] = {}
-        for split in ("starts", "corridor-images"):
-            for path in shard_paths(split, data):
-                arrays = mapped(path)
-                for label in read_labels(path):
-                    self._rows.setdefault((split, label.array), []).append((arrays[label.array][label.row, 0], label))
-        self._nothing = layout_of(draw_shot(0), 0.0, mirrored=False)  # beside pictures of something else
-        self._layouts: dict[tuple[int, bool], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches without end."""
-        sizes = [f"{width}x{height}" for width, height in SIZES]
-        while True:
-            wide = self._rng.random() < _WIDE
-            size = sizes[0] if wide else sizes[int(self._rng.integers(len(sizes)))]
-            if ("starts", size) in self._rows:
-                yield self._drawn(size)
-
-    def _drawn(self, size: str) -> Batch:
-        rng, frames, objects, views, known, prompts = self._rng, [], [], [], [], []
-        for _ in range(self._batch):
-            other = ("corridor-images", size) in self._rows and rng.random() < _OTHER
-            rows = self._rows["corridor-images" if other else "starts", size]
-            frame, label = rows[int(rng.integers(len(rows)))]
-            mirrored = rng.random() < 0.5
-            frames.append(frame[:, ::-1] if mirrored else frame)
-            prompt = "" if rng.random() < _SILENT else random_caption(label.scene, rng)
-            prompts.append(mirror_caption(prompt) if mirrored else prompt)
-            one = self._nothing if other else self._layout(label, mirrored)
-            objects.append(one[0])
-            views.append(one[1])
-            known.append(not other)
-        layout = Layout(torch.from_numpy(np.stack(objects)), torch.from_numpy(np.stack(views)))
-        return Batch(to_float(np.stack(frames)[:, None])[:, :, 0], layout, torch.tensor(known), prompts)
-
-    def _layout(self, label: Label, mirrored: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        key = label.seed, mirrored
-        if key not in self._layouts:
-            self._layouts[key] = layout_of(draw_shot(label.seed), still_time(label.seed), mirrored=mirrored)
-        return self._layouts[key]
 
 
 class Training(Trainer[Batch, Options]):
@@ -148,25 +63,54 @@ class Training(Trainer[Batch, Options]):
 
     def draws(self, seed: int) -> Iterator[Batch]:
         """See `Trainer`."""
-        return iter(Sampler(self.options.data, self.options.batch, seed))
+        return iter(Sampler(self.options.data, self.options.made, self.options.batch, seed))
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
+        if batch.made:
+            return self._named(batch)
+        if batch.before is not None and batch.first is not None:
+            return self._later(batch, batch.before, batch.first)
         known, shown = batch.known, plan_of(batch)
         with torch.no_grad():
             frames, moved = disarranged(batch.frames, shown, known)
             soft, text = softened(self.vae, frames), self.text_encoder(batch.prompts)[0][:, 0]
         with torch.autocast("cpu", torch.bfloat16):
             said = self.net.read(soft, text)
-            layout = Layout(batch.layout.objects[known], batch.layout.view[known])
-            drawn, clean = self.net.draw(soft[known], layout, text[known]), batch.frames[known]
         there = known & ~moved
         values = said_wrong(said[there, :-1], Layout(batch.layout.objects[there], batch.layout.view[there]))
         values["objects"] = F.binary_cross_entropy_with_logits(said[:, -1], known.float())
-        weights = 1 + _OBJECTS * (within(shown[known], 1.8).amax(1, keepdim=True))
-        values["drawn"] = _PAINTING * apart(weights * drawn, weights * clean).mean()
+        if torch.rand(()) > _READ_ONLY:
+            layout = Layout(batch.layout.objects[known], batch.layout.view[known])
+            with torch.autocast("cpu", torch.bfloat16):
+                drawn = self.net.draw(soft[known], layout, text[known])
+            values["drawn"] = drawn_wrong(drawn, batch.frames[known], shown[known])
         loss = torch.stack(list(values.values())).sum()
         return loss, {name: float(value.detach()) for name, value in values.items()}, len(said)
+
+    def _later(self, batch: Batch, before: Tensor, first: Layout) -> tuple[Tensor, dict[str, float], float]:
+        with torch.no_grad():
+            text = self.text_encoder(batch.prompts)[0][:, 0]
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = self.net.draw(before, batch.layout, text)
+        loss = drawn_wrong(drawn, batch.frames, torch.maximum(plan_of(batch), plan(first, *before.shape[2:])))
+        return loss, {"later": float(loss.detach())}, len(before)
+
+    def _named(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
+        with torch.no_grad():
+            text = self.text_encoder(batch.prompts)[0][:, 0]
+        with torch.autocast("cpu", torch.bfloat16):
+            said = self.net.read(batch.frames, text)
+        values = {f"made: {name}": value for name, value in named_wrong(said[:, :-1], batch.layout).items()}
+        values["made: objects"] = F.binary_cross_entropy_with_logits(said[:, -1], torch.ones(len(said)))
+        loss = torch.stack(list(values.values())).sum()
+        return loss, {name: float(value.detach()) for name, value in values.items()}, len(said)
+
+
+def drawn_wrong(drawn: Tensor, clean: Tensor, shown: Tensor) -> Tensor:
+    """How far drawn pictures [B, 3, h, w] are from the true ones, more so where a plan shows objects."""
+    weights = 1 + _OBJECTS * within(shown, 1.8).amax(1, keepdim=True)
+    return _PAINTING * apart(weights * drawn, weights * clean).mean()
 
 
 def said_wrong(said: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -176,12 +120,16 @@ def said_wrong(said: Tensor, layout: Layout) -> dict[str, Tensor]:
         (part[:, : -len(VIEW)].unflatten(1, (SLOTS, -1)), part[:, -len(VIEW) :]) for part in (said, right)
     )
     there, numbers = theirs[..., :1], slice(1, 1 + len(OBJECT))
-    values = {
-        "there": F.binary_cross_entropy_with_logits(ours[..., :1], there),
-        "places": ((ours - theirs)[..., numbers].abs() * _WEIGHTS * there).sum((1, 2)).mean() / 3,
-        "view": 0.5 * (view - real).abs().mean(),
-    }
-    kinds = (part[there[..., 0] > 0][:, numbers.stop :].split(list(map(len, KINDS)), dim=1) for part in (ours, theirs))
+    places = ((ours - theirs)[..., numbers].abs() * _WEIGHTS * there).sum((1, 2)).mean() / 3
+    return {"places": places, "view": 0.5 * (view - real).abs().mean(), **named_wrong(said, layout)}
+
+
+def named_wrong(said: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """How far what is said of layouts is from the objects that there are, their shapes and colors."""
+    ours, theirs = (part[:, : -len(VIEW)].unflatten(1, (SLOTS, -1)) for part in (said, layout.told()))
+    there = theirs[..., 0]
+    values = {"there": F.binary_cross_entropy_with_logits(ours[..., 0], there)}
+    kinds = (part[there > 0][:, 1 + len(OBJECT) :].split(list(map(len, KINDS)), dim=1) for part in (ours, theirs))
     for name, ours, theirs in zip(("shapes", "colors"), *kinds, strict=True):
         values[name] = F.cross_entropy(ours, theirs)
     return values
@@ -256,17 +204,10 @@ def bent(frames: Tensor, pixels: Sequence[Tensor]) -> Tensor:
 
 
 def still_roundtrip(vae: VideoAutoencoder, frames: Tensor, noise: Tensor) -> Tensor:
-    """Stills [B, 3, h, w] encoded and decoded, with noise [B, 1, 1, 1] on the latents: `encode_small` and
-    `decode_linear` of eight equal frames, at an eighth of the cost.
-    """
-    cell, (height, width) = vae.cell, frames.shape[2:]
-    filled = F.pad(frames, (0, -width % cell, 0, -height % cell), mode="replicate")
-    basis, mean = (part.unflatten(-1, (3, FRAMES_PER_LATENT, -1)) for part in (vae.basis, vae.mean))
-    pixels = F.pixel_unshuffle(filled, cell).permute(0, 2, 3, 1)
-    latents = (pixels @ basis.sum(2).flatten(1).T - (basis * mean).sum((1, 2, 3))) * vae.scaling_factor
-    latents = latents + noise * torch.randn_like(latents)
-    pixels = latents / vae.scaling_factor @ basis[:, :, -1].flatten(1) + mean[:, -1].flatten()
-    return F.pixel_shuffle(pixels.permute(0, 3, 1, 2), cell)[..., :height, :width]
+    """Stills [B, 3, h, w] of any size encoded and decoded, with noise [B, 1, 1, 1] on the latents."""
+    height, width = frames.shape[2:]
+    filled = F.pad(frames, (0, -width % vae.cell, 0, -height % vae.cell), mode="replicate")
+    return as_decoded(vae, filled, noise)[..., :height, :width]
 
 
 if __name__ == "__main__":

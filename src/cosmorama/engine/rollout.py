@@ -108,6 +108,13 @@ class Rollout:
             raise RuntimeError("the rollout has not started")
         return self._latents
 
+    @property
+    def sampling(self) -> Sampling:
+        """What the model keeps of this request, once it has begun."""
+        if self._sampling is None:
+            raise RuntimeError("the rollout has not started")
+        return self._sampling
+
     @torch.inference_mode()
     def advance(self) -> Progress:
         """Do the next unit of work: begin (read the conditions, draw the noise), or take a denoising step."""

@@ -28,7 +28,7 @@ def test_a_still_goes_through_the_autoencoder_as_eight_equal_frames_do() -> None
     torch.nn.init.normal_(vae.mean.data)
     frames = torch.rand(2, 3, 88, 120) * 2 - 1
     eight = encode_group(vae, frames[:, :, None].expand(-1, -1, 8, -1, -1))
-    wanted = vae.decode_linear(eight, 88, 120)[:, :, -1]
+    wanted = vae.decode_linear(eight, 88, 120)[:, :, -1].clamp(-1, 1)
     assert torch.allclose(still_roundtrip(vae, frames, torch.zeros(2, 1, 1, 1)), wanted, atol=1e-4)
     soft = softened(vae, frames.clone())
     assert soft.shape == frames.shape

@@ -20,10 +20,11 @@ from cosmorama.progress import Progress
 from cosmorama.request import Knobs, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.base import Inputs
+from cosmorama.world.microcosm.layout import Layout
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld, SmallAutoencoder
 from cosmorama.world.registry import load_world
-from tests.tiny import CHANNELS, save_transformer, tiny_still_refiner
+from tests.tiny import CHANNELS, save_transformer, tiny_still_refiner, tiny_tracker
 
 PLAIN = ResolvedRequest(
     prompt="a red ball", seed=1, solver="euler", width=960, height=704, frames=17, steps=4, negative_prompt=""
@@ -177,10 +178,57 @@ def test_a_still_from_text_is_drawn_again_and_the_clip_goes_on_from_that(tiny_ch
     assert torch.equal(clip.denoise(following, 1)[:, :, :1], refined)
     assert torch.equal(from_image.refined(latents), latents)
     assert torch.equal(clip.refined(following), following)
+    assert all(map(torch.equal, clip.decode(following, 1), clip.preview(following)))  # nothing follows its objects
     bias = refiner.say[-1].bias
     assert isinstance(bias, torch.Tensor)
     bias.data[-1] = -50  # a picture of something else
     assert begin(world, frames=1).refined(latents) is latents
+
+
+def test_a_clip_is_drawn_again_where_its_objects_are_followed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    world, refiner, tracker = (
+        blending(tiny_checkpoint, tmp_path / "still", still_first=True),
+        tiny_still_refiner(),
+        None,
+    )
+    world.still_refiner, world.tracker = refiner, (tracker := tiny_tracker())
+    clip = begin(world)
+    sampled = clip.next_chunk(begin(world, frames=1).initial())
+    shown = torch.cat(list(clip.shown(sampled)))
+    assert torch.equal(shown, torch.cat(list(clip.shown(sampled))))
+    still = next(begin(world, frames=1).shown(begin(world, frames=1).initial()))
+    assert torch.equal(shown[:1], still)
+    pieces = list(clip.decode(sampled, 1))
+    assert [len(piece) for piece in pieces] == [1, *[8] * (sampled.shape[2] - 1)]
+    plain = list(clip.preview(sampled))
+    assert not any(map(torch.equal, pieces, plain))
+    bias = tracker.say[-1].bias
+    assert isinstance(bias, torch.Tensor)
+    bias.data.view(2, -1)[:, -1] = 20  # where it is not sure, the clip is as it was sampled
+    assert all(map(torch.equal, clip.decode(sampled, 1), plain))
+
+
+@pytest.mark.parametrize("given", [1, 9])
+def test_given_frames_are_shown_as_they_are_where_the_rest_is_drawn(
+    tiny_checkpoint: Path, tmp_path: Path, given: int
+) -> None:
+    world, refiner = blending(tiny_checkpoint, tmp_path / "still"), tiny_still_refiner()
+    frames = torch.randint(0, 256, (given, 704, 960, 3), dtype=torch.uint8)
+    world.still_refiner, world.tracker = refiner, tiny_tracker()
+    other = begin(world, frames)
+    noise = other.initial()
+    assert all(map(torch.equal, other.decode(noise), other.preview(noise)))  # it would have drawn something else
+
+    def draw(frames: torch.Tensor, layout: Layout, text: torch.Tensor) -> torch.Tensor:
+        later = len(frames) > 1
+        return frames + 0.3 * later + 0 * layout.objects.sum()
+
+    refiner.draw = draw  # type: ignore[method-assign]
+    clip = begin(world, frames)
+    shown = torch.cat(list(clip.shown(noise)))
+    small = torch.nn.functional.avg_pool2d(frames.permute(0, 3, 1, 2).float() / 127.5 - 1, 8)
+    assert torch.equal(shown[:given], small)
+    torch.testing.assert_close(shown[given:], (small[:1] + 0.3).clamp(-1, 1).expand_as(shown[given:]))
 
 
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:

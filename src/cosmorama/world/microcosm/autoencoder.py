@@ -56,11 +56,7 @@ class VideoAutoencoder(Stored):
 
         Sides that are no multiples of 8 are filled up with their last pixels.
         """
-        batch, _, count, height, width = frames.shape
-        pad = (0, -width % OUTPUT_SCALE, 0, -height % OUTPUT_SCALE)
-        large = F.pad(frames.to(self.basis.dtype).transpose(1, 2).flatten(0, 1), pad, mode="replicate")
-        small = F.avg_pool2d(large, OUTPUT_SCALE)
-        return self.encode_small(small.unflatten(0, (batch, count)).transpose(1, 2))
+        return self.encode_small(averaged_down(frames.to(self.basis.dtype)))
 
     @torch.no_grad()
     def encode_small(self, frames: Tensor) -> Tensor:
@@ -122,12 +118,16 @@ class VideoAutoencoder(Stored):
             uint8 [t, height, width, 3] in order: one frame for the first latent frame, eight for each further one. A
             latent frame is decoded on its own, so the pieces are what decoding the clip in one go would give.
         """
+        for frames in self.small_stream(latents, height, width):
+            yield self.enlarge(frames)[:, :height, :width]
+
+    def small_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        """`decode_stream` before it is enlarged: [t, 3, h, w], an eighth of the output's height and width."""
         rows, columns = (-(-side // OUTPUT_SCALE) for side in (height, width))
         for index in range(latents.shape[2]):
             latent = latents[:, :, index : index + 1].to(self.basis.dtype)
             small = self.decode_small(latent, rows, columns)[0].transpose(0, 1)
-            frames = small[-1:] if index == 0 else small
-            yield self.enlarge(frames)[:, :height, :width]
+            yield small[-1:] if index == 0 else small
 
     def enlarge(self, frames: Tensor) -> Tensor:
         """Small frames [t, 3, h, w] in [-1, 1] to uint8 [t, 8 h, 8 w, 3]."""
@@ -136,6 +136,14 @@ class VideoAutoencoder(Stored):
             return _enlarge_bicubic(_to_bytes(frames)).permute(0, 2, 3, 1)
         # Bytes before they are put in order: a quarter of the memory to move.
         return torch.cat([_in_order(_to_bytes(self.upsampler(frame))) for frame in frames.split(1)])
+
+
+def averaged_down(frames: Tensor) -> Tensor:
+    """A clip at output size, [B, 3, T, height, width], at one eighth of it; sides are filled up with their ends."""
+    batch, _, count, height, width = frames.shape
+    pad = (0, -width % OUTPUT_SCALE, 0, -height % OUTPUT_SCALE)
+    large = F.pad(frames.transpose(1, 2).flatten(0, 1), pad, mode="replicate")
+    return cast(Tensor, F.avg_pool2d(large, OUTPUT_SCALE).unflatten(0, (batch, count))).transpose(1, 2)
 
 
 def _enlarge_bicubic(frames: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ _KINDS = sum(map(len, KINDS))
 NUMBERS = SLOTS * (1 + len(OBJECT) + _KINDS) + len(VIEW)
 OBJECT_CHANNELS = 10 + _KINDS
 PLAN_CHANNELS = 4 + OBJECT_CHANNELS * SLOTS
-_SURE_THERE, _SURE_KINDS = 3.0, (0.9, 0.98)  # logits of there being an object, chances of its shape and its color
+_SURE_THERE, _SURE_KINDS = 1.0, (0.6, 0.7)  # logits of there being an object, chances of its shape and its color
+_REACH, _AWAY = 2.2, 7.25  # half of the width that is seen of a square picture, m, with some room; how far away
 _LOOK_AT_M, _LAMP_M = 1.25, 14.0  # how high
 _TANGENT = math.tan(math.radians(15))  # of half the short side's field of view
 _NEAR = 1.8  # sizes from an object's middle within which a ray is told where it passes
@@ -86,7 +87,7 @@ def plan(layout: Layout, rows: int, columns: int) -> Tensor:
     passes near it, where (in the object's own directions and sizes), how it is turned, how far away it is, its
     shape and color; and where the light's ray to the floor passes it.
     """
-    eye, rays = _rays(layout.view, rows, columns)
+    eye, rays = rays_of(layout.view, rows, columns)
     distance = (eye[..., 2] / (-rays[..., 2]).clamp(min=1e-3)).clamp(max=60)
     floor = (rays[..., 2] < -1e-3).float()
     points = eye + distance[..., None] * rays
@@ -106,7 +107,25 @@ def plan(layout: Layout, rows: int, columns: int) -> Tensor:
     return torch.stack([channel.expand(len(layout.view), rows, columns) for channel in channels], dim=1)
 
 
-def _rays(view: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def near(shown: Tensor, sizes: float = 0.6) -> Tensor:
+    """Where a plan [B, `PLAN_CHANNELS`, h, w] has an object, within so many half sizes, bool [B, `SLOTS`, h, w]."""
+    objects = shown[:, 4:].unflatten(1, (SLOTS, OBJECT_CHANNELS))
+    inside: Tensor = (objects[:, :, 0] > 0) & (objects[:, :, 1:4].norm(dim=2) < sizes)
+    return inside
+
+
+def pixel_step(rows: int, columns: int) -> float:
+    """By how much more the ray of the next pixel leans, in the middle of a picture of so many rows and columns."""
+    return 2 * _TANGENT / min(rows, columns)
+
+
+def in_sight(objects: Tensor, rows: int, columns: int) -> Tensor:
+    """Which objects [..., 15] can be seen in pictures of such a form, roughly, bool [...]."""
+    reach = _REACH * max(columns / rows, 1.0) * (1 + objects[..., 2] / _AWAY)
+    return (objects[..., 0] > 0) & (objects[..., 1].abs() - objects[..., 4] < reach)
+
+
+def rays_of(view: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Where the cameras are, [B, 1, 1, 3], and what each pixel looks along, [B, rows, columns, 3], of length 1."""
     azimuth, elevation, distance = view[:, 0].deg2rad(), view[:, 1].deg2rad(), view[:, 2]
     level = elevation.cos()
@@ -114,7 +133,7 @@ def _rays(view: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     right = torch.stack([azimuth.sin(), -azimuth.cos(), torch.zeros_like(azimuth)], dim=1)
     up = torch.linalg.cross(right, ahead)
     eye = torch.tensor([0.0, 0.0, _LOOK_AT_M]) - distance[:, None] * ahead
-    step = 2 * _TANGENT / min(rows, columns)
+    step = pixel_step(rows, columns)
     down, across = ((torch.arange(count) - (count - 1) / 2) * step for count in (rows, columns))
     ahead, right, up = (part[:, None, None] for part in (ahead, right, up))
     rays = ahead + across[:, None] * right - down[:, None, None] * up

@@ -24,6 +24,7 @@ from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, Guid
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
+from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.microcosm.unet import VideoUNet
 from cosmorama.world.microcosm.windowed import WindowedWorld
@@ -48,6 +49,8 @@ def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
         world.driver = load_component(DriveNet, folder / "drive"), load_component(Finder, folder / "finder")
     if (folder / "still_refiner").exists():
         world.still_refiner = load_component(StillRefiner, folder / "still_refiner")
+    if (folder / "tracker").exists():
+        world.tracker = load_component(Tracker, folder / "tracker")
     return world
 
 

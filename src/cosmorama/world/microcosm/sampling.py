@@ -22,11 +22,12 @@ from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
 from cosmorama.world.cosmos.text import TextContext, projected, text_context
-from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE
+from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, averaged_down
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DriveSampling
 from cosmorama.world.microcosm.finder import Finder
-from cosmorama.world.microcosm.still_refiner import StillRefiner
+from cosmorama.world.microcosm.still_refiner import Scene, StillRefiner
+from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.vae.tiles import Autoencoder
 
@@ -45,8 +46,12 @@ class SmallAutoencoder(Protocol):
         """The last frame of latents `[1, C, T, h, w]` standing still: `[1, C, 1, h, w]`."""
         ...
 
-    def decode_small(self, latents: Tensor, height: int, width: int) -> Tensor:
-        """Latents `[1, C, T, h, w]` to frames `[1, 3, 8 T, height, width]`, sides an eighth of the output's."""
+    def small_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        """Latents `[1, C, T, h, w]` of a clip of that output size to frames `[t, 3, h, w]`, sides an eighth of it."""
+        ...
+
+    def enlarge(self, frames: Tensor) -> Tensor:
+        """These to uint8 `[t, 8 h, 8 w, 3]`."""
         ...
 
     def encode_small(self, frames: Tensor) -> Tensor:
@@ -104,10 +109,12 @@ class FlowWorld(World):
     Attributes:
         driver: What drives through the corridor, and what finds out where that begins, if the checkpoint has them.
         still_refiner: What draws sampled stills again, if it has that.
+        tracker: What follows their objects through a clip, so that all of it can be.
     """
 
     driver: tuple[DriveNet, Finder] | None = None
     still_refiner: StillRefiner | None = None
+    tracker: Tracker | None = None
 
     def __init__(
         self,
@@ -130,8 +137,7 @@ class FlowWorld(World):
     @torch.inference_mode()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Conditioning frames, uint8 `[T, H, W, 3]`, to clean latents `[1, C, K, h, w]`."""
-        pixels = frames.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
-        return self.autoencoder.encode(pixels)
+        return self.autoencoder.encode(as_input(frames))
 
     def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
         """Read the prompts and encode the conditioning frames of a request."""
@@ -208,6 +214,10 @@ class CosmosFlowSampling(Sampling):
         self._world, self._request = world, inputs.request
         self._texts, self._from_text = world.read(inputs, read), inputs.frames is None
         self._held: Tensor | None = None
+        self._given = torch.empty(0)
+        self._scene: Scene | None = None
+        if inputs.frames is not None:
+            self._given = averaged_down(as_input(inputs.frames))[0].transpose(0, 1)
         self._positions: Positions | None = None
         self._condition(None if inputs.frames is None else world.encode_frames(inputs.frames))
         self._contexts: dict[bool, TextContext] = {}
@@ -291,14 +301,50 @@ class CosmosFlowSampling(Sampling):
         if refiner is None or not self._from_text or latents.shape[2] > 1:
             return latents
         assert isinstance(autoencoder, SmallAutoencoder)
-        height, width = (-(-side // OUTPUT_SCALE) for side in (self._request.height, self._request.width))
-        still = autoencoder.decode_small(latents, height, width)[:, :, -1]
-        drawn = refiner(still, self._texts[False].states[:, 0])
-        return latents if torch.equal(drawn, still) else autoencoder.encode_small(drawn[:, :, None])
+        still = next(autoencoder.small_stream(latents, self._request.height, self._request.width))
+        self._scene = refiner.recognised(still, self._texts[False].states[:, 0])
+        return latents if self._scene is None else autoencoder.encode_small(self._scene.still[:, :, None])
 
+    @torch.inference_mode()
+    def shown(self, latents: Tensor) -> Iterator[Tensor]:
+        """Small frames of clean latents in chunks, `[t, 3, h, w]`: drawn again, or as the autoencoder has them."""
+        latents, autoencoder, request = self.refined(latents), self._world.autoencoder, self._request
+        assert isinstance(autoencoder, SmallAutoencoder)
+        plain = autoencoder.small_stream(latents, request.height, request.width)
+        scene = self._recognised()
+        if scene is None:
+            yield from plain
+        elif latents.shape[2] == 1:
+            yield scene.still
+        else:
+            yield from self._redrawn(scene, list(plain))
+
+    def _recognised(self) -> Scene | None:
+        """What the clip's first frame shows."""
+        refiner = self._world.still_refiner
+        if self._scene is None and refiner is not None and len(self._given):
+            self._scene = refiner.recognised(self._given[:1], self._texts[False].states[:, 0], given=True)
+        return self._scene
+
+    def _redrawn(self, scene: Scene, plain: list[Tensor]) -> Iterator[Tensor]:
+        """A clip's frames with its objects where they are followed to, but for those that were given."""
+        tracker, refiner, given = self._world.tracker, self._world.still_refiner, self._given
+        moved = tracker and tracker.layouts(scene.still, scene.layout, plain, len(given), self._request.fps)
+        if not moved or refiner is None:
+            yield from plain
+            return
+        yield scene.still
+        for start, layouts in zip(range(1, len(moved) * FRAMES_PER_LATENT, FRAMES_PER_LATENT), moved, strict=True):
+            known = given[start : start + FRAMES_PER_LATENT]
+            yield known if len(known) else refiner.moments(scene, layouts, self._texts[False].states[:, 0])
+
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
-        return self.preview(self.refined(latents))
+        height, width, autoencoder = self._request.height, self._request.width, self._world.autoencoder
+        assert isinstance(autoencoder, SmallAutoencoder)
+        for frames in self.shown(latents):
+            yield autoencoder.enlarge(frames)[:, :height, :width]
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def preview(self, latents: Tensor) -> Iterator[Tensor]:
@@ -326,6 +372,11 @@ class StillFirstSampling(CosmosFlowSampling):
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames of the clip, which the still is the first of."""
         return super().decode(latents) if chunk else iter(())
+
+
+def as_input(frames: Tensor) -> Tensor:
+    """Frames, uint8 `[T, H, W, 3]`, as the autoencoder reads them, `[1, 3, T, H, W]` in [-1, 1]."""
+    return frames.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
 
 
 def beside(latents: Tensor, known: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -17,11 +18,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.layout import NUMBERS, PLAN_CHANNELS, Layout, is_sure, plan
+from cosmorama.world.microcosm.layout import (
+    NUMBERS,
+    OBJECT,
+    PLAN_CHANNELS,
+    SLOTS,
+    VIEW,
+    Layout,
+    is_sure,
+    pixel_step,
+    plan,
+)
 from cosmorama.world.microcosm.stored import Stored
 
 CELL = 2
+_ALIKE = 0.008  # mean squared error of a range of 2: 27 dB
+_FITS, _FIT_RATE = 24, 0.08  # steps of descent, and the first one's length in `OBJECT`'s and `VIEW`'s units
+_AWAY, _SEEN = 7.25, 5  # about how far away objects are, m; numbers of where one is seen
 _LOOK, _GRID, _SQUEEZED = 4, (6, 10), 16  # pixels a side that are read as one; coarse cells, and features of each
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A still of objects of which all is known.
+
+    Attributes:
+        still: As it is shown, [1, 3, h, w] in [-1, 1].
+        layout: Of that one still.
+    """
+
+    still: Tensor
+    layout: Layout
 
 
 class StillRefiner(Stored):
@@ -47,7 +74,13 @@ class StillRefiner(Stored):
         self.blocks = nn.ModuleList(unet.Block(width, context) for width in reader_widths)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(reader_widths))
         self.squeeze = nn.Conv2d(reader_widths[-1], _SQUEEZED, 1)
-        told = _SQUEEZED * math.prod(_GRID) + context + 1
+        self.lift = nn.ModuleList(nn.Conv2d(width, reader_widths[0], 1) for width in reader_widths[1:])
+        self.where = nn.Sequential(
+            nn.Conv2d(reader_widths[0], reader_widths[0], 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(reader_widths[0], SLOTS, 3, padding=1),
+        )
+        told = _SQUEEZED * math.prod(_GRID) + context + 1 + SLOTS * _SEEN
         self.say = nn.Sequential(unet.mlp(told, 256), nn.SiLU(), nn.Linear(256, NUMBERS + 1))
         self.mix = nn.Sequential(nn.Linear(text_width, context), nn.SiLU(), nn.Linear(context, context), nn.SiLU())
         once = [1] * len(painter_widths)
@@ -65,12 +98,34 @@ class StillRefiner(Stored):
         whole = _LOOK * 2 ** len(self.shrink)
         x = F.pixel_unshuffle(F.pad(frames, (0, -width % whole, 0, -height % whole), mode="replicate"), _LOOK)
         x = self.first(torch.cat([x, unet.places(x)], dim=1).contiguous(memory_format=torch.channels_last))
-        x = self.blocks[0](x, context)
-        for shrink, block in zip(self.shrink, list(self.blocks)[1:], strict=True):
+        x = finest = self.blocks[0](x, context)
+        for shrink, lift, block in zip(self.shrink, self.lift, list(self.blocks)[1:], strict=True):
             x = block(shrink(x), context)
+            finest = finest + F.interpolate(lift(x), finest.shape[2:], mode="nearest")
+        seen = self._seen(finest, height, width)
         features = F.adaptive_avg_pool2d(F.silu(self.squeeze(unet.normed(x))), _GRID).flatten(1)
         form = torch.full((len(frames), 1), math.log(width / height))
-        return cast(Tensor, self.say(torch.cat([features, context, form], dim=1))).float()
+        said = cast(Tensor, self.say(torch.cat([features, context, form, seen.flatten(1)], dim=1))).float()
+        across, down = _AWAY * seen[..., 0], _AWAY * seen[..., 1]
+        met = torch.zeros(len(frames), SLOTS, (NUMBERS - len(VIEW)) // SLOTS)
+        met[..., 1], met[..., 3] = across / OBJECT[0, 1], -down / OBJECT[2, 1]
+        return said + F.pad(met.flatten(1), (0, len(VIEW) + 1))
+
+    def _seen(self, features: Tensor, height: int, width: int) -> Tensor:
+        """Where each object's middle is in pictures, across and down, by how much the ray to it leans; how scattered
+        that is, and how sure, [B, `SLOTS`, 5].
+        """
+        likely = self.where(F.silu(unet.normed(features))).float().flatten(2).softmax(-1)
+        rows, columns = features.shape[2:]
+        step = pixel_step(height, width)
+        down, across = (
+            ((torch.arange(count) + 0.5) * _LOOK - side / 2) * step
+            for count, side in ((rows, height), (columns, width))
+        )
+        places = torch.stack([across.expand(rows, -1), down[:, None].expand(-1, columns)]).flatten(1)
+        middle = likely @ places.T
+        spread = (likely @ places.square().T - middle.square()).clamp(min=0)
+        return torch.cat([middle, (spread + 1e-6).sqrt(), likely.amax(-1, keepdim=True)], dim=-1)
 
     def draw(self, frames: Tensor, layout: Layout, text: Tensor) -> Tensor:
         """Pictures [B, 3, h, w] of layouts, in the colors of `frames` and of the prompts; see `read`."""
@@ -80,11 +135,45 @@ class StillRefiner(Stored):
         drawn = self.paint(torch.cat([cells, plan(layout, *cells.shape[2:])], dim=1), self.mix(text))
         return F.pixel_shuffle(drawn.float(), CELL)[..., :height, :width]
 
-    def forward(self, frames: Tensor, text: Tensor) -> Tensor:
-        """Stills [B, 3, h, w] drawn again, or as they are: of something else, or where it is not sure of what."""
-        said = self.read(frames, text)
-        sure = (said[:, -1] > 0) & is_sure(said[:, :-1])
-        if not sure.any():
-            return frames
-        drawn = self.draw(frames, Layout.heard(said[:, :-1]), text)
-        return torch.where(sure.view(-1, 1, 1, 1), drawn.clamp(-1, 1), frames)
+    def recognised(self, still: Tensor, text: Tensor, *, given: bool = False) -> Scene | None:
+        """What a still [1, 3, h, w] shows, and the still drawn again, or as it is where it was given and not sampled.
+
+        None: of something else, or where it is not sure of what; of a given one, where what it would draw is not that.
+        """
+        said = self.read(still, text)
+        if said[0, -1] <= 0 or not is_sure(said[:, :-1]).all():
+            return None
+        layout = Layout.heard(said[:, :-1])
+        if not given:
+            return Scene(self.draw(still, layout, text).clamp(-1, 1), layout)
+        with torch.inference_mode(mode=False):  # where there are no gradients
+            layout = self._fitted(still.clone(), Layout(layout.objects.clone(), layout.view.clone()), text.clone())
+        off = (self.draw(still, layout, text).clamp(-1, 1) - still).square().mean()
+        return Scene(still, layout) if float(off) < _ALIKE else None
+
+    @torch.enable_grad()
+    def _fitted(self, still: Tensor, layout: Layout, text: Tensor) -> Layout:
+        """The layout near one that was read, by which a still is drawn most nearly as it is: found by descent."""
+        there, numbers, kinds = layout.objects.split(
+            [1, len(OBJECT), layout.objects.shape[-1] - 1 - len(OBJECT)], dim=-1
+        )
+        moved, turned = torch.zeros_like(numbers, requires_grad=True), torch.zeros_like(layout.view, requires_grad=True)
+        optimizer, best, least = torch.optim.Adam([moved, turned], betas=(0.7, 0.95)), layout, math.inf
+        for step in range(_FITS):
+            for group in optimizer.param_groups:
+                group["lr"] = _FIT_RATE * (1 - step / _FITS)
+            objects = torch.cat([there, numbers + moved * OBJECT[:, 1], kinds], dim=-1)
+            tried = Layout(objects, layout.view + turned * VIEW[:, 1])
+            off = (self.draw(still, tried, text) - still).abs().mean()
+            if float(off.detach()) < least:
+                best, least = Layout(objects.detach(), tried.view.detach()), float(off.detach())
+            optimizer.zero_grad()
+            off.backward()
+            optimizer.step()
+        return best
+
+    def moments(self, scene: Scene, layouts: Layout, text: Tensor) -> Tensor:
+        """A scene's later moments, of N layouts: [N, 3, h, w]."""
+        count = len(layouts.view)
+        drawn = self.draw(scene.still.expand(count, -1, -1, -1), layouts, text.expand(count, -1))
+        return drawn.clamp(-1, 1)
