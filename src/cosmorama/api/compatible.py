@@ -11,7 +11,6 @@ import asyncio
 import base64
 import time
 import zipfile
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -23,14 +22,14 @@ from cosmorama.api import info
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import timing
 from cosmorama.api.dialects import openai_videos
-from cosmorama.api.dialects.base import action_answer, file_answer, named, worded
+from cosmorama.api.dialects.base import action_answer, file_answer, named, wording
 from cosmorama.api.dialects.openai_videos import adapters_of, size_from
 from cosmorama.api.dialects.wire import DialectBody, alike, names_written, validate
 from cosmorama.api.infer import generate
 from cosmorama.api.services import Services, ServicesOf
 from cosmorama.api.videos import BODY, OpenAIRoute, begin_video, generation_of, is_form, source_of
 from cosmorama.engine.outcome import Outcome
-from cosmorama.errors import InvalidRequestError, MediaError, Problem
+from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.jobs.files import discard
 from cosmorama.request import MAX_SEED, PROMPT_MAX_CHARACTERS, GenerationRequest, Output
 
@@ -49,26 +48,22 @@ EXTENDED_FROM = "extended_from_video_id"
 )
 async def sync(request: Request, services: ServicesOf) -> Response:
     """The body of `POST /v1/videos`; the answer is the file, once it is made. Going away cancels it."""
-    generation, names = await generation_of(request, services)
-    return file_answer(request, generation, await _made(request, generation, services, names))
+    generation = await generation_of(request, services)
+    return file_answer(request, generation, await _made(request, generation, services))
 
 
-async def _made(
-    request: Request, generation: GenerationRequest, services: Services, names: Mapping[str, str]
-) -> Outcome:
-    try:
-        return await generate(request, named(generation, names), services, dialect=openai_videos.NAME)
-    except (InvalidRequestError, MediaError) as error:
-        raise worded(error, names) from None
+async def _made(request: Request, generation: GenerationRequest, services: Services) -> Outcome:
+    with wording(generation):
+        return await generate(request, generation, services, dialect=openai_videos.NAME)
 
 
 @router.post("/v1/actions/generations", tags=["videos"], summary="Predict a robot's actions", openapi_extra=BODY)
 async def actions(request: Request, services: ServicesOf) -> JSONResponse:
     """The body of `POST /v1/videos` with actions, as SGLang's clients send it; the answer has no clip."""
-    generation, names = await generation_of(request, services)
+    generation = await generation_of(request, services)
     if generation.task not in ("policy", "inverse_dynamics"):
         raise InvalidRequestError(Problem("action_mode", generation.task, "policy or inverse_dynamics"))
-    outcome = await _made(request, generation, services, names)
+    outcome = await _made(request, generation, services)
     discard(outcome.path)
     action = {"action": action_answer(generation, outcome)}
     told = {"seed": outcome.seed, "warnings": list(outcome.warnings)}
@@ -95,7 +90,8 @@ async def extend(request: Request, services: ServicesOf, video_id: str | None = 
     if source is None:
         fields = {name: text for name, text in given.items() if text is not None}
         generation = openai_videos.parse_form(fields, upload, services.settings)
-        return await begin_video(request, generation, services, {**openai_videos.WIRE_NAMES, "video": "video"})
+        names = {**openai_videos.WIRE_NAMES, "video": "video"}
+        return await begin_video(request, named(generation, names), services)
     asked = openai_videos.parse_extend(given, services.settings, form=is_form(request))
     clip = await services.jobs.checkout(source)
     try:
@@ -180,7 +176,7 @@ async def images(request: Request, services: ServicesOf) -> Response:
         warnings=tuple(f"{name} was not used" for name in unused),
     )
     names = {"adapters": "lora", "frames": "n", **names_written(ImageBody, body)}
-    outcome = await _made(request, generation, services, names)
+    outcome = await _made(request, named(generation, names), services)
     try:
         data = await asyncio.to_thread(_picture, outcome.path, png)
     finally:

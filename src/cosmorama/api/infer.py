@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request, Response
 
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
-from cosmorama.api.dialects.base import choose, worded
+from cosmorama.api.dialects.base import choose, wording
 from cosmorama.api.dialects.predict import EXAMPLES
 from cosmorama.api.services import Services, ServicesOf, client_gone, ended, options_of, owner_of, release
 from cosmorama.engine.outcome import Outcome
-from cosmorama.errors import CancelledError, DeadlineExceededError, InvalidRequestError, MediaError
+from cosmorama.errors import CancelledError, DeadlineExceededError
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
 from cosmorama.request import GenerationRequest
@@ -76,11 +76,9 @@ async def infer(request: Request, services: ServicesOf) -> Response:
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
     dialect = choose(SHAPED, body, None if settings.dialect == "auto" else settings.dialect)
-    generation, names = dialect.read(body, settings)
-    try:
+    generation = dialect.read(body, settings)
+    with wording(generation):
         outcome = await generate(request, generation, services, dialect=dialect.name)
-    except (InvalidRequestError, MediaError) as error:
-        raise worded(error, names) from None
     return dialect.answer(request, generation, outcome)
 
 

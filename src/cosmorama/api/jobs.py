@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import DIALECTS
-from cosmorama.api.dialects.base import action_answer, choose, worded
+from cosmorama.api.dialects.base import action_answer, choose, wording
 from cosmorama.api.services import ServicesOf, options_of, owner_of, page_limit
-from cosmorama.errors import InvalidRequestError, JobConflictError, MediaError, Problem
+from cosmorama.errors import InvalidRequestError, JobConflictError, Problem
 from cosmorama.jobs.channel import JobEvent, number
 from cosmorama.jobs.model import STATES, JobOptions, job_options
 from cosmorama.jobs.service import Jobs
@@ -69,11 +69,9 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
         raise InvalidRequestError(Problem("dialect", named, "a string"))
     options = options_of(request) | job_options({name: body.pop(name, None) for name in _OPTIONS})
     spoken = choose(DIALECTS, body, dialect or named)
-    generation, names = spoken.read(body, settings)
-    try:
+    generation = spoken.read(body, settings)
+    with wording(generation):
         job = await services.jobs.submit(generation, dialect=spoken.name, owner=owner_of(request), **options)
-    except (InvalidRequestError, MediaError) as error:
-        raise worded(error, names) from None
     return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 

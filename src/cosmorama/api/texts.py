@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from cosmorama import logs
 from cosmorama.api.body import body_limit, read_object
 from cosmorama.api.dialects import SHAPED
-from cosmorama.api.dialects.base import choose, worded
+from cosmorama.api.dialects.base import choose, wording
 from cosmorama.api.infer import request_body
 from cosmorama.api.services import Services, ServicesOf, owner_of, while_wanted
 from cosmorama.engine.children import Children
@@ -103,11 +103,11 @@ class Writers:
 )
 async def upsample(request: Request, services: ServicesOf) -> dict[str, Any]:
     """The longer text that a prompt becomes before a clip is made of it, by the server's way of writing it out."""
-    generation, names, _ = await _asked(request, services)
+    generation, _ = await _asked(request, services)
     given = (generation.prompt or "").strip()
     if not given:
         raise InvalidRequestError(Problem("prompt", generation.prompt, "a text to write out"))
-    prepared, model = await _prepared(request, replace(generation, prompt_upsampling=True), services, names)
+    prepared, model = await _prepared(request, replace(generation, prompt_upsampling=True), services)
     return {
         "prompt": given,
         "upsampled_prompt": prepared.prompt,
@@ -124,12 +124,12 @@ async def upsample(request: Request, services: ServicesOf) -> dict[str, Any]:
 )
 async def caption(request: Request, services: ServicesOf) -> dict[str, Any]:
     """The description that stands for a prompt where a picture or a clip comes without one."""
-    generation, names, body = await _asked(request, services)
+    generation, body = await _asked(request, services)
     if generation.image is None and generation.video is None:
-        given = next((name for name in ("video", "input_reference") if name in body), names.get("image", "image"))
+        given = next((name for name in ("video", "input_reference") if name in body), generation.called("image"))
         raise InvalidRequestError(Problem(given, body.get(given), "a picture or a clip to describe"))
     described = replace(generation, prompt=None, prompt_upsampling=False)
-    prepared, model = await _prepared(request, described, services, names)
+    prepared, model = await _prepared(request, described, services)
     return {
         "caption": prepared.prompt,
         "model": model,
@@ -137,22 +137,15 @@ async def caption(request: Request, services: ServicesOf) -> dict[str, Any]:
     }
 
 
-async def _asked(
-    request: Request, services: Services
-) -> tuple[GenerationRequest, Mapping[str, str], Mapping[str, Any]]:
+async def _asked(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, Any]]:
     settings = services.settings
     body = await read_object(request, body_limit(settings.max_input_bytes))
     dialect = choose(SHAPED, body, None if settings.dialect == "auto" else settings.dialect)
-    generation, names = dialect.read(body, settings)
     # Size and rate decide nothing here that would be worth a refusal.
-    return replace(generation, fit=True), names, body
+    return replace(dialect.read(body, settings), fit=True), body
 
 
-async def _prepared(
-    request: Request, generation: GenerationRequest, services: Services, names: Mapping[str, str]
-) -> tuple[PreparedRequest, str]:
+async def _prepared(request: Request, generation: GenerationRequest, services: Services) -> tuple[PreparedRequest, str]:
     writers: Writers = request.app.state.writers
-    try:
+    with wording(generation):
         return await while_wanted(request, writers.prepared(generation, services, owner_of(request)))
-    except CosmoramaError as error:
-        raise worded(error, names) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from cosmorama.api.body import body_limit, off_loop, read_bytes, read_form, read_object
 from cosmorama.api.clips import content_answer, still_answer
 from cosmorama.api.dialects import openai_videos
-from cosmorama.api.dialects.base import action_answer, named, worded
+from cosmorama.api.dialects.base import action_answer, named, wording
 from cosmorama.api.dialects.wire import WireError, validate
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
@@ -106,8 +106,7 @@ _REMIX: dict[str, Any] = {
 )
 async def create(request: Request, services: ServicesOf) -> Response:
     """Accept a generation, as a form or as JSON, and answer with the video as it is now: queued."""
-    generation, names = await generation_of(request, services)
-    return await begin_video(request, generation, services, names)
+    return await begin_video(request, await generation_of(request, services), services)
 
 
 @router.get("", summary="List videos", responses={200: {"description": "A page of videos."}})
@@ -201,7 +200,7 @@ async def remix(request: Request, services: ServicesOf, video_id: str | None = N
     fields = {"prompt": prompt, "extra_params": '{"edge": {}}'}
     edit = replace(openai_videos.parse_form(fields, upload, services.settings), width=None, height=None)
     names = {**openai_videos.WIRE_NAMES, **dict.fromkeys(("field=transfer", "controls", "video"), "video")}
-    return await begin_video(request, edit, services, names)
+    return await begin_video(request, named(edit, names), services)
 
 
 async def source_of(
@@ -229,8 +228,8 @@ async def source_of(
     return given, None, source
 
 
-async def generation_of(request: Request, services: Services) -> tuple[GenerationRequest, Mapping[str, str]]:
-    """What the body, a form or JSON, asks for, and what it calls a request's fields."""
+async def generation_of(request: Request, services: Services) -> GenerationRequest:
+    """What the body, a form or JSON, asks for, with what it calls a request's fields."""
     settings = services.settings
     limit = body_limit(settings.max_input_bytes)
     if is_form(request):
@@ -239,7 +238,7 @@ async def generation_of(request: Request, services: Services) -> tuple[Generatio
         # Some of the texts may be objects, which are parsed like bodies.
         read = partial(openai_videos.parse_form, fields, upload, settings, called)
         generation = await off_loop(read, sum(map(len, fields.values())))
-        return generation, openai_videos.DIALECT.names_of({called: "", **fields})
+        return named(generation, openai_videos.DIALECT.names_of({called: "", **fields}))
     return openai_videos.DIALECT.read(await read_object(request, limit), settings)
 
 
@@ -252,17 +251,14 @@ async def begin_video(
     request: Request,
     generation: GenerationRequest,
     services: Services,
-    names: Mapping[str, str] = openai_videos.WIRE_NAMES,
     *,
     labels: dict[str, str] | None = None,
 ) -> Response:
     """Accept a generation, and answer with the video as it is now."""
     options = options_of(request) | {"metadata": labels or {}}
-    try:
-        generation = named(generation, names)
+    generation = generation if generation.names else named(generation, openai_videos.WIRE_NAMES)
+    with wording(generation):
         job = await services.jobs.submit(generation, dialect=openai_videos.NAME, owner=owner_of(request), **options)
-    except (InvalidRequestError, MediaError) as error:
-        raise worded(error, names) from None
     return JSONResponse(video_object(job), headers={"openai-poll-after-ms": str(POLL_AFTER_MS)})
 
 

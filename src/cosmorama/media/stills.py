@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 from av.error import FFmpegError
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from cosmorama.errors import MediaError
+from cosmorama.media.source import FILES
 
 THUMBNAIL_PX = 512
 SHEET_COLUMNS, SHEET_ROWS = 4, 4
@@ -42,22 +46,38 @@ def spritesheet(clip: Path) -> bytes:
 
 
 def _frames(clip: Path, wanted: int, longest_px: int) -> list[Image.Image]:
+    small = []
     try:
-        with av.open(f"file:{clip}") as container:
-            # Kept small as they come, so that a long clip is not held at its full size.
-            small = []
-            for frame in container.decode(video=0):
-                picture = frame.to_image()
-                picture.thumbnail((longest_px, longest_px))
-                small.append(picture)
-                if wanted == 1:
-                    break
-    except (FFmpegError, ValueError, IndexError) as error:
+        # Kept small as they come, so that a long clip is not held at its full size.
+        for picture in _pictures(clip):
+            picture.thumbnail((longest_px, longest_px))
+            small.append(picture)
+            if wanted == 1:
+                break
+    except (FFmpegError, OSError, ValueError, LookupError, SafetensorError) as error:
         raise MediaError("variant", "cannot be made of this file: it is no clip or picture") from error
     if not small:
         raise MediaError("variant", "cannot be made of this file: it holds no frame")
     last = len(small) - 1
     return [small[round(index * last / max(wanted - 1, 1))] for index in range(wanted)]
+
+
+def _pictures(clip: Path) -> Iterator[Image.Image]:
+    """The frames of a file that `VideoWriter` may have written."""
+    if zipfile.is_zipfile(clip):
+        with zipfile.ZipFile(clip) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    yield Image.open(file).convert("RGB")
+    elif clip.suffix == FILES["safetensors"][0]:
+        with safe_open(clip, "numpy") as tensors:
+            frames = tensors.get_slice("video")
+            for index in range(frames.get_shape()[0]):
+                yield Image.fromarray(frames[index])
+    else:
+        with av.open(f"file:{clip}") as container:
+            for frame in container.decode(video=0):
+                yield frame.to_image()
 
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:

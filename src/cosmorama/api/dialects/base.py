@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
@@ -48,11 +49,9 @@ class Dialect:
     wire_names: Mapping[str, str] = field(default_factory=dict)
     more_names: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda body: {}
 
-    def read(self, body: dict[str, Any], settings: Settings) -> tuple[GenerationRequest, Mapping[str, str]]:
-        """What a body describes, and what it calls a request's fields."""
-        generation = self.parse(body, settings)
-        names = self.names_of(body)
-        return named(generation, names), names
+    def read(self, body: dict[str, Any], settings: Settings) -> GenerationRequest:
+        """What a body describes, with what it calls a request's fields."""
+        return named(self.parse(body, settings), self.names_of(body))
 
     def names_of(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """`wire_names`, with the aliases that this body uses."""
@@ -66,14 +65,21 @@ BY_INPUT = {"field=text2world": "prompt", "field=image2world": "image", "field=v
 
 
 def named(generation: GenerationRequest, names: Mapping[str, str]) -> GenerationRequest:
-    """The request with what its client calls its fields, for what is found out while it is made."""
-    listed = {
-        f"controls.{index}.source": f"controls.{each.kind}.source" for index, each in enumerate(generation.controls)
-    }
-    own = {**names, **{place: names[kind] for place, kind in listed.items() if kind in names}}
-    return replace(
-        generation, names=tuple((field, own[field]) for field in own if own[field] != field and "=" not in field)
-    )
+    """The request with what its client calls its fields (`Dialect.names_of`), for what is found out later."""
+    own = dict(names)
+    for index, each in enumerate(generation.controls):
+        if (name := names.get(f"controls.{each.kind}.source")) is not None:
+            own[f"controls.{index}.source"] = name
+    return replace(generation, names=tuple(own.items()))
+
+
+@contextmanager
+def wording(generation: GenerationRequest) -> Iterator[None]:
+    """Raise errors about a request with its fields called what its client calls them."""
+    try:
+        yield
+    except CosmoramaError as error:
+        raise worded(error, dict(generation.names)) from None
 
 
 def worded(error: CosmoramaError, names: Mapping[str, str]) -> CosmoramaError:

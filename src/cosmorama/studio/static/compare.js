@@ -40,7 +40,8 @@ export class Compare {
       this.stage,
       this.table,
     );
-    watched.addEventListener("job", () => this.active && this.#options());
+    // The page may be opened before the jobs are known.
+    watched.addEventListener("job", () => this.active && (this.pair.every(Boolean) ? this.#options() : this.open(this.query)));
   }
 
   #go(change) {
@@ -49,7 +50,7 @@ export class Compare {
   }
 
   async open(query) {
-    this.active = true;
+    Object.assign(this, { active: true, query });
     const finished = known().filter((job) => job.state === "succeeded");
     const a = query.get("a") ?? finished[0]?.id ?? null;
     const b = query.get("b") ?? this.#partner(finished, a);
@@ -93,7 +94,9 @@ export class Compare {
     this.clock = null;
     const jobs = this.pair.map((id) => (id ? find(id) : null));
     if (!jobs.every((job) => job?.state === "succeeded")) {
-      fill(this.stage, h("div.stage-empty", {}, h("p.big", {}, "Choose two finished clips"), h("p", {}, "They play in step; drag the line between them.")));
+      const few = known().filter((job) => job.state === "succeeded").length < 2;
+      const what = few ? "Two finished clips are needed: make another" : "Choose two finished clips";
+      fill(this.stage, h("div.stage-empty", {}, h("p.big", {}, what), h("p", {}, "They play in step; drag the line between them.")));
       fill(this.table);
       return;
     }

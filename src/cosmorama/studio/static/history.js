@@ -179,7 +179,7 @@ export class History {
     thumb(card.picture, job);
     card.starring.setAttribute("aria-pressed", String(starred(job.id)));
     const text = `${over(job) ? ago(job.created_at) : stageText(job)} · seed ${job.request.seed}`;
-    if (card.when.textContent !== text) card.when.textContent = text;
+    if (card.when.textContent !== text) card.when.title = card.when.textContent = text;
     return card;
   }
 }

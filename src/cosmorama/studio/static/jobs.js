@@ -104,8 +104,12 @@ export function stageText(job) {
   if (job.state === "queued") return job.queue_position > 1 ? `Number ${job.queue_position} in the queue` : "Next in the queue";
   if (job.state !== "running") return { succeeded: "Finished", failed: "Failed", cancelled: "Cancelled" }[job.state];
   const of = job.total ? ` ${job.step} of ${job.total}` : "";
+  const { steps } = job.request;
+  // A still and then its clip, or a long clip in windows: each has the steps that were asked for.
+  const part = job.total > steps && job.total % steps === 0 ? Math.min(Math.floor(job.step / steps), job.total / steps - 1) : null;
+  const step = part === null ? of : ` ${job.step - part * steps} of ${steps}, part ${part + 1} of ${job.total / steps}`;
   return (
-    { queued: "Starting", prepare: "Reading what was given", encode: "Encoding", denoise: `Denoising, step${of}`, decode: `Decoding, frame${of}`, done: "Writing the file" }[
+    { queued: "Starting", prepare: "Reading what was given", encode: "Encoding", denoise: `Denoising, step${step}`, decode: `Decoding, frame${of}`, done: "Writing the file" }[
       job.stage
     ] ?? job.stage
   );
