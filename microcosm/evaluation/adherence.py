@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cosmorama.text.language import Direction, Scene
+from microcosm.evaluation.crispness import sharpness_figure
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.heldout import HeldOut, deranged, held_out, real_clips
 from microcosm.evaluation.probe import Probe, Sight
@@ -17,6 +18,7 @@ from microcosm.evaluation.tracking import direction, track_color
 from microcosm.scenes.simulate import Frames
 
 CLIP_FRAMES = 33
+LATE = 24  # the frame at whose outlines one looks: what has moved for a second
 MIDDLE = 12  # the frame of a clip that the probe looks at: half a second in, everything is under way
 _LIMITS = {
     "main color": (85, 95, 40),
@@ -108,7 +110,9 @@ def measure(
     if moving:
         ours, theirs = ([some[index] for index in moving] for some in (drawn, real))
         figures.append(direction_figure(ours, theirs, [clips[index] for index in moving]))
-    return figures + [_gap(figure) for figure in figures], pictures, drawn
+    late = [np.stack([clip[LATE] for clip in some]) for some in (drawn, real)]
+    edges = sharpness_figure(late[0], late[1], "clips a second on")
+    return [*figures, *(_gap(figure) for figure in figures), edges], pictures, drawn
 
 
 def _figure(name: str, seen: Pictures, canonical: Sequence[bool]) -> Figure:

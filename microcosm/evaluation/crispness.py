@@ -29,12 +29,13 @@ def measure(weights: Path, held: Sequence[HeldOut[Any]], processes: int) -> tupl
     return [sharpness_figure(drawn, real), guess_figure(drawn, real)], drawn
 
 
-def sharpness_figure(drawn: Frames, real: Frames) -> Figure:
-    """Gradient energy along the outlines of objects, of that in real frames."""
+def sharpness_figure(drawn: Frames, real: Frames, shown: str = "stills") -> Figure:
+    """Gradient energy along the outlines of objects, of that in real frames; of what is said beside it."""
     ours, theirs = (100 * float(np.mean([outline_energy(frame) for frame in frames])) for frames in (drawn, real))
     bounds = {"real frames": theirs, "drawn": ours, "enlarged twice": 100 * _mean_energy(_softened(real))}
     share = 100 * ours / theirs
-    return Figure("edges of objects, of real ones", share, 75, 90, "%", bounds=bounds, note=f"{len(drawn)} stills")
+    name = f"edges of objects in {shown}, of real ones"
+    return Figure(name, share, 75, 90, "%", bounds=bounds, note=f"{len(drawn)} frames")
 
 
 def _mean_energy(frames: Frames) -> float:

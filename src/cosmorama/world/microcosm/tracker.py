@@ -34,7 +34,7 @@ LOOKS = (3, 7)
 _LOOK, _SHARP = 4, 12.0  # pixels a side that are read as one; how narrow the likeness of colors is
 _PLACE = OBJECT[:3, 1]  # about how far an object's x, y and z are from the middle
 _SEEN = SLOTS * len(LOOKS) * 5  # of every map: where in x and z, how wide and how high
-_SURE = 1.0  # of what it says of how far off it is
+_SURE = 4.0  # of what it says of how far off it is: farther than a picture is wide, it knows nothing
 _SUM, _TOLD = 5, 3  # numbers of an object and frame: what is added to x, y, z, and its turn; others of a token
 
 
