@@ -34,6 +34,7 @@ from cosmorama.world.microcosm.stored import Stored
 CELL = 2
 _ALIKE = 0.008  # mean squared error of a range of 2: 27 dB
 _FITS, _FIT_RATE = 24, 0.08  # steps of descent, and the first one's length in `OBJECT`'s and `VIEW`'s units
+_DECAYS = 0.7, 0.95  # of the means over steps
 _AWAY, _SEEN = 7.25, 5  # about how far away objects are, m; numbers of where one is seen
 _LOOK, _GRID, _SQUEEZED = 4, (6, 10), 16  # pixels a side that are read as one; coarse cells, and features of each
 
@@ -153,23 +154,26 @@ class StillRefiner(Stored):
 
     @torch.enable_grad()
     def _fitted(self, still: Tensor, layout: Layout, text: Tensor) -> Layout:
-        """The layout near one that was read, by which a still is drawn most nearly as it is: found by descent."""
-        there, numbers, kinds = layout.objects.split(
-            [1, len(OBJECT), layout.objects.shape[-1] - 1 - len(OBJECT)], dim=-1
-        )
-        moved, turned = torch.zeros_like(numbers, requires_grad=True), torch.zeros_like(layout.view, requires_grad=True)
-        optimizer, best, least = torch.optim.Adam([moved, turned], betas=(0.7, 0.95)), layout, math.inf
-        for step in range(_FITS):
-            for group in optimizer.param_groups:
-                group["lr"] = _FIT_RATE * (1 - step / _FITS)
-            objects = torch.cat([there, numbers + moved * OBJECT[:, 1], kinds], dim=-1)
-            tried = Layout(objects, layout.view + turned * VIEW[:, 1])
+        """The layout near one that was read, by which a still is drawn most nearly as it is: found by descent.
+
+        Adam (arXiv 1412.6980) in its own words: importing PyTorch's optimizers takes a second, for its compiler.
+        """
+        there, numbers, kinds = layout.objects.tensor_split([1, 1 + len(OBJECT)], dim=-1)
+        best, least = layout, math.inf
+        offsets = torch.zeros(numbers.numel() + layout.view.numel(), requires_grad=True)
+        mean, square = torch.zeros_like(offsets), torch.zeros_like(offsets)
+        for step in range(1, _FITS + 1):
+            moved, turned = offsets.tensor_split([numbers.numel()])
+            objects = torch.cat([there, numbers + moved.view_as(numbers) * OBJECT[:, 1], kinds], dim=-1)
+            tried = Layout(objects, layout.view + turned.view_as(layout.view) * VIEW[:, 1])
             off = (self.draw(still, tried, text) - still).abs().mean()
             if float(off.detach()) < least:
                 best, least = Layout(objects.detach(), tried.view.detach()), float(off.detach())
-            optimizer.zero_grad()
-            off.backward()
-            optimizer.step()
+            (slope,) = torch.autograd.grad(off, offsets)
+            mean, square = mean.lerp(slope, 1 - _DECAYS[0]), square.lerp(slope.square(), 1 - _DECAYS[1])
+            scaled = mean / (1 - _DECAYS[0] ** step) / ((square / (1 - _DECAYS[1] ** step)).sqrt() + 1e-8)
+            rate = _FIT_RATE * (1 - (step - 1) / _FITS)
+            offsets = (offsets - rate * scaled).detach().requires_grad_()
         return best
 
     def moments(self, scene: Scene, layouts: Layout, text: Tensor) -> Tensor:
