@@ -88,7 +88,7 @@ def test_a_prompt_is_not_needed_where_there_is_a_video() -> None:
 
 
 def test_a_control_that_cannot_be_read_is_named() -> None:
-    with pytest.raises(MediaError, match=r"controls\.depth\.source"):
+    with pytest.raises(MediaError, match=r"controls\.0\.source"):
         prepared(replace(REQUEST, controls=(Control("depth", source=b"no clip"),)))
     with pytest.raises(InvalidRequestError, match=r"controls\.depth\.source.*depth is not computed.*only edge and vis"):
         prepared(replace(REQUEST, video=ramp(), controls=(Control("depth"),)))
@@ -143,7 +143,7 @@ def test_a_rate_that_is_not_made_is_resampled_with_a_word() -> None:
     slow = replace(CAPABILITIES, fps=Range(10, 20))
     made = Preparer()(resolve(request, slow), slow)
     assert made.request.result.fps == 20
-    assert made.warnings == ("controls.depth.source has 24 fps, which is not made; it was resampled to 20 fps",)
+    assert made.warnings == ("controls.0.source has 24 fps, which is not made; it was resampled to 20 fps",)
 
 
 def test_a_still_as_a_control_is_refused() -> None:

@@ -174,5 +174,5 @@ def test_what_starts_like_a_jpeg_and_is_none() -> None:
 
 def test_empty_and_clip_inputs() -> None:
     assert "not a picture or clip" in refused(b"").message
-    assert "pass it as 'video'" in refused(encode_clip([quadrants()] * 3)).message
+    assert "pass it where a video is taken" in refused(encode_clip([quadrants()] * 3)).message
     assert "damaged" in refused(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic").message
