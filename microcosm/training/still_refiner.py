@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
-from cosmorama.world.microcosm.layout import KINDS, OBJECT, OBJECT_CHANNELS, SLOTS, VIEW, Layout, plan
+from cosmorama.world.microcosm.layout import KINDS, OBJECT, SLOTS, VIEW, Layout, near, plan
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
@@ -141,10 +141,8 @@ def plan_of(batch: Batch) -> Tensor:
 
 
 def within(shown: Tensor, sizes: float) -> Tensor:
-    """Which pixels look past an object's middle within so many half sizes, 0 or 1, [B, `SLOTS`, h, w]."""
-    objects = shown[:, 4:].unflatten(1, (SLOTS, OBJECT_CHANNELS))
-    inside: Tensor = objects[:, :, 0] * (objects[:, :, 1:4].norm(dim=2) < sizes)
-    return inside
+    """See `near`, 0 or 1."""
+    return near(shown, sizes).float()
 
 
 def disarranged(frames: Tensor, shown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, averaged_do
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DriveSampling
 from cosmorama.world.microcosm.finder import Finder
-from cosmorama.world.microcosm.still_refiner import Scene, StillRefiner
+from cosmorama.world.microcosm.still_refiner import Recognised, StillRefiner
 from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.vae.tiles import Autoencoder
@@ -215,7 +215,7 @@ class CosmosFlowSampling(Sampling):
         self._texts, self._from_text = world.read(inputs, read), inputs.frames is None
         self._held: Tensor | None = None
         self._given = torch.empty(0)
-        self._scene: Scene | None = None
+        self._scene: Recognised | None = None
         if inputs.frames is not None:
             self._given = averaged_down(as_input(inputs.frames))[0].transpose(0, 1)
         self._positions: Positions | None = None
@@ -319,14 +319,14 @@ class CosmosFlowSampling(Sampling):
         else:
             yield from self._redrawn(scene, list(plain))
 
-    def _recognised(self) -> Scene | None:
+    def _recognised(self) -> Recognised | None:
         """What the clip's first frame shows."""
         refiner = self._world.still_refiner
         if self._scene is None and refiner is not None and len(self._given):
             self._scene = refiner.recognised(self._given[:1], self._texts[False].states[:, 0], given=True)
         return self._scene
 
-    def _redrawn(self, scene: Scene, plain: list[Tensor]) -> Iterator[Tensor]:
+    def _redrawn(self, scene: Recognised, plain: list[Tensor]) -> Iterator[Tensor]:
         """A clip's frames with its objects where they are followed to, but for those that were given."""
         tracker, refiner, given = self._world.tracker, self._world.still_refiner, self._given
         moved = tracker and tracker.layouts(scene.still, scene.layout, plain, len(given), self._request.fps)

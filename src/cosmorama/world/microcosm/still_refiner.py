@@ -40,7 +40,7 @@ _LOOK, _GRID, _SQUEEZED = 4, (6, 10), 16  # pixels a side that are read as one; 
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Recognised:
     """A still of objects of which all is known.
 
     Attributes:
@@ -136,7 +136,7 @@ class StillRefiner(Stored):
         drawn = self.paint(torch.cat([cells, plan(layout, *cells.shape[2:])], dim=1), self.mix(text))
         return F.pixel_shuffle(drawn.float(), CELL)[..., :height, :width]
 
-    def recognised(self, still: Tensor, text: Tensor, *, given: bool = False) -> Scene | None:
+    def recognised(self, still: Tensor, text: Tensor, *, given: bool = False) -> Recognised | None:
         """What a still [1, 3, h, w] shows, and the still drawn again, or as it is where it was given and not sampled.
 
         None: of something else, or where it is not sure of what; of a given one, where what it would draw is not that.
@@ -146,11 +146,11 @@ class StillRefiner(Stored):
             return None
         layout = Layout.heard(said[:, :-1])
         if not given:
-            return Scene(self.draw(still, layout, text).clamp(-1, 1), layout)
+            return Recognised(self.draw(still, layout, text).clamp(-1, 1), layout)
         with torch.inference_mode(mode=False):  # where there are no gradients
             layout = self._fitted(still.clone(), Layout(layout.objects.clone(), layout.view.clone()), text.clone())
         off = (self.draw(still, layout, text).clamp(-1, 1) - still).square().mean()
-        return Scene(still, layout) if float(off) < _ALIKE else None
+        return Recognised(still, layout) if float(off) < _ALIKE else None
 
     @torch.enable_grad()
     def _fitted(self, still: Tensor, layout: Layout, text: Tensor) -> Layout:
@@ -176,7 +176,7 @@ class StillRefiner(Stored):
             offsets = (offsets - rate * scaled).detach().requires_grad_()
         return best
 
-    def moments(self, scene: Scene, layouts: Layout, text: Tensor) -> Tensor:
+    def moments(self, scene: Recognised, layouts: Layout, text: Tensor) -> Tensor:
         """A scene's later moments, of N layouts: [N, 3, h, w]."""
         count = len(layouts.view)
         drawn = self.draw(scene.still.expand(count, -1, -1, -1), layouts, text.expand(count, -1))
