@@ -45,6 +45,14 @@ class Job:
     steps: int = Defaults().steps
 
 
+def finished(world: CosmosFlowWorld | WindowedWorld, prepared: PreparedRequest) -> Rollout:
+    """A request, sampled to the end."""
+    rollout = Rollout(world, prepared)
+    while not rollout.done:
+        rollout.advance()
+    return rollout
+
+
 def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
     """One clip at one eighth of the output size, uint8 [frames, h, w, 3]."""
     request = GenerationRequest(prompt=job.prompt, frames=job.frames, seed=job.seed, steps=job.steps)
@@ -55,9 +63,7 @@ def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
         # Frames of a request with an image or video; its prompt is taken as it is.
         large = job.given.repeat(OUTPUT_SCALE, axis=1).repeat(OUTPUT_SCALE, axis=2)
         prepared = PreparedRequest(resolved, job.prompt, large)
-    rollout = Rollout(world, prepared)
-    while not rollout.done:
-        rollout.advance()
+    rollout = finished(world, prepared)
     assert isinstance(world.autoencoder, VideoAutoencoder)
     with torch.inference_mode():
         sampling = rollout.sampling

@@ -25,13 +25,13 @@ from rich.progress import track
 from torch import Tensor
 
 from cosmorama.engine.prepare import PreparedRequest, Preparer
-from cosmorama.engine.rollout import Rollout
 from cosmorama.request import GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.microcosm.tracker import LOOKS
+from microcosm.evaluation.rollouts import finished
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.dataset import DATA, Label, read_shard, shard_paths
 from microcosm.scenes.shots import caption_of
@@ -95,11 +95,9 @@ def _onward(
 
 def sampled(world: CosmosFlowWorld, prepared: PreparedRequest) -> Iterator[Tensor]:
     """Small frames of a request as they are sampled, [t, 3, h, w] of each latent frame."""
-    rollout = Rollout(world, prepared)
-    while not rollout.done:
-        rollout.advance()
+    latents = finished(world, prepared).latents
     assert isinstance(world.autoencoder, VideoAutoencoder)
-    return world.autoencoder.small_stream(rollout.latents, prepared.request.height, prepared.request.width)
+    return world.autoencoder.small_stream(latents, prepared.request.height, prepared.request.width)
 
 
 def write(source: int | Path, weights: Path, out: Path) -> None:
