@@ -28,14 +28,10 @@ import argparse
 import gc
 import json
 import os
-import resource
-import statistics
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,65 +42,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu_networks import Bench
-from cosmorama.engine.alone import make_alone
-from cosmorama.engine.engine import Engine
-from cosmorama.engine.outcome import Outcome
-from cosmorama.engine.prepare import PreparedRequest
-from cosmorama.engine.rollout import Rollout
+from benchmarks.gpu_networks import GB, Bench, Figures, Work, drained, interleaved, peak_gb, relative_error, wait
+from benchmarks.gpu_requests import engine, fragment, offload, oom, stills, sync
 from cosmorama.world.cosmos3 import forward as cosmos3_forward
-from cosmorama.world.load.offload import offload_layers
 from cosmorama.world.load.quantize import quantize_blocks
 from cosmorama.world.vae.wan import WanAutoencoder
-
-Figures = dict[str, Any]
-Work = Callable[[], object]
-GB = 1e9
-
-
-def interleaved(bench: Bench, sides: dict[str, Work], rounds: int = 3) -> Figures:
-    """Median milliseconds of each side, measured in turns after one turn that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range((1 if bench.tiny else rounds) + 1):
-        for name, work in sides.items():
-            wait(bench)
-            begun = time.perf_counter()
-            work()
-            wait(bench)
-            if turn:
-                taken[name].append((time.perf_counter() - begun) * 1e3)
-    return {f"{name}_ms": round(statistics.median(times), 2) for name, times in taken.items()}
-
-
-def wait(bench: Bench) -> None:
-    """Until the device is done."""
-    if bench.cuda:
-        torch.cuda.synchronize()
-
-
-def peak_gb(bench: Bench, work: Work) -> float | None:
-    """What the work takes on the device beside what is there; None on a CPU."""
-    if not bench.cuda:
-        work()
-        return None
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    work()
-    wait(bench)
-    return round((torch.cuda.max_memory_allocated() - before) / GB, 2)
-
-
-def drained(chunks: Iterable[Any]) -> None:
-    """Take every chunk, and keep none."""
-    for _ in chunks:
-        pass
-
-
-def relative_error(ours: Tensor, theirs: Tensor, of: Tensor) -> float:
-    """How far two estimates are apart, as a part of how far they are from where they began."""
-    return float((ours - theirs).norm() / (theirs - of).norm())
 
 
 def env(bench: Bench) -> Figures:
@@ -312,153 +254,6 @@ def cosmos3(bench: Bench) -> Figures:
         "evaluation": evaluation,
     }
     return found | interleaved(bench, sides, 2) | {"evaluation_peak_gb": peak_gb(bench, evaluation)}
-
-
-def engine(bench: Bench) -> Figures:
-    """Whole requests through the engine."""
-    small = {"frames": 5} if bench.tiny else {"frames": 33, "width": 832, "height": 480}
-    first, other = (
-        bench.request(steps=4, **small),
-        bench.request(steps=3, **small | {"seed": 2, "frames": 1 if bench.tiny else 5}),
-    )
-    found: Figures = {}
-    with tempfile.TemporaryDirectory() as folder, _engine(bench, 2) as made:
-
-        def run(name: str, *requests: Any) -> bytes:
-            begun = time.perf_counter()
-            for number, request in enumerate(requests):
-                made.submit(f"{name}{number}", request, output=Path(folder) / f"{name}{number}")
-            outcomes: dict[str, Outcome | Exception] = {}
-            while made.pending:
-                if not made.step():
-                    made.wait()
-                outcomes.update(made.finished())
-            found[name] = {"s": round(time.perf_counter() - begun, 2)}
-            outcome = outcomes[f"{name}0"]
-            if isinstance(outcome, Exception):
-                raise outcome
-            found[name]["stages_s"] = {stage: round(seconds, 3) for stage, seconds in outcome.timings.items()}
-            return outcome.path.read_bytes()
-
-        alone, again, together = run("alone", first), run("again", first), run("together", first, other)
-    return found | {"same_bytes_again": alone == again, "same_bytes_beside_another": alone == together}
-
-
-@contextmanager
-def _engine(bench: Bench, max_active: int) -> Iterator[Engine]:
-    made = Engine(bench.world(), max_active=max_active)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@torch.inference_mode()
-def sync(bench: Bench) -> Figures:
-    """Whether the host waits for the device within a step, with and without step reuse."""
-    found: Figures = {}
-    world = bench.world()
-    for reuse in (0.0, 0.04):
-        request = bench.request(steps=3, reuse=reuse, frames=9, width=832, height=480)
-        if bench.tiny:
-            request = bench.request(steps=3, reuse=reuse)
-        rollout = Rollout(world, PreparedRequest(request, "a robot arm", None))
-        rollout.advance()
-        if bench.cuda:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            while not rollout.done:
-                rollout.advance()
-            found[f"reuse_{reuse}"] = "the host never waits" if bench.cuda else "not to be seen on a CPU"
-        except RuntimeError as error:
-            ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "cosmorama" in frame.filename]
-            found[f"reuse_{reuse}"] = f"waits in {Path(ours[-1].filename).name}:{ours[-1].lineno}: {str(error)[:80]}"
-        finally:
-            if bench.cuda:
-                torch.cuda.set_sync_debug_mode("default")
-    return found
-
-
-@torch.inference_mode()
-def fragment(bench: Bench) -> Figures:
-    """Requests of three sizes in turns."""
-    world = bench.world()
-    sizes: tuple[dict[str, int], ...] = ({}, {"width": 960, "height": 960, "frames": 61}, {"width": 832, "height": 480})
-    started = [bench.begun(world, **changes) for changes in (sizes[:1] if bench.tiny else sizes)]
-    for _ in range(2):
-        for sampling, latents in started:
-            sampling.denoise(latents, 0)
-            drained(chunk for chunk, _ in zip(sampling.decode(latents), range(3), strict=False))
-    if not bench.cuda:
-        return {"turns": 2 * len(started)}
-    stats = torch.cuda.memory_stats()
-    allocated, reserved = stats["allocated_bytes.all.peak"], stats["reserved_bytes.all.peak"]
-    return {"allocated_peak_gb": round(allocated / GB, 2), "reserved_beyond_gb": round((reserved - allocated) / GB, 2)}
-
-
-def oom(bench: Bench) -> Figures:
-    """A request that does not fit, and the one after it. Nothing to see on a CPU."""
-    if not bench.cuda:
-        return {"skipped": "takes a GPU"}
-    found: Figures = {}
-    with tempfile.TemporaryDirectory() as folder, _engine(bench, 1) as made:
-        torch.cuda.empty_cache()
-        room = 3.0 * GB
-        filler = torch.empty(int(torch.cuda.mem_get_info()[0] - room), dtype=torch.uint8, device=bench.device)
-        before = torch.cuda.memory_allocated()
-        for name, changes in (("large", {}), ("small", {"width": 320, "height": 192, "frames": 5})):
-            try:
-                make_alone(made, bench.request(**changes), Path(folder) / name)
-                found[name] = "made"
-            except Exception as error:  # what it ends with is the figure  # noqa: BLE001
-                found[name] = f"{type(error).__name__}: {error}"[:160]
-            gc.collect()
-            found[f"{name}_left_over_mb"] = round((torch.cuda.memory_allocated() - before) / 1e6)
-        del filler
-    return found
-
-
-@torch.inference_mode()
-def offload(bench: Bench) -> Figures:
-    """The 2B's denoiser with its layers on the host. Nothing to see on a CPU."""
-    if not bench.cuda:
-        return {"skipped": "takes a GPU"}
-    world = bench.world()
-    sampling, latents = bench.begun(world)
-
-    def go() -> Tensor:
-        return torch.as_tensor(sampling.denoise(latents, 0))
-
-    exact = go()
-    found: Figures = {"plain": interleaved(bench, {"evaluation": go}, 2)}
-    network = world.transformer.to("cpu")
-    held = sum(p.nbytes for p in network.parameters())
-    torch.cuda.empty_cache()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    offload_layers(network, bench.device)
-    found["same_numbers"] = torch.equal(exact, go())
-    found["by_layers"] = interleaved(bench, {"evaluation": go}, 2) | {"peak_gb": peak_gb(bench, go)}
-    found["weights_gb"] = round(held / GB, 2)
-    found["host_memory_more_gb"] = round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6, 2)
-    return found
-
-
-@torch.inference_mode()
-def stills(bench: Bench) -> Figures:
-    """How long the host takes to launch an evaluation, and how long the evaluation takes."""
-    world, found = bench.world(), {}
-    for width, height in ((64, 64),) if bench.tiny else ((1360, 768), (832, 480), (256, 256)):
-        sampling, latents = bench.begun(world, frames=1, width=width, height=height)
-        sampling.denoise(latents, 0)
-        wait(bench)
-        begun = time.perf_counter()
-        for _ in range(5):
-            sampling.denoise(latents, 0)
-        launched = time.perf_counter() - begun
-        wait(bench)
-        whole = time.perf_counter() - begun
-        found[f"{width}x{height}"] = {"launch_ms": round(launched * 200, 1), "whole_ms": round(whole * 200, 1)}
-    return found
 
 
 SECTIONS: dict[str, Callable[[Bench], Figures]] = {

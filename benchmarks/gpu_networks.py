@@ -1,8 +1,11 @@
-"""Networks of the published sizes with random weights, made on the device: what `benchmarks.gpu` measures."""
+"""Networks of the published sizes with random weights, made on the device: what `benchmarks.gpu` measures, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
+from torch import Tensor
 
 from cosmorama.request import Capabilities, FrameRule, ResolvedRequest
 from cosmorama.world.base import Inputs, TextEmbedding
@@ -25,6 +29,9 @@ from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
 from cosmorama.world.vae.cosmos import CosmosAutoencoder
 from cosmorama.world.vae.wan import WanAutoencoder
 
+Figures = dict[str, Any]
+Work = Callable[[], object]
+GB = 1e9
 HEADS_AND_LAYERS = {"2B": (16, 28), "14B": (40, 36), "7B": (32, 28)}
 """Of Predict2.5 and Predict2 (2B, 14B) and Predict1 (7B); a head is 128 wide."""
 
@@ -172,3 +179,48 @@ class Bench:
         """A request that has begun, and its first latents."""
         sampling = world.begin(Inputs(request=self.request(**changes), prompt="a robot arm"), world.encode_text)
         return sampling, sampling.initial()
+
+
+def interleaved(bench: Bench, sides: dict[str, Work], rounds: int = 3) -> Figures:
+    """Median milliseconds of each side, measured in turns after one turn that does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range((1 if bench.tiny else rounds) + 1):
+        for name, work in sides.items():
+            wait(bench)
+            begun = time.perf_counter()
+            work()
+            wait(bench)
+            if turn:
+                taken[name].append((time.perf_counter() - begun) * 1e3)
+    return {f"{name}_ms": round(statistics.median(times), 2) for name, times in taken.items()}
+
+
+def wait(bench: Bench) -> None:
+    """Until the device is done."""
+    if bench.cuda:
+        torch.cuda.synchronize()
+
+
+def peak_gb(bench: Bench, work: Work) -> float | None:
+    """What the work takes on the device beside what is there; None on a CPU."""
+    if not bench.cuda:
+        work()
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    wait(bench)
+    return round((torch.cuda.max_memory_allocated() - before) / GB, 2)
+
+
+def drained(chunks: Iterable[Any]) -> None:
+    """Take every chunk, and keep none."""
+    for _ in chunks:
+        pass
+
+
+def relative_error(ours: Tensor, theirs: Tensor, of: Tensor) -> float:
+    """How far two estimates are apart, as a part of how far they are from where they began."""
+    return float((ours - theirs).norm() / (theirs - of).norm())

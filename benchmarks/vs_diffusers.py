@@ -7,11 +7,12 @@ diffusers evaluates Predict2 once more than its result depends on, and that woul
 Whole requests count everything, as a user would; those of the few steps of a case, and by the measured time per
 evaluation those of the usual 35.
 
-    python -m benchmarks.vs_diffusers --json            about ten minutes on two cores
-    python -m benchmarks.vs_diffusers --case 880        the smallest size alone
-    python -m benchmarks.vs_diffusers --case 880 --steps 35
-                                                        as long as a request usually is: a prompt's keys and values,
-                                                        which are computed once, are then a smaller part of the loop
+    python -m benchmarks.vs_diffusers                           the small sizes, as many as eight minutes have time for
+    python -m benchmarks.vs_diffusers --case all --minutes 60   all sizes, and the memory at its peak
+    python -m benchmarks.vs_diffusers --case 880 --steps 35     as long as a request usually is: a prompt's keys and
+                                                                values, which are computed once, weigh less then
+
+Cases are begun from the smallest on for as long as the next one is expected to end in time; what is left out is told.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import json
 import multiprocessing
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +54,21 @@ class Case:
     repeats: int = 2
     dtype: str = "float32"
 
+    @property
+    def pixels(self) -> int:
+        """Of all of its requests' frames; arithmetic is counted in as many requests again."""
+        return self.width * self.height * self.frames * self.repeats * (2 if self.name == COUNTED else 1)
+
 
 WIDTH = 512
 TOKENIZER = {"base_dim": 24, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 USUAL_STEPS = 35
-SMALLEST = "880"  # the case whose arithmetic is counted too
+COUNTED = "880"  # the case whose arithmetic is counted too
+SMALL = ("220", COUNTED)
 KINDS = ("predict2-video2world", "predict2.5")
 CASES = (
-    *(Case(SMALLEST, kind, 880, 320, 176, 13, 3, threads=threads, repeats=3) for threads in (1, 2) for kind in KINDS),
+    *(Case("220", kind, 220, 160, 176, 5, 3) for kind in KINDS),
+    *(Case(COUNTED, kind, 880, 320, 176, 13, 3, threads=threads) for threads in (1, 2) for kind in KINDS),
     *(Case("2240", kind, 2240, 448, 320, 13, 2, threads=threads) for threads in (1, 2) for kind in KINDS),
     Case("2240 bf16", "predict2-video2world", 2240, 448, 320, 13, 2, dtype="bfloat16"),
     *(Case("7920", "predict2-video2world", 7920, 640, 352, 33, 2, threads=threads, repeats=1) for threads in (1, 2)),
@@ -220,15 +229,7 @@ def measure(case: Case) -> dict[str, Any]:
     for _ in range(case.repeats):
         for side, run in sides.items():
             samples[side].append(run(case))
-    result: dict[str, Any] = {
-        "case": case.name,
-        "kind": case.kind,
-        "tokens": case.tokens,
-        "frames": case.frames,
-        "dtype": case.dtype,
-        "threads": case.threads,
-        "steps": case.steps,
-    }
+    result: dict[str, Any] = asdict(case)
     for side, runs in samples.items():
         request_s = statistics.median(run.request_s for run in runs)
         evaluation_s = statistics.median(run.loop_s / run.evaluations for run in runs)
@@ -246,7 +247,7 @@ def measure(case: Case) -> dict[str, Any]:
         "request_of_35_steps": ratios["request_of_35_steps_cpu_s"],
         "conditioning_encode": ratios["encode_cpu_s"],
     }
-    if case.name == SMALLEST:
+    if case.name == COUNTED:
         longer = replace(case, steps=case.steps + 1)
         per_evaluation = {side: gflop_of(run, longer) - gflop_of(run, case) for side, run in sides.items()}
         speed = per_evaluation["cosmorama"] / result["cosmorama"]["loop_cpu_s_per_evaluation"]
@@ -312,31 +313,42 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def in_time(cases: Iterable[Case], minutes: float) -> Iterator[Case]:
+    """The cases that are expected to end in time, by what the one before took for each of its pixels."""
+    begun = last = time.monotonic()
+    before: Case | None = None
+    for case in cases:
+        now = time.monotonic()
+        expected = 0.0 if before is None else (now - last) * case.pixels / before.pixels
+        if now - begun + expected > 60 * minutes:
+            print(f"{case.name} tokens, {case.kind}, {case.threads} thread(s): left out, no time", file=sys.stderr)
+            continue
+        before, last = case, now
+        yield case
+
+
 def main() -> None:
     """Run the cases that were asked for and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    names = [*sorted({case.name for case in CASES}), "memory"]
-    parser.add_argument("--case", choices=names, help="only this one; default: all")
-    parser.add_argument("--kind", choices=KINDS, help="only this family")
+    names = [*dict.fromkeys(case.name for case in CASES), "memory", "all"]
+    parser.add_argument("--case", choices=names, nargs="+", default=SMALL, help="only these; default: %(default)s")
+    parser.add_argument("--kind", choices=KINDS, nargs="+", default=KINDS, help="only these families; default: all")
     parser.add_argument("--steps", type=int, help="so many denoising steps instead of each case's own")
+    parser.add_argument("--minutes", type=float, default=8, help="begin nothing that would take longer; default: 8")
     chosen = parser.parse_args()
-    cases = [
-        replace(case, steps=chosen.steps or case.steps)
-        for case in CASES
-        if chosen.case in (None, case.name) and chosen.kind in (None, case.kind)
-    ]
+    wanted = set(names if "all" in chosen.case else chosen.case)
+    asked = (case for case in CASES if case.name in wanted and case.kind in chosen.kind)
+    cases = [replace(case, steps=chosen.steps or case.steps) for case in asked]
     results = []
-    for case in cases:
+    for case in in_time(cases, chosen.minutes):
         results.append(measure(case))
         if not chosen.json:
             faster = ", ".join(f"{name} {value:.2f}x" for name, value in results[-1]["times_faster"].items())
             if counted := results[-1].get("arithmetic"):
-                faster += (
-                    f", {counted['times_less']:.2f}x less arithmetic at {counted['share_of_matmul_peak']:.0%} of peak"
-                )
+                faster += f", {counted['times_less']:.2f}x less, {counted['share_of_matmul_peak']:.0%} of peak"
             print(f"{case.name} tokens, {case.kind}, {case.threads} thread(s): {faster}", flush=True)
-    memory = peak_memory(MEMORY) if chosen.case in (None, "memory") else None
+    memory = peak_memory(MEMORY) if "memory" in wanted else None
     if chosen.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": multiprocessing.cpu_count()}
         print(json.dumps({"machine": machine, "cases": results, "memory": memory}, indent=2))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-STAGES = (
+from microcosm.training.batches import STAGES
+
+RECIPE = (
     "scenes.dataset",
-    "training.autoencoder basis",
-    "training.world --stage images --minutes 40",
-    "training.world --stage clips --minutes 40",
-    "training.world --stage full --minutes 80",
-    "training.world --stage onward --minutes 160 --decay-minutes 24",
-    "training.world --stage both --minutes 104 --decay-minutes 42",
+    "training.autoencoder",
+    *(
+        f"training.world --stage {name} --minutes {stage.minutes} --decay-minutes {stage.decay_minutes}"
+        for name, stage in STAGES.items()
+    ),
     "scenes.closeups",
     "training.decoder",
     "training.export",
@@ -20,14 +21,15 @@ STAGES = (
     "training.finder --minutes 60 --decay-minutes 35",
     "training.made",
     "training.still_refiner --minutes 90 --decay-minutes 30",
-    "training.tracker --minutes 60 --decay-minutes 20",
-    "training.export --part drive --part finder --part still_refiner --part tracker",
+    "training.details",
+    "training.mover --minutes 60 --decay-minutes 40",
+    "training.export --part drive --part finder --part still_refiner --part mover",
     "evaluation.probe",
-    "evaluation.corridor_probe",
     "evaluate microcosm-runs/evaluation",
 )
 
-for stage in STAGES:
-    name, *arguments = stage.split()
-    print(f"== microcosm.{stage}", flush=True)
-    subprocess.run([sys.executable, "-m", f"microcosm.{name}", *arguments], check=True)
+if __name__ == "__main__":
+    for step in RECIPE:
+        name, *arguments = step.split()
+        print(f"== microcosm.{step}", flush=True)
+        subprocess.run([sys.executable, "-m", f"microcosm.{name}", *arguments], check=True)

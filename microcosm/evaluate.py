@@ -7,7 +7,7 @@ with the prompts on them to OUT. Needs the probe (`python -m microcosm.evaluatio
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,15 +15,14 @@ import typer
 from rich.console import Console
 
 from microcosm.evaluation import adherence, continuation, crispness, driving, fidelity, steering, strangers
-from microcosm.evaluation.corridor_probe import FILE as CORRIDOR_FILE
-from microcosm.evaluation.corridor_probe import CorridorProbe
 from microcosm.evaluation.figures import Figure, table
 from microcosm.evaluation.heldout import HeldOut, held_out, held_out_drives
-from microcosm.evaluation.probe import FILE, Probe, load_probe
+from microcosm.evaluation.probe import CORRIDOR_FILE, FILE, CorridorProbe, Probe, load_probe
 from microcosm.evaluation.sheets import grid, save, strip, titled
+from microcosm.evaluation.strangers import Stranger
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import RUNS
-from microcosm.training.export import WEIGHTS
+from microcosm.training.loop import WEIGHTS
 
 PARTS = (
     "adherence",
@@ -66,23 +65,19 @@ def main(
         held = adherence.still_prompts(stills), adherence.clip_prompts(clips)
         some, pictures, drawn = adherence.measure(weights, probe, *held, processes)
         figures += some
-        save(_stills(pictures, held[0]), out / "text2world_stills.png")
+        save(_stills([picture[0] for picture in pictures[:SHEET]], held[0]), out / "text2world_stills.png")
         save(_strips(drawn, held[1]), out / "text2world_33_frames.png")
     if "strangers" in parts:
         probe, facts["probe"] = load_probe(Probe(), runs / FILE)
         wanted = strangers.strangers()
         some, frames = strangers.measure(weights, probe, wanted, processes)
         figures += some
-        shown = [titled(frame, one.prompt) for frame, one in zip(frames, wanted, strict=True)]
-        save(grid(shown, 5), out / "strangers.png")
+        save(_stills(frames, wanted, 5), out / "strangers.png")
     if "crispness" in parts:
         close = held_out(close_looks, skip=200)
         some, stills_drawn = crispness.measure(weights, close, processes)
         figures += some
-        save(
-            grid([titled(frame, one.prompt) for frame, one in zip(stills_drawn, close, strict=True)][:SHEET], 4),
-            out / "crispness.png",
-        )
+        save(_stills(stills_drawn[:SHEET], close), out / "crispness.png")
     if "continuation" in parts:
         shots = held_out(continued)
         for mode in continuation.GIVEN:
@@ -126,9 +121,8 @@ def main(
         Console().print(table(figures), facts)
 
 
-def _stills(pictures: Sequence[Frames], held: Sequence[HeldOut[Any]]) -> Frames:
-    shown = [titled(picture[0], one.prompt) for picture, one in zip(pictures[:SHEET], held, strict=False)]
-    return grid(shown, 4)
+def _stills(pictures: Iterable[Frames], prompted: Iterable[HeldOut[Any] | Stranger], columns: int = 4) -> Frames:
+    return grid([titled(picture, one.prompt) for picture, one in zip(pictures, prompted, strict=False)], columns)
 
 
 def _strips(clips: Sequence[Frames], held: Sequence[HeldOut[Any]]) -> Frames:

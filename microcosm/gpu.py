@@ -1,8 +1,9 @@
-"""Makes a convolutional Microcosm on a machine with a GPU: `python -m microcosm.gpu --out OUT`, again and again.
+"""Trains a larger denoiser on a machine with a GPU: `python -m microcosm.gpu --out OUT`, again and again.
 
 Every call works for `--minutes`, so that it fits where a command may not run long, and goes on where the one before
 stopped: it renders with all cores while the GPU trains, and writes the weights as they are to OUT. When the plan is
-done it says so and ends at once. Without a GPU the same runs on the CPU, for trying it out.
+done it says so and ends at once. What stands beside the denoiser in a checkpoint is trained after it, as ever. Without
+a GPU the same runs on the CPU, for trying it out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,29 +20,16 @@ import torch
 import typer
 
 from microcosm.scenes.dataset import DATA, SPLITS, shard_paths
-from microcosm.training.autoencoder import fine
+from microcosm.training.autoencoder import main as fit_autoencoder
+from microcosm.training.batches import STAGES
 from microcosm.training.export import main as export
-from microcosm.training.unet import Options, Training
+from microcosm.training.world import Options, Training
 
 NAME = "gpu"
-FIRST = {"images": 12, "corridor-images": 8, "shorts": 2, "corridor-shorts": 2}
+FIRST = {"images": 12, "shorts": 4, "clips": 2}
 """Shards that have to be there before training begins."""
-RENDERED = ("shorts", "corridor-shorts", "clips", "corridor-clips", "images")
+RENDERED = ("shorts", "clips", "corridor-images", "corridor-shorts", "corridor-clips", "images")
 """And the order in which the others are rendered meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of the plan, in minutes of training; the learning rate falls over the last `decay` of them."""
-
-    name: str
-    minutes: float
-    decay: float
-
-
-def plan(minutes: float) -> tuple[Stage, ...]:
-    """Stills for a third of the time, then stills and windows; the rate falls over the last fifth of it all."""
-    return Stage("stills", minutes / 3, 0.01), Stage("windows", minutes * 2 / 3, minutes / 5)
 
 
 def main(
@@ -51,8 +38,7 @@ def main(
     training_minutes: Annotated[float, typer.Option(help="Of training in all, whatever the number of calls.")] = 24.0,
     data: Annotated[Path, typer.Option()] = DATA,
     runs: Annotated[Path, typer.Option()] = Path("microcosm-runs/gpu"),
-    widths: str = "96,192,320,448",
-    depths: str = "2,2,3,4",
+    heads: Annotated[int, typer.Option(help="Of the transformer, 80 wide each.")] = 8,
     batch: Annotated[int, typer.Option(help="Times the batch that a core of a CPU takes.")] = 12,
     processes: Annotated[int, typer.Option(help="That render; 0: what is there is all.")] = os.cpu_count() or 1,
     shards: Annotated[int | None, typer.Option(help="At most so many of each split.")] = None,
@@ -65,10 +51,10 @@ def main(
         for kind, count in FIRST.items():
             _render([kind], data, processes, min(count, shards or count), wait_until=end)
     if not (runs / "vae").exists():
-        fine(data, runs)
+        fit_autoencoder(data, runs)
     renderer = _render(RENDERED, data, max(1, processes - 4), shards) if processes else None
     try:
-        done = _train(end, training_minutes, data, runs, (widths, depths, batch))
+        done = _train(end, training_minutes, data, runs, heads, batch)
     finally:
         if renderer is not None:
             _stop(renderer)
@@ -79,33 +65,31 @@ def main(
     print(f"{done:.1f} of {training_minutes:.1f} minutes trained; shards: {there}", flush=True)
 
 
-def _train(end: float, total: float, data: Path, runs: Path, net: tuple[str, str, int]) -> float:
-    """Train until `end` or until the plan is done; the minutes that are done of it."""
-    before = 0.0
-    for stage in plan(total):
-        done = _trained_minutes(runs) - before
-        left = min(stage.minutes - done, (end - time.monotonic()) / 60 - 0.3)
-        before += stage.minutes
+def _train(end: float, total: float, data: Path, runs: Path, heads: int, batch: int) -> float:
+    """Train the stages one after another, in `total` minutes, until `end` or until all are done; the minutes done."""
+    before, share = 0.0, total / sum(stage.minutes for stage in STAGES.values())
+    for name, stage in STAGES.items():
+        minutes, done = share * stage.minutes, _trained_minutes(runs) - before
+        left = min(minutes - done, (end - time.monotonic()) / 60 - 0.3)
+        before += minutes
         if left <= 0.01:
             continue
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options = Options(
-            stage=stage.name,
+            stage=name,
             minutes=left,
-            decay_minutes=stage.decay,
+            decay_minutes=share * stage.decay_minutes,
             runs=runs,
             data=data,
             name=NAME,
-            peak=1.5e-3,
             ema=0.999 if device == "cuda" else 0.99,
             processes=1,
-            widths=net[0],
-            depths=net[1],
-            compiled=False,
+            heads=heads,
+            bf16=True,
             device=device,
-            batch=net[2],
+            batch=batch,
             loaders=8 if device == "cuda" else 0,
-            later_minutes=stage.minutes - done - left,
+            later_minutes=minutes - done - left,
         )
         Training(options, 0).run()
     return _trained_minutes(runs)

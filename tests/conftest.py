@@ -11,7 +11,8 @@ import torch
 
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
-from tests import needs
+from tests.needs import pytest_sessionfinish as pytest_sessionfinish
+from tests.needs import pytest_terminal_summary as pytest_terminal_summary
 from tests.tiny import save_tiny
 
 # Tests run in two processes and start more: with more threads than cores, threads wait for each other. The variable is
@@ -25,6 +26,7 @@ LONGEST = (
     "tests/api/test_process.py",
     "tests/world/ranks/test_sequence.py",
     "tests/world/load/test_quantize.py",
+    "tests/test_docs.py",
     "tests/test_client.py",
     "tests/microcosm",
     "tests/api",
@@ -38,27 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
     items.sort(key=place)
-
-
-def _missing(config: pytest.Config) -> dict[str, int]:
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
-    return needs.missing(str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if needs.all_wanted() and session.exitstatus == pytest.ExitCode.OK and _missing(session.config):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    found = _missing(config)
-    if found:
-        terminalreporter.section("skipped, because something is missing here")
-        for line, count in found.items():
-            terminalreporter.write_line(f"{count:4} test{'s' * (count != 1)}: {line}")
-        if needs.all_wanted():
-            terminalreporter.write_line("COSMORAMA_TESTS=all: nothing may be missing, so this run has failed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,3 +74,24 @@ def missing(reasons: Iterable[str]) -> dict[str, int]:
 def all_wanted() -> bool:
     """Whether a run must not skip a test because something is missing."""
     return os.environ.get("COSMORAMA_TESTS") == "all"
+
+
+def _missing(config: pytest.Config) -> dict[str, int]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
+    return missing(str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if all_wanted() and session.exitstatus == pytest.ExitCode.OK and _missing(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = _missing(config)
+    if found:
+        terminalreporter.section("skipped, because something is missing here")
+        for line, count in found.items():
+            terminalreporter.write_line(f"{count:4} test{'s' * (count != 1)}: {line}")
+        if all_wanted():
+            terminalreporter.write_line("COSMORAMA_TESTS=all: nothing may be missing, so this run has failed")

@@ -20,12 +20,13 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from tenacity import stop_after_attempt
 from typer.testing import CliRunner
 
 import cosmorama
 from cosmorama.cli import app
 from cosmorama.client import JobStatus
-from cosmorama.client.protocol import Patience
+from cosmorama.client.protocol import attempts
 from cosmorama.errors import (
     AuthenticationError,
     CancelledError,
@@ -468,9 +469,22 @@ def test_waiting_is_said_once_and_many_clients_do_not_come_back_together(caplog:
     with caplog.at_level(logging.WARNING, "cosmorama.client"):
         against(handler, patience_s=60).submit("a ball")
     assert caplog.messages == ["http://test answers 503: trying again for up to 60 s"]
-    first = {Patience(60).wait_s(httpx.URL("http://test"), httpx.Response(503), None) for _ in range(8)}
+    first: set[float] = set()
+    waits: list[float] = []
+
+    async def wait(wait_s: float) -> None:
+        waits.append(wait_s)
+
+    async def fail() -> None:
+        raise ServerUnreachableError("nobody there")
+
+    for _ in range(8):
+        waits.clear()
+        with pytest.raises(ServerUnreachableError):
+            asyncio.run(attempts(httpx.URL("http://test"), 60).copy(sleep=wait, stop=stop_after_attempt(4))(fail))
+        assert all(0.4 <= wait_s / 2**i <= 0.6 for i, wait_s in enumerate(waits))
+        first.add(waits[0])
     assert len(first) == 8
-    assert all(0.4 <= wait_s <= 0.6 for wait_s in first)
 
 
 GIVES_UP = """

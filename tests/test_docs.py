@@ -1,24 +1,35 @@
 """Every command of README and of the docs runs as it is written.
 
-A block is a fenced one of ```bash or ```python. `<!-- not run: REASON -->` before it says why a block is not run here.
+A block is a fenced one of ```bash or ```python. `<!-- not run: REASON -->` before it says why a block is not run here;
+`<!-- goes on -->` that it is typed after the one before it, in the same shell.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cosmorama.world.load.sources import SOURCES
+from tests import needs
+from tests.jobs.conftest import postgres as postgres
 from tests.serving import Running, running_server
 from tests.tiny import save_tiny
+from tests.world.checkpoints import save_predict
+from tests.world.load.hub_cache import FakeHub, serving
+from tests.world.load.test_hub import made, published  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -37,8 +48,8 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-def blocks(page: Path) -> Iterator[Block]:
-    lines = page.read_text().split("\n")
+def blocks(page: Path) -> list[Block]:
+    lines, found = page.read_text().split("\n"), list[Block]()
     begun: int | None = None
     for number, line in enumerate(lines):
         if not line.startswith("```"):
@@ -46,11 +57,14 @@ def blocks(page: Path) -> Iterator[Block]:
         if begun is None:
             begun = number
             continue
-        before = next((text for text in reversed(lines[:begun]) if text.strip()), "")
-        excuse = re.fullmatch(r"<!-- not run: (.+) -->", before.strip())
+        before = next((text for text in reversed(lines[:begun]) if text.strip()), "").strip()
+        excuse = re.fullmatch(r"<!-- not run: (.+) -->", before)
         text = "\n".join(lines[begun + 1 : number])
-        yield Block(page.name, begun + 1, lines[begun][3:].strip(), text, excuse[1] if excuse else None)
+        if before == "<!-- goes on -->":
+            text = f"{found.pop().text}\n{text}"
+        found.append(Block(page.name, begun + 1, lines[begun][3:].strip(), text, excuse[1] if excuse else None))
         begun = None
+    return found
 
 
 ALL = [block for page in PAGES for block in blocks(page)]
@@ -71,30 +85,56 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, server: Running, model: Path) -> Path:
-    """A folder to work in, with a `cosmorama` that makes short clips, on the server where it can."""
+def hub(made: dict[str, dict[str, bytes]]) -> Iterator[str]:  # noqa: F811
+    """The address of a hub that has what the texts name, with small weights."""
+    wanted = [row for row in SOURCES if row.name in ("predict2.5-2b", "cosmos3-nano")]
+    revisions = {(row.repository, name): files for row in wanted for name, files in published(row, made).items()}
+    with serving(FakeHub(revisions)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def desk(
+    tmp_path_factory: pytest.TempPathFactory, server: Running, model: Path, hub: str
+) -> tuple[Path, dict[str, str]]:
+    """A folder to work in, as after installing in a clone, and its environment: see tests/desk.py."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
-    (folder / "bin").mkdir()
-    command = folder / "bin" / "cosmorama"
-    command.write_text(
-        f"#!{sys.executable}\n"
-        "import sys\n"
-        "if not {'--model', '--server'} & set(sys.argv):\n"
-        # Loading a model takes seconds; what these commands do in a process of their own is tested elsewhere.
-        f"    sys.argv += ['--server', {server.url!r}] if sys.argv[1] in ('generate', 'again', 'grid') else []\n"
-        f"    sys.argv += ['--model', {str(model)!r}] if sys.argv[1] == 'batch' else []\n"
-        "if sys.argv[1] in ('generate', 'grid') or sys.argv[1:3] == ['jobs', 'submit']:\n"
-        "    for option, value in (('--frames', '9'), ('--steps', '2')):\n"
-        "        given = option in sys.argv or any(word.startswith(f'{option[2:]}=') for word in sys.argv)\n"
-        "        sys.argv += [] if given else [option, value]\n"
-        "from cosmorama.cli import main\n"
-        "main()\n"
-    )
-    command.chmod(0o755)
-    for name in ("python", "python3"):
-        (folder / "bin" / name).symlink_to(sys.executable)
-    return folder
+    shutil.copytree(ROOT / "tools", folder / "tools")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-cpu.txt"):
+        shutil.copy(ROOT / name, folder)
+    save_predict("predict2.5", folder / "my-finetuned-predict2.5")
+    commands = folder / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for name in ("cosmorama", "python", "python3"):
+        (commands / name).write_text(f"#!{sys.executable}\n{(ROOT / 'tests' / 'desk.py').read_text()}")
+        (commands / name).chmod(0o755)
+    stamp = "{ cat pyproject.toml constraints.txt constraints-cpu.txt tools/install; echo; } | cksum"
+    subprocess.run(["sh", "-c", f"{stamp} >.venv/.installed-serve"], cwd=folder, check=True)
+    body = {"prompt": "a red ball", "steps": 2, "video_params": {"width": 320, "height": 192, "frames_count": 9}}
+    (folder / "body.json").write_text(json.dumps(body))
+    drives = save_tiny(tmp_path_factory.mktemp("drives"), sizes=((640, 352),), drives=True)
+    return folder, {
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+        "HOME": str(folder),
+        "HF_HOME": str(folder / "hub"),
+        "HF_ENDPOINT": hub,
+        "SHELL": "/bin/sh",
+        "COSMORAMA_STATE_DIR": str(folder / "state"),
+        "COSMORAMA_LEASE_S": "3",
+        "DESK_MODEL": str(model),
+        "DESK_SERVER": server.url,
+        "DESK_BODY": str(folder / "body.json"),
+        "DESK_DRIVES": str(drives),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_every_block_with_commands_is_marked_as_one() -> None:
@@ -103,23 +143,45 @@ def test_every_block_with_commands_is_marked_as_one() -> None:
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
-def test_a_block_runs_as_written(block: Block, desk: Path, server: Running, model: Path) -> None:
-    text = re.sub(r"(?:http://)?localhost:8000", server.url, block.text)
+def test_a_block_runs_as_written(
+    block: Block, desk: tuple[Path, dict[str, str]], server: Running, model: Path, request: pytest.FixtureRequest
+) -> None:
+    folder, environment = desk
+    environment = {**os.environ, **environment, "COSMORAMA_SERVER": "", "COSMORAMA_PORT": str(free_port())}
+    text = block.text
+    if "--role api" in text:
+        needs.postgres()
+        database = request.getfixturevalue("postgres").new_database()
+        text = text.replace("postgresql:///cosmorama", f"'{database}'")
+        for port in ("8101", "8102", "8000"):
+            text = text.replace(port, str(free_port()))
+    text = re.sub(r"(?:http://)?localhost:8000", server.url, text)
     if block.language == "python":
         text = text.replace('"microcosm"', repr(str(model)))
         command = [sys.executable, "-c", text]
     else:
         command = ["bash", "-e", "-o", "pipefail", "-c", text]
-    environment = {
-        **os.environ,
-        "PATH": f"{desk / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT / "src"),
-        "COSMORAMA_SERVER": "",
-    }
     if "cosmorama jobs" in text:
         environment["COSMORAMA_SERVER"] = server.url
-    run = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=540, check=False)
-    assert run.returncode == 0, f"{block}\n{text}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+    output = folder / "output"
+    with (
+        output.open("w") as sink,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        ) as run,
+    ):
+        try:
+            status = run.wait(540)
+        finally:
+            with suppress(ProcessLookupError):  # what a block begins in the background goes on after it
+                os.killpg(run.pid, signal.SIGKILL)
+    assert status == 0, f"{block}\n{text}\n{output.read_text()[-6000:]}"
 
 
 def test_how_many_are_run_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def test_what_was_missing_is_listed_once_with_the_line_that_brings_it(
 ) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text(
-        "from tests.conftest import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401\n"
+        "from tests.needs import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401\n"
     )
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", processes, str(tmp_path)],

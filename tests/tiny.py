@@ -13,9 +13,9 @@ from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
 from cosmorama.world.microcosm.layout import SLOTS, VIEW, Layout
+from cosmorama.world.microcosm.mover import Mover
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.text_encoder import TextEncoder
-from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 
 CHANNELS = 4
@@ -53,17 +53,19 @@ def tiny_still_refiner() -> StillRefiner:
     torch.nn.init.normal_(net.paint.write.weight, std=0.05)
     said = Layout(torch.zeros(1, SLOTS, 15), VIEW[None, :, 0]).told()
     objects = said[:, : -len(VIEW)].unflatten(1, (SLOTS, -1))
+    objects[..., 1:6], objects[:, 0, 1], objects[:, 1, 1] = 0, -0.6, 0.6  # of usual sizes, beside each other
     objects[..., 0], objects[:, 0, 6], objects[:, 1, 7] = 50, 50, 50  # sure of two, a ball and a cube,
     objects[:, 0, 9], objects[:, 1, 10] = 50, 50  # of two colors
     cast(torch.Tensor, net.say[-1].bias).data.copy_(torch.cat([said[0], torch.tensor([50.0])]))
     return net.eval().requires_grad_(False)
 
 
-def tiny_tracker() -> Tracker:
-    """A random network that follows objects, and is sure of itself."""
+def tiny_mover() -> Mover:
+    """A random network that moves objects."""
     torch.manual_seed(0)
-    net: Tracker = Tracker((8, 8), 8, 8)
-    torch.nn.init.normal_(cast(torch.nn.Linear, net.say[-1]).weight, std=0.1)
+    net: Mover = Mover(8, 16)
+    for part in (net.guess, net.push):  # as new it changes no velocity
+        torch.nn.init.normal_(cast(torch.nn.Linear, part[-1]).weight, std=0.1)
     return net.eval().requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,8 @@ def count_right(sight: Sight, scene: Scene) -> bool:
     return len(sight.shapes) == len(scene.objects)
 
 
+_SIDE = re.compile(r"\b(left|right)", re.IGNORECASE)
+"""Of a wording that says where something goes; "a ball hits a cube" may go either way."""
 MEASURES: dict[str, Callable[[Sight, Any], bool]] = {
     "main color": color_right,
     "main shape": shape_right,
@@ -106,7 +109,7 @@ def measure(
     held = [*stills, *clips]
     seen = Pictures(probe.look(shown), probe.look(true), [one.scene for one in held])
     figures = [_figure(name, seen, [one.canonical for one in held]) for name in MEASURES]
-    moving = [index for index, one in enumerate(clips) if one.scene.direction is not None]
+    moving = [index for index, one in enumerate(clips) if one.scene.direction and _SIDE.search(one.prompt)]
     if moving:
         ours, theirs = ([some[index] for index in moving] for some in (drawn, real))
         figures.append(direction_figure(ours, theirs, [clips[index] for index in moving]))

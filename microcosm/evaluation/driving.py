@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,16 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosmorama.text.language import SPEED_WORDS, SPEEDS, Corridor
+from cosmorama.world.microcosm.odometry import FOV_DEG, HALF_WIDTH_M
 from microcosm.evaluation.adherence import CLIP_FRAMES, MIDDLE
-from microcosm.evaluation.corridor_probe import ANSWERS, CorridorProbe, classes
-from microcosm.evaluation.egomotion import speed_m_s
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.heldout import HeldOut, deranged, real_clips
+from microcosm.evaluation.probe import ANSWERS, CorridorProbe, classes
 from microcosm.evaluation.rollouts import Job, draw_all
 from microcosm.scenes.dataset import CLIP_FRAMES as LONGEST
 from microcosm.scenes.simulate import Frames
 
 FPS = 24
+_EYE_M = 1.27  # above the floor
+_MARGIN_PX = 3
+_SMOOTHED = 2  # times
 _LIMITS = {"shelves": (85, 95), "boxes": (85, 95), "floor": (90, 99), "light": (95, 99), "ahead": (75, 90)}
 _NAMES = {
     "shelves": "color of the shelves",
@@ -92,3 +96,37 @@ def speed_figures(drawn: Sequence[Frames], real: Sequence[Frames], held: Sequenc
 def says_speed(prompt: str) -> bool:
     """Whether a prompt says how fast the camera drives."""
     return any(word in prompt.split() for words in SPEED_WORDS.values() for word in words)
+
+
+def speed_m_s(clip: Frames, fps: float) -> float:
+    """Forward speed of the camera in a clip uint8 [T, h, w, 3]; about 0 for a picture that stands still.
+
+    Every pixel is taken for a point of the corridor's walls or floor, whose distances the simulator knows. Forward
+    motion at v m/s then moves it away from the middle of the picture at v times a known speed, and v is the
+    least-squares solution of the brightness constancy equation (Lucas and Kanade, 1981) over all pixels and frames.
+    """
+    light = _smooth(clip.astype(np.float64).mean(-1))
+    now = (light[1:] + light[:-1]) / 2
+    change = np.diff(light, axis=0) * fps
+    down, right = np.gradient(now, axis=(1, 2))
+    away_down, away_right = _flow(*clip.shape[1:3])
+    along = away_down * down + away_right * right
+    inner = (slice(None), slice(_MARGIN_PX, -_MARGIN_PX), slice(_MARGIN_PX, -_MARGIN_PX))
+    along, change = along[inner], change[inner]
+    return float(-(along * change).sum() / max(float((along**2).sum()), 1e-9))
+
+
+def _flow(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pixels per second (down, right), each [h, w], at 1 m/s."""
+    focal_px = min(height, width) / 2 / math.tan(math.radians(FOV_DEG / 2))
+    y, x = (np.arange(side)[:, None] - (side - 1) / 2 for side in (height, width))
+    x = x.T
+    nearness = np.maximum(np.abs(x) / HALF_WIDTH_M, y / _EYE_M) / focal_px  # one over the distance
+    return y * nearness, x * nearness
+
+
+def _smooth(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    for _ in range(_SMOOTHED):
+        for axis in (1, 2):
+            light = (np.roll(light, 1, axis) + 2 * light + np.roll(light, -1, axis)) / 4
+    return light

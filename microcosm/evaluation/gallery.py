@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from PIL import Image
 import cosmorama
 from cosmorama.local import Generation
 from cosmorama.progress import Progress
+from microcosm.evaluation.sheets import grid, save
 from microcosm.scenes.simulate import Frames
 
 PROMPTS = (
@@ -46,12 +46,6 @@ def row(clip: Generation) -> Frames:
     return np.concatenate(small, axis=1)
 
 
-def save(rows: Iterable[Frames], path: Path) -> None:
-    """Write rows under each other."""
-    Image.fromarray(np.concatenate(list(rows))).save(path, optimize=True)
-    typer.echo(path)
-
-
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the sheets.")],
     start: Annotated[Path, typer.Option(help="Picture to start from.")] = Path("docs/images/start.png"),
@@ -64,18 +58,18 @@ def main(
         typer.echo(f"\r{progress.stage} {progress.step}/{progress.total}   ", nl=False, err=True)
 
     clips = [model.generate(prompt, seed=SEED, on_progress=show) for prompt in PROMPTS]
-    save(map(row, clips), out / "text2world.png")
+    save(grid(list(map(row, clips)), 1), out / "text2world.png")
     drives = [model.generate(prompt, seed=SEED, on_progress=show) for prompt in CORRIDOR_PROMPTS]
-    save(map(row, drives), out / "corridor.png")
+    save(grid(list(map(row, drives)), 1), out / "corridor.png")
     moving = "an orange ball rolls to the right on a green floor at night"
     from_picture = [
         model.generate(moving, image=start, seed=seed, prompt_upsampling=True, on_progress=show) for seed in (1, 2)
     ]
-    save(map(row, from_picture), out / "image2world.png")
+    save(grid(list(map(row, from_picture)), 1), out / "image2world.png")
     source = model.generate(PROMPTS[0], seed=SEED, frames=33, on_progress=show).save(out / "source.mp4", quality=9)
     continued = [model.generate(PROMPTS[0], video=source, seed=seed, on_progress=show) for seed in (1, 2)]
     source.unlink()
-    save(map(row, continued), out / "video2world.png")
+    save(grid(list(map(row, continued)), 1), out / "video2world.png")
 
 
 if __name__ == "__main__":

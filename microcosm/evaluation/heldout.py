@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from rich.progress import track
 
 from cosmorama.text.language import Corridor, Scene
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.closeups import wide_shots
 from microcosm.scenes.corridor import draw_drive
-from microcosm.scenes.dataset import SPLITS
+from microcosm.scenes.dataset import SPLITS, spread
 from microcosm.scenes.shots import AnyShot, caption_of, frames_of
 from microcosm.scenes.simulate import Frames, draw_shot
 
@@ -73,10 +70,7 @@ def _worded(shots: Iterator[tuple[AnyShot, S]]) -> list[HeldOut[S]]:
 
 def real_clips(held: Sequence[HeldOut[Any]], count: int, processes: int) -> list[Frames]:
     """The real clips of all, uint8 [count, 88, 160, 3] each, drawn by processes of their own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(held)), context) as pool:
-        jobs = pool.map(HeldOut.frames, held, repeat(count))
-        return list(track(jobs, "real clips", total=len(held)))
+    return spread(HeldOut.frames, held, repeat(count), name="real clips", count=len(held), processes=processes)
 
 
 def other_wording(shot: AnyShot) -> str:

@@ -1,9 +1,9 @@
-"""What a frame shows: `python -m microcosm.evaluation.probe` trains the small network that tells objects and floors
-apart.
+"""What a frame shows: `python -m microcosm.evaluation.probe` trains the two small networks that read it, one for each
+world.
 
-Colors are measured from pixels; shapes need the network. It is trained on rendered frames, half of them as the
-autoencoder shows them, with a little noise on the latents, so that it reads decoded frames as well as rendered ones.
-The last shard of pictures is kept back to measure it.
+Colors of objects are measured from pixels; shapes need the network. They are trained on rendered frames, half of them
+as the autoencoder shows them, with a little noise on the latents, so that they read decoded frames as well as rendered
+ones. The last shard of pictures is kept back to measure them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmorama.text.language import COLORS, FLOORS, SHAPES, Color, Floor, Scene, Shape
-from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
+from cosmorama.text.language import COLORS, FLOORS, LIGHTS, SHAPES, Color, Corridor, Floor, Scene, Shape
+from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, VideoAutoencoder
 from microcosm.scenes.dataset import DATA, read_shard, shard_paths
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames
 from microcosm.training.autoencoder import RUNS
@@ -33,7 +33,15 @@ VIVID = 0.62  # objects are more saturated than any floor or sky
 _LEAST_VALUE = 0.2
 LEAST_SHARE = 0.004  # less of a frame is no object
 HUES = np.array([colorsys.rgb_to_hsv(*OBJECT_RGB[color])[0] for color in COLORS])
-FILE = "probe.pt"
+FILE, CORRIDOR_FILE = "probe.pt", "corridor_probe.pt"
+ANSWERS: dict[str, int] = {
+    "shelves": len(COLORS),
+    "boxes": len(COLORS),
+    "floor": len(FLOORS),
+    "light": len(LIGHTS),
+    "ahead": 1 + len(COLORS),
+}
+"""What is asked of a frame, and how many answers there are; ahead is nothing (0) or an object of a color."""
 _NOISE = 0.06
 _BATCH = 32
 _RATE = 3e-3
@@ -126,6 +134,38 @@ def _sight(objects: Tensor, floors: Tensor) -> Sight:
     )
 
 
+def classes(corridor: Corridor) -> list[int]:
+    """The right answers to what is asked of a frame of a corridor, in the order of `ANSWERS`."""
+    ahead = 0 if corridor.ahead is None else 1 + COLORS.index(corridor.ahead.color)
+    floor, light = FLOORS.index(corridor.floor), LIGHTS.index(corridor.light)
+    return [COLORS.index(corridor.shelves), COLORS.index(corridor.boxes), floor, light, ahead]
+
+
+class CorridorProbe(nn.Module):
+    """The same for drives; linear answers from the mean of the features over the left, middle and right third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, width = trunk()
+        self.answers = nn.Linear(3 * width, sum(ANSWERS.values()))
+
+    def forward(self, frames: Tensor) -> Sequence[Tensor]:
+        """Frames [B, 3, h, w] in [-1, 1] to logits [B, answers] of each question."""
+        features = F.adaptive_avg_pool2d(self.layers(frames), (1, 3))
+        parts: Sequence[Tensor] = self.answers(features.flatten(1)).split(list(ANSWERS.values()), dim=1)
+        return parts
+
+    @torch.inference_mode()
+    def look(self, frames: Frames) -> Tensor:
+        """The likeliest answers [B, questions] for frames uint8 [B, h, w, 3]."""
+        parts = np.array_split(frames, max(1, len(frames) // _BATCH))
+        return torch.cat([_likeliest(self(to_input(part))) for part in parts])
+
+
+def _likeliest(logits: Sequence[Tensor]) -> Tensor:
+    return torch.stack([part.argmax(1) for part in logits], 1)
+
+
 def to_input(frames: Frames) -> Tensor:
     """uint8 [B, h, w, 3] to float [B, 3, h, w] in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -136,11 +176,11 @@ def as_decoded(vae: VideoAutoencoder, frames: Tensor, noise: Tensor | float = 0.
 
     The transform of eight equal frames, of which the last is shown, as two convolutions: an eighth of the arithmetic.
     """
-    basis = vae.basis.detach().unflatten(1, (3, FRAMES_PER_LATENT, vae.cell, vae.cell))
-    mean = vae.mean.detach().unflatten(0, (3, FRAMES_PER_LATENT, vae.cell, vae.cell))[:, -1]
+    basis = vae.basis.detach().unflatten(1, (3, FRAMES_PER_LATENT, CELL, CELL))
+    mean = vae.mean.detach().unflatten(0, (3, FRAMES_PER_LATENT, CELL, CELL))[:, -1]
     scale, offset = vae.scaling_factor.detach(), vae.basis.detach() @ vae.mean.detach()
-    latents = scale * F.conv2d(frames, basis.sum(2), -offset, stride=vae.cell)
-    shown = F.conv_transpose2d((latents + noise * torch.randn(latents.shape)) / scale, basis[:, :, -1], stride=vae.cell)
+    latents = scale * F.conv2d(frames, basis.sum(2), -offset, stride=CELL)
+    shown = F.conv_transpose2d((latents + noise * torch.randn(latents.shape)) / scale, basis[:, :, -1], stride=CELL)
     rows, columns = latents.shape[2:]
     return cast(Tensor, (shown + mean.repeat(1, rows, columns)).clamp(-1, 1))
 
@@ -197,6 +237,28 @@ class Labelled:
             "count": (objects.argmax(2) > 0).sum(1) == there.sum(1),
             "floor": floors.argmax(1) == self.floors,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledDrives:
+    """Frames of drives and the right answers [N, questions]; see `Pictures`."""
+
+    frames: Frames
+    answers: Tensor
+
+    @classmethod
+    def label(cls, frames: Frames, scenes: Sequence[Corridor]) -> LabelledDrives:
+        """Frames of drives."""
+        return cls(frames, torch.tensor([classes(scene) for scene in scenes]))
+
+    def loss(self, answers: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """See `Pictures`."""
+        right = self.answers[rows].unbind(1)
+        return torch.stack([F.cross_entropy(*pair) for pair in zip(answers, right, strict=True)]).sum()
+
+    def right(self, answers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """See `Pictures`."""
+        return dict(zip(ANSWERS, (_likeliest(answers) == self.answers).unbind(1), strict=True))
 
 
 def train(probe: nn.Module, pictures: Pictures, vae: VideoAutoencoder, steps: int, batch: int = _BATCH) -> None:
@@ -265,9 +327,11 @@ def main(
     steps: int = 1200,
     seed: int = 0,
 ) -> None:
-    """Train the probe and measure it on pictures it has not seen, rendered and decoded."""
+    """Train the probes and measure them on pictures they have not seen, rendered and decoded."""
     torch.manual_seed(seed)
     teach(Probe(), Labelled.label, "images", data, runs / FILE, steps)
+    torch.manual_seed(seed)
+    teach(CorridorProbe(), LabelledDrives.label, "corridor-images", data, runs / CORRIDOR_FILE, steps)
 
 
 if __name__ == "__main__":

@@ -4,24 +4,24 @@ single-threaded processes, one per core: on so small a model they do nearly twic
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.engine.rollout import Rollout
 from cosmorama.request import Defaults, GenerationRequest
 from cosmorama.resolve import resolve
+from cosmorama.world.base import Relayed
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
+from cosmorama.world.microcosm.driving import DriveSampling
 from cosmorama.world.microcosm.loader import load_microcosm
+from cosmorama.world.microcosm.moving import MovedSampling
 from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld
-from cosmorama.world.microcosm.windowed import WindowedWorld
+from microcosm.scenes.dataset import spread
 from microcosm.scenes.simulate import Frames
 from microcosm.training.autoencoder import to_uint8
 
@@ -45,7 +45,7 @@ class Job:
     steps: int = Defaults().steps
 
 
-def finished(world: CosmosFlowWorld | WindowedWorld, prepared: PreparedRequest) -> Rollout:
+def finished(world: CosmosFlowWorld, prepared: PreparedRequest) -> Rollout:
     """A request, sampled to the end."""
     rollout = Rollout(world, prepared)
     while not rollout.done:
@@ -53,7 +53,7 @@ def finished(world: CosmosFlowWorld | WindowedWorld, prepared: PreparedRequest) 
     return rollout
 
 
-def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
+def draw(world: CosmosFlowWorld, job: Job) -> Frames:
     """One clip at one eighth of the output size, uint8 [frames, h, w, 3]."""
     request = GenerationRequest(prompt=job.prompt, frames=job.frames, seed=job.seed, steps=job.steps)
     resolved = resolve(request, world.capabilities)
@@ -66,8 +66,11 @@ def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
     rollout = finished(world, prepared)
     assert isinstance(world.autoencoder, VideoAutoencoder)
     with torch.inference_mode():
-        sampling = rollout.sampling
-        if isinstance(sampling, CosmosFlowSampling):
+        sampling = rollout.sampling.inner if isinstance(rollout.sampling, Relayed) else rollout.sampling
+        if isinstance(sampling, DriveSampling | MovedSampling):
+            chunks = rollout.chunks[-len(sampling.shares) :]  # a still from text stands before them
+            pieces = iter(torch.cat([sampling.first, *chunks], dim=2)[0].transpose(0, 1)[None])
+        elif isinstance(sampling, CosmosFlowSampling):
             pieces = sampling.shown(rollout.latents)
         else:
             pieces = world.autoencoder.small_stream(rollout.latents, resolved.height, resolved.width)
@@ -77,13 +80,11 @@ def draw(world: CosmosFlowWorld | WindowedWorld, job: Job) -> Frames:
 
 def draw_all(weights: Path, jobs: Sequence[Job], name: str, processes: int = 2) -> list[Frames]:
     """The clips of all jobs, in order."""
-    context = multiprocessing.get_context("spawn")
-    # Unlike multiprocessing's own pool it gives up when a worker cannot start.
-    with ProcessPoolExecutor(min(processes, len(jobs)), context, _start, (weights,)) as pool:
-        return list(track(pool.map(_draw_here, jobs), name, total=len(jobs)))
+    begun = {"initializer": _start, "initargs": (weights,)}
+    return spread(_draw_here, jobs, name=name, count=len(jobs), processes=processes, **begun)
 
 
-_loaded: list[CosmosFlowWorld | WindowedWorld] = []  # of this worker process
+_loaded: list[CosmosFlowWorld] = []  # of this worker process
 
 
 def _start(weights: Path) -> None:

@@ -24,8 +24,8 @@ from cosmorama.world.base import World
 from cosmorama.world.microcosm.driving import DRIVE, FPS
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.odometry import FOV_DEG
-from microcosm.evaluation.corridor_probe import ANSWERS, CorridorProbe, classes
 from microcosm.evaluation.figures import Figure
+from microcosm.evaluation.probe import ANSWERS, CorridorProbe, classes
 from microcosm.scenes.corridor import render_depths
 from microcosm.scenes.dataset import SPLITS
 from microcosm.scenes.shots import caption_of

@@ -37,7 +37,12 @@ class Stranger:
 
 def strangers() -> list[Stranger]:
     """All of them, in order."""
-    return [_read(line) for line in Path(__file__).with_suffix(".txt").read_text().splitlines()]
+    return read_strangers(Path(__file__).with_suffix(".txt"))
+
+
+def read_strangers(path: Path) -> list[Stranger]:
+    """Those of a file, a line each."""
+    return [_read(line) for line in path.read_text().splitlines()]
 
 
 def _read(line: str) -> Stranger:

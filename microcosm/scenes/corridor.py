@@ -16,8 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmorama.text.language import COLORS, FLOORS, LIGHTS, SHAPES, SPEEDS, Corridor, Light, SceneObject, Speed
-from cosmorama.world.microcosm.odometry import BAY_M, FOV_DEG, HALF_WIDTH_M, HAZE_M, TOP_M, Pose
+from cosmorama.text.language import COLORS, FLOORS, LIGHTS, SHAPES, SPEEDS, Corridor, Light, SceneObject
+from cosmorama.world.microcosm.odometry import (
+    BAY_M,
+    FOV_DEG,
+    HALF_WIDTH_M,
+    HAZE_M,
+    SPEED_M_S,
+    STOP_M,
+    TOP_M,
+    Pose,
+)
 from microcosm.scenes.simulate import (
     FLOOR_RGB,
     FRAME_RATES,
@@ -34,13 +43,11 @@ from microcosm.scenes.simulate import (
 )
 
 AHEAD_SHARE = 0.5
-SPEED_M_S: dict[Speed, tuple[float, float]] = {"slow": (0.3, 0.4), "fast": (0.75, 0.9)}
 HAZE_RGB: dict[Light, RGB] = {"bright": (0.92, 0.93, 0.95), "dim": (0.1, 0.1, 0.14)}
 _LONGEST_S = 10.0  # 121 frames at 12 per second
 _DEPTH_M = 0.9
 _LEVELS_M = (0.1, 1.35)
 _BOX_SHARE = 0.8
-_STOP_M = 1.3  # the camera stops so far from what is ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class Drive:
     def camera_y_m(self, time_s: float) -> float:
         """How far the camera has driven; it stops in front of what is ahead."""
         way = self.speed_m_s * time_s
-        return way if self.scene.ahead is None else min(way, self.ahead_m - _STOP_M)
+        return way if self.scene.ahead is None else min(way, self.ahead_m - STOP_M)
 
 
 def draw_corridor(rng: np.random.Generator) -> Corridor:

@@ -10,12 +10,13 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import typer
@@ -26,6 +27,7 @@ from microcosm.scenes.shots import DRAW, AnyScene, AnyShot, World, caption_of, f
 
 CLIP_FRAMES = 121
 DATA = Path("microcosm-data")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,18 @@ def read_shards(kind: str, folder: Path) -> Iterator[tuple[Any, list[Label]]]:
     return map(read_shard, shard_paths(kind, folder))
 
 
+def spread(
+    work: Callable[..., R], *lists: Iterable[Any], name: str, count: int, processes: int, **begun: Any
+) -> list[R]:
+    """What `work` makes of each of `count` rows of lists, in order, by processes that are `begun` so.
+
+    Raises:
+        BrokenProcessPool: one of them died or could not begin.
+    """
+    with ProcessPoolExecutor(min(processes, count), multiprocessing.get_context("spawn"), **begun) as pool:
+        return list(track(pool.map(work, *lists), name, total=count))
+
+
 def write_shards(kind: str, numbers: Sequence[int], folder: Path, processes: int) -> None:
     """Render shards of a split, several at a time.
 
@@ -122,15 +136,13 @@ def write_shards(kind: str, numbers: Sequence[int], folder: Path, processes: int
         BrokenProcessPool: a rendering process died, for the third time.
     """
     for last_attempt in (False, False, True):
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            shards = [pool.submit(write_shard, kind, number, folder) for number in numbers]
-            try:
-                for shard in track(as_completed(shards), kind, total=len(shards)):
-                    shard.result()
-                return
-            except BrokenProcessPool:  # software rendering has crashed once in thousands of clips
-                if last_attempt:
-                    raise
+        try:
+            jobs = (repeat(kind), numbers, repeat(folder))
+            spread(write_shard, *jobs, name=kind, count=len(numbers), processes=processes)
+            return
+        except BrokenProcessPool:  # software rendering has crashed once in thousands of clips
+            if last_attempt:
+                raise
 
 
 def main(

@@ -1,4 +1,4 @@
-"""Fits the autoencoder's linear transform: `python -m microcosm.training.autoencoder basis`, or `fine` for a U-Net.
+"""Fits the autoencoder's linear transform: `python -m microcosm.training.autoencoder`.
 
 The first components are the principal ones of all blocks, most of which stand still. What those leave of the blocks in
 which something moves has components of its own: they are few, so a common fit would hardly see them.
@@ -6,7 +6,6 @@ which something moves has components of its own: they are few, so a common fit w
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder, to_blocks
+from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, VideoAutoencoder, to_blocks
 from microcosm.scenes.dataset import DATA, read_shards
 
 RUNS = Path("microcosm-runs")
 MOVES = 0.15  # of a range of 2, by which some pixel of a block changes
-app = typer.Typer(help=__doc__)
 
 
 def to_float(frames: np.ndarray) -> Tensor:
@@ -61,7 +59,7 @@ def sample_blocks(folder: Path, seed: int = 0, stills: int = 200) -> Tensor:
 def _crops(frames: Tensor, rng: np.random.Generator, spare: int) -> Tensor:
     """Blocks on a randomly shifted grid, so that the basis does not learn where the grid lies."""
     top, left = rng.integers(0, spare + 1, 2)
-    height, width = ((side - spare) // 8 * 8 for side in frames.shape[-2:])
+    height, width = ((side - spare) // CELL * CELL for side in frames.shape[-2:])
     blocks = to_blocks(frames[..., top : top + height, left : left + width]).flatten(0, 3)
     keep = blocks.std(1) > 0.02  # a flat block teaches nothing beyond its mean color
     flat = blocks[~keep][:: max(1, int((~keep).sum()) // max(1, int(keep.sum()) // 4))]
@@ -94,8 +92,7 @@ def principal(blocks: Tensor, count: int) -> Tensor:
     return cast(Tensor, vectors[:, -count:].flip(1).T.float())
 
 
-@app.command()
-def basis(
+def main(
     data: Annotated[Path, typer.Option()] = DATA,
     runs: Annotated[Path, typer.Option()] = RUNS,
     channels: int = 64,
@@ -116,41 +113,10 @@ def basis(
     model.save_pretrained(runs / "vae")
 
 
-@app.command()
-def fine(
-    data: Annotated[Path, typer.Option()] = DATA,
-    runs: Annotated[Path, typer.Option()] = RUNS,
-    channels: int = 32,
-    cell: Annotated[int, typer.Option(help="Side of a cell in small pixels.")] = 2,
-    clips: Annotated[int, typer.Option(help="Short clips to fit to, half of either world.")] = 160,
-) -> None:
-    """Fit the transform of fine cells that a U-Net works on, to blocks of both worlds, those that move twice."""
-    blocks = _fine_blocks(data, cell, clips)
-    model = VideoAutoencoder(channels=channels, cell=cell)
-    with torch.no_grad():
-        model.mean.copy_(blocks.mean(0))
-        model.basis.copy_(principal(blocks - model.mean, channels))
-        # A cell's main components are then its mean colors.
-        model.scaling_factor.fill_((FRAMES_PER_LATENT * cell * cell) ** -0.5)
-        shown = (blocks - model.mean) @ model.basis.T @ model.basis + model.mean
-    print(f"{len(blocks)} blocks with {channels} components: {psnr(shown, blocks):.1f} dB")
-    model.save_pretrained(runs / "vae")
-
-
-def _fine_blocks(folder: Path, cell: int, clips: int, per_clip: int = 700, seed: int = 0) -> Tensor:
-    rng, found = np.random.default_rng(seed), []
-    for kind in ("shorts", "corridor-shorts"):
-        chosen = (clip for arrays, _ in read_shards(kind, folder) for name in arrays.files for clip in arrays[name])
-        for clip in islice(chosen, clips // 2):
-            blocks = to_blocks(to_float(clip[None, 1:]), cell).flatten(0, 3)
-            found += [some[rng.integers(len(some), size=per_clip)] for some in (blocks, _moving(blocks)) if len(some)]
-    return torch.cat(found)
-
-
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of signals in [-1, 1]."""
     return float(-10 * torch.log10(F.mse_loss(a, b) / 4))
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

@@ -104,7 +104,7 @@ class Auxiliary(nn.Module):
             clean_classes.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4)
         )  # [B, T, rows, columns, 2, 2]
         labels = patches.flatten(4).amax(4).flatten(2).masked_fill(is_given[:, :, None], UNKNOWN)
-        weights = torch.tensor([0.15] + [1.0] * len(COLORS))
+        weights = torch.tensor([0.15] + [1.0] * len(COLORS), device=labels.device)
         total = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weights, ignore_index=UNKNOWN)
         return total + self._text_loss(text[:, 0], targets)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,9 @@ from microcosm.training.autoencoder import to_float
 from microcosm.training.auxiliary import UNKNOWN, scene_classes
 
 EMPTY_SHARE = 0.12
+_BATCH = {1: 24, 5: 6, 16: 2}  # shots in a batch, by latent frames of each
+_GIVEN = (0.55, 0.45)  # shares of clips of which one latent frame is given, or two
+_LATEST_S = 0.35  # stills of objects are no later, as those are that a clip begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,6 @@ class Batch:
     Attributes:
         frames: [B, 3, 1 + 8 (T - 1), h, w] in [-1, 1].
         prompts: What they show.
-        seconds: When each latent frame ends, [B, T]; of a still, how long after the start of the action it is.
         given: How many latent frames are given, [B].
         world: Which world all show.
         fps: The rate of all.
@@ -55,57 +57,45 @@ class Batch:
 
     frames: Tensor
     prompts: list[str]
-    seconds: Tensor
     given: Tensor
     world: World
     fps: int
     targets: Tensor
 
+    @property
+    def latent_frames(self) -> int:
+        """T."""
+        return 1 + (self.frames.shape[2] - 1) // FRAMES_PER_LATENT
+
     def to(self, device: str) -> Batch:
         """The same on a device."""
-        return replace(
-            self, frames=self.frames.to(device), seconds=self.seconds.to(device), given=self.given.to(device)
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("frames", "given", "targets")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
-    """How a stage spends its time.
+class Stage:
+    """A stage of the training, and how it spends its time.
 
     Attributes:
         shares: Of the time, by world and number of latent frames, of which 1 are stills.
-        batch: How many of such a length make a batch.
-        given: How often 0, 1, 2, ... latent frames of a window are given. More than two are where a long clip ends.
-        latest_s: Stills of objects are no later than this, as those are that a clip begins with.
-        shortened: How many batches of windows are cut, as the last of a clip is that is no longer.
+        minutes: How long it is.
+        decay_minutes: Of these, at the end, with a falling learning rate.
     """
 
     shares: dict[World, dict[int, float]]
-    batch: dict[int, int] = field(default_factory=lambda: {1: 24, 5: 6, 16: 2})
-    given: tuple[float, ...] = (0.0, 0.55, 0.45)
-    latest_s: float = 0.35
-    shortened: float = 0.0
-
-    def enlarged(self, times: int) -> Mixture:
-        """The same shares in larger batches."""
-        return replace(self, batch={length: times * count for length, count in self.batch.items()})
+    minutes: int
+    decay_minutes: int = 3
 
 
 STAGES = {
-    "images": Mixture({"objects": {1: 1.0}}),
-    "clips": Mixture({"objects": {1: 0.25, 5: 0.75}}),
-    "full": Mixture({"objects": {1: 0.4, 5: 0.35, 16: 0.25}}),
-    "onward": Mixture({"objects": {1: 0.15, 5: 0.7, 16: 0.15}}),
+    "images": Stage({"objects": {1: 1.0}}, 40),
+    "clips": Stage({"objects": {1: 0.25, 5: 0.75}}, 40),
+    "full": Stage({"objects": {1: 0.4, 5: 0.35, 16: 0.25}}, 80),
+    "onward": Stage({"objects": {1: 0.15, 5: 0.7, 16: 0.15}}, 160, 24),
     # Of objects the network knows by then how stills look.
-    "both": Mixture({"objects": {1: 0.07, 5: 0.35, 16: 0.08}, "corridor": {1: 0.2, 5: 0.22, 16: 0.08}}),
+    "both": Stage({"objects": {1: 0.07, 5: 0.35, 16: 0.08}, "corridor": {1: 0.2, 5: 0.22, 16: 0.08}}, 104, 42),
 }
-"""Of the transformer."""
-_FINE = Mixture({"objects": {1: 0.6}, "corridor": {1: 0.4}}, {1: 16, 5: 3}, (0.0, 0.45, 0.38, 0.1, 0.07), 9.0, 0.1)
-FINE_STAGES = {
-    "stills": _FINE,
-    "windows": replace(_FINE, shares={"objects": {1: 0.28, 5: 0.36}, "corridor": {1: 0.14, 5: 0.22}}),
-}
-"""Of the U-Net."""
 
 
 def mapped(path: Path) -> dict[str, Frames]:
@@ -120,6 +110,16 @@ def mapped(path: Path) -> dict[str, Frames]:
             shape, _, kind = np.lib.format.read_array_header_1_0(file)
             arrays[info.filename.removesuffix(".npy")] = np.memmap(path, kind, "r", file.tell(), shape)
     return arrays
+
+
+def shots_by_size(kind: str, folder: Path) -> dict[str, list[tuple[Frames, Label]]]:
+    """The shots of a split by the size of their frames, "160x88" and so on: frames [T, h, w, 3] and what they are."""
+    found: dict[str, list[tuple[Frames, Label]]] = defaultdict(list)
+    for path in shard_paths(kind, folder):
+        arrays = mapped(path)
+        for label in read_labels(path):
+            found[label.array].append((arrays[label.array][label.row], label))
+    return found
 
 
 def read_shots(folder: Path) -> list[Shots]:
@@ -146,16 +146,16 @@ class _Group:
 class Sampler(IterableDataset[Batch]):
     """Draws batches of equal shape and rate."""
 
-    def __init__(self, shots: list[Shots], mixture: Mixture, seed: int, rank: int) -> None:
-        self.mixture, self._seed = mixture, seed
+    def __init__(self, shots: list[Shots], stage: Stage, seed: int, rank: int, times: int = 1) -> None:
+        self._seed, self._times = seed, times
         groups: dict[tuple[object, ...], _Group] = {}
         totals: dict[tuple[World, int], int] = defaultdict(int)
         for some in shots:
-            for length in mixture.shares.get(some.world, {}):
+            for length in stage.shares.get(some.world, {}):
                 if (some.frames.shape[1] == 1) != (length == 1) or some.frames.shape[1] < _frames(length):
                     continue
                 for label in some.labels:
-                    if length == 1 and some.world == "objects" and still_time(label.seed) > mixture.latest_s:
+                    if length == 1 and some.world == "objects" and still_time(label.seed) > _LATEST_S:
                         continue
                     key = (some.world, length, some.frames.shape[2:], label.fps if length > 1 else 24)
                     groups.setdefault(key, _Group(some.world, length, [])).rows.append((some, label))
@@ -163,8 +163,8 @@ class Sampler(IterableDataset[Batch]):
         self.groups = list(groups.values())
         # Shares are of the time, which goes by latent frames.
         weights = [
-            mixture.shares[one.world][one.length]
-            / (one.length * mixture.batch[one.length])
+            stage.shares[one.world][one.length]
+            / (one.length * _BATCH[one.length])
             * (len(one.rows) / totals[one.world, one.length])
             for one in self.groups
         ]
@@ -189,28 +189,23 @@ class Sampler(IterableDataset[Batch]):
     def draw(self) -> Batch:
         """The next batch."""
         group = self.groups[int(self._shapes.choice(len(self.groups), p=self._weights))]
-        rng, length, count = self.rng, group.length, self.mixture.batch[group.length]
-        if length > 1 and self._shapes.random() < self.mixture.shortened:
-            length = int(self._shapes.integers(2, length))
-        frames, prompts, seconds, targets = [], [], [], []
+        rng, length, count = self.rng, group.length, self._times * _BATCH[group.length]
+        frames, prompts, targets = [], [], []
         for row in rng.integers(len(group.rows), size=count):
             shots, label = group.rows[int(row)]
             clip = shots.frames[label.row]
             start = int(rng.integers(len(clip) - _frames(length) + 1))
             part, mirrored = clip[start : start + _frames(length)], bool(rng.random() < 0.5)
             frames.append(part[:, :, ::-1] if mirrored else part)
-            ends = np.arange(length) * FRAMES_PER_LATENT / label.fps
-            seconds.append(ends if length > 1 else [still_time(label.seed)])
             caption, meant = random_caption(label.scene, rng), scene_classes(label.scene, mirrored)
             if rng.random() < EMPTY_SHARE:
                 caption, meant = empty_prompt(rng), [UNKNOWN] * len(meant)
             prompts.append(mirror_caption(caption) if mirrored else caption)
             targets.append(meant)
-        given = rng.choice(len(self.mixture.given), size=count, p=self.mixture.given)
+        given = 1 + rng.choice(len(_GIVEN), size=count, p=_GIVEN)
         return Batch(
             to_float(np.ascontiguousarray(np.stack(frames))),
             prompts,
-            torch.tensor(np.array(seconds), dtype=torch.float32),
             torch.from_numpy(given.clip(max=length - 1)),
             group.world,
             group.rows[0][1].fps if length > 1 else 24,

@@ -53,9 +53,9 @@ Draw = Callable[[np.random.Generator], tuple[Tensor, Tensor]]
 
 def encode_group(vae: VideoAutoencoder, frames: Tensor) -> Tensor:
     """Any eight consecutive frames [B, 3, 8, h, w] as one latent frame [B, C, 1, H, W], H and W even."""
-    height, width = (2 * vae.cell * -(-side // (2 * vae.cell)) for side in frames.shape[-2:])
+    height, width = (2 * CELL * -(-side // (2 * CELL)) for side in frames.shape[-2:])
     pad = (0, width - frames.shape[-1], 0, height - frames.shape[-2], 0, 0)
-    return vae.encode_blocks(to_blocks(F.pad(frames, pad, mode="replicate"), vae.cell))
+    return vae.encode_blocks(to_blocks(F.pad(frames, pad, mode="replicate")))
 
 
 def disturb(latents: Tensor, rng: np.random.Generator) -> Tensor:

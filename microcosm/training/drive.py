@@ -21,20 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.corridor_map import CorridorMap
+from cosmorama.world.microcosm.corridor_map import CorridorMap, kind_of
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import next_frame, parts, seen
-from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.odometry import BAY_M
-from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.captions import random_caption
-from microcosm.scenes.dataset import Label, read_labels, shard_paths
+from microcosm.scenes.dataset import Label
 from microcosm.scenes.simulate import Frames
 from microcosm.scenes.steered import LIMITS, Steered, draw_steered
 from microcosm.training.autoencoder import to_float
-from microcosm.training.batches import mapped
-from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import OneStageRun, Trainer, command
+from microcosm.training.batches import shots_by_size
+from microcosm.training.loop import PartOptions, PartTrainer, command
 
 DISTURBANCE = 0.08
 _EDGES = 0.5  # weight of steps from pixel to pixel
@@ -47,7 +44,7 @@ SCALE = np.array([high for _, high in LIMITS], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OneStageRun):
+class Options(PartOptions):
     """One run."""
 
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "drive"
@@ -77,51 +74,8 @@ class Batch:
 
 def read_drives(data: Path) -> list[tuple[Frames, Label, Steered]]:
     """All rendered drives, mapped from their files."""
-    rows = []
-    for path in shard_paths("drives", data):
-        (frames,) = mapped(path).values()
-        for label in read_labels(path):
-            rows.append((frames[label.row], label, draw_steered(label.seed, frames.shape[1])))
-    return rows
-
-
-class Sampler:
-    """Draws stretches of rendered drives."""
-
-    def __init__(self, data: Path, options: Options, seed: int) -> None:
-        self.rng, self._options = np.random.default_rng(seed), options
-        self._rows = read_drives(data)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches without end."""
-        rng = self.rng
-        while True:
-            length = 3 + (int(rng.integers(self._options.rollout + 1)) if self._options.rollout else 0)
-            clips, moves, views, maps, prompts = [], [], [], [], []
-            for row in rng.integers(len(self._rows), size=self._options.batch):
-                frames, label, drive = self._rows[int(row)]
-                start = int(rng.integers(len(frames) - length + 1))
-                clip, way = frames[start : start + length], drive.actions[start : start + length - 1] / SCALE
-                mirrored = rng.random() < 0.5
-                if mirrored:
-                    clip, way = clip[:, :, ::-1], way * np.array([1, -1, -1], np.float32)
-                where, *around = seen_from(drive, slice(start, start + length), mirrored=mirrored)
-                if rng.random() < _STOOD:  # as a drive begins from one frame
-                    clip = np.concatenate([clip[1:2], clip[1:]])
-                    way = np.concatenate([0 * way[:1], way[1:]])
-                clips.append(clip)
-                moves.append(way)
-                views.append(where)
-                maps.append(around)
-                prompts.append("" if rng.random() < _SILENT else random_caption(label.scene, rng))
-            pixels = to_float(np.ascontiguousarray(np.stack(clips))).transpose(1, 2)
-            yield Batch(
-                pixels,
-                torch.from_numpy(np.stack(moves)),
-                torch.from_numpy(np.stack(views)),
-                stacked(maps),
-                prompts,
-            )
+    (rows,) = shots_by_size("drives", data).values()
+    return [(frames, label, draw_steered(label.seed, len(frames))) for frames, label in rows]
 
 
 def seen_from(drive: Steered, which: slice, *, mirrored: bool) -> tuple[Numbers, Numbers, int, Numbers]:
@@ -136,9 +90,8 @@ def seen_from(drive: Steered, which: slice, *, mirrored: bool) -> tuple[Numbers,
 
 
 def stacked(maps: Sequence[Sequence[Any]]) -> CorridorMap:
-    """Of maps one by one, each its boxes, its first bay and what is ahead, the common one."""
-    boxes, first, ahead = (torch.from_numpy(np.stack(part)) for part in zip(*maps, strict=True))
-    return CorridorMap(boxes, first, ahead)
+    """Of maps one by one, each its boxes, its first bay, what is ahead and its kind, the common one."""
+    return CorridorMap(*(torch.from_numpy(np.stack(part)) for part in zip(*maps, strict=True)))
 
 
 def worsened(frames: Tensor) -> Tensor:
@@ -167,19 +120,43 @@ def erased(frames: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(gone, formless, frames), shares == 0
 
 
-class Training(Trainer[Batch, Options]):
+class Training(PartTrainer[Batch, Options]):
     """Trains on rendered drives."""
 
-    unit = "frames"
-
-    def build(self, config: dict[str, Any] | None) -> None:
-        """See `Trainer`."""
-        self.net = DriveNet(**(config or {}))
-        self.text_encoder = load_component(TextEncoder, WEIGHTS / "text_encoder")
+    unit, kind = "frames", DriveNet
 
     def draws(self, seed: int) -> Iterator[Batch]:
-        """See `Trainer`."""
-        return iter(Sampler(self.options.data, self.options, seed))
+        """Stretches of drives, each second one mirrored."""
+        rng, rows, rollout = np.random.default_rng(seed), read_drives(self.options.data), self.options.rollout
+        while True:
+            length = 3 + (int(rng.integers(rollout + 1)) if rollout else 0)
+            clips, moves, views, maps, prompts = [], [], [], [], []
+            for row in rng.integers(len(rows), size=self.options.batch):
+                frames, label, drive = rows[int(row)]
+                start = int(rng.integers(len(frames) - length + 1))
+                clip, way = frames[start : start + length], drive.actions[start : start + length - 1] / SCALE
+                mirrored = rng.random() < 0.5
+                if mirrored:
+                    clip, way = clip[:, :, ::-1], way * np.array([1, -1, -1], np.float32)
+                where, *around = seen_from(drive, slice(start, start + length), mirrored=mirrored)
+                prompt = "" if rng.random() < _SILENT else random_caption(label.scene, rng)
+                around.append(kind_of(drive.scene.ahead if prompt else None).numpy())
+                if rng.random() < _STOOD:  # as a drive begins from one frame
+                    clip = np.concatenate([clip[1:2], clip[1:]])
+                    way = np.concatenate([0 * way[:1], way[1:]])
+                clips.append(clip)
+                moves.append(way)
+                views.append(where)
+                maps.append(around)
+                prompts.append(prompt)
+            pixels = to_float(np.ascontiguousarray(np.stack(clips))).transpose(1, 2)
+            yield Batch(
+                pixels,
+                torch.from_numpy(np.stack(moves)),
+                torch.from_numpy(np.stack(views)),
+                stacked(maps),
+                prompts,
+            )
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
@@ -227,4 +204,4 @@ def apart(made: Tensor, real: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    command(Options, "microcosm.training.drive", Training)
+    command(Options, Training)

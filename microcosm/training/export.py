@@ -5,30 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
-from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
+from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.mover import Mover
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
-from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
-from cosmorama.world.microcosm.unet import VideoUNet
 from microcosm.scenes.dataset import CLIP_FRAMES, SPLITS
 from microcosm.scenes.simulate import SIZES
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.decoder import TRAINED
 from microcosm.training.gain import fold
+from microcosm.training.loop import WEIGHTS
 from microcosm.training.world import TIMESTEP_SCALE
 
-WEIGHTS = Path(__file__).parents[2] / "src/cosmorama/world/microcosm/weights"
-VERSION = "0.8.0"
+VERSION = "0.11.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). At the API's default of 7: of 2, 3 and 4 the one at which the
 # probe found most shapes in 64 stills (88, 91, 89 %; the scenes are in no split and not those of `evaluate`).
@@ -42,18 +43,14 @@ NOISE_ONWARD = 0.15
 
 def load_averaged(checkpoint: Path) -> tuple[Any, TextEncoder, dict[str, float]]:
     """The denoiser and text encoder of a checkpoint with their averaged weights, and the training progress."""
-    state = torch.load(checkpoint, weights_only=False)
-    kind = VideoUNet if "widths" in state["net_config"] else CosmosTransformer
-    net: Any = kind.from_config(state["net_config"])
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    net: Any = CosmosTransformer.from_config(state["net_config"])
     text_encoder = TextEncoder.from_config(state["text_config"])
     net.load_state_dict(state["net"])
     text_encoder.load_state_dict(state["text_encoder"])
-    parameters = [*net.parameters(), *text_encoder.parameters()]
+    _average([*net.parameters(), *text_encoder.parameters()], state)
     with torch.no_grad():
-        for parameter, average in zip(parameters, state["optimizer"]["averages"], strict=True):
-            parameter.copy_(average)
-        if kind is CosmosTransformer:
-            fold(net.patch_embed.proj.weight, state["gain"])
+        fold(net.patch_embed.proj.weight, state["gain"])
     return net.eval(), text_encoder.eval(), state["progress"]
 
 
@@ -61,7 +58,7 @@ PARTS: dict[str, type[Stored]] = {
     "drive": DriveNet,
     "finder": Finder,
     "still_refiner": StillRefiner,
-    "tracker": Tracker,
+    "mover": Mover,
 }
 """What may lie beside the denoiser; a drive needs its finder."""
 
@@ -70,10 +67,15 @@ def load_part(kind: type[Stored], checkpoint: Path) -> tuple[Any, dict[str, floa
     """One of `PARTS` with its averaged weights, and the training progress."""
     state = torch.load(checkpoint, weights_only=False)
     net: Any = kind.from_config(state["net_config"])
-    with torch.no_grad():
-        for parameter, average in zip(net.parameters(), state["optimizer"]["averages"], strict=True):
-            parameter.copy_(average)
+    net.load_state_dict(state["net"])
+    _average(list(net.parameters()), state)
     return net.eval(), state["progress"]
+
+
+@torch.no_grad()
+def _average(parameters: Sequence[Tensor], state: dict[str, Any]) -> None:
+    for parameter, average in zip(parameters, state["optimizer"]["averages"], strict=True):
+        parameter.copy_(average)
 
 
 def data_hash() -> str:
@@ -84,21 +86,16 @@ def data_hash() -> str:
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:16]
 
 
-def description(progress: dict[str, float], net: Any, vae: VideoAutoencoder) -> dict[str, Any]:
+def description(progress: dict[str, float]) -> dict[str, Any]:
     """The contents of `world.json`."""
-    done = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
-    convolutional = isinstance(net, VideoUNet)
-    if convolutional:
-        done["thousand_latent_frames"] = round(progress["latent_frames"] / 1e3, 1)
-    else:
-        done["million_tokens"] = round(progress["tokens"] / 1e6, 2)
     return {
         "name": "microcosm",
         "version": VERSION,
         "prediction": "blend",
         "timestep_scale": TIMESTEP_SCALE,
         "flow_shift": FLOW_SHIFT,
-        **({} if convolutional else {"flow_shift_onward": FLOW_SHIFT_ONWARD, "noise_onward": NOISE_ONWARD}),
+        "flow_shift_onward": FLOW_SHIFT_ONWARD,
+        "noise_onward": NOISE_ONWARD,
         "guidance_map": GUIDANCE_MAP,
         "guidance_map_onward": GUIDANCE_MAP_ONWARD,
         "still_first": True,
@@ -106,11 +103,15 @@ def description(progress: dict[str, float], net: Any, vae: VideoAutoencoder) -> 
         "fps": (12, 40),
         "native_fps": 24,
         "sizes": [(width * OUTPUT_SCALE, height * OUTPUT_SCALE) for width, height in SIZES],
-        "spatial": {"output_scale": OUTPUT_SCALE, "cell_px": vae.cell},
+        "spatial": {"output_scale": OUTPUT_SCALE, "cell_px": CELL},
         "conditioning_frames": (1, 1 + FRAMES_PER_LATENT),
         "data": {"hash": data_hash(), "first_seeds": {name: split.first_seed for name, split in SPLITS.items()}},
-        "training": done,
+        "training": {**_done(progress), "million_tokens": round(progress["tokens"] / 1e6, 2)},
     }
+
+
+def _done(progress: dict[str, float]) -> dict[str, float]:
+    return {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
 
 
 def _write(net: Stored, folder: Path) -> None:
@@ -130,7 +131,7 @@ def main(
             net, progress = load_part(PARTS[one], runs / f"{one}.pt")
             shutil.rmtree(out / one, ignore_errors=True)
             _write(net, out / one)
-            values[one] = {"steps": int(progress["steps"]), "hours": round(progress["seconds"] / 3600, 2)}
+            values[one] = _done(progress)
         (out / "world.json").write_text(json.dumps(values, indent=2) + "\n")
         return
     net, text_encoder, progress = load_averaged(runs / f"{name}.pt")
@@ -139,20 +140,17 @@ def main(
         shutil.rmtree(leftover, ignore_errors=True)
     trained = runs / TRAINED
     vae = VideoAutoencoder.from_pretrained(trained if trained.exists() else runs / "vae")
-    denoiser = {"transformer": ["cosmorama.world.microcosm.transformer", "CosmosTransformer"]}
-    if isinstance(net, VideoUNet):
-        denoiser = {"unet": ["cosmorama.world.microcosm.unet", "VideoUNet"]}
-    _write(net, new / next(iter(denoiser)))
+    _write(net, new / "transformer")
     _write(vae, new / "vae")
     _write(text_encoder, new / "text_encoder")
     index = {
         "_class_name": "MicrocosmPipeline",
-        **denoiser,
+        "transformer": ["cosmorama.world.microcosm.transformer", "CosmosTransformer"],
         "vae": ["cosmorama.world.microcosm.autoencoder", "VideoAutoencoder"],
         "text_encoder": ["cosmorama.world.microcosm.text_encoder", "TextEncoder"],
     }
     (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (new / "world.json").write_text(json.dumps(description(progress, net, vae), indent=2) + "\n")
+    (new / "world.json").write_text(json.dumps(description(progress), indent=2) + "\n")
     for kept in filter(Path.exists, (out / one for one in PARTS)):
         shutil.copytree(kept, new / kept.name)
     card = Path(__file__).parents[1] / "MODEL_CARD.md"

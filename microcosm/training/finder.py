@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,19 +17,18 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.world.microcosm.corridor_map import CorridorMap, in_parts
+from cosmorama.world.microcosm.corridor_map import CorridorMap, in_parts, kind_of
 from cosmorama.world.microcosm.finder import BAYS, Finder, told
 from cosmorama.world.microcosm.odometry import BAY_M
-from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.training.autoencoder import to_float
 from microcosm.training.drive import LOST, Numbers, read_drives, seen_from, stacked, worsened
-from microcosm.training.loop import OneStageRun, Trainer, command
+from microcosm.training.loop import PartOptions, PartTrainer, command
 
 _THERE = 0.3  # weight of whether something stands ahead
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OneStageRun):
+class Options(PartOptions):
     """One run."""
 
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "finder"
@@ -45,15 +44,10 @@ class Batch:
     corridor: CorridorMap
 
 
-class Training(Trainer[Batch, Options]):
+class Training(PartTrainer[Batch, Options]):
     """Trains on rendered drives."""
 
-    unit = "frames"
-
-    def build(self, config: dict[str, Any] | None) -> None:
-        """See `Trainer`; no prompt is read."""
-        self.net = Finder(**(config or {}))
-        self.text_encoder = TextEncoder([]).requires_grad_(False)
+    unit, kind = "frames", Finder
 
     def draws(self, seed: int) -> Iterator[Batch]:
         """Single frames, each second one mirrored."""
@@ -66,7 +60,7 @@ class Training(Trainer[Batch, Options]):
                 mirrored = rng.random() < 0.5
                 frames.append(clip[index, :, ::-1] if mirrored else clip[index])
                 (view,), boxes, first, place = seen_from(drive, slice(index, index + 1), mirrored=mirrored)
-                found.append(looking_on(view, boxes, first, place))
+                found.append((*looking_on(view, boxes, first, place), kind_of(None).numpy()))
             pixels = to_float(np.stack(frames)[:, None])[:, :, 0]
             views = torch.from_numpy(np.stack([view for view, *_ in found]))
             yield Batch(pixels, views, stacked([rest for _, *rest in found]))
@@ -103,4 +97,4 @@ def looking_on(view: Numbers, boxes: Numbers, first: int, ahead: Numbers) -> tup
 
 
 if __name__ == "__main__":
-    command(Options, "microcosm.training.finder", Training)
+    command(Options, Training)

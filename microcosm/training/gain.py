@@ -24,7 +24,7 @@ def gain_of(shots: list[Shots], vae: VideoAutoencoder) -> Tensor:
     are hardly sees how things move.
     """
     clips = next(some.frames for some in shots if some.frames.shape[1] > 1)
-    latents = vae.encode_small(to_float(np.array(clips[:64])))
+    latents = vae.encode_small(to_float(np.array(clips[:64])).to(vae.mean.device))
     later = latents[:, :, 1:]
     held = torch.cat([vae.hold(frame) for frame in latents[:, :, :-1].split(1, dim=2)], dim=2)
     moving = (later - held).square().sum(1) > MOVING

@@ -1,4 +1,4 @@
-"""What training a transformer and a U-Net have in common: runs of some minutes, resumed from their last checkpoint."""
+"""What all training has in common: runs of some minutes, resumed from their last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ import torch
 import typer
 from torch import Tensor, nn
 
+import cosmorama
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from cosmorama.world.microcosm.sampling import beside
+from cosmorama.world.microcosm.loader import load_component
+from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
 from microcosm.scenes.dataset import DATA
 from microcosm.training.autoencoder import RUNS
 from microcosm.training.optimizer import Optimizer
-from microcosm.training.parallel import agreed, average_weights, workers
+from microcosm.training.parallel import agreed, average_weights, in_processes
 
+WEIGHTS = Path(cosmorama.__file__).parent / "world/microcosm/weights"
+"""Those that ship with the package."""
 LOCAL_STEPS = 8  # of every worker by itself, between which their weights are averaged
 _WARM_UP = 100  # steps
 _HEAD_RATE = 3e-3
-_SPREAD, _LOW_SHIFT = 1.2, 0.5
 B = TypeVar("B")
 Run = TypeVar("Run", bound="RunOptions")
+Part = TypeVar("Part", bound="PartOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +41,35 @@ class RunOptions:
     as if this one went on.
     """
 
-    stage: Annotated[str, typer.Option(help="What to train on; the stages are beside the batches.")]
     minutes: Annotated[float, typer.Option(help="Length of this run.")] = 30.0
     decay_minutes: Annotated[float, typer.Option(help="Of these, at the end, with a falling learning rate.")] = 3.0
     later_minutes: Annotated[float, typer.Option(help="Of the stage that are for later runs.")] = 0.0
+    data: Annotated[Path, typer.Option()] = DATA
     runs: Annotated[Path, typer.Option()] = RUNS
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")]
     start: Annotated[str, typer.Option(help="Begin from another run (its name), or from exported weights.")] = ""
     peak: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3
-    muon: bool = True
-    shift: Annotated[float, typer.Option(help="Moves training noise levels of stills towards noise.")] = 4.0
-    clip_shift: Annotated[float, typer.Option(help="And of clips: where things go is decided early.")] = 8.0
-    low_share: Annotated[float, typer.Option(help="Of the noise levels, drawn low: edges are decided there.")] = 0.0
     ema: float = 0.995
     seed: int = 0
     processes: Annotated[int, typer.Option(help="Data-parallel workers, each with one thread and its own batches.")] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvolutionalRun(RunOptions):
-    """One run of a network of convolutions."""
+class PartOptions(RunOptions):
+    """One run of a network that stands beside the denoiser."""
 
+    weights: Annotated[Path, typer.Option(help="Where the text encoder and the autoencoder are.")] = WEIGHTS
+    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
+    batch: int
     compiled: Annotated[bool, typer.Option(help="Compile what is between the products; needs a C++ compiler.")] = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class OneStageRun(ConvolutionalRun):
-    """One run of a network that learns from rendered frames, in one stage."""
-
-    stage: Annotated[str, typer.Option(help="There is one.")] = "all"
-    data: Annotated[Path, typer.Option()] = DATA
-    peak: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3
-
-
-def command(options: type[Run], module: str, training: Callable[[Run, int], Trainer[Any, Run]]) -> None:
+def command(options: type[Run], training: Callable[[Run, int], Trainer[Any, Run]]) -> None:
     """Run a trainer in as many processes as the command line asks for; its options are those of `options`."""
 
     def main(**given: Any) -> None:
         chosen = options(**given)
-        with workers(module, chosen.processes) as rank:
-            training(chosen, rank).run()
+        in_processes(_run, chosen.processes, training, chosen)
 
     hints = get_type_hints(options, include_extras=True)
     fields = [field.replace(annotation=hints[name]) for name, field in inspect.signature(options).parameters.items()]
@@ -86,29 +78,14 @@ def command(options: type[Run], module: str, training: Callable[[Run, int], Trai
     typer.run(main)
 
 
+def _run(rank: int, training: Callable[[Run, int], Trainer[Any, Run]], options: Run) -> None:
+    training(options, rank).run()
+
+
 def compile_between() -> None:
     """Have compiled what the convolutional networks do between their products."""
     unet.normed = torch.compile(unet.normed, dynamic=True)
     unet.modulated = torch.compile(unet.modulated, dynamic=True)
-
-
-def draw_t(count: int, shift: float, low_share: float = 0.0) -> Tensor:
-    """Noise levels [count]: logit-normal, moved towards noise by `shift`, a share of them away from it."""
-    shifts = torch.where(torch.rand(count) < low_share, _LOW_SHIFT, shift)
-    return torch.sigmoid(torch.randn(count) * _SPREAD + shifts.log()).clamp(0.005, 0.999)
-
-
-def given_parts(vae: VideoAutoencoder, clean: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Of latents [B, C, T, H, W] of which the first `given` [B] are given: what the network reads beside the noise (see
-    `sampling.beside`), and what its answer blends with, the last given one standing still, [B, C, 1, H, W]; 0 without.
-    """
-    known, held = torch.zeros_like(clean), torch.zeros_like(clean[:, :, :1])
-    for number in given.unique().tolist():
-        rows = given == number
-        if number:
-            known[rows] = beside(clean[rows], clean[rows, :, :number])
-            held[rows] = vae.hold(clean[rows, :, :number])
-    return known, held
 
 
 def learning_rate(peak: float, step: int, left_s: float, decay_s: float) -> float:
@@ -154,22 +131,20 @@ class Trainer(ABC, Generic[B, Run]):
     text_encoder: TextEncoder
     heads: nn.Module | None = None
     """What is trained along, by Adam, and not exported."""
-    bf16 = True
-    """Whether the optimizer computes in bfloat16."""
 
     def __init__(self, options: Run, rank: int, device: str = "cpu") -> None:
-        if isinstance(options, ConvolutionalRun) and options.compiled:
-            compile_between()
         torch.manual_seed(options.seed)  # the weights begin alike everywhere
         torch.set_num_threads(1)
         self.options, self.rank, self.device = options, rank, device
-        self.vae = VideoAutoencoder.from_pretrained(options.runs / "vae").eval().requires_grad_(False).to(device)
-        self.checkpoint = options.runs / f"{options.name}.pt"
-        source = self.checkpoint if self.checkpoint.exists() else options.runs / f"{options.start}.pt"
+        self.checkpoint, start = options.runs / f"{options.name}.pt", options.runs / f"{options.start}.pt"
+        source = self.checkpoint if self.checkpoint.exists() else start
         state = torch.load(source, map_location=device, weights_only=False) if source.exists() else None
+        exported = Path(options.start) if options.start and state is None else None
+        if exported is not None and not (exported / "world.json").exists():
+            raise typer.BadParameter(f"{options.start!r}: neither {start} is there nor {exported / 'world.json'}")
         self.progress = {"steps": 0.0, self.unit: 0.0, "seconds": 0.0}
-        self.build(None if state is None else state["net_config"])
-        self.optimizer = Optimizer([self.net, self.text_encoder], options.muon, options.ema, self.bf16)
+        self.build(None if state is None else state["net_config"], exported)
+        self.optimizer = Optimizer([self.net, self.text_encoder], options.ema)
         self.head_optimizer = None if self.heads is None else torch.optim.Adam(self.heads.parameters(), _HEAD_RATE)
         if state is not None:
             self.resume(state)
@@ -181,8 +156,8 @@ class Trainer(ABC, Generic[B, Run]):
             print(f"{size:.1f} M weights, {self.progress}", flush=True)
 
     @abstractmethod
-    def build(self, config: dict[str, Any] | None) -> None:
-        """Make the network, of a checkpoint's configuration or a new one, and the text encoder."""
+    def build(self, config: dict[str, Any] | None, exported: Path | None) -> None:
+        """Make the network and the text encoder: of a checkpoint's configuration, of exported weights, or new."""
 
     @abstractmethod
     def draws(self, seed: int) -> Iterator[B]:
@@ -248,5 +223,29 @@ class Trainer(ABC, Generic[B, Run]):
         """Go on from a checkpoint's contents."""
         self.net.load_state_dict(state["net"])
         self.text_encoder.load_state_dict(state["text_encoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.progress = state["progress"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class PartTrainer(Trainer[B, Part]):
+    """Trains a network that stands beside the denoiser, which stays as it is."""
+
+    kind: type[Stored]
+    """What is trained; in exported weights it is in the folder of its checkpoint's usual name."""
+
+    def __init__(self, options: Part, rank: int) -> None:
+        if options.compiled:
+            compile_between()
+        super().__init__(options, rank)
+
+    def build(self, config: dict[str, Any] | None, exported: Path | None) -> None:
+        """See `Trainer`."""
+        self.text_encoder = load_component(TextEncoder, self.options.weights / "text_encoder")
+        if exported is None:
+            self.net = self.kind(**(config or self.new()))
+        else:
+            self.net = load_component(self.kind, exported / type(self.options).name).train().requires_grad_(True)
+
+    def new(self) -> dict[str, Any]:
+        """How a new network is built."""
+        return {}

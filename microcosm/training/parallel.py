@@ -7,36 +7,31 @@ waiting at the end of every short operation.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 
-_RANK, _MEETING = "MICROCOSM_RANK", "MICROCOSM_MEETING"
 
-
-@contextmanager
-def workers(module: str, count: int) -> Iterator[int]:
-    """Run this program, `python -m module` with its own arguments, `count` times at once; yields this one's rank."""
+def in_processes(work: Callable[..., object], count: int, *arguments: Any) -> None:
+    """Call `work(rank, *arguments)` with every rank below `count`, in processes of their own if there are several."""
     if count == 1:
-        yield 0
+        work(0, *arguments)
         return
-    rank = int(os.environ.get(_RANK, "0"))
-    meeting = os.environ.get(_MEETING) or os.path.join(tempfile.mkdtemp(prefix="microcosm-"), "store")
-    if rank == 0:
-        for other in range(1, count):
-            environment = {**os.environ, _RANK: str(other), _MEETING: meeting}
-            # A session of its own, as schedulers share a busy processor among sessions first.
-            subprocess.Popen([sys.executable, "-m", module, *sys.argv[1:]], env=environment, start_new_session=True)
+    with tempfile.TemporaryDirectory(prefix="microcosm-") as folder:
+        mp.spawn(_joined, (count, Path(folder) / "store", work, arguments), count)  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _joined(rank: int, count: int, store: Path, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     try:
-        yield rank
+        work(rank, *arguments)
     finally:
         dist.destroy_process_group()
 

@@ -18,16 +18,15 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
+from cosmorama.text.language import COLORS
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, VideoAutoencoder
-from cosmorama.world.microcosm.layout import KINDS, OBJECT, SLOTS, VIEW, Layout, near, plan
+from cosmorama.world.microcosm.autoencoder import CELL, FRAMES_PER_LATENT, VideoAutoencoder
+from cosmorama.world.microcosm.layout import KINDS, OBJECT, SLOTS, VIEW, Layout, near, nearest_first, plan
 from cosmorama.world.microcosm.loader import load_component
 from cosmorama.world.microcosm.still_refiner import StillRefiner
-from cosmorama.world.microcosm.text_encoder import TextEncoder
-from microcosm.evaluation.probe import as_decoded
+from microcosm.evaluation.probe import as_decoded, classes_of
 from microcosm.training.drive import apart
-from microcosm.training.export import WEIGHTS
-from microcosm.training.loop import OneStageRun, Trainer, command
+from microcosm.training.loop import PartOptions, PartTrainer, command
 from microcosm.training.made import MADE
 from microcosm.training.stills import Batch, Sampler
 
@@ -37,28 +36,27 @@ _BENT = (((3, 5), 3.0), ((8, 14), 2.0), ((16, 28), 1.2))  # cells in which outli
 _NOISE = 0.15  # on latents, whose own deviation is 1 over all channels
 _WEIGHTS = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.5])  # of an object's numbers
 _TWICE = 0.45  # share of stills that show an object twice, or elsewhere
+_OUTLINES = 0.02  # weight of outlines by themselves: what shows them where they are, early on
 _PAINTING, _OBJECTS = 4.0, 2.0  # weight of what is drawn, and more of that near objects
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OneStageRun):
+class Options(PartOptions):
     """One run."""
 
-    weights: Annotated[Path, typer.Option(help="Where the text encoder and the autoencoder are.")] = WEIGHTS
     made: Annotated[Path, typer.Option(help="What the denoiser made.")] = MADE
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "still_refiner"
     batch: int = 16
 
 
-class Training(Trainer[Batch, Options]):
+class Training(PartTrainer[Batch, Options]):
     """Trains on rendered stills."""
 
-    unit = "stills"
+    unit, kind = "stills", StillRefiner
 
-    def build(self, config: dict[str, Any] | None) -> None:
+    def build(self, config: dict[str, Any] | None, exported: Path | None) -> None:
         """See `Trainer`."""
-        self.net = StillRefiner(**(config or {}))
-        self.text_encoder = load_component(TextEncoder, self.options.weights / "text_encoder")
+        super().build(config, exported)
         self.vae = load_component(VideoAutoencoder, self.options.weights / "vae")
 
     def draws(self, seed: int) -> Iterator[Batch]:
@@ -85,16 +83,18 @@ class Training(Trainer[Batch, Options]):
             with torch.autocast("cpu", torch.bfloat16):
                 drawn = self.net.draw(soft[known], layout, text[known])
             values["drawn"] = drawn_wrong(drawn, batch.frames[known], shown[known])
+            values["outlines"] = _OUTLINES * outlines_wrong(self.net, layout, batch.frames[known])
         loss = torch.stack(list(values.values())).sum()
-        return loss, {name: float(value.detach()) for name, value in values.items()}, len(said)
+        return loss, {name: float(value.detach()) for name, value in values.items()}, len(soft)
 
     def _later(self, batch: Batch, before: Tensor, first: Layout) -> tuple[Tensor, dict[str, float], float]:
         with torch.no_grad():
             text = self.text_encoder(batch.prompts)[0][:, 0]
         with torch.autocast("cpu", torch.bfloat16):
             drawn = self.net.draw(before, batch.layout, text)
-        loss = drawn_wrong(drawn, batch.frames, torch.maximum(plan_of(batch), plan(first, *before.shape[2:])))
-        return loss, {"later": float(loss.detach())}, len(before)
+        wrong = drawn_wrong(drawn, batch.frames, torch.maximum(plan_of(batch), plan(first, *before.shape[2:])))
+        outlines = _OUTLINES * outlines_wrong(self.net, batch.layout, batch.frames)
+        return wrong + outlines, {"later": float(wrong.detach()), "outlines": float(outlines.detach())}, len(before)
 
     def _named(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         with torch.no_grad():
@@ -111,6 +111,17 @@ def drawn_wrong(drawn: Tensor, clean: Tensor, shown: Tensor) -> Tensor:
     """How far drawn pictures [B, 3, h, w] are from the true ones, more so where a plan shows objects."""
     weights = 1 + _OBJECTS * within(shown, 1.8).amax(1, keepdim=True)
     return _PAINTING * apart(weights * drawn, weights * clean).mean()
+
+
+def outlines_wrong(net: StillRefiner, layout: Layout, clean: Tensor) -> Tensor:
+    """How far outlines are from those of the colors in true pictures [B, 3, h, w]."""
+    layout = nearest_first(layout)
+    inside, seen = net.outlines(layout, *clean.shape[2:])
+    colors = layout.objects[..., -len(COLORS) :].argmax(-1)[..., None, None]
+    shown = classes_of(clean.movedim(1, -1) / 2 + 0.5, 0.2)[:, None] == colors
+    visible = inside[:, ::2].clone()
+    visible[:, 1] &= ~shown[:, 0]
+    return F.binary_cross_entropy_with_logits(seen[:, ::2, ..., 0][visible], shown[visible].float())
 
 
 def said_wrong(said: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -204,9 +215,9 @@ def bent(frames: Tensor, pixels: Sequence[Tensor]) -> Tensor:
 def still_roundtrip(vae: VideoAutoencoder, frames: Tensor, noise: Tensor) -> Tensor:
     """Stills [B, 3, h, w] of any size encoded and decoded, with noise [B, 1, 1, 1] on the latents."""
     height, width = frames.shape[2:]
-    filled = F.pad(frames, (0, -width % vae.cell, 0, -height % vae.cell), mode="replicate")
+    filled = F.pad(frames, (0, -width % CELL, 0, -height % CELL), mode="replicate")
     return as_decoded(vae, filled, noise)[..., :height, :width]
 
 
 if __name__ == "__main__":
-    command(Options, "microcosm.training.still_refiner", Training)
+    command(Options, Training)

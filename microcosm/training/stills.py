@@ -16,10 +16,10 @@ from cosmorama.text.language import COLORS, SHAPES, Color, Scene, Shape, mirror_
 from cosmorama.world.microcosm.layout import KINDS, OBJECT, SLOTS, Layout
 from microcosm.evaluation.probe import LEAST_SHARE, color_classes
 from microcosm.scenes.captions import random_caption
-from microcosm.scenes.dataset import Label, read_labels, shard_paths, still_time
+from microcosm.scenes.dataset import Label, still_time
 from microcosm.scenes.simulate import SIZES, Frames, Shot, draw_shot, states
 from microcosm.training.autoencoder import to_float
-from microcosm.training.batches import mapped
+from microcosm.training.batches import shots_by_size
 
 _WIDE, _OTHER, _SILENT = 0.8, 0.12, 0.1  # shares of 16:9, of the corridor, of no prompt
 _MADE, _LATER = 0.12, 0.4  # shares of batches that the denoiser made, and of later frames of clips
@@ -53,11 +53,6 @@ Numbers = tuple[NDArray[np.float32], NDArray[np.float32]]
 """A layout's objects and view, see `Layout`."""
 
 
-def layout_of(shot: Shot, time_s: float, *, mirrored: bool) -> Numbers:
-    """The layout of a shot at a time after the start of its action."""
-    return layouts_of(shot, [time_s], mirrored=mirrored)[0]
-
-
 def layouts_of(shot: Shot, times_s: Sequence[float], *, mirrored: bool) -> list[Numbers]:
     """The layouts of a shot at increasing times; objects are in the order, from the left, of the first."""
     view = np.array([shot.azimuth_deg, shot.elevation_deg, shot.distance_m, *shot.light_xy], np.float32)
@@ -79,20 +74,16 @@ def layouts_of(shot: Shot, times_s: Sequence[float], *, mirrored: bool) -> list[
 
 
 class Sampler:
-    """Draws batches of rendered stills."""
+    """Draws batches of stills."""
 
     def __init__(self, data: Path, made: Path, batch: int, seed: int) -> None:
         self._rng, self._batch = np.random.default_rng(seed), batch
-        self._rows: dict[tuple[str, str], list[tuple[Frames, Label]]] = {}
-        for split in ("starts", "corridor-images"):
-            for path in shard_paths(split, data):
-                arrays = mapped(path)
-                for label in read_labels(path):
-                    self._rows.setdefault((split, label.array), []).append((arrays[label.array][label.row, 0], label))
-        self._clips = clips_of(data)
+        self._stills, self._corridors, self._clips = (
+            shots_by_size(split, data) for split in ("starts", "corridor-images", "shorts")
+        )
         self._made = read_made(made) if any(made.glob("stills-*.npz")) else None
-        self._nothing = layout_of(draw_shot(0), 0.0, mirrored=False)  # beside pictures of something else
-        self._layouts: dict[tuple[int, bool], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._nothing = layouts_of(draw_shot(0), [0.0], mirrored=False)[0]  # beside pictures of something else
+        self._layouts: dict[tuple[int, bool], Numbers] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches without end."""
@@ -107,93 +98,78 @@ class Sampler:
                 continue
             wide = self._rng.random() < _WIDE
             size = sizes[0] if wide else sizes[int(self._rng.integers(len(sizes)))]
-            if ("starts", size) in self._rows:
+            if size in self._stills:
                 yield self._drawn(size)
 
     def _drawn(self, size: str) -> Batch:
-        rng, frames, objects, views, known, prompts = self._rng, [], [], [], [], []
+        rng, frames, found, known, prompts = self._rng, [], [], [], []
         for _ in range(self._batch):
-            other = ("corridor-images", size) in self._rows and rng.random() < _OTHER
-            rows = self._rows["corridor-images" if other else "starts", size]
-            frame, label = rows[int(rng.integers(len(rows)))]
+            other = size in self._corridors and rng.random() < _OTHER
+            rows = (self._corridors if other else self._stills)[size]
+            clip, label = rows[int(rng.integers(len(rows)))]
             mirrored = rng.random() < 0.5
-            frames.append(frame[:, ::-1] if mirrored else frame)
+            frames.append(_turned(clip[0], mirrored))
             prompt = "" if rng.random() < _SILENT else random_caption(label.scene, rng)
             prompts.append(mirror_caption(prompt) if mirrored else prompt)
-            one = self._nothing if other else self._layout(label, mirrored)
-            objects.append(one[0])
-            views.append(one[1])
+            found.append(self._nothing if other else self._layout(label, mirrored))
             known.append(not other)
-        layout = _stacked(list(zip(objects, views, strict=True)))
-        return Batch(to_float(np.stack(frames)[:, None])[:, :, 0], layout, torch.tensor(known), prompts)
+        return Batch(_pixels(frames), _stacked(found), torch.tensor(known), prompts)
 
     def _later(self) -> Batch:
         """Frames of clips."""
-        rng = self._rng
-        names = list(self._clips)
+        rng, names = self._rng, list(self._clips)
         shares = np.array([len(self._clips[name]) for name in names], float)
         rows = self._clips[names[int(rng.choice(len(names), p=shares / shares.sum()))]]
         pairs = [row for row in rows if isinstance(row[1].scene, Scene) and len(row[1].scene.objects) == SLOTS] or rows
-        frames, before, prompts = [], [], []
-        first: list[Numbers] = []
-        found: list[Numbers] = []
+        frames, before, moments, prompts = [], [], [], []
         for _ in range(self._batch):
             some = pairs if rng.random() < _PAIRS else rows
             clip, label = some[int(rng.integers(len(some)))]
             mirrored, index = rng.random() < 0.5, int(rng.integers(1, len(clip)))
-            side = slice(None, None, -1 if mirrored else 1)
-            frames.append(clip[index][:, side])
-            before.append(clip[0][:, side])
-            times = [0.0, index / label.fps]
-            moments = layouts_of(draw_shot(label.seed), times, mirrored=mirrored)
-            first.append(moments[0])
-            found.append(moments[1])
+            frames.append(_turned(clip[index], mirrored))
+            before.append(_turned(clip[0], mirrored))
+            moments.append(layouts_of(draw_shot(label.seed), [0.0, index / label.fps], mirrored=mirrored))
             prompt = random_caption(label.scene, rng)
             prompts.append(mirror_caption(prompt) if mirrored else prompt)
-        layout = _stacked(found)
+        first, now = map(_stacked, zip(*moments, strict=True))
         known = torch.ones(len(frames), dtype=torch.bool)
-        both = [to_float(np.stack(some)[:, None])[:, :, 0] for some in (frames, before)]
-        return Batch(both[0], layout, known, prompts, before=both[1], first=_stacked(first))
+        return Batch(_pixels(frames), now, known, prompts, before=_pixels(before), first=first)
 
     def named(self, made: Made) -> Batch:
         """Stills that the denoiser made."""
-        rng = self._rng
-        rows = rng.integers(len(made.frames), size=self._batch)
-        sides = rng.random(self._batch) < 0.5
+        rows = self._rng.integers(len(made.frames), size=self._batch)
+        sides = self._rng.random(self._batch) < 0.5
         found, prompts, frames = [], [], []
         for row, mirrored in zip(rows, sides, strict=True):
-            kinds = made.kinds[row][::-1] if mirrored else made.kinds[row]
             objects = np.zeros_like(self._nothing[0])
-            for slot, (shape, color) in enumerate(kinds):
+            for slot, (shape, color) in enumerate(made.kinds[row][:: -1 if mirrored else 1]):
                 objects[slot, 0] = 1
                 objects[slot, 6 + SHAPES.index(shape)] = objects[slot, 6 + len(SHAPES) + COLORS.index(color)] = 1
             found.append((objects, self._nothing[1]))
-            prompt = made.prompts[row]
-            prompts.append(mirror_caption(prompt) if mirrored else prompt)
-            frames.append(made.frames[row][:, ::-1] if mirrored else made.frames[row])
+            prompts.append(mirror_caption(made.prompts[row]) if mirrored else made.prompts[row])
+            frames.append(_turned(made.frames[row], mirrored))
         known = torch.ones(len(frames), dtype=torch.bool)
-        return Batch(to_float(np.stack(frames)[:, None])[:, :, 0], _stacked(found), known, prompts, made=True)
+        return Batch(_pixels(frames), _stacked(found), known, prompts, made=True)
 
-    def _layout(self, label: Label, mirrored: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _layout(self, label: Label, mirrored: bool) -> Numbers:
         key = label.seed, mirrored
         if key not in self._layouts:
-            self._layouts[key] = layout_of(draw_shot(label.seed), still_time(label.seed), mirrored=mirrored)
+            (self._layouts[key],) = layouts_of(draw_shot(label.seed), [still_time(label.seed)], mirrored=mirrored)
         return self._layouts[key]
+
+
+def _turned(frame: Frames, mirrored: bool) -> Frames:
+    return frame[:, :: -1 if mirrored else 1]
+
+
+def _pixels(frames: Sequence[Frames]) -> Tensor:
+    """Frames uint8 [h, w, 3] to one float [B, 3, h, w] in [-1, 1]."""
+    return to_float(np.stack(frames)[:, None])[:, :, 0]
 
 
 def _stacked(found: Sequence[Numbers]) -> Layout:
     objects, views = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
     return Layout(objects, views)
-
-
-def clips_of(data: Path) -> dict[str, list[tuple[Frames, Label]]]:
-    """Rendered clips by size."""
-    found: dict[str, list[tuple[Frames, Label]]] = {}
-    for path in shard_paths("shorts", data):
-        arrays = mapped(path)
-        for label in read_labels(path):
-            found.setdefault(label.array, []).append((arrays[label.array][label.row], label))
-    return found
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,17 +26,16 @@ from cosmorama.text.language import mirror_caption
 from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import OUTPUT_SCALE, VideoAutoencoder
 from cosmorama.world.microcosm.loader import load_component
-from cosmorama.world.microcosm.sampling import blended
+from cosmorama.world.microcosm.sampling import beside, blended
 from cosmorama.world.microcosm.text_encoder import RESERVED, TextEncoder, words
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import draw_corridor
-from microcosm.scenes.dataset import DATA
 from microcosm.scenes.simulate import draw_scene
 from microcosm.training.auxiliary import Auxiliary, cell_classes
 from microcosm.training.batches import STAGES, Batch, Sampler, read_shots
 from microcosm.training.gain import gain_of, unfold
-from microcosm.training.loop import RunOptions, Trainer, command, draw_t, given_parts
+from microcosm.training.loop import RunOptions, Trainer, command
 
 TIMESTEP_SCALE = 1000.0
 SMALLEST_T = 0.25  # below it the weight 1 / t^2 would let the last, easiest touches drown the rest
@@ -43,38 +43,31 @@ AUXILIARY_SHARE = 0.05
 MAIN_COMPONENTS = 64  # the error is summed over all components; nearly all of it is in these
 OBJECT_WEIGHT = 0.5  # extra weight of the error in cells that show an object
 WATCHED_LAYER = 4
+_SPREAD = 1.2  # of the logits of noise levels
+_SHIFT, _CLIP_SHIFT = 4.0, 8.0  # of stills and of clips towards noise: where things go is decided early
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The transformer's size."""
-
-    heads: int = 4
-    head_width: int = 80
-    layers: int = 6
-
-    def build(self, channels: int, text_width: int) -> Any:
-        """A transformer that predicts zero and whose blocks do nothing yet."""
-        net: Any = CosmosTransformer(
-            in_channels=2 * channels + 1,
-            out_channels=channels + 1,
-            num_attention_heads=self.heads,
-            attention_head_dim=self.head_width,
-            num_layers=self.layers,
-            text_embed_dim=text_width,
-            adaln_lora_dim=32,
-        )
-        silent = [net.proj_out, net.norm_out.linear_2, net.time_embed.t_embedder.linear_2]
-        silent += [
-            norm.linear_2 for block in net.transformer_blocks for norm in (block.norm1, block.norm2, block.norm3)
-        ]
-        for layer in silent:
-            torch.nn.init.zeros_(layer.weight)
-        return net
+def new_transformer(channels: int, text_width: int, heads: int) -> Any:
+    """A transformer that predicts zero and whose blocks do nothing yet."""
+    net: Any = CosmosTransformer(
+        in_channels=2 * channels + 1,
+        out_channels=channels + 1,
+        num_attention_heads=heads,
+        attention_head_dim=80,
+        num_layers=6,
+        text_embed_dim=text_width,
+        adaln_lora_dim=32,
+    )
+    silent = [net.proj_out, net.norm_out.linear_2, net.time_embed.t_embedder.linear_2]
+    silent += [norm.linear_2 for block in net.transformer_blocks for norm in (block.norm1, block.norm2, block.norm3)]
+    for layer in silent:
+        torch.nn.init.zeros_(layer.weight)
+    return net
 
 
-def vocabulary(samples: int = 20_000) -> list[str]:
-    """Every word of the training captions, sorted."""
+@cache
+def vocabulary(samples: int = 4000) -> list[str]:
+    """Every word of the training captions, sorted; ten times as many samples have no others."""
     rng = np.random.default_rng(0)
     found: set[str] = set()
     for _ in range(samples):
@@ -82,6 +75,24 @@ def vocabulary(samples: int = 20_000) -> list[str]:
         caption = random_caption(scene, rng)
         found.update(words(caption), words(mirror_caption(caption)))
     return sorted(found)
+
+
+def draw_t(count: int, shift: float) -> Tensor:
+    """Noise levels [count]: logit-normal, moved towards noise by `shift`."""
+    return torch.sigmoid(torch.randn(count) * _SPREAD + math.log(shift)).clamp(0.005, 0.999)
+
+
+def given_parts(vae: VideoAutoencoder, clean: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Of latents [B, C, T, H, W] of which the first `given` [B] are given: what the network reads beside the noise (see
+    `sampling.beside`), and what its answer blends with, the last given one standing still, [B, C, 1, H, W]; 0 without.
+    """
+    known, held = torch.zeros_like(clean), torch.zeros_like(clean[:, :, :1])
+    for number in given.unique().tolist():
+        rows = given == number
+        if number:
+            known[rows] = beside(clean[rows], clean[rows, :, :number])
+            held[rows] = vae.hold(clean[rows, :, :number])
+    return known, held
 
 
 def loss_of(
@@ -100,16 +111,15 @@ def loss_of(
     """
     clean = vae.encode_small(batch.frames)
     count, _, frames = clean.shape[:3]
-    shift = options.clip_shift if frames > 1 else options.shift
-    t = draw_t(count, shift, options.low_share).view(-1, 1, 1, 1, 1)
-    is_given = (torch.arange(frames) < batch.given[:, None]).view(count, 1, frames, 1, 1)
+    t = draw_t(count, _SHIFT if frames == 1 else _CLIP_SHIFT).to(clean.device).view(-1, 1, 1, 1, 1)
+    is_given = (torch.arange(frames, device=clean.device) < batch.given[:, None]).view(count, 1, frames, 1, 1)
     noisy = torch.where(is_given, clean, torch.lerp(clean, torch.randn_like(clean), t))
     timesteps = torch.where(is_given, 0.0, t).view(count, frames) * TIMESTEP_SCALE
     mask = is_given.float().expand(-1, -1, -1, *clean.shape[3:])
     text, text_mask = text_encoder(batch.prompts)
     known, held = given_parts(vae, clean, batch.given)
     read = torch.cat([noisy, known * gain], dim=1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+    with torch.autocast(clean.device.type, torch.bfloat16, enabled=options.bf16):
         output = cosmos_forward(
             net, read, timesteps, text, text_mask=text_mask, condition_mask=mask, fps=float(batch.fps)
         )
@@ -126,10 +136,12 @@ class Options(RunOptions):
     """One run."""
 
     stage: Annotated[str, typer.Option(help=f"{', '.join(STAGES)}.")] = "images"
-    data: Annotated[Path, typer.Option()] = DATA
     name: Annotated[str, typer.Option(help="Name of the checkpoint in RUNS.")] = "world"
     heads: Annotated[int, typer.Option(help="Attention heads of a new run, 80 wide each.")] = 4
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16, for processors with AVX512-BF16.")] = False
+    device: Annotated[str, typer.Option(help="cpu or cuda; one worker on the latter.")] = "cpu"
+    batch: Annotated[int, typer.Option(help="How many times as large batches are.")] = 1
+    loaders: Annotated[int, typer.Option(help="Processes that draw batches ahead; 0 draws them between steps.")] = 0
 
 
 @torch.no_grad()
@@ -150,25 +162,30 @@ class Training(Trainer[Batch, Options]):
     unit = "tokens"
     gain: Tensor
 
-    def build(self, config: dict[str, Any] | None) -> None:
-        """See `Trainer`; a new run may begin from exported weights."""
+    def __init__(self, options: Options, rank: int) -> None:
+        super().__init__(options, rank, options.device)
+
+    def build(self, config: dict[str, Any] | None, exported: Path | None) -> None:
+        """See `Trainer`."""
         options = self.options
-        self.bf16 = options.bf16
         self.shots = read_shots(options.data)
-        self.text_encoder = TextEncoder(vocabulary=vocabulary())
+        vae = VideoAutoencoder.from_pretrained(options.runs / "vae")
+        self.vae = vae.eval().requires_grad_(False).to(self.device)
+        self.text_encoder = TextEncoder(vocabulary=vocabulary()).to(self.device)
         text_width = self.text_encoder.config.width
         heads = options.heads if config is None else config["num_attention_heads"]
-        self.net = Shape(heads).build(self.vae.config.channels, text_width)
+        self.net = new_transformer(self.vae.config.channels, text_width, heads).to(self.device)
         if config is None:
             self.gain = gain_of(self.shots, self.vae)  # of clips, also where only stills are trained on
-            if Path(options.start, "world.json").exists():
-                self._begin_from(Path(options.start))
-        self.heads = self.auxiliary = Auxiliary(self.net.proj_out.in_features, text_width)
+        if exported is not None:
+            self._begin_from(exported)
+        self.heads = self.auxiliary = Auxiliary(self.net.proj_out.in_features, text_width).to(self.device)
         self.auxiliary.watch(self.net, WATCHED_LAYER)
 
     def draws(self, seed: int) -> Iterator[Batch]:
         """See `Trainer`."""
-        return Sampler(self.shots, STAGES[self.options.stage], seed, self.rank).stream(0)
+        options = self.options
+        return Sampler(self.shots, STAGES[options.stage], seed, self.rank, options.batch).stream(options.loaders)
 
     def _begin_from(self, weights: Path) -> None:
         """Take exported weights; the optimizer, the averages and the auxiliary heads begin anew."""
@@ -182,10 +199,11 @@ class Training(Trainer[Batch, Options]):
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
         """See `Trainer`."""
+        batch = batch.to(self.device)
         loss, extra = loss_of(self.net, self.text_encoder, self.vae, self.auxiliary, self.gain, batch, self.options)
-        values = {f"{batch.world} {batch.seconds.shape[1]}": loss.item(), "auxiliary": extra.item()}
+        values = {f"{batch.world} {batch.latent_frames}": loss.item(), "auxiliary": extra.item()}
         cells = self.vae.latents_shape(1, *(OUTPUT_SCALE * side for side in batch.frames.shape[3:]))
-        tokens = batch.seconds.numel() * math.prod(cells[2:]) / math.prod(self.net.config.patch_size)
+        tokens = len(batch.given) * batch.latent_frames * math.prod(cells[2:]) / math.prod(self.net.config.patch_size)
         return loss + AUXILIARY_SHARE * extra, values, tokens
 
     def more(self) -> dict[str, Any]:
@@ -200,4 +218,4 @@ class Training(Trainer[Batch, Options]):
 
 
 if __name__ == "__main__":
-    command(Options, "microcosm.training.world", Training)
+    command(Options, Training)

@@ -10,6 +10,7 @@ Importing the package is cheap: torch is imported when the first model is loaded
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, ModelNotFoundError, Problem
 from cosmorama.request import Capabilities, GenerationRequest, Output
 from cosmorama.world.load.options import DType, Offload, Quantize
+from cosmorama.world.load.runtime import torch_environment
 
 if TYPE_CHECKING:
     from cosmorama.client import AsyncClient, Client
@@ -67,7 +69,7 @@ def load(
         variant: Which copy of the weights where there are several, for example `fp16`.
         controls: Which kinds of control are loaded with the model, where they are parts of their own.
         adapters: LoRA adapters by the name that requests choose them by: files of safetensors.
-        threads: CPU threads of torch, for the whole process; None: as they are.
+        threads: CPU threads of torch, for the whole process; None: as they are, in a container no more than its quota.
 
     Raises:
         ModelNotFoundError: no such model, or it cannot be loaded so.
@@ -96,6 +98,7 @@ def load(
     for library in _TALKATIVE:
         if (logger := logging.getLogger(library)).level == logging.NOTSET:
             logger.setLevel(logging.ERROR)
+    os.environ.update(torch_environment(os.environ))
     from cosmorama.local import load_model
 
     return load_model(

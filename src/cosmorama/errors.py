@@ -11,10 +11,17 @@ from typing import Any
 
 
 class CosmoramaError(Exception):
-    """Base of every error raised on purpose. `status` is the HTTP status, `kind` the machine-readable type."""
+    """Base of every error raised on purpose.
+
+    Attributes:
+        status: The HTTP status.
+        kind: The machine-readable type.
+        retry_after_s: When the same may succeed, where that is guessed.
+    """
 
     status = 500
     kind = "internal_error"
+    retry_after_s: float | None = None
 
     def renamed(self, names: Mapping[str, str]) -> CosmoramaError:
         """The same error with the fields that it names under other names."""

@@ -24,6 +24,7 @@ from cosmorama.errors import CosmoramaError, MediaError
 from cosmorama.media.write import read_metadata
 from cosmorama.text.captioning import PixelCaptioner
 from cosmorama.text.chat import ChatEndpoint, ChatError, chat, jpeg_data_url
+from cosmorama.text.gist import understood
 from cosmorama.text.reader import PromptScene, parse_corridor, parse_scene
 
 Frames = NDArray[np.uint8]
@@ -144,7 +145,7 @@ def adherence(frames: Frames, fps: float, prompt: str) -> float | None:
     Colors of shelves, boxes and floors, objects by color and shape, their number, motion, direction and sky count one
     each; what the prompt leaves open does not count.
     """
-    wanted = parse_scene(prompt) or parse_corridor(prompt)
+    wanted = understood(prompt)
     if wanted is None:
         return None
     caption = PixelCaptioner()(frames, fps)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
-from cosmorama.engine.alone import make_alone
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, Preparer
@@ -16,8 +15,8 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.media.fetch import FetchPolicy
 from cosmorama.media.read import resampled
-from cosmorama.media.source import Picture, output_for, request_of
-from cosmorama.media.write import VideoWriter, mime_type
+from cosmorama.media.source import Picture, mime_type, output_for, request_of
+from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource, Output, ResolvedRequest
 from cosmorama.resolve import resolve
@@ -73,19 +72,17 @@ class Model:
         """
         engine = Engine(self.world, self.preparer, max_active=1)
         try:
-            return make_alone(engine, request, output, on_progress=on_progress)
+            return engine.make(request, output, on_progress=on_progress)
         finally:
             engine.close()
 
 
 def load_model(name: str, adapters: dict[str, Path], threads: int | None, **options: Any) -> Model:
     """The model that the arguments of `cosmorama.load` describe."""
-    import torch
-
+    from cosmorama.world.load.runtime import use_threads
     from cosmorama.world.registry import load_world
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     world = load_world(name, **options)
     if adapters:
         from cosmorama.world.load.adapters import AdaptedWorld

@@ -178,7 +178,8 @@ def _given_problems(request: GenerationRequest) -> Iterator[Problem]:
             yield Problem(name, None, what)
     prompted = request.mode == "forward_dynamics" and (request.prompt or "").strip()  # there are models that can so
     if "action" in needs and not _pictured(request) and "video" not in needs and not prompted:
-        yield Problem("image", None, f"given for {request.mode}")
+        or_words = ", or a prompt for a model that begins from words" if request.mode == "forward_dynamics" else ""
+        yield Problem("image", None, f"given for {request.mode}{or_words}")
 
 
 def _missing_files(request: GenerationRequest) -> Iterator[Problem]:
@@ -387,7 +388,8 @@ def _problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[
         yield Problem("steps", request.steps, _number_from(capabilities.steps, "an integer"))
     size = Size(request.width, request.height)
     if not makes(capabilities, size):
-        yield Problem("size", str(size), _accepted_sizes(capabilities))
+        owned = f"no value: the model has its own, {capabilities.sizes[0]}"
+        yield Problem("size", str(size), owned if capabilities.action_only else _accepted_sizes(capabilities))
     if not (_is_int(request.frames) and 1 <= request.frames <= capabilities.most_frames):
         yield Problem("frames", request.frames, f"an integer from 1 to {capabilities.most_frames}")
     if not _in(request.fps, capabilities.fps):
@@ -466,11 +468,10 @@ def _sampling_problems(request: ResolvedRequest, capabilities: Capabilities) -> 
 def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:
     if request.mode == "transfer" and not request.controls and capabilities.controls:
         yield Problem("controls", "none", f"one or more of {_listed(capabilities.controls)}")
-    for control in request.controls:
+    for control in request.controls if capabilities.controls else ():  # a model without any lacks the mode, too
         if control.kind not in capabilities.controls:
-            accepted = f"one of {_listed(capabilities.controls)}" if capabilities.controls else "no controls"
-            said = f"{accepted} for {capabilities.model}{_who_has(control.kind, capabilities)}"
-            yield Problem("controls", control.kind, said)
+            accepted = f"one of {_listed(capabilities.controls)} for {capabilities.model}"
+            yield Problem("controls", control.kind, accepted + _who_has(control.kind, capabilities))
         elif control.source is None and control.kind not in COMPUTED_CONTROLS:
             computed = " and ".join(COMPUTED_CONTROLS)
             accepted = f"a control clip: {control.kind} is not computed from the video, only {computed} are"
@@ -492,8 +493,8 @@ def _input_problems(request: ResolvedRequest, capabilities: Capabilities) -> Ite
 def _action_problems(request: ResolvedRequest, action: Action, capabilities: Capabilities) -> Iterator[Problem]:
     domain = next((domain for domain in capabilities.action_domains if domain.id == action.domain), None)
     if domain is None:
-        accepted = ", ".join(f"{each.id} ({each.name})" for each in capabilities.action_domains) or "no actions"
-        yield Problem("action.domain", action.domain, accepted)
+        accepted = ", ".join(f"{each.name} ({each.id})" for each in capabilities.action_domains) or "no actions"
+        yield Problem("action.domain", action.domain, accepted + _who_has(str(action.domain), capabilities))
         return
     multiple = 1 if domain.ranges else LATENT_FRAMES
     if not _is_int(action.steps) or action.steps < multiple or action.steps % multiple:

@@ -176,7 +176,7 @@ class Settings(BaseSettings):
     parallel_processes: int = Field(2, ge=2)
     """With `parallel`, how many; guidance takes 2."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of the worker; None: all."""
+    """CPU threads of the worker; None: all cores, in a container no more than its quota."""
     replicas: int = Field(1, ge=1, le=1024)
     """Workers with the same model behind one queue, each on the next GPU (with `COSMORAMA_PARALLEL` each on the next
     few); not with several models. Of a fleet: replicas of each model at most."""
@@ -484,7 +484,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "NIM_TAGS_SELECTOR": "there are no prebuilt profiles to choose from",
     "NIM_MODEL_TYPE": "a server generates; there is no reasoner",
     "NIM_MODEL_SIZE": "COSMORAMA_MODEL says which model is served",
-    "NIM_ENABLE_TORCH_COMPILE": "nothing is compiled",
+    "NIM_ENABLE_TORCH_COMPILE": "COSMORAMA_COMPILE says what is compiled",
     "NIM_MAX_SEQUENCE_LENGTH": "the model's own length counts",
     "NIM_GRPC_API_PORT": "there is no gRPC",
     "NIM_TRITON_LOG_VERBOSE": "there is no Triton; COSMORAMA_LOG_LEVEL=debug logs more",

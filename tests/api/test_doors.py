@@ -6,8 +6,11 @@ import asyncio
 import base64
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -17,9 +20,9 @@ import httpx
 import pytest
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from cosmorama.api import app as server_module
 from cosmorama.api import body as body_module
-from cosmorama.api import limits
-from cosmorama.api import serve as server_module
+from cosmorama.api import middleware
 from cosmorama.api.app import create_app
 from cosmorama.api.dialects.wire import DialectBody, WireModel, parse_object
 from cosmorama.api.errors import BodyError
@@ -314,8 +317,8 @@ async def begin(server: Fake, headers: str, body: bytes) -> tuple[asyncio.Stream
 
 
 def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BODY_IDLE_S", 0.5)
-    monkeypatch.setattr(limits, "BODY_WAIT_S", 0.2)
+    monkeypatch.setattr(middleware, "BODY_IDLE_S", 0.5)
+    monkeypatch.setattr(middleware, "BODY_WAIT_S", 0.2)
 
     async def test() -> None:
         async with serving(tmp_path, max_input_bytes=2_000_000) as server:
@@ -324,7 +327,7 @@ def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypa
                 status = (await reader.readline()).split()[1]
                 assert status == (b"413" if "5000" in headers else b"408"), headers
                 writer.close()
-            monkeypatch.setattr(limits, "BODY_IDLE_S", 20.0)
+            monkeypatch.setattr(middleware, "BODY_IDLE_S", 20.0)
             large = [await begin(server, "Content-Length: 3000000", b"{") for _ in range(8)]
             refused, _ = await asyncio.wait(
                 [asyncio.create_task(reader.readline()) for reader, _ in large],
@@ -347,7 +350,7 @@ def test_bodies_that_are_too_slow_or_too_many_at_a_time(tmp_path: Path, monkeypa
 
 
 def test_a_client_that_sends_slowly_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BODY_WAIT_S", 0.2)
+    monkeypatch.setattr(middleware, "BODY_WAIT_S", 0.2)
 
     async def test() -> None:
         async with serving(tmp_path, max_input_bytes=2_000_000, api_keys=("alice:a", "bob:b")) as server:
@@ -440,7 +443,7 @@ def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
             await send({"type": "http.response.body", "body": b"hi"})
 
     async def test() -> None:
-        config = uvicorn.Config(hello, port=0, log_config=None, http=server_module.BoundedHeaders, lifespan="off")
+        config = uvicorn.Config(hello, port=0, log_config=None, http=server_module.BoundedConnection, lifespan="off")
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve())
         while not server.started:
@@ -452,6 +455,17 @@ def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
             writer.write(b"a")
             await asyncio.sleep(0.2)
         assert await asyncio.wait_for(reader.read(), 10) == b""
+        for body in (b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Slow: "):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"DELETE / HTTP/1.1\r\nHost: a\r\n" + body)
+            answered = asyncio.ensure_future(reader.read())
+            for _ in range(40):  # the answer does not wait for them, and they do not go on for ever
+                writer.write(b"a")
+                if (await asyncio.wait((answered,), timeout=0.1))[0]:
+                    break
+            assert answered.done()
+            with suppress(ConnectionResetError):
+                assert (await answered).startswith(b"HTTP/1.1 200 ")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             assert [(await client.get("/")).text for _ in range(2)] == ["hi", "hi"]
         # Who says nothing gives way to who comes later: of so many connections half may.
@@ -484,6 +498,57 @@ def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
+def test_who_reads_nothing_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether more is to be sent or the answer is over for the server; who reads slowly is served to the end."""
+    import uvicorn
+
+    monkeypatch.setattr(server_module, "READ_S", 1.0)
+    sizes = {"/large": 50_000_000, "/small": 8_000_000}
+    ended = list[str]()
+
+    async def clip(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            size = sizes[scope["path"]]
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+            for left in range(size, 0, -1_000_000):
+                await send({"type": "http.response.body", "body": bytes(1_000_000), "more_body": left > 1_000_000})
+            ended.append(scope["path"])
+
+    async def test() -> None:
+        config = uvicorn.Config(clip, port=0, log_config=None, http=server_module.BoundedConnection, lifespan="off")
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        address = server.servers[0].sockets[0].getsockname()
+
+        async def ask(path: str) -> socket.socket:
+            asking = socket.socket()
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            asking.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(asking, address)
+            asking.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+            return asking
+
+        silent = [await ask(path) for path in sizes]
+        slow = await ask("/small")
+        got, began = 0, time.monotonic()
+        while got < sizes["/small"]:
+            await asyncio.sleep(0.1 if time.monotonic() - began < 3 else 0)
+            with suppress(BlockingIOError):
+                got += len(slow.recv(1 << 16))
+        async with asyncio.timeout(20):
+            while len(server.server_state.connections) > 1:
+                await asyncio.sleep(0.05)
+        assert set(ended) == set(sizes)  # the application was told, and let go of its files
+        for each in (*silent, slow):
+            each.close()
+        server.should_exit = True
+        await task
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "status", "message"),
     [
@@ -504,6 +569,20 @@ def test_bodies_as_programs_encode_them(body: bytes, encoding: str, status: int,
             if status == 415:
                 form = {"files": {"prompt": (None, "a red ball")}, "headers": {"Content-Encoding": encoding}}
                 assert (await server.client.post("/v1/videos", **form)).status_code == 415  # type: ignore[arg-type]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["1.2.3.4:5", "Wed, 99:99:99", "http://[::1", "::ffff:1.2.3.4", "fe80::1%eth0", "::/0", "%", '"', "a:b" * 99],
+)
+def test_whatever_a_proxy_calls_its_client_is_one(name: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            for _ in range(2):
+                answer = await server.client.post("/v1/jobs", json=BODY, headers={"X-Forwarded-For": name})
+                assert answer.status_code == 202, answer.text
 
     run(test)
 

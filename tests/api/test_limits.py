@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cosmorama.api import limits
+from cosmorama.api import middleware
 from cosmorama.api.infer import _finished
 from cosmorama.errors import DeadlineExceededError
 from cosmorama.progress import Progress
@@ -120,7 +120,7 @@ def test_the_default_limit_grows_with_what_a_job_is_expected_to_take_as_long_as_
 
 
 def test_a_large_body_is_read_no_faster_than_leaves_the_loop_to_small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LARGE_BYTES_PER_S", 1e6)
+    monkeypatch.setattr(middleware, "LARGE_BYTES_PER_S", 1e6)
     piece, ended = b"x" * 100_000, list[int]()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_large_body_is_read_no_faster_than_leaves_the_loop_to_small_requests(m
             size += len(message["body"])
         ended.append(size)
 
-    async def ask(limited: limits.LimitBodies, pieces: int) -> None:
+    async def ask(limited: middleware.LimitBodies, pieces: int) -> None:
         left = pieces
 
         async def receive() -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_a_large_body_is_read_no_faster_than_leaves_the_loop_to_small_requests(m
         await limited(scope, receive, lambda message: asyncio.sleep(0))
 
     async def test() -> None:
-        limited = limits.LimitBodies(app, 10**9, 10**8)
+        limited = middleware.LimitBodies(app, 10**9, 10**8)
         large = [asyncio.create_task(ask(limited, 3)) for _ in range(2)]
         await asyncio.sleep(0)
         begun = asyncio.get_running_loop().time()
@@ -159,15 +159,15 @@ def test_large_bodies_are_read_in_turns_of_their_clients(
     monkeypatch: pytest.MonkeyPatch, others: str, turns: int
 ) -> None:
     """However many connections another client has, it gets no more than one that has a single one."""
-    monkeypatch.setattr(limits, "LARGE_BYTES_PER_S", 1e6)
-    monkeypatch.setattr(limits, "CATCH_UP_S", 0)
+    monkeypatch.setattr(middleware, "LARGE_BYTES_PER_S", 1e6)
+    monkeypatch.setattr(middleware, "CATCH_UP_S", 0)
     read, pieces = list[str](), 20
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["more_body"]:
             read.append(scope["client"][0])
 
-    async def ask(limited: limits.LimitBodies, address: str) -> None:
+    async def ask(limited: middleware.LimitBodies, address: str) -> None:
         async def receive() -> dict[str, Any]:
             await asyncio.sleep(0)
             done = read.count("me") >= pieces
@@ -177,7 +177,7 @@ def test_large_bodies_are_read_in_turns_of_their_clients(
         await limited(scope, receive, lambda message: asyncio.sleep(0))
 
     async def test() -> None:
-        limited = limits.LimitBodies(app, 10**9, 10**8)
+        limited = middleware.LimitBodies(app, 10**9, 10**8)
         await asyncio.gather(*(ask(limited, others.format(n)) for n in range(20)), ask(limited, "me"))
 
     asyncio.run(test())
@@ -196,7 +196,7 @@ def test_requests_begin_in_turns_of_their_clients(waits: str) -> None:
             for release in scope.get("state", {}).get("release", ()):
                 release()
         elif waits == "for its answer":
-            await asyncio.sleep(limits.TURN_S / 5)
+            await asyncio.sleep(middleware.TURN_S / 5)
             await send({"type": "http.response.start"})
         await never.wait()
 
@@ -206,7 +206,7 @@ def test_requests_begin_in_turns_of_their_clients(waits: str) -> None:
     async def test() -> None:
         nonlocal never
         never = asyncio.Event()
-        turns = limits.TakeTurns(app)
+        turns = middleware.TakeTurns(app)
 
         def ask(address: str, path: str = "/v1/jobs") -> asyncio.Task[None]:
             scope = {"type": "http", "path": path, "client": (address, 1)}
@@ -215,7 +215,7 @@ def test_requests_begin_in_turns_of_their_clients(waits: str) -> None:
         asked = [ask("a") for _ in range(100)] + [ask("b"), ask("c", "/v1/health/live")]
         await asyncio.sleep(0)
         if waits != "by itself":
-            assert sorted(begun) == [*"a" * limits.PER_CLIENT, "b", "c"]
+            assert sorted(begun) == [*"a" * middleware.PER_CLIENT, "b", "c"]
         async with asyncio.timeout(10):
             while len(begun) < len(asked):
                 await asyncio.sleep(0.01)
@@ -231,15 +231,15 @@ def test_who_goes_away_while_it_waits_for_its_turn_leaves_none_behind() -> None:
         await asyncio.sleep(0)
 
     async def test() -> None:
-        turns = limits.TakeTurns(app)
+        turns = middleware.TakeTurns(app)
         scope = {"type": "http", "path": "/v1/jobs", "client": ("a", 1)}
         for _ in range(3):
-            gone = [asyncio.create_task(turns(dict(scope), app, app)) for _ in range(3 * limits.PER_CLIENT)]  # type: ignore[arg-type]
+            gone = [asyncio.create_task(turns(dict(scope), app, app)) for _ in range(3 * middleware.PER_CLIENT)]  # type: ignore[arg-type]
             await asyncio.sleep(0)
             for task in gone:
                 task.cancel()
             await asyncio.gather(*gone, return_exceptions=True)
         async with asyncio.timeout(5):
-            await asyncio.gather(*(turns(dict(scope), app, app) for _ in range(3 * limits.AT_ONCE)))  # type: ignore[arg-type]
+            await asyncio.gather(*(turns(dict(scope), app, app) for _ in range(3 * middleware.AT_ONCE)))  # type: ignore[arg-type]
 
     asyncio.run(test())

@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from cosmorama.api import clips, sheets, texts
+from cosmorama.api import clips, infer
+from cosmorama.errors import ContentGoneError
+from cosmorama.grid import sheet
+from cosmorama.media import stills
 from tests.api.fake_app import Fake, run, serving
 
 BODY: dict[str, Any] = {"dialect": "cosmorama", "prompt": "a red ball", "steps": 1, "frames": 9}
@@ -56,11 +59,12 @@ def test_who_has_left_is_not_waited_for_and_one_key_has_a_share(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow()
-    monkeypatch.setattr(clips, "STILLS", dict.fromkeys(clips.STILLS, ("image/webp", slow)))
-    monkeypatch.setattr(sheets, "write_sheet", lambda plan, output, **_: output.write_bytes(slow()))
-    monkeypatch.setattr(texts, "Children", lambda *_, **__: slow)
+    for still in clips.STILLS:
+        monkeypatch.setattr(stills, still, slow)
+    monkeypatch.setattr(sheet, "write_sheet", lambda plan, output, **_: output.write_bytes(slow()))
+    monkeypatch.setattr(infer, "Children", lambda *_, **__: slow)
     # Told apart from an error only: what a text becomes is not looked at here.
-    monkeypatch.setattr(texts.Writers, "_pass", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr(infer.Writers, "_pass", lambda *_: asyncio.sleep(0))
 
     async def test() -> None:
         async with serving(tmp_path, api_keys=KEYS) as server:
@@ -101,8 +105,8 @@ def test_who_has_left_is_not_waited_for_and_one_key_has_a_share(
 
 def test_texts_do_not_wait_for_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    monkeypatch.setattr(texts, "Children", lambda *_, **__: slow)
-    monkeypatch.setattr(texts.Writers, "_pass", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr(infer, "Children", lambda *_, **__: slow)
+    monkeypatch.setattr(infer.Writers, "_pass", lambda *_: asyncio.sleep(0))
 
     async def test() -> None:
         async with serving(tmp_path) as server:
@@ -120,7 +124,7 @@ def test_texts_do_not_wait_for_pictures(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_server_without_a_model_says_that_its_guardrail_is_elsewhere(tmp_path: Path) -> None:
-    from cosmorama.api.texts import ElsewhereError, Writers
+    from cosmorama.api.infer import ElsewhereError, Writers
     from cosmorama.request import Capabilities, GenerationRequest
     from cosmorama.settings import Settings
 
@@ -137,3 +141,36 @@ def test_a_server_without_a_model_says_that_its_guardrail_is_elsewhere(tmp_path:
     settings = Settings(role="api", text_guardrail=True, state_dir=tmp_path)
     with pytest.raises(ElsewhereError, match="ask one that has"):
         asyncio.run(Writers(settings).prepared(GenerationRequest(prompt="a"), Services(), ""))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("route", ["remix", "extend"])
+def test_what_is_kept_is_held_by_few_requests_at_a_time(
+    route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, let_go = [0, 0], asyncio.Event()
+
+    async def held(*arguments: Any, **named: Any) -> None:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        await let_go.wait()
+        at_once[0] -= 1
+        raise ContentGoneError("that is enough")
+
+    async def test() -> None:
+        async with serving(tmp_path, api_keys=KEYS) as server:
+            asked = {"json": {"prompt": "a ball"}, "headers": as_key("a")}
+            video = (await server.client.post("/v1/videos", **asked)).json()["id"]
+            await server.jobs.wait(video)
+            monkeypatch.setattr(server.jobs, "restored", held)
+            monkeypatch.setattr(server.jobs, "checkout", held)
+            asking = [
+                asyncio.create_task(server.client.post(f"/v1/videos/{video}/{route}", **asked)) for _ in range(20)
+            ]
+            while sum(task.done() for task in asking) < 12:
+                await asyncio.sleep(0.02)
+            assert {task.result().status_code for task in asking if task.done()} == {429}
+            let_go.set()
+            answers = [answer.status_code for answer in await asyncio.gather(*asking)]
+            assert (sorted(set(answers)), at_once) == ([410, 429], [0, 2])
+
+    run(test)

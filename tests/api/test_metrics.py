@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import cosmorama
+from cosmorama.api.app import create_app
 from cosmorama.api.metrics import gpu_collector
+from cosmorama.api.middleware import INFERENCE_PATH
 from cosmorama.request import GenerationRequest
 from tests.serving import Running, running_server
 
@@ -130,3 +132,9 @@ def test_without_a_gpu_nothing_is_said_of_one(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(pynvml, "nvmlInit", no_driver)
     assert gpu_collector() is None
+
+
+def test_every_path_that_makes_work_is_counted() -> None:
+    answered_at_once = {"/v1/upsample", "/v1/caption", "/v1/sheets", "/v1/jobs/{job_id}/cancel"}
+    paths = {path for path, methods in create_app().openapi()["paths"].items() if "post" in methods}
+    assert {path for path in paths if not INFERENCE_PATH.fullmatch(path)} == answered_at_once

@@ -34,7 +34,7 @@ def test_jobs_and_their_errors_are_as_described(tmp_path: Path) -> None:
                 assert JobStatus.model_validate(answer).state == state
             JobPage.model_validate((await client.get("/v1/jobs?limit=1")).json())
             JobStatus.model_validate((await client.post(f"/v1/jobs/{failed}/cancel")).json())
-            openapi.JobDeleted.model_validate((await client.delete(f"/v1/jobs/{failed}")).json())
+            openapi.Deleted.model_validate((await client.delete(f"/v1/jobs/{failed}")).json())
             for refused in (
                 await client.get("/v1/jobs/none"),
                 await client.post("/v1/jobs", json={"prompt": 1}),
@@ -54,7 +54,7 @@ def test_videos_and_their_errors_are_as_described(tmp_path: Path) -> None:
             await server.jobs.wait(video.id)
             assert openapi.Video.model_validate((await client.get(f"/v1/videos/{video.id}")).json()).progress == 100
             openapi.VideoList.model_validate((await client.get("/v1/videos")).json())
-            openapi.VideoDeleted.model_validate((await client.delete(f"/v1/videos/{video.id}")).json())
+            openapi.Deleted.model_validate((await client.delete(f"/v1/videos/{video.id}")).json())
             for refused in (await client.get("/v1/videos/none"), await client.post("/v1/videos", json={"prompt": 1})):
                 openapi.VideoError.model_validate(refused.json(), strict=True)
 

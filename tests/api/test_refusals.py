@@ -122,7 +122,7 @@ def test_a_wrong_type_is_told_what_is_accepted(field: str, value: Any, expected:
             {"model_mode": "text2video", "prompt": "x" * 20_001},
             "(20001 characters) is not accepted; expected at most 20000",
         ),
-        ({"prompt": "a", "resolution": 720}, "720 is not accepted; expected a valid string: Tier 256, 480, 512 or 720"),
+        ({"prompt": "a", "resolution": 721}, "'721' is not accepted; expected one of 256, 256_16_9"),
         ({"resolution": "720"}, "prompt: Field required; a text"),
         ({"prompt": "a", "edge": {}}, "video: Field required; a text: URL, data URL or base64 of the clip to follow"),
         (

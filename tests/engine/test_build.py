@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cosmorama.engine.build import build_engine
-from cosmorama.engine.worker import allocator_policy
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.settings import Settings
 from cosmorama.world.registry import load_world
@@ -21,12 +20,6 @@ def test_processes_that_share_a_model_need_a_gpu_each(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ModelNotFoundError, match=f"{parallel} needs a GPU for each of 2 .* is 1 GPU"):
         build_engine(Settings(parallel=parallel))
-
-
-def test_the_allocators_policy_is_the_operators_where_there_is_one() -> None:
-    assert "expandable_segments:True" in allocator_policy({})["PYTORCH_CUDA_ALLOC_CONF"]
-    assert allocator_policy({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}) == {}
-    assert allocator_policy({"PYTORCH_ALLOC_CONF": "backend:native"}) == {}
 
 
 def test_a_cosmos_model_on_a_cpu_says_so_unless_it_was_put_there(

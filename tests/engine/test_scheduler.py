@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cosmorama.engine.scheduler import PRIORITIES, PROMOTION_S, Candidate, admit, order
@@ -21,6 +21,7 @@ def test_order_keeps_everybody_and_is_settled(given_: list[Candidate]) -> None:
 
 
 @given(st.lists(seconds, min_size=2, max_size=20, unique=True), st.sampled_from(PRIORITIES), st.floats(0, 800))
+@example([1e6, 999_999.9999999999], "high", 0.0)
 def test_of_those_that_came_together_the_shortest_goes_first(remaining: list[float], priority, age_s: float) -> None:
     ordered = order(Candidate(str(i), priority, age_s, left) for i, left in enumerate(remaining))
     lengths = [max(candidate.remaining_s, 1e-3) for candidate in ordered]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cosmorama.engine.alone import make_alone
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Decision
 from cosmorama.errors import PromptRefusedError
@@ -32,7 +31,7 @@ def with_checks(world: CosmosFlowWorld, guardrails: Guardrails, folder: Path, **
 
     engine = Engine(world, guardrails=guardrails)
     try:
-        return make_alone(engine, replace(REQUEST, **changes), folder / "clip.mp4")
+        return engine.make(replace(REQUEST, **changes), folder / "clip.mp4")
     finally:
         engine.close()
 

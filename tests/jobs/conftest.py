@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -94,7 +95,10 @@ class Blocking:
         self.database: Database = awaited.database
 
     def __getattr__(self, name: str) -> Any:
-        return partial(getattr(type(self.awaited), name).__wrapped__, self.awaited)
+        method = getattr(type(self.awaited), name)
+        if hasattr(method, "__wrapped__"):
+            return partial(method.__wrapped__, self.awaited)
+        return lambda *arguments, **named: asyncio.run(method(self.awaited, *arguments, **named))
 
 
 @pytest.fixture

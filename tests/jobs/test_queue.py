@@ -27,7 +27,7 @@ class FakeStore:
         self.jobs: list[Unfinished] = []
         self.reads = 0
         self.database = self
-        self.time = time.time
+        self.time: Callable[[], float] = lambda: NOW  # the ages below are those that they say
         self.meanwhile: Callable[[], None] = lambda: None
 
     async def unfinished(self, known: Mapping[str, ResolvedRequest]) -> tuple[list[Unfinished], list[str]]:
@@ -57,6 +57,13 @@ def stored(name: str, state: Literal["queued", "running"] = "queued", age_s: flo
 
 def names(queue: QueueView) -> list[str]:
     return [candidate.name for candidate in queue.ordered()]
+
+
+def test_what_the_worker_measures_is_told_before_anything_was_finished() -> None:
+    running, waits = stored("runs", "running", age_s=90), stored("waits", age_s=1)
+    queue, _ = queue_of(replace(running, progress=Progress("denoise", 3, 35, remaining_s=4.0)), waits)
+    standings = queue.standings(["runs", "waits"])
+    assert (standings["runs"].eta_s, standings["waits"].eta_s) == (4.0, None)  # how long a new one takes nobody knows
 
 
 def test_places_and_times_add_up_whoever_is_asked_for() -> None:

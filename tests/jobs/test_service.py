@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,11 +30,12 @@ from cosmorama.errors import (
     WorkerError,
 )
 from cosmorama.jobs.channel import JobEvent, Observer
-from cosmorama.jobs.database import Database
+from cosmorama.jobs.database import Database, in_thread
+from cosmorama.jobs.database import jobs as table
 from cosmorama.jobs.files import Artifacts
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
-from cosmorama.jobs.store import Claim
+from cosmorama.jobs.store import Claim, Store
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
@@ -343,7 +345,7 @@ def test_a_job_survives_its_worker_but_not_for_ever(tmp_path: Path) -> None:
 
 async def _lost(jobs: Jobs, claim: Claim) -> None:
     """As if the server that had this claim were found dead."""
-    await jobs._runner.recover(claim, cancelled=None, blame=True)
+    await jobs._runner.recover(claim, blame=True)
 
 
 def test_lost_servers_weigh_less_than_lost_workers(tmp_path: Path) -> None:
@@ -491,8 +493,10 @@ def test_two_servers_share_the_work_and_know_of_each_others_jobs(tmp_path: Path)
     run(life)
 
 
-def test_jobs_of_a_dead_server_are_taken_over(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
+@pytest.mark.parametrize("look", ["take_over_expired", "end_unwanted", None])
+def test_jobs_of_a_dead_server_are_taken_over(look: str | None, tmp_path: Path) -> None:
+    """`look`: the lease ends right after this look, of the two that a survivor takes in a turn; None: by itself."""
+    settings = settings_in(tmp_path, lease_s=1 if look is None else 60)
 
     async def life() -> None:
         async with running(settings) as (two, second):
@@ -508,6 +512,20 @@ def test_jobs_of_a_dead_server_are_taken_over(tmp_path: Path) -> None:
                 assert task is not None
                 task.cancel()  # as SIGKILL does it: nothing is written any more
             second.ready = True
+            if look is not None:
+                looked = getattr(two._store, look)
+
+                async def and_then_the_lease_ends(*arguments: object) -> object:
+                    found = await looked(*arguments)
+                    setattr(two._store, look, looked)
+                    await in_thread(end_leases)(two._store)
+                    return found
+
+                setattr(two._store, look, and_then_the_lease_ends)
+                await two._dispatcher._expire()
+                while (seen := await two.get(attached.id)).state == "queued" or (seen.attempts == 2 and not seen.final):
+                    await asyncio.sleep(0.01)  # what was put back into the queue has time to be made
+                await two._dispatcher._expire()
             ended = await two.wait(job.id)
             assert (ended.state, ended.attempts) == ("succeeded", 2)
             ended = await two.wait(attached.id)
@@ -518,6 +536,13 @@ def test_jobs_of_a_dead_server_are_taken_over(tmp_path: Path) -> None:
     run(life)
 
 
+def end_leases(store: Store) -> None:
+    """Let a lease have passed since everything that was last heard of."""
+    with store.database.write() as connection:
+        connection.execute(table.update().values(lease_until=0.0))
+        connection.execute(table.update().where(table.c.waiter.is_not(None)).values(waiter_until=0.0))
+
+
 def test_a_clip_that_was_published_before_the_crash_is_not_made_again(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
 
@@ -526,8 +551,6 @@ def test_a_clip_that_was_published_before_the_crash_is_not_made_again(tmp_path: 
             job = await jobs.wait((await jobs.submit(REQUEST, dialect="predict1")).id)
             before = await content(jobs, job.id)
         # What the disk holds when the power goes between publishing and recording.
-        from cosmorama.jobs.database import jobs as table
-
         database = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
         with database.write() as connection:
             values = {"state": "running", "holder": "dead", "lease_until": 0.0, "outcome": None, "result_key": None}
@@ -746,7 +769,7 @@ def test_what_was_sent_with_a_job_that_made_nothing_goes_with_it(tmp_path: Path)
             supervisor.fail = WorkerError("no luck")
             supervisor.gate.set()
             await jobs.wait((await jobs.submit(picture, dialect="p")).id)
-            while [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()]:
+            while [name for _, _, names in os.walk(tmp_path / "artifacts") for name in names]:
                 await asyncio.sleep(0.02)
 
     run(life)

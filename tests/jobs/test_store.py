@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy import text as sql
+from sqlalchemy.exc import IntegrityError
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import (
@@ -20,7 +23,7 @@ from cosmorama.errors import (
     StoreUnavailableError,
     WorkerError,
 )
-from cosmorama.jobs.database import Database, version
+from cosmorama.jobs.database import Database
 from cosmorama.jobs.model import Job, JobError
 from cosmorama.jobs.store import Claim, Delivery, Finish, Limits, Store, timed_id
 from cosmorama.progress import Progress
@@ -87,6 +90,35 @@ def claim(store: Blocking, job_id: str = "a", holder: str = "one") -> Claim:
 def ended(store: Blocking, server: str) -> list[str]:
     """Ids of the jobs that a server ends because nobody else does."""
     return [job.id for job in store.end_unwanted(server, *(JobError(why, 499, why) for why in ("gone", "late", "x")))]
+
+
+def test_what_is_asked_for_at_once_is_one_transaction_and_fails_alone(store: Blocking) -> None:
+    kept: Store = store.awaited
+    ends: list[object] = []
+    for name in ("commit", "rollback"):
+        event.listen(kept.database._engine, name, ends.append)
+
+    async def at_once(ids: str, leaves: str = "", limits: Limits = WIDE) -> dict[str, object]:
+        with kept._admitting:  # as if the disk were at the transaction before
+            tasks = {each: asyncio.create_task(kept.accept(new(each).job, limits)) for each in ids}
+            asked = [asyncio.create_task(kept.accept(new(ids[0]).job, limits))] if not leaves else []
+            await asyncio.sleep(0.1)
+            for each in leaves:
+                tasks[each].cancel()
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*tasks.values(), *asked, return_exceptions=True)
+        return dict(zip([*tasks, "again"], answers, strict=False))
+
+    answers = asyncio.run(at_once("abcd", leaves="c"))
+    assert len(ends) == 1
+    assert isinstance(answers.pop("c"), asyncio.CancelledError)
+    assert answers == {each: each for each in "abd"}
+    answers = asyncio.run(at_once("ef"))
+    assert isinstance(answers.pop("again"), IntegrityError)  # nobody's fault, and not that of the others
+    assert answers == {each: each for each in "ef"}
+    answers = asyncio.run(at_once("ghi", leaves="i", limits=Limits(queue=6, running=0)))
+    assert (answers["g"], str(answers["h"])[:15]) == ("g", "6 jobs wait alr")
+    assert [job.id for job in store.page(cursor=None, limit=9)[0]] == list("gfedba")
 
 
 def test_a_life(store: Blocking) -> None:
@@ -175,9 +207,8 @@ def test_an_expired_lease_is_taken_over_by_one(store: Blocking) -> None:
     lost = claim(store, holder="dead")
     assert store.take_over_expired("two") == []
     pass_lease()
-    [(seized, cancelled)] = store.take_over_expired("two")
+    [seized] = store.take_over_expired("two")
     assert seized == Claim("a", "two", lost.attempt)
-    assert cancelled is None
     assert store.take_over_expired("three") == []
     assert not store.finish(lost, MADE)
     assert store.finish(seized, MADE)
@@ -209,14 +240,25 @@ def test_cancelling_before_during_and_after(store: Blocking) -> None:
     assert store.cancel("none", error) is None
 
 
-def test_a_job_asked_to_cancel_is_not_claimed_again(store: Blocking) -> None:
+def test_a_job_asked_to_cancel_is_not_put_back(store: Blocking) -> None:
     accept(store, new())
     hold = claim(store)
-    store.cancel("a", JobError("cancelled", 499, "cancelled"))
-    store.release(hold)
+    error = JobError("cancelled", 499, "nobody wants it")
+    store.cancel("a", error)
+    job = store.release(hold)
+    assert (job.state, job.error) == ("cancelled", error)
+    assert store.release(hold) is None
     assert store.claim(["a"], "one") is None
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun(store: Blocking) -> None:
+    accept(store, new("a", waiter="dead"), new("b", waiter="one"), new("c"))
+    pass_lease()
+    store.heartbeat("one")
+    assert [job.id for job in store.unfinished({})[0]] == ["b", "c"]
+    assert store.claim(["a"], "one") is None
+    assert claim(store, "b").job_id == "b"
     assert ended(store, "one") == ["a"]
-    assert store.get("a").state == "cancelled"
 
 
 def test_the_queue_is_bounded_and_running_jobs_free_it(store: Blocking) -> None:
@@ -474,13 +516,3 @@ def test_webhooks_are_taken_by_one_and_come_again(store: Blocking) -> None:
     store.set_webhook("a", None)
     pass_lease()
     assert take(store) == []
-
-
-def test_creating_twice_is_fine_and_another_version_is_refused(store: Blocking, database_url: str) -> None:
-    again = Database(database_url)
-    again.create()
-    with again.write() as connection:
-        connection.execute(version.update().values(version=99))
-    with pytest.raises(StoreUnavailableError, match="99"):
-        again.create()
-    again.close()

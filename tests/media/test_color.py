@@ -336,6 +336,30 @@ def test_gamma_of_a_png_counts_where_nothing_else_is_said() -> None:
     assert color_of(read_still(usual)[0]).tolist() == [55, 55, 55]
 
 
+P3_CHRM = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_primaries_of_a_png_count_where_nothing_else_is_said(name: str) -> None:
+    mixed = b"cHRM", struct.pack(">8I", *P3_CHRM)
+    stored = saved(signal(COLORS[name], P3, SRGB), "PNG")
+    for gamma in (None, 45455):
+        data = with_chunk(stored, *mixed)
+        if gamma is not None:
+            data = with_chunk(data, b"gAMA", struct.pack(">I", gamma))
+        picture, warnings = read_still(data)
+        assert np.abs(color_of(picture) - COLORS[name]).max() <= LEVELS
+        assert set(warnings) <= {"image was converted from other primaries to sRGB"}
+    linear = with_chunk(
+        with_chunk(saved(signal(COLORS[name], P3, LINEAR), "PNG"), *mixed), b"gAMA", bytes.fromhex("000186a0")
+    )
+    assert np.abs(color_of(read_still(linear)[0]) - COLORS[name]).max() <= LEVELS
+    as_it_is = saved(np.array(COLORS[name]) / 255, "PNG")
+    for impossible in ((0,) * 8, (31270, 32900) + (64000, 33000) * 3, (2**31 - 1,) * 8):
+        picture, warnings = read_still(with_chunk(as_it_is, b"cHRM", struct.pack(">8I", *impossible)))
+        assert (color_of(picture).tolist(), warnings) == (list(COLORS[name]), [])
+
+
 def test_sixteen_bit_gray_with_a_transparent_level() -> None:
     pixels = np.full((64, 96), 30000, np.uint16)
     pixels[:, :48] = 1000
@@ -361,14 +385,14 @@ def float_tiff(pixels: Any) -> bytes:
     return b"II*\0" + struct.pack("<I", 20 + len(data)) + bits + form + data + directory + bytes(4)
 
 
-def tiff(pixels: Any, photometric: int, kind: int = 1, planes: int = 1) -> bytes:
+def tiff(pixels: Any, photometric: int, kind: int = 1, planes: int = 1, bits: int | None = None) -> bytes:
     """A plain TIFF of pixels `[H, W, samples]`: photometric 0 white is zero, 1 black is, 2 RGB, 8 CIE Lab."""
     height, width, samples = pixels.shape
     data = (pixels.transpose(2, 0, 1) if planes == 2 else pixels).tobytes()
     counts = [len(data) // samples] * samples if planes == 2 else [len(data)]
     starts = [1024 + sum(counts[:index]) for index in range(len(counts))]
     tags = {
-        256: [width], 257: [height], 258: [8 * pixels.dtype.itemsize] * samples, 259: [1], 262: [photometric],
+        256: [width], 257: [height], 258: [bits or 8 * pixels.dtype.itemsize] * samples, 259: [1], 262: [photometric],
         273: starts, 277: [samples], 278: [height], 279: counts, 284: [planes], 339: [kind] * samples,
     }  # fmt: skip
     entries, more = b"", b""
@@ -411,6 +435,13 @@ def test_tiffs_are_as_they_are_or_refused_by_name(
     else:
         with pytest.raises(MediaError, match=f"stores its colors as {what}, which is not supported"):
             read_still(data)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 24])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_tiffs_of_bits_between_are_refused_by_name(samples: int, bits: int) -> None:
+    with pytest.raises(MediaError, match=f"stores its colors as {bits} bits per channel, which is not supported"):
+        read_still(tiff(SKIN[..., :samples].astype("<u2"), 2 if samples == 3 else 1, bits=bits))
 
 
 @pytest.mark.parametrize("samples", [1, 3])

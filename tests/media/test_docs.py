@@ -46,6 +46,7 @@ def test_each_claim_is_tested() -> None:
         "test_stills_that_name_their_space_by_code_points",
         "test_profiles_of_gray_and_of_palettes_count",
         "test_gamma_of_a_png_counts_where_nothing_else_is_said",
+        "test_primaries_of_a_png_count_where_nothing_else_is_said",
         "test_floating_point_stills",
         "test_heic_is_read",
         "test_transparent_clips_are_shown_on_white",

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmorama.errors import MediaError
-from cosmorama.media.fetch import FetchPolicy, GuardedBackend, RefusedAddressError, is_public, load_bytes
+from cosmorama.media.fetch import FetchPolicy, GuardedBackend, RefusedAddressError, is_public, load_bytes, url_in
 
 LOCAL = FetchPolicy(allow_private=True, max_bytes=1000, timeout_s=5)
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -99,6 +99,16 @@ def test_base64_in_every_spelling(data: bytes, spelling: str) -> None:
 )  # fmt: skip
 def test_text_that_stands_for_nothing(text: str) -> None:
     assert refused(text).status == 422
+
+
+def test_blanks_around_a_text_are_no_part_of_it_and_hold_up_nobody() -> None:
+    for blanks in ("", " ", "\n" * 70_000):
+        assert load_bytes(f"{blanks}QUJD{blanks}", "image", FetchPolicy()) == b"ABC"
+    assert url_in(" \n https://example.com/a \n") == "https://example.com/a"
+    begun = time.thread_time()
+    with pytest.raises(MediaError, match="is empty"):
+        load_bytes(" " * 50_000_000, "image", FetchPolicy())
+    assert time.thread_time() - begun < 2, "each of its pieces takes a millisecond; to strip it at once, a second"
 
 
 @settings(max_examples=50)

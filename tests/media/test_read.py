@@ -14,8 +14,9 @@ from PIL import Image
 from cosmorama.errors import MediaError
 from cosmorama.fitting import nearest_size
 from cosmorama.media.read import cover_box, fit, pick_last, resampled
+from cosmorama.media.source import mime_type, suffix
 from cosmorama.media.stills import thumbnail
-from cosmorama.media.write import VideoWriter, mime_type, suffix
+from cosmorama.media.write import VideoWriter
 from cosmorama.request import Capabilities, Output, Size, Target
 
 SIDES = st.integers(16, 5000)

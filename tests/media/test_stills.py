@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from cosmorama.errors import MediaError
+from cosmorama.media.source import suffix
 from cosmorama.media.stills import spritesheet, thumbnail
-from cosmorama.media.write import VideoWriter, suffix
+from cosmorama.media.write import VideoWriter
 from cosmorama.request import CODECS, Container, Output
 
 

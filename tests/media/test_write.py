@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,8 @@ import safetensors.torch
 from PIL import Image
 
 from cosmorama.media.read import read_video
-from cosmorama.media.write import VideoWriter, mime_type, read_metadata, suffix
+from cosmorama.media.source import mime_type, suffix
+from cosmorama.media.write import VideoWriter, read_metadata
 from cosmorama.request import CODECS, Output
 from tests.media.make import COLOURS, Frame, counting, level_index, swatches
 
@@ -58,6 +60,17 @@ def test_count_times_and_tags(tmp_path: Path, output: Output, count: int, fps: f
         assert context.pix_fmt == "yuv420p"
         assert [context.color_primaries, context.color_trc, context.colorspace, context.color_range] == [1, 1, 1, 1]
     assert [frame.time for frame in frames] == pytest.approx([index / fps for index in range(count)], abs=6e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="tasks are Linux's")
+@pytest.mark.parametrize("output", EVERY, ids=named)
+def test_no_thread_comes_before_all_else_on_the_machine(tmp_path: Path, output: Output) -> None:
+    """SVT-AV1 makes itself and the calling thread real-time ones where it may: other processes came to a halt."""
+    with VideoWriter(tmp_path / f"clip{suffix(output)}", width=96, height=64, fps=24, output=output) as writer:
+        for start in range(0, 16, 8):
+            writer.write(moving(16)[start : start + 8])
+            policies = {os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")}
+            assert policies <= {os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE}
 
 
 @pytest.mark.parametrize("output", EVERY, ids=named)

@@ -106,7 +106,9 @@ def open_page(context: BrowserContext, url: str) -> Studio:
 def studio(browser: BrowserContext, studio_server: Running) -> Iterator[Studio]:
     """A page with an empty form; at the end its console holds no error, and it asked no other host."""
     opened = open_page(browser, studio_server.url)
-    opened.page.evaluate("localStorage.clear()")
+    # Before the page's own code runs, and once: it keeps its form when it is left.
+    once = "try { sessionStorage.begun ??= localStorage.clear() || 1 } catch { }"
+    opened.page.add_init_script(once)
     opened.page.goto("about:blank")
     opened.page.goto(f"{studio_server.url}/")
     opened.page.get_by_label("Prompt", exact=True).wait_for()

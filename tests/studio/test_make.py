@@ -149,6 +149,15 @@ def test_a_running_clip_shows_its_frames_and_can_be_cancelled(studio: Studio) ->
     name = job_id(page)
     expect(page.locator(".says")).to_contain_text("Denoising", timeout=FINISHED_MS)
     expect(page.get_by_role("img", name="The clip as it is estimated now")).to_be_visible(timeout=FINISHED_MS)
+    expect(page.locator(".left")).to_have_text(re.compile("about .* left"))  # also before any clip was finished
+    # What the browser draws meanwhile, it draws on the processors that make the clip.
+    drawn = """() => new Promise((done) => {
+        const ask = window.requestAnimationFrame;
+        let asked = 0;
+        window.requestAnimationFrame = (f) => { asked += 1; return ask(f); };
+        setTimeout(() => done([asked, document.getAnimations().length]), 1000);
+    })"""
+    assert page.evaluate(drawn) == [0, 0]
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("Cancelled before it was finished")).to_be_visible(timeout=FINISHED_MS)
     assert job(studio, name)["state"] == "cancelled"
@@ -219,6 +228,7 @@ def test_a_picture_that_is_pasted_or_dropped(studio: Studio) -> None:
 def test_going_on_from_a_clip_and_from_a_frame_of_it(studio: Studio) -> None:
     page = studio.page
     make(studio, "a red ball", seed=5)
+    page.get_by_role("button", name="Same seed, change…").click()  # says that nothing is continued
     page.get_by_role("button", name="Go on from the end").click()
     expect(page.get_by_text("the clip before", exact=True)).to_be_visible()
     expect(field(page, "conditioning_frames")).to_be_visible()
@@ -242,6 +252,32 @@ def test_the_same_seed_with_one_knob_changed(studio: Studio) -> None:
     assert changed == {"guidance_scale"}
 
 
+def test_what_another_client_had_made_at_a_size_of_its_own_is_made_again(studio: Studio) -> None:
+    page = studio.page
+    body = {"prompt": "a ball", "width": 100, "height": 64, "fps": 60, "fit": True, "frames": 9, "steps": 2}
+    video = {"dialect": "cosmorama", **body}
+    name = httpx.post(f"{studio.url}/v1/jobs", json=video).raise_for_status().json()["id"]
+    page.goto(f"{studio.url}/#/job/{name}")
+    finished(page)
+    page.get_by_role("button", name="Again, new seed").click()
+    expect(page).not_to_have_url(re.compile(name))
+    expect(field(page, "size").locator("legend")).to_have_text("Size: 100×64, made at the nearest")
+    finished(page)
+    again = job(studio, job_id(page))
+    assert {key: again["request"][key] for key in body} == body
+
+
+def test_a_file_that_was_delivered_is_said_to_be_gone(studio: Studio) -> None:
+    small = {"width": 320, "height": 192, "frames_count": 9}
+    httpx.post(
+        f"{studio.url}/v1/infer", json={"prompt": "an answered ball", "steps": 2, "video_params": small}, timeout=120
+    )
+    newest = httpx.get(f"{studio.url}/v1/jobs?limit=1").json()["data"][0]
+    studio.page.goto(f"{studio.url}/#/job/{newest['id']}")
+    expect(studio.page.get_by_text("The file is not here any more")).to_be_visible()
+    expect(studio.page.get_by_role("button", name="Download")).to_have_count(0)
+
+
 def test_a_link_restores_the_form(studio: Studio) -> None:
     page = studio.page
     make(studio, "a red & blue ball = 100 %", seed=4, guidance_scale=3.5)
@@ -249,12 +285,39 @@ def test_a_link_restores_the_form(studio: Studio) -> None:
     expect(page.get_by_text("Link copied")).to_be_visible()
     link = page.evaluate("navigator.clipboard.readText()")
     assert "a red & blue ball" in unquote(link.replace("+", " "))
+    assert "negative_prompt" not in link  # what is usual needs no words
     page.evaluate("localStorage.clear()")
     page.goto("about:blank")
     page.goto(link)
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a red & blue ball = 100 %")
     expect(number(page, "seed")).to_have_value("4")
     expect(number(page, "guidance_scale")).to_have_value("3.5")
+
+
+def test_a_file_that_was_made_here_brings_its_settings(studio: Studio, tmp_path: Path) -> None:
+    page, made = studio.page, {}
+    body = {
+        "dialect": "cosmorama",
+        "prompt": "a ball \u2014 'rouge', \"red\"",
+        "prompt_upsampling": False,
+        "width": 320,
+    }
+    body |= {"height": 192, "steps": 2, "seed": 91, "guidance_scale": 2.5}
+    for container, suffix in (("mp4", "mp4"), ("webm", "webm"), ("jpeg", "jpg"), ("gif", "gif")):
+        frames = {"frames": 1 if suffix == "jpg" else 9, "output": {"container": container}}
+        made[suffix] = httpx.post(f"{studio.url}/v1/jobs", json=body | frames).raise_for_status().json()["id"]
+    for suffix, name in made.items():
+        page.goto(f"{studio.url}/#/job/{name}")
+        expect(page.get_by_role("button", name="Download")).to_be_visible(timeout=FINISHED_MS)
+        path = tmp_path / f"made.{suffix}"
+        path.write_bytes(httpx.get(f"{studio.url}/v1/jobs/{name}/content").content)
+        page.goto(f"{studio.url}/#/make?prompt=other")
+        page.get_by_label(re.compile("to start from: choose a file")).set_input_files(path)
+        page.get_by_role("button", name="Use its settings").click()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value(body["prompt"])
+        expect(number(page, "seed")).to_have_value("91")
+        expect(number(page, "guidance_scale")).to_have_value("2.5")
+        expect(page.get_by_role("button", name="Remove")).to_have_count(0)
 
 
 def code(page: Page, tab: str) -> str:

@@ -77,6 +77,24 @@ def test_a_server_that_is_not_ready_says_why(studio: Studio) -> None:
     expect(page.get_by_label("Prompt", exact=True)).to_be_visible(timeout=SLOW_MS)
 
 
+def test_a_model_that_takes_long_to_load_is_waited_for(studio: Studio) -> None:
+    """Without an error in the console, which an answer that it is not there yet would be."""
+    page, asked = studio.page, []
+
+    def never_then_at_once(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 1:
+            route.continue_()
+
+    page.route("**/v1/capabilities*", never_then_at_once)
+    page.add_init_script("AbortSignal.timeout = (set => () => set.call(AbortSignal, 500))(AbortSignal.timeout)")
+    page.reload()
+    expect(page.get_by_text("is being loaded")).to_be_visible()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_visible()
+    assert len(asked) > 1
+    page.unroute("**/v1/capabilities*")
+
+
 def test_a_grid_of_the_command_line_opens_and_is_exported(studio: Studio, tmp_path: Path) -> None:
     words = ["grid", "a red ball", "--x", "guidance_scale=1,7", "--y", "seed=1,2", "-o", str(tmp_path / "out")]
     words += ["--size", "320x192", "--frames", "9", "--steps", "2", "--server", studio.url]
@@ -103,6 +121,10 @@ def test_a_grid_says_what_is_wrong_with_its_axes_and_values(studio: Studio) -> N
     page.goto(f"{studio.url}/#/grid")
     page.get_by_label("Values across").fill("1, x")
     expect(page.get_by_role("alert").filter(has_text="x is not a number")).to_be_visible()
+    page.get_by_label("Across", exact=True).select_option("seed")  # what stood down goes where this was
+    expect(page.get_by_label("Down", exact=True)).to_have_value("guidance_scale")
+    expect(page.get_by_label("Values down")).to_have_value("1, x")
+    page.get_by_label("Down", exact=True).select_option("seed")
     page.get_by_label("Values across").fill("500")
     page.get_by_label("Values down").fill("1")
     page.get_by_role("button", name="Make the grid").click()
@@ -231,16 +253,33 @@ def test_axe_finds_nothing_serious(view: str, scheme: str, studio: Studio) -> No
     page.emulate_media(color_scheme="light")
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_nothing_overflows_on_a_narrow_screen(view: str, studio: Studio) -> None:
-    page = studio.page
+def narrow(page: Page) -> None:
     # Not `set_viewport_size`, which makes the window itself narrow too: Chromium's own bars were seen to spin then.
     metrics = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": False}
     page.context.new_cdp_session(page).send("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_overflows_on_a_narrow_screen(view: str, studio: Studio) -> None:
+    page = studio.page
+    narrow(page)
     page.goto(f"{studio.url}/{view}")
     page.wait_for_timeout(300)
     assert page.evaluate("innerWidth") == 360
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_clip_is_seen_without_scrolling_on_a_narrow_screen(studio: Studio) -> None:
+    page = studio.page
+    made = make(studio, "a narrow ball", seed=5)
+    narrow(page)
+    page.goto(f"{studio.url}/#/history")
+    page.locator(f"[data-job='{made['id']}'] a.thumb").click()
+    expect(page.locator(".stage video")).to_be_in_viewport(ratio=1)
+    page.get_by_role("button", name="Same seed, change…").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_in_viewport()
+    generate(page)
+    expect(page.locator(".stage .screen")).to_be_in_viewport(ratio=1)
 
 
 def test_first_paint_and_weight(studio: Studio) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from cosmorama.text.captioning import COLOR_NAMES, ChatCaptioner, PixelCaptioner, described, nearest_names
+from cosmorama.text.captioning import ChatCaptioner, PixelCaptioner, described
 from cosmorama.text.chat import ChatEndpoint
+from cosmorama.text.colors import COLOR_NAMES, nearest_names
 from cosmorama.text.language import canonical_caption, corridor_caption
 from microcosm.scenes.corridor import draw_drive, render_drive
 from microcosm.scenes.simulate import draw_shot, render

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cosmorama.engine.inputs import preparer_of, with_local_chats
+from cosmorama.engine.inputs import preparer_of
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.settings import Settings
 from cosmorama.text.captioning import ChatCaptioner, described
 from cosmorama.text.chat import ChatEndpoint, ChatError, chat
-from cosmorama.text.local import LocalChat, _Model
+from cosmorama.text.local import LocalChat, _Model, with_local_chats
 from cosmorama.text.upsampling import ChatUpsampler
 
 

@@ -32,6 +32,10 @@ from transformers import (
     T5EncoderModel,
 )
 
+from cosmorama.world.load.files import has_weights
+from cosmorama.world.load.fit import bytes_of
+from cosmorama.world.load.weights import Weights
+
 PIPELINES: dict[str, Any] = {
     "predict1-text2world": CosmosTextToWorldPipeline,
     "predict1-video2world": CosmosVideoToWorldPipeline,
@@ -205,3 +209,8 @@ def qwen() -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]
         vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval(), fast
+
+
+def weight_bytes(folder: Path, *how: Any, **more: Any) -> int:
+    """Bytes that the weights of a part take, see `bytes_of`; 0 of what has none."""
+    return bytes_of(Weights(folder), *how, **more) if has_weights(folder) else 0

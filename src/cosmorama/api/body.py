@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from fastapi import Request
+import pydantic_core
+from fastapi import Request, Response
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -22,6 +23,8 @@ T = TypeVar("T")
 _reader = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 OFF_LOOP_BYTES = 1 << 18
 """Bodies above this size are parsed and checked in a thread, so that the event loop can serve others meanwhile."""
+ROW_BYTES = 1 << 13
+"""What a row of a page counts as, by the time that it takes to write it."""
 TEXT_ALLOWANCE_BYTES = 1 << 20
 """Room in a body for everything that is not the image or the video."""
 
@@ -31,8 +34,13 @@ def body_limit(max_input_bytes: int) -> int:
     return (max_input_bytes + 2) // 3 * 4 + TEXT_ALLOWANCE_BYTES
 
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """The body of `request`, a JSON object.
+def json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a route says of its body in `openapi_extra`."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def read_object(request: Request, limit: int, *, or_form: bool = False) -> dict[str, Any]:
+    """The body of `request`, a JSON object; `or_form` says that its route takes a form, too.
 
     Raises:
         BodyError: with status 413 as soon as more than `limit` bytes are announced or received, 415 for a body that
@@ -41,16 +49,23 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Insisting on it also keeps web pages of other origins out: browsers ask first before they send this type.
     if media_type != "application/json":
-        raise BodyError(f"the body's Content-Type must be application/json, not {media_type or 'empty'}", status=415)
+        wanted = "application/json or multipart/form-data" if or_form else "application/json"
+        raise BodyError(f"the body's Content-Type must be {wanted}, not {media_type or 'empty'}", status=415)
     body = await read_bytes(request, limit)
     return await off_loop(partial(parse_object, body), len(body))
 
 
 async def off_loop(read: Callable[[], T], size: int) -> T:
-    """What a body is read as; a large one is read in a thread."""
+    """What a body is read as, or an answer written as; a large one is in a thread."""
     if size <= OFF_LOOP_BYTES:
         return read()
     return await asyncio.get_running_loop().run_in_executor(_reader, read)
+
+
+async def page_answer(write: Callable[[], dict[str, Any]], rows: int) -> Response:
+    """A page of so many rows in JSON."""
+    text = await off_loop(lambda: pydantic_core.to_json(write()), rows * ROW_BYTES)
+    return Response(text, media_type="application/json")
 
 
 async def read_json(request: Request, model: type[Wire], limit: int) -> Wire:
@@ -120,12 +135,13 @@ Upload = tuple[str, bytes]
 
 
 async def read_form(request: Request, uploads: Collection[str], limit: int) -> tuple[dict[str, str], Upload | None]:
-    """The text fields of a multipart form, the last of each name, and its file, whose name is one of `uploads`.
+    """The text fields of a multipart form and its file, whose name is one of `uploads`.
 
     A field of such a name that is no file stays among the texts.
 
     Raises:
-        BodyError: status 413 for more than `limit` bytes, 422 for a damaged form, too many fields or another file.
+        BodyError: status 413 for more than `limit` bytes, 422 for a damaged form, too many fields, two of
+            a name or another file.
     """
     body = await read_bytes(request, limit)
     reading = partial(_parsed_form, request.headers, body, uploads)
@@ -158,7 +174,8 @@ async def _parsed_form(
     try:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
-                texts[name] = value
+                if texts.setdefault(name, value) != value:
+                    raise BodyError(f"the form has two fields '{name[:64]}'; send one of them")
             elif name not in uploads:
                 raise BodyError(f"unknown file '{name}'; the one file of this form is called {' or '.join(uploads)}")
             elif data := await value.read():  # empty: no file was chosen

@@ -6,12 +6,12 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -21,19 +21,24 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import ContentGoneError, InvalidRequestError, Problem, StorageFullError
 from cosmorama.jobs.files import discard
 from cosmorama.jobs.model import Job
-from cosmorama.jobs.service import Jobs
-from cosmorama.media.stills import spritesheet, thumbnail
 
 CHUNK_BYTES = 3 << 15
 """A multiple of three: base64 of the pieces joins to base64 of the whole."""
-STILLS: dict[str, tuple[str, Callable[..., bytes]]] = {
-    "thumbnail": ("image/webp", thumbnail),
-    "spritesheet": ("image/jpeg", spritesheet),
-}
+STILLS = {"thumbnail": "image/webp", "spritesheet": "image/jpeg"}
 """Pictures that stand for a clip."""
+Variant = Annotated[str, Query(description=f"video, {' or '.join(STILLS)}.")]
+CONTENT: dict[str, Any] = {
+    "summary": "The clip, or a picture of it",
+    "response_class": Response,
+    "responses": {
+        200: {"description": "The file.", "content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
+        206: {"description": "A part of it."},
+    },
+}
+"""What the routes that answer with the content of a job say of themselves."""
 
 
-async def still_answer(request: Request, services: Services, job: Job, variant: str) -> Response:
+async def _still_answer(request: Request, services: Services, job: Job, variant: str) -> Response:
     """A picture that stands for a job's clip: one of `STILLS`.
 
     Raises:
@@ -43,20 +48,26 @@ async def still_answer(request: Request, services: Services, job: Job, variant: 
     """
     if variant not in STILLS:
         raise InvalidRequestError(Problem("variant", variant, f"one of video, {', '.join(STILLS)}"))
-    media_type, make = STILLS[variant]
 
     async def made() -> bytes:
         async with services.pictures.turn(owner_of(request)) as call:
             clip = await services.jobs.checkout(job)
             try:
-                picture: bytes = await call(make, clip)
+                picture: bytes = await call(_still, variant, clip)
             finally:
                 discard(clip)
             return picture
 
     picture = await while_wanted(request, made())
     # A job's clip never changes.
-    return Response(picture, media_type=media_type, headers={"Cache-Control": "private, max-age=604800, immutable"})
+    headers = {"Cache-Control": "private, max-age=604800, immutable"}
+    return Response(picture, media_type=STILLS[variant], headers=headers)
+
+
+def _still(variant: str, clip: Path) -> bytes:
+    from cosmorama.media import stills  # brings decoders, which a server that is never asked for one has no memory for
+
+    return (stills.thumbnail if variant == "thumbnail" else stills.spritesheet)(clip)
 
 
 MAX_HEADER_CHARACTERS = 1024
@@ -65,9 +76,6 @@ MAX_HEADER_CHARACTERS = 1024
 
 def _header(text: str) -> str:
     """A text percent-encoded, cut so that a header can carry it."""
-    encoded = quote(text[:MAX_HEADER_CHARACTERS])
-    if len(encoded) <= MAX_HEADER_CHARACTERS:
-        return encoded
     kept = text[:MAX_HEADER_CHARACTERS]
     while len(encoded := quote(kept)) > MAX_HEADER_CHARACTERS:
         kept = kept[: min(len(kept) - 1, len(kept) * MAX_HEADER_CHARACTERS // len(encoded) + 1)]
@@ -177,20 +185,21 @@ class ClipFile(_Answer):
 
 
 _PARTS = re.compile(r"bytes=\s*(\d{1,18}-\d{0,18}|-\d{1,18})(\s*,\s*(\d{1,18}-\d{0,18}|-\d{1,18}))*\s*")
-
 _PART = re.compile(r"(\d*)-(\d*)")
 
 
-async def content_answer(request: Request, jobs: Jobs, job: Job) -> Response:
-    """A job's clip as it is, or the parts of it that the `Range` header names; 416 where it has none of them, 304 where
-    the client has the clip.
+async def content_answer(request: Request, services: Services, job: Job, variant: str) -> Response:
+    """A picture of a job's clip, or it as it is, or its parts that the `Range` header names; 416 where it has
+    none of them, 304 where the client has the clip.
 
     A header that is not understood, another unit's for example, is answered with the whole, as the RFC says.
 
     Raises:
         JobConflictError, ContentGoneError: as `Jobs.content`.
     """
-    content = jobs.content(job)
+    if variant != "video":
+        return await _still_answer(request, services, job, variant)
+    content = services.jobs.content(job)
     # A job's clip never changes.
     tag = f'"{content.name}-{content.size}"'
     if _is_known(request.headers.get("if-none-match", ""), tag):
@@ -205,7 +214,7 @@ async def content_answer(request: Request, jobs: Jobs, job: Job) -> Response:
     request.scope["headers"] = [*headers, (b"range", f"bytes={','.join(within)}".encode())] if within else headers
     here = content.path is not None
     return (_ClipOfAJob if here else DiscardedFile)(
-        content.path or await jobs.checkout(job),
+        content.path or await services.jobs.checkout(job),
         headers={"ETag": tag} | ({} if job.result is None else timing(job.result.outcome)),
         media_type=content.media_type,
         filename=content.name,

@@ -47,7 +47,7 @@ def answer(error: CosmoramaError) -> JSONResponse:
     """The response to an error that was raised on purpose."""
     headers = {}
     if error.status in (429, 503):
-        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", None) or RETRY_AFTER_S)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
     return envelope(error.status, error.kind, str(error), headers)
 
 

@@ -18,7 +18,6 @@ from cosmorama.api.services import Services, ServicesOf
 from cosmorama.request import CODECS, MAX_SEED, Capabilities, Codec, GenerationRequest, Output, Range
 
 API_VERSION = "1.0.0"
-
 DEFAULT_MODEL = "microcosm"
 
 router = APIRouter(tags=["about"])
@@ -36,8 +35,9 @@ async def version() -> dict[str, str]:
 @router.get("/v1/license")
 async def license_() -> dict[str, Any]:
     """The licence of the server, with its text where the installation has it."""
-    name = metadata.metadata("cosmorama")["License-Expression"]
-    return {"name": name, "type": "file", "content": _licence_text()}
+    name, files = metadata.metadata("cosmorama")["License-Expression"], metadata.files("cosmorama") or ()
+    text = next((file.read_text() for file in files if file.name == "LICENSE"), None)
+    return {"name": name, "type": "file", "content": text}
 
 
 @router.get("/v1/metadata")
@@ -95,20 +95,12 @@ async def metrics(request: Request, services: ServicesOf) -> Response:
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def _licence_text() -> str | None:
-    for file in metadata.files("cosmorama") or ():
-        if file.name == "LICENSE":
-            return file.read_text()
-    return None
-
-
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such model; the message lists those that there are."},
     503: {"description": "Not loaded yet."},
 }
 
 KnobType = Literal["integer", "number", "boolean", "string"]
-
 Choice = int | float | str
 
 

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: `POST /v1/jobs` in any wire format, then look, follow, fetch, cancel."""
+"""Jobs over HTTP: `POST /v1/jobs` in any wire format, then look, follow, fetch, cancel, and lay clips side by side."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from cosmorama.api.body import body_limit, read_object
-from cosmorama.api.clips import content_answer, still_answer
+from cosmorama.api.body import body_limit, json_body, page_answer, read_json, read_object
+from cosmorama.api.clips import CONTENT, DiscardedFile, Variant, content_answer
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.api.dialects.base import action_answer, choose, wording
-from cosmorama.api.services import ServicesOf, options_of, owner_of, page_limit
+from cosmorama.api.dialects.wire import Few, WireModel
+from cosmorama.api.services import Services, ServicesOf, options_of, owner_of, page_limit, while_wanted
 from cosmorama.errors import InvalidRequestError, JobConflictError, Problem
 from cosmorama.jobs.channel import JobEvent, number
-from cosmorama.jobs.model import STATES, JobOptions, job_options
+from cosmorama.jobs.files import discard
+from cosmorama.jobs.model import STATES, Job, JobOptions, job_options
 from cosmorama.jobs.service import Jobs
 
 _OPTIONS = {
@@ -33,33 +36,26 @@ KEEP_ALIVE_S = 15.0
 NO_BUFFERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies are to pass events on as they come."""
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _JOB: dict[str, Any] = {"description": "The job.", "content": {"application/json": {"schema": {"type": "object"}}}}
 _BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "description": "A body of `POST /v1/infer` in any wire format, and these fields, all optional.",
-                "properties": {
-                    "dialect": {"enum": [dialect.name for dialect in DIALECTS], "description": "Default: by shape."},
-                    **_OPTIONS,
-                },
-                "additionalProperties": True,
-            }
-        }
+    "type": "object",
+    "description": "A body of `POST /v1/infer` in any wire format, and these fields, all optional.",
+    "properties": {
+        "dialect": {"enum": [dialect.name for dialect in DIALECTS], "description": "Default: by shape."},
+        **_OPTIONS,
     },
+    "additionalProperties": True,
 }
 
 
 @router.post(
-    "",
+    "/jobs",
     summary="Accept a generation and answer at once",
     status_code=202,
     responses={202: _JOB, 409: {"description": "The Idempotency-Key was used for another request."}},
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra=json_body(_BODY),
 )
 async def submit(request: Request, services: ServicesOf, dialect: str | None = None) -> Response:
     """The job is on the disk when this answers. An `Idempotency-Key` makes it safe to send again."""
@@ -75,7 +71,7 @@ async def submit(request: Request, services: ServicesOf, dialect: str | None = N
     return JSONResponse(job.summary(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
 
-@router.get("", summary="List jobs, newest first", responses={200: {"description": "A page of jobs."}})
+@router.get("/jobs", summary="List jobs, newest first", responses={200: {"description": "A page of jobs."}})
 async def list_jobs(
     request: Request,
     services: ServicesOf,
@@ -89,12 +85,13 @@ async def list_jobs(
         raise InvalidRequestError(Problem("state", state, f"one of {', '.join(STATES)}"))
     owner = owner_of(request)
     page = await services.jobs.list(cursor=cursor, limit=most, state=state, owner=owner)
-    return JSONResponse(
-        {"object": "list", "data": [job.summary() for job in page.jobs], "next_cursor": page.cursor},
+    return await page_answer(
+        lambda: {"object": "list", "data": [job.summary() for job in page.jobs], "next_cursor": page.cursor},
+        len(page.jobs),
     )
 
 
-@router.get("/{job_id}", summary="A job as it is now", responses={200: _JOB})
+@router.get("/jobs/{job_id}", summary="A job as it is now", responses={200: _JOB})
 async def get(job_id: str, request: Request, services: ServicesOf) -> Response:
     """Its state, stage, place in the queue and ETA; at the end its result or its error."""
     job = await services.jobs.get(job_id, owner=owner_of(request))
@@ -102,15 +99,10 @@ async def get(job_id: str, request: Request, services: ServicesOf) -> Response:
 
 
 @router.patch(
-    "/{job_id}",
+    "/jobs/{job_id}",
     summary="Change a job's labels",
     responses={200: _JOB},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"type": "object", "required": ["metadata"]}}},
-        }
-    },
+    openapi_extra=json_body({"type": "object", "required": ["metadata"]}),
 )
 async def relabel(job_id: str, request: Request, services: ServicesOf) -> Response:
     """`{"metadata": {"starred": "yes", "old": null}}` sets and removes labels; nothing else changes."""
@@ -123,14 +115,14 @@ async def relabel(job_id: str, request: Request, services: ServicesOf) -> Respon
     return JSONResponse((await services.jobs.relabel(job_id, labels, owner=owner_of(request))).summary())
 
 
-@router.delete("/{job_id}", summary="Remove a job and its clip", responses={200: {"description": "It is gone."}})
+@router.delete("/jobs/{job_id}", summary="Remove a job and its clip", responses={200: {"description": "It is gone."}})
 async def delete(job_id: str, request: Request, services: ServicesOf) -> Response:
     """One that is not over is cancelled first. To keep the job and its end, cancel it instead."""
     await services.jobs.delete(job_id, owner=owner_of(request))
     return JSONResponse({"id": job_id, "object": "job", "deleted": True})
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: _JOB})
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses={200: _JOB})
 async def cancel(job_id: str, request: Request, services: ServicesOf) -> Response:
     """Stop a job within one denoising step. One that is over stays as it is, with its clip."""
     job = await services.jobs.cancel(job_id, owner=owner_of(request))
@@ -138,7 +130,7 @@ async def cancel(job_id: str, request: Request, services: ServicesOf) -> Respons
 
 
 @router.get(
-    "/{job_id}/events",
+    "/jobs/{job_id}/events",
     summary="Follow a job",
     response_class=StreamingResponse,  # the other class would have FastAPI write each event for each watcher
     responses={200: {"description": "Server-sent events: `status`, `preview`, and one of the final states."}},
@@ -156,40 +148,32 @@ async def events(job_id: str, request: Request, services: ServicesOf) -> Respons
     return EventSourceResponse(_stream(services.jobs, job_id, after), headers=NO_BUFFERS)
 
 
-@router.head("/{job_id}/content", include_in_schema=False)
-@router.get(
-    "/{job_id}/content",
-    summary="The clip, or a picture of it",
-    response_class=Response,
-    responses={
-        200: {"description": "The file.", "content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
-        206: {"description": "A part of it."},
-    },
-)
+@router.head("/jobs/{job_id}/content", include_in_schema=False)
+@router.get("/jobs/{job_id}/content", **CONTENT)
 async def content(
     job_id: str,
     request: Request,
     services: ServicesOf,
-    variant: Annotated[str, Query(description="video, thumbnail or spritesheet.")] = "video",
+    variant: Variant = "video",
 ) -> Response:
     """The file of a succeeded job, or the part of it that a `Range` header names; its first frame (thumbnail, WebP),
     or sixteen of its moments on a sheet (JPEG).
     """
     job = await services.jobs.get(job_id, owner=owner_of(request))
-    if variant == "video":
-        return await content_answer(request, services.jobs, job)
-    return await still_answer(request, services, job, variant)
+    return await content_answer(request, services, job, variant)
 
 
-@router.get("/{job_id}/inputs/{where}", summary="A picture or clip that came with the job", response_class=Response)
+@router.get(
+    "/jobs/{job_id}/inputs/{where}", summary="A picture or clip that came with the job", response_class=Response
+)
 async def given(job_id: str, where: str, request: Request, services: ServicesOf) -> Response:
     """The bytes that came inline with the request: `image`, `video`, or `controls.0.source` and so on."""
-    data = await services.jobs.read_input(job_id, where, owner=owner_of(request))
+    path = await services.jobs.checkout_input(job_id, where, owner=owner_of(request))
     # They are the client's own, and may be anything: no browser is to make a page of them.
-    return Response(data, media_type="application/octet-stream", headers={"X-Content-Type-Options": "nosniff"})
+    return DiscardedFile(path, 200, {"X-Content-Type-Options": "nosniff"}, media_type="application/octet-stream")
 
 
-@router.get("/{job_id}/answer", summary="The answer in the job's own wire format", response_class=Response)
+@router.get("/jobs/{job_id}/answer", summary="The answer in the job's own wire format", response_class=Response)
 async def answer(job_id: str, request: Request, services: ServicesOf) -> Response:
     """What the synchronous request would have been answered with."""
     job = await services.jobs.get(job_id, owner=owner_of(request))
@@ -201,7 +185,9 @@ async def answer(job_id: str, request: Request, services: ServicesOf) -> Respons
     return spoken.answer(request, job.request, replace(job.result.outcome, path=path))
 
 
-@router.get("/{job_id}/actions", summary="The actions that a job predicted", responses={200: {"description": "Rows."}})
+@router.get(
+    "/jobs/{job_id}/actions", summary="The actions that a job predicted", responses={200: {"description": "Rows."}}
+)
 async def actions(job_id: str, request: Request, services: ServicesOf) -> Response:
     """Of inverse dynamics and policy: `{"data": [[...], ...], "shape", "domain_id", ...}`, a row per step."""
     job = await services.jobs.get(job_id, owner=owner_of(request))
@@ -232,3 +218,71 @@ async def _stream(jobs: Jobs, job_id: str, after: int) -> AsyncIterator[bytes]:
             if coming is not None and not coming.done():
                 coming.cancel()
                 await asyncio.wait((coming,))
+
+
+MAX_CELLS = 64
+_MAX_BODY_BYTES = 200_000
+
+
+class SheetBody(WireModel):
+    """Which clips go where, and what is written beside them."""
+
+    rows: Few[Few[str | None]] = Field(description="Ids of succeeded jobs from left to right; null: an empty cell.")
+    columns: Few[str] = Field(default_factory=list, description="What is written above the columns.")
+    row_titles: Few[str] = Field(default_factory=list, description="What is written before the rows.")
+    format: Literal["mp4", "png"] = "mp4"
+    frame: int | None = Field(None, ge=0, description="For png: which frame, from 0; null: the middle one.")
+
+
+_FILES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "content": {"video/mp4": {}, "image/png": {}}},
+}
+
+
+@router.post(
+    "/sheets",
+    summary="Several clips side by side in one file",
+    response_class=Response,
+    responses=_FILES,
+    openapi_extra=json_body(SheetBody.model_json_schema()),
+)
+async def sheet(request: Request, services: ServicesOf) -> Response:
+    """An MP4 that plays all of them in step, or a PNG of one moment."""
+    body = await read_json(request, SheetBody, _MAX_BODY_BYTES)
+    count = sum(len(row) for row in body.rows)
+    if not count or count > MAX_CELLS or not any(any(row) for row in body.rows):
+        raise InvalidRequestError(Problem("rows", f"{count} cells", f"1 to {MAX_CELLS}, one of them with a clip"))
+    owner = owner_of(request)
+    found = [
+        [None if name is None else await services.jobs.get(name, owner=owner) for name in row] for row in body.rows
+    ]
+    output = await while_wanted(request, _made(found, body, services, owner))
+    media_type = "video/mp4" if body.format == "mp4" else "image/png"
+    return DiscardedFile(output, media_type=media_type, filename=output.name)
+
+
+async def _made(found: list[list[Job | None]], body: SheetBody, services: Services, owner: str) -> Path:
+    """The sheet, in a folder of its own."""
+    clips: list[Path] = []
+    try:
+        async with services.sheets.turn(owner) as call:
+            rows = []
+            for jobs in found:
+                rows.append([None if job is None else await services.jobs.checkout(job) for job in jobs])
+                clips += [clip for clip in rows[-1] if clip is not None]
+            # Beside the first clip, so that it goes with its folder.
+            output = clips[0].with_name(f"sheet.{body.format}")
+            await call(_write, rows, body, output)
+    except BaseException:
+        for clip in clips:
+            discard(clip)
+        raise
+    for clip in clips[1:]:
+        discard(clip)
+    return output
+
+
+def _write(rows: list[list[Path | None]], body: SheetBody, output: Path) -> None:
+    from cosmorama.grid.sheet import Sheet, write_sheet  # brings decoders, as in `clips`
+
+    write_sheet(Sheet(rows, body.columns, body.row_titles), output, format=body.format, frame=body.frame)

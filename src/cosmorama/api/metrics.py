@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, generate_latest
@@ -20,21 +21,15 @@ from cosmorama.jobs.channel import Observer
 from cosmorama.jobs.model import Job
 
 _SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600, 1800)
-
 _STEPS_PER_SECOND = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
-
 _PASSING = {
     "prompts_passed": ("prompt", "passed"),
     "clips_passed": ("frames", "passed"),
     "clips_altered": ("frames", "altered"),
 }
 """What guardrails decided, by the names in `Outcome.counts`."""
-
 _REFUSALS = {PromptRefusedError.kind: ("prompt", "refused"), FramesRefusedError.kind: ("frames", "refused")}
-
 """The same, by the types of errors."""
-
-
 WATCHES_ALL = "metrics"
 """The name of the key that is told of all keys."""
 
@@ -56,56 +51,31 @@ class Metrics(Observer):
         registry.register(_StateCollector(supervisor, lambda: self.queued()))
         if (gpus := gpu_collector()) is not None:
             registry.register(gpus)
-        self._requests = Counter("request_count", "Inference requests received.", registry=registry)
-        self._key_requests = Counter(
-            "cosmorama_key_requests", "Inference requests by the name of the API key.", ["key"], registry=registry
-        )
-        self._answers = Counter("cosmorama_answers", "Inference requests answered.", ["status"], registry=registry)
-        self._jobs = Counter("cosmorama_jobs", "Jobs that are over, by how they ended.", ["state"], registry=registry)
+        counter = partial(Counter, registry=registry)
+        seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
+        self._requests = counter("request_count", "Inference requests received.")
+        told = "Inference requests by the name of the API key."
+        self._key_requests = counter("cosmorama_key_requests", told, ["key"])
+        self._answers = counter("cosmorama_answers", "Inference requests answered.", ["status"])
+        self._jobs = counter("cosmorama_jobs", "Jobs that are over, by how they ended.", ["state"])
         for state in ("succeeded", "failed", "cancelled"):
             self._jobs.labels(state)
-        self._waits = Histogram(
-            "cosmorama_queue_wait_seconds",
-            "From a job's acceptance to the start of its work.",
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self._jobs_seconds = Histogram(
-            "cosmorama_job_seconds", "From a job's acceptance to its clip.", registry=registry, buckets=_SECONDS
-        )
-        self._stages = Histogram(
-            "cosmorama_stage_seconds",
-            "Work per generation and stage.",
-            ["stage"],
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self._rates = Histogram(
-            "cosmorama_steps_per_second",
-            "Denoising steps per second of denoising work, per generation.",
-            registry=registry,
-            buckets=_STEPS_PER_SECOND,
-        )
+        self._waits = seconds("cosmorama_queue_wait_seconds", "From a job's acceptance to the start of its work.")
+        self._jobs_seconds = seconds("cosmorama_job_seconds", "From a job's acceptance to its clip.")
+        self._stages = seconds("cosmorama_stage_seconds", "Work per generation and stage.", ["stage"])
+        told = "Denoising steps per second of denoising work, per generation."
+        self._rates = seconds("cosmorama_steps_per_second", told, buckets=_STEPS_PER_SECOND)
         self._work = {
-            "steps": Counter(
-                "cosmorama_denoising_steps", "Denoising steps of finished generations.", registry=registry
-            ),
-            "frames": Counter("cosmorama_frames", "Frames of finished generations.", registry=registry),
-            "prompt_tokens": Counter(
-                "cosmorama_prompt_tokens", "Text tokens read for finished generations.", registry=registry
-            ),
+            "steps": counter("cosmorama_denoising_steps", "Denoising steps of finished generations."),
+            "frames": counter("cosmorama_frames", "Frames of finished generations."),
+            "prompt_tokens": counter("cosmorama_prompt_tokens", "Text tokens read for finished generations."),
         }
-        self._cache = Counter(
-            "cosmorama_text_cache", "Prompts looked up among remembered embeddings.", ["result"], registry=registry
-        )
+        told = "Prompts looked up among remembered embeddings."
+        self._cache = counter("cosmorama_text_cache", told, ["result"])
         for result in ("hit", "miss"):
             self._cache.labels(result)
-        self._guardrails = Counter(
-            "cosmorama_guardrail_decisions",
-            "What guardrails decided about jobs.",
-            ["check", "decision"],
-            registry=registry,
-        )
+        told = "What guardrails decided about jobs."
+        self._guardrails = counter("cosmorama_guardrail_decisions", told, ["check", "decision"])
         for check, decision in (*_PASSING.values(), *_REFUSALS.values()):
             self._guardrails.labels(check, decision)
 
@@ -194,11 +164,7 @@ class _GpuCollector(Collector):
         nvml = self._nvml
         gauges: list[tuple[str, str, Callable[[Any], float]]] = [
             ("gpu_power_usage_watts", "Power drawn.", lambda d: nvml.nvmlDeviceGetPowerUsage(d) / 1e3),
-            (
-                "gpu_power_limit_watts",
-                "Most power it may draw.",
-                lambda d: nvml.nvmlDeviceGetEnforcedPowerLimit(d) / 1e3,
-            ),
+            ("gpu_power_limit_watts", "Most it may draw.", lambda d: nvml.nvmlDeviceGetEnforcedPowerLimit(d) / 1e3),
             ("gpu_utilization", "Share of time in which it computed, 0 to 1.", lambda d: _load(nvml, d)),
             ("gpu_memory_total_bytes", "Memory.", lambda d: nvml.nvmlDeviceGetMemoryInfo(d).total),
             ("gpu_memory_used_bytes", "Memory in use.", lambda d: nvml.nvmlDeviceGetMemoryInfo(d).used),

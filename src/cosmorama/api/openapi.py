@@ -37,11 +37,11 @@ class VideoError(_Answer):
     error: VideoErrorDetail
 
 
-class JobDeleted(_Answer):
-    """A job that is gone."""
+class Deleted(_Answer):
+    """A job or a video that is gone."""
 
     id: str
-    object: Literal["job"]
+    object: Literal["job", "video.deleted"]
     deleted: Literal[True]
 
 
@@ -67,6 +67,7 @@ class Video(_Answer):
     seconds: str
     size: str
     seed: int | None
+    num_outputs: int = Field(description="One once it is completed, as SGLang counts.")
     remixed_from_video_id: str | None
     warnings: list[str]
     guardrails: list[GuardrailDecision]
@@ -84,24 +85,16 @@ class VideoList(_Answer):
     has_more: bool
 
 
-class VideoDeleted(_Answer):
-    """A video that is gone."""
-
-    id: str
-    object: Literal["video.deleted"]
-    deleted: Literal[True]
-
-
 ANSWERS: dict[tuple[str, str], tuple[str, type[BaseModel]]] = {
     ("/v1/jobs", "post"): ("202", JobStatus),
     ("/v1/jobs", "get"): ("200", JobPage),
     ("/v1/jobs/{job_id}", "get"): ("200", JobStatus),
-    ("/v1/jobs/{job_id}", "delete"): ("200", JobDeleted),
+    ("/v1/jobs/{job_id}", "delete"): ("200", Deleted),
     ("/v1/jobs/{job_id}/cancel", "post"): ("200", JobStatus),
     ("/v1/videos", "post"): ("200", Video),
     ("/v1/videos", "get"): ("200", VideoList),
     ("/v1/videos/{video_id}", "get"): ("200", Video),
-    ("/v1/videos/{video_id}", "delete"): ("200", VideoDeleted),
+    ("/v1/videos/{video_id}", "delete"): ("200", Deleted),
     ("/v1/videos/{video_id}/remix", "post"): ("200", Video),
 }
 """The status and the schema of what routes answer that make their answers themselves."""
@@ -116,6 +109,7 @@ _REASONS = {
     "429": "Too many jobs wait; `Retry-After` says when to come again.",
     "503": "No model is loaded, or the job store cannot be used now; `Retry-After` says when to come again.",
 }
+_OPENAIS = ("/v1/videos", "/v1/images", "/v1/actions", "/v1/models/")
 _OPEN = ("/v1/health/live", "/v1/health/ready", "/health")
 
 
@@ -182,7 +176,7 @@ def _describe(path: str, method: str, operation: dict[str, Any], *, keys: bool) 
         statuses |= {"400", "413", "422", "429", "404"}
     if operation.get("parameters"):
         statuses.add("422")
-    error = _schema(VideoError if path.startswith("/v1/videos") else Error)
+    error = _schema(VideoError if path.startswith(_OPENAIS) else Error)
     for status in sorted(statuses):
         said = responses.get(status, {})
         described = said.get("description", "Validation Error")

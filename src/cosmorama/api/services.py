@@ -72,13 +72,15 @@ class Services:
     pictures: Turns = field(default_factory=lambda: Turns(2, "pictures"))
     sheets: Turns = field(default_factory=lambda: Turns(1, "sheets"))
     """One at a time: every clip of a sheet is decoded for it."""
+    again: Turns = field(default_factory=lambda: Turns(2, "videos"))
+    """Of requests to make something of what is kept: each holds it in memory until it is accepted."""
     texts: Turns = field(default_factory=lambda: Turns(2, "texts"))
     captions: Turns = field(default_factory=lambda: Turns(2, "descriptions"))
     """Apart from the texts, which wait for nobody's picture."""
 
     def close(self) -> None:
         """Have nothing more done."""
-        for turns in (self.pictures, self.sheets, self.texts, self.captions):
+        for turns in (self.pictures, self.sheets, self.again, self.texts, self.captions):
             turns.close()
 
 
@@ -107,7 +109,7 @@ def owner_of(request: Request) -> str:
 
 
 def release(request: Request) -> None:
-    """Let others have what `api.limits` keeps for a request: its body is dealt with, and it only waits now."""
+    """Let others have what `api.middleware` keeps for a request: its body is dealt with, and it only waits now."""
     for give_back in getattr(request.state, "release", ()):
         give_back()
 

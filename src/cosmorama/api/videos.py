@@ -12,8 +12,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from cosmorama.api.body import body_limit, off_loop, read_bytes, read_form, read_object
-from cosmorama.api.clips import content_answer, still_answer
+from cosmorama.api.body import body_limit, json_body, off_loop, page_answer, read_bytes, read_form, read_object
+from cosmorama.api.clips import CONTENT, Variant, content_answer
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import action_answer, named, wording
 from cosmorama.api.dialects.wire import WireError, validate
@@ -79,31 +79,18 @@ def _error(request: Request, error: CosmoramaError) -> JSONResponse:
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"], route_class=OpenAIRoute)
 
-_VIDEO: dict[str, Any] = {
-    "description": "The video.",
-    "content": {"application/json": {"schema": {"type": "object"}}},
-}
-_SCHEMA = {"$ref": "#/components/schemas/VideoBody"}
+_VIDEO: dict[str, Any] = {"description": "The video.", "content": {"application/json": {"schema": {"type": "object"}}}}
+SCHEMA = {"$ref": "#/components/schemas/VideoBody"}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": _SCHEMA} for kind in ("application/json", "multipart/form-data")},
+        "content": {kind: {"schema": SCHEMA} for kind in ("application/json", "multipart/form-data")},
     }
 }
-_REMIX: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": openai_videos.RemixBody.model_json_schema()}},
-    }
-}
+_REMIX = json_body(openai_videos.RemixBody.model_json_schema())
 
 
-@router.post(
-    "",
-    summary="Begin a video",
-    responses={200: _VIDEO},
-    openapi_extra=BODY,
-)
+@router.post("", summary="Begin a video", responses={200: _VIDEO}, openapi_extra=BODY)
 async def create(request: Request, services: ServicesOf) -> Response:
     """Accept a generation, as a form or as JSON, and answer with the video as it is now: queued."""
     return await begin_video(request, await generation_of(request, services), services)
@@ -123,17 +110,17 @@ async def list_videos(
         raise InvalidRequestError(Problem("order", order, "asc or desc"))
     try:
         page = await services.jobs.list(
-            cursor=after,
-            limit=most,
-            owner=owner_of(request),
-            dialect=openai_videos.NAME,
-            ascending=order == "asc",
+            cursor=after, limit=most, owner=owner_of(request), dialect=openai_videos.NAME, ascending=order == "asc"
         )
     except InvalidRequestError as error:
         raise error.renamed({"cursor": "after"}) from None
-    data = [video_object(job) for job in page.jobs]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return JSONResponse({"object": "list", "data": data, **ends, "has_more": page.cursor is not None})
+
+    def written() -> dict[str, Any]:
+        data = [video_object(job) for job in page.jobs]
+        ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+        return {"object": "list", "data": data, **ends, "has_more": page.cursor is not None}
+
+    return await page_answer(written, len(page.jobs))
 
 
 @router.post("/characters", include_in_schema=False)
@@ -141,7 +128,7 @@ async def list_videos(
 async def characters(request: Request, services: ServicesOf) -> None:
     """Refused in words, after the upload was read: a client that still sends does not listen."""
     await read_bytes(request, body_limit(services.settings.max_input_bytes))
-    raise InvalidRequestError(Problem("characters", None, openai_videos.NO_CHARACTERS))
+    raise InvalidRequestError(Problem("characters", "an upload", openai_videos.NO_CHARACTERS))
 
 
 @router.get("/{video_id}", summary="A video as it is now", responses={200: _VIDEO})
@@ -161,26 +148,16 @@ async def delete(video_id: str, request: Request, services: ServicesOf) -> Respo
 
 
 @router.head("/{video_id}/content", include_in_schema=False)
-@router.get(
-    "/{video_id}/content",
-    summary="The clip, or a picture of it",
-    response_class=Response,
-    responses={
-        200: {"description": "The file.", "content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
-        206: {"description": "A part of it."},
-    },
-)
+@router.get("/{video_id}/content", **CONTENT)
 async def content(
     video_id: str,
     request: Request,
     services: ServicesOf,
-    variant: Annotated[str, Query(description="video, thumbnail or spritesheet.")] = "video",
+    variant: Variant = "video",
 ) -> Response:
     """The file of a completed video, its first frame (WebP), or sixteen of its moments on a sheet (JPEG)."""
     job = await video_of(video_id, request, services)
-    if variant != "video":
-        return await still_answer(request, services, job, variant)
-    return await content_answer(request, services.jobs, job)
+    return await content_answer(request, services, job, variant)
 
 
 @router.post("/edits", summary="Make a video again with another prompt", responses={200: _VIDEO}, openapi_extra=_REMIX)
@@ -195,11 +172,14 @@ async def remix(request: Request, services: ServicesOf, video_id: str | None = N
     given, upload, source = await source_of(request, services, video_id, "remixed")
     prompt = validate(given, openai_videos.RemixBody).prompt
     if source is not None:
-        again = replace(await services.jobs.restored(source), prompt=prompt)
-        return await begin_video(request, again, services, labels={REMIXED_FROM: source.id})
+        async with services.again.turn(owner_of(request)):
+            again = replace(await services.jobs.restored(source), prompt=prompt)
+            return await begin_video(request, again, services, labels={REMIXED_FROM: source.id})
     fields = {"prompt": prompt, "extra_params": '{"edge": {}}'}
-    edit = replace(openai_videos.parse_form(fields, upload, services.settings), width=None, height=None)
-    names = {**openai_videos.WIRE_NAMES, **dict.fromkeys(("field=transfer", "controls", "video"), "video")}
+    edit = openai_videos.parse_form(fields, services.settings, upload, "video_reference")
+    edit = replace(edit, width=None, height=None)
+    names = {**openai_videos.WIRE_NAMES, **dict.fromkeys(("field=transfer", "controls", "image", "video"), "video")}
+    names["mode=transfer"] = "an upload, of which the edges are followed (transfer)"
     return await begin_video(request, named(edit, names), services)
 
 
@@ -215,7 +195,7 @@ async def source_of(
         given: dict[str, Any] = {name: text for name, text in fields.items() if "[" not in name}
         named = given.pop("video", fields.get("video[id]"))
     else:
-        given = await read_object(request, limit)
+        given = await read_object(request, limit, or_form=True)
         named = given.pop("video", None)
     named = named.get("id") if isinstance(named, dict) else named
     if upload is not None and video_id is None:
@@ -235,11 +215,12 @@ async def generation_of(request: Request, services: Services) -> GenerationReque
     if is_form(request):
         fields, file = await read_form(request, openai_videos.UPLOADS, limit)
         called, upload = file or ("input_reference", None)
+        form = replace(openai_videos.DIALECT, parse=partial(openai_videos.parse_form, upload=upload, called=called))
         # Some of the texts may be objects, which are parsed like bodies.
-        read = partial(openai_videos.parse_form, fields, upload, settings, called)
-        generation = await off_loop(read, sum(map(len, fields.values())))
-        return named(generation, openai_videos.DIALECT.names_of({called: "", **fields}))
-    return openai_videos.DIALECT.read(await read_object(request, limit), settings)
+        given = {name: text for name, text in fields.items() if text not in ("", "null") or name == "prompt"}
+        read = partial(form.read, given if upload is None else {called: "", **given}, settings)
+        return await off_loop(read, sum(map(len, fields.values())))
+    return openai_videos.DIALECT.read(await read_object(request, limit, or_form=True), settings)
 
 
 def is_form(request: Request) -> bool:
@@ -248,11 +229,7 @@ def is_form(request: Request) -> bool:
 
 
 async def begin_video(
-    request: Request,
-    generation: GenerationRequest,
-    services: Services,
-    *,
-    labels: dict[str, str] | None = None,
+    request: Request, generation: GenerationRequest, services: Services, *, labels: dict[str, str] | None = None
 ) -> Response:
     """Accept a generation, and answer with the video as it is now."""
     options = options_of(request) | {"metadata": labels or {}}
@@ -290,6 +267,7 @@ def video_object(job: Job) -> dict[str, Any]:
         "seconds": f"{made.frames / made.fps:g}",
         "size": str(Size(made.width, made.height)),
         "seed": job.request.seed,
+        "num_outputs": int(job.state == "succeeded"),  # which SGLang's benchmark counts
         "remixed_from_video_id": job.metadata.get(REMIXED_FROM),
         "warnings": list(job.warnings),
         "guardrails": [check.model_dump() for check in job.checks],

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Move = tuple[float, float, float]
 """Forward, m/s; turn to the left, rad/s; step to the left, m/s."""
-HELP = "up/down: faster, slower   left/right: turn   a/d: step aside   space: stop   q: leave"
+HELP = "up/down: speed   left/right: turn   a/d: step aside   space: stop   q: leave"
 STANDING: Move = (0.0, 0.0, 0.0)
 _KEYS = {"\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left", "\x03": "q", "\x1b": "q"}
 _PUSH: dict[str, Move] = {
@@ -165,8 +165,9 @@ def keys_in(text: str) -> list[str]:
 
 def _paint(picture: Any, move: Move) -> None:
     columns, rows = shutil.get_terminal_size()
-    said = f"forward {move[0]:+.2f} m/s, turn {move[1]:+.2f} rad/s, aside {move[2]:+.2f} m/s   {HELP}"
-    sys.stdout.write(f"\x1b[H{text_of(picture, columns, rows - 1)}\r\n\x1b[K{said[:columns]}")
+    said = f"forward {move[0]:+.2f} m/s, turn {move[1]:+.2f} rad/s, aside {move[2]:+.2f} m/s"
+    below = "\r\n".join(f"\x1b[K{line[:columns]}" for line in (said, HELP))  # a terminal is 80 columns wide
+    sys.stdout.write(f"\x1b[H{text_of(picture, columns, rows - 2)}\r\n{below}")
     sys.stdout.flush()
 
 

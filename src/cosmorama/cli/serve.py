@@ -73,7 +73,7 @@ def _command(doc: str, names: list[str], fixed: dict[str, Any]) -> Callable[...,
         with errors_for_people():
             settings = read_settings({**values, **fixed}, config)
             with needs_serve():
-                from cosmorama.api import serve as server
+                from cosmorama.api import app as server
             server.serve(settings)
 
     config = Annotated[

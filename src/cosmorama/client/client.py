@@ -18,13 +18,14 @@ import anyio
 import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from httpx_sse import aconnect_sse
+from tenacity import AsyncRetrying, AttemptManager
 
+from cosmorama.client.bar import Show
 from cosmorama.client.bar import progress_bar as new_bar
 from cosmorama.client.protocol import (
-    BUSY,
     Clip,
-    Patience,
     actions_of,
+    attempts,
     capabilities_of,
     check_name,
     checked,
@@ -33,9 +34,13 @@ from cosmorama.client.protocol import (
     event_status,
     page_of,
     part_of,
+    reaching,
+    renew,
     request_with_output,
+    size_of,
     status_of,
     submit_arguments,
+    unreachable,
 )
 from cosmorama.errors import CosmoramaError
 from cosmorama.jobs.model import JobOptions, JobStatus, State
@@ -140,16 +145,17 @@ class AsyncClient:
 
     async def send(self, method: str, url: str, *, patience_s: float | None = None, **arguments: Any) -> httpx.Response:
         """The good answer to a request with the arguments of httpx; raises the error that is answered otherwise."""
-        patience = Patience(self.patience_s if patience_s is None else patience_s)
-        while True:
-            response, failure = None, None
-            try:
+
+        async def answered() -> httpx.Response:
+            with reaching(self.http.base_url):
                 response = await self.http.request(method, url, **arguments)
-            except httpx.TransportError as error:
-                failure = error
-            if response is not None and response.status_code not in BUSY:
-                return checked(response)
-            await asyncio.sleep(patience.wait_s(self.http.base_url, response, failure))
+            return checked(response)
+
+        return await self.attempts(patience_s)(answered)
+
+    def attempts(self, patience_s: float | None = None) -> AsyncRetrying:
+        """The attempts at a call, as `protocol.attempts`; None: for as long as this client has patience."""
+        return attempts(self.http.base_url, self.patience_s if patience_s is None else patience_s)
 
 
 class AsyncJobHandle:
@@ -171,36 +177,27 @@ class AsyncJobHandle:
 
     async def events(self) -> AsyncGenerator[JobStatus, None]:
         """As `JobHandle.events`."""
-        http, patience, last = self._client.http, Patience(self._client.patience_s), ""
-        while True:
-            response, failure = None, None
-            try:
+        http, last = self._client.http, ""
+        async for attempt in self._client.attempts():
+            with attempt:
                 headers = {"Last-Event-ID": last} if last else {}
-                async with aconnect_sse(http, "GET", f"{self._url}/events", headers=headers) as source:
-                    response = source.response
-                    if response.status_code == 200:
-                        async for event in source.aiter_sse():
-                            last = event.id or last
-                            patience.renew()
-                            status = event_status(event)
-                            if status is not None:
-                                self.status = status
-                                yield status
-                                if status.final:
-                                    return
-                    elif not response.is_success:
-                        await response.aread()
-                        if response.status_code not in BUSY:
-                            checked(response)
-            except httpx.TransportError as error:
-                failure = error
-            if failure is None and response is not None and response.is_success:
+                with reaching(http.base_url):
+                    async with aconnect_sse(http, "GET", f"{self._url}/events", headers=headers) as source:
+                        if (await _opened(source.response)).status_code == 200:
+                            async for event in source.aiter_sse():
+                                last = event.id or last
+                                renew(attempt)
+                                status = event_status(event)
+                                if status is not None:
+                                    self.status = status
+                                    yield status
+                                    if status.final:
+                                        return
                 # The stream ended without an end: told of it already, or the server is stopping.
                 if (await self.refresh()).final:
                     yield self.status
                     return
-                response = None
-            await asyncio.sleep(patience.wait_s(http.base_url, response, failure))
+                raise unreachable(http.base_url, None)
 
     async def wait(
         self, timeout_s: float | None = None, *, on_status: OnStatus | None = None, progress_bar: bool = False
@@ -243,38 +240,38 @@ class AsyncJobHandle:
         if status.result is not None:
             check_name(path, status.result.media_type)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part, http, patience = part_of(path, self.id), self._client.http, Patience(self._client.patience_s)
+        part = part_of(path, self.id)
         with new_bar(first="downloading") if progress_bar else nullcontext() as show:
-            while True:
-                response, failure = None, None
-                have = part.stat().st_size if part.exists() else 0
-                try:
-                    headers = {"Range": f"bytes={have}-"} if have else {}
-                    async with http.stream("GET", f"{self._url}/content", headers=headers) as response:
-                        whole = response.headers.get("Content-Range") == f"bytes */{have}"
-                        if response.status_code == 416 and have and not whole:
-                            part.unlink()
-                            continue
-                        if response.is_success:
-                            goes_on = response.status_code == 206
-                            got, total = have if goes_on else 0, int(response.headers.get("Content-Length", 0))
-                            total += got
-                            with part.open("ab" if goes_on else "wb") as file:
-                                async for chunk in response.aiter_bytes():
-                                    file.write(chunk)
-                                    patience.renew()
-                                    got += len(chunk)
-                                    if show is not None:
-                                        show("download", got, total)
-                        if response.is_success or (response.status_code == 416 and whole):
-                            os.replace(part, path)
-                            return path
-                        await response.aread()
-                        if response.status_code not in BUSY:
-                            checked(response)
-                except httpx.TransportError as error:
-                    response, failure = None, error
-                await asyncio.sleep(patience.wait_s(http.base_url, response, failure))
+            async for attempt in self._client.attempts():
+                with attempt, reaching(self._client.http.base_url):
+                    await self._fetch(part, size_of(part), attempt, show)
+        os.replace(part, path)
+        return path
+
+    async def _fetch(self, part: Path, have: int, attempt: AttemptManager, show: Show | None) -> None:
+        """What a file, which has so many bytes, lacks of the clip."""
+        size = 0 if self.status.result is None else self.status.result.bytes
+        if have and have == size:
+            return
+        headers = {"Range": f"bytes={have}-"} if 0 < have < size else {}
+        async with self._client.http.stream("GET", f"{self._url}/content", headers=headers) as response:
+            goes_on = (await _opened(response)).status_code == 206
+            got = have if goes_on else 0
+            total = got + int(response.headers.get("Content-Length", 0))
+            with part.open("ab" if goes_on else "wb") as file:
+                async for chunk in response.aiter_bytes():
+                    file.write(chunk)
+                    renew(attempt)
+                    got += len(chunk)
+                    if show is not None:
+                        show("download", got, total)
+
+
+async def _opened(response: httpx.Response) -> httpx.Response:
+    """As `checked`, of a response whose body was not read."""
+    if not response.is_success:
+        await response.aread()
+    return checked(response)
 
 
 @cache

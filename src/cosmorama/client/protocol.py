@@ -13,6 +13,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from tenacity import AsyncRetrying, AttemptManager, RetryCallState, retry_if_exception, stop_before_delay
+from tenacity.wait import wait_exponential
 
 from cosmorama.errors import (
     CosmoramaError,
@@ -149,51 +152,55 @@ def check_name(path: Path, media_type: str) -> None:
             )
 
 
-class Patience:
-    """When a call that found the server busy, or did not find it, is made again.
+def attempts(server: httpx.URL, patience_s: float) -> AsyncRetrying:
+    """The attempts at a call, which end with the first that is answered, or with the error of the last.
 
-    The server's `Retry-After` counts where it says one; otherwise the waits double from half a second on, a little
-    longer or shorter by chance, so that many clients do not come back at the same moment.
+    Another one is made where the server was busy or not found, and where it does not come too late. The server's
+    `Retry-After` counts where it says one; otherwise the waits double from half a second on, a little longer or shorter
+    by chance, so that many clients do not come back at the same moment. The first of them is told to the log.
     """
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self.renew()
+    def wait_s(state: RetryCallState) -> float:
+        asked: float | None = getattr(state.outcome and state.outcome.exception(), "retry_after_s", None)
+        return _DOUBLING(state) * random.uniform(0.8, 1.2) if asked is None else asked
 
-    def renew(self) -> None:
-        """Begin anew, after a success."""
-        self._ends_at = time.monotonic() + self._patience_s
-        self._next_s = 0.5
-        self._told = False
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        why = error if isinstance(error, ServerUnreachableError) else f"{server} answers {getattr(error, 'status', 0)}"
+        if state.attempt_number == 1:
+            log.warning("%s: trying again for up to %g s", why, patience_s)
 
-    def wait_s(self, server: httpx.URL, response: httpx.Response | None, failure: Exception | None) -> float:
-        """Seconds until the next attempt. The first of them is told to the log, as a warning.
-
-        Raises:
-            CosmoramaError: it would come too late or be of no use; what the last attempt met: an answer, or the failure
-                to get one.
-        """
-        asked = "" if response is None else response.headers.get("Retry-After", "")
-        wait_s = float(asked) if asked.isdecimal() else self._next_s * random.uniform(0.8, 1.2)
-        self._next_s = min(2 * self._next_s, LONGEST_WAIT_S)
-        if time.monotonic() + wait_s > self._ends_at or (failure is not None and _for_ever(failure)):
-            if response is not None:
-                checked(response)
-            raise unreachable(server, failure) from failure
-        if not self._told:
-            self._told = True
-            why = f"answers {response.status_code}" if response is not None else "does not answer"
-            if failure is not None:
-                why = f"cannot be reached ({failure})"
-            log.warning("%s %s: trying again for up to %g s", server, why, self._patience_s)
-        return wait_s
+    may, stop = retry_if_exception(_passes), stop_before_delay(patience_s)
+    return AsyncRetrying(retry=may, wait=wait_s, stop=stop, before_sleep=tell, reraise=True)
 
 
-def _for_ever(failure: Exception) -> bool:
+_DOUBLING = wait_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
+
+
+def renew(attempt: AttemptManager) -> None:
+    """Have patience begin anew, after a success in the middle of an attempt."""
+    attempt.retry_state.start_time, attempt.retry_state.attempt_number = time.monotonic(), 1
+
+
+@contextmanager
+def reaching(server: httpx.URL) -> Iterator[None]:
+    """Raise `ServerUnreachableError` for failures to get an answer."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise unreachable(server, error) from error
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    return isinstance(error, CosmoramaError) and error.status in BUSY and not _for_ever(error.__cause__)
+
+
+def _for_ever(failure: BaseException | None) -> bool:
     """Whether a failure to get an answer would be the same at every attempt."""
     if isinstance(failure, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
         return True
-    cause: BaseException | None = failure
+    cause = failure
     while cause is not None:
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
             return True  # no such host
@@ -345,6 +352,11 @@ def part_of(path: Path, job_id: str) -> Path:
     return path.with_name(f".{path.name}.{job_id}.part")
 
 
+def size_of(part: Path) -> int:
+    """How much of a download is there."""
+    return part.stat().st_size if part.exists() else 0
+
+
 def checked(response: httpx.Response) -> httpx.Response:
     """A response whose body was read, unless it is an error.
 
@@ -354,11 +366,13 @@ def checked(response: httpx.Response) -> httpx.Response:
     if response.is_success:
         return response
     try:
-        error = response.json()["error"]
-        kind, message = str(error["type"]), str(error["message"])
+        said = response.json()["error"]
+        kind, message = str(said["type"]), str(said["message"])
     except (ValueError, KeyError, TypeError):  # a proxy's own page
         kind, message = "", f"{response.reason_phrase or 'an error'} from {response.url}"
-    raise error_of(response.status_code, kind, message)
+    error, asked = error_of(response.status_code, kind, message), response.headers.get("Retry-After", "")
+    error.retry_after_s = float(asked) if asked.isdecimal() else None
+    raise error
 
 
 def _parsed(model: Any, response: httpx.Response) -> Any:

@@ -17,6 +17,7 @@ from cosmorama.guardrails.cosmos import CosmosGuardrail
 from cosmorama.guardrails.words import BlockedWords
 from cosmorama.settings import Settings
 from cosmorama.world.base import World
+from cosmorama.world.load.runtime import use_threads
 from cosmorama.world.registry import load_world
 
 
@@ -27,8 +28,7 @@ def build_engine(settings: Settings) -> Engine:
         ModelNotFoundError: no such model.
         GuardrailUnavailableError: a guardrail that is asked for cannot be had.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     guardrails = _guardrails(settings)
     preparer = preparer_of(settings)
     wall_s = (

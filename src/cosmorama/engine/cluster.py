@@ -51,11 +51,9 @@ class Replicas(Worker):
 
     @property
     def restarts(self) -> int:
-        """How many replicas were lost while they worked."""
         return len(self._lost)
 
     async def start(self) -> None:
-        """Have Ray start replicas; returns before the model is loaded."""
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -110,7 +108,6 @@ class Replicas(Worker):
                 self._later(asyncio.to_thread(stream.cancel))
 
     async def check(self, text: str, called: str) -> None:
-        """Let a text that no generation has pass the guardrails of a replica."""
         if not self.ready:
             raise NotReadyError(self.reason)
         try:
@@ -121,7 +118,6 @@ class Replicas(Worker):
             raise refused
 
     def watch(self, name: str, watched: bool) -> None:
-        """Begin or end making previews of a generation."""
         if (generation := self._generations.get(name)) is not None and generation.watched != watched:
             generation.watched = watched
             self._wishes.watch.remote(name, watched)

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -16,31 +16,23 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from cosmorama.engine.children import Children
-from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.estimate import Estimator
 from cosmorama.engine.job import EngineJob, timed
+from cosmorama.engine.making import Maker
 from cosmorama.engine.outcome import Decision, Outcome
-from cosmorama.engine.prepare import Frames, PreparedRequest, Preparer
+from cosmorama.engine.prepare import PreparedRequest, Preparer
 from cosmorama.engine.preparing import Preparing
-from cosmorama.engine.preview import jpeg
-from cosmorama.engine.rollout import Rollout
 from cosmorama.engine.scheduler import Candidate, Priority, admit, order, prepares_slowly
 from cosmorama.errors import (
     CancelledError,
     CosmoramaError,
-    FramesRefusedError,
     NotEnoughMemoryError,
     StorageFullError,
     WorkerError,
 )
 from cosmorama.guardrails.checks import Guardrails
 from cosmorama.logs import about
-from cosmorama.media.read import resampled
-from cosmorama.media.write import VideoWriter
 from cosmorama.progress import Progress, ProgressCallback
 from cosmorama.request import DEFAULT_NEGATIVE_PROMPT, Capabilities, GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
@@ -49,8 +41,6 @@ from cosmorama.world.faults import breaks_the_process, explained, free_memory
 
 log = logging.getLogger(__name__)
 
-PREVIEWS = 8
-"""Of a whole generation, where somebody watches it."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -79,7 +69,7 @@ class Engine:
             children: Where slow preparations run; None: in threads of this process, which nothing can stop.
         """
         self.capabilities: Capabilities = world.capabilities
-        self._world = world
+        self.device = world.device
         self._preparer = preparer or Preparer()
         self._guardrails = guardrails or Guardrails()
         self._max_active = max_active
@@ -87,19 +77,13 @@ class Engine:
         self._active: list[EngineJob] = []
         self._estimator = Estimator()
         self._finished: list[tuple[str, Outcome | CosmoramaError]] = []
-        self._embeddings = EmbeddingCache(world.encode_text)
+        self._maker = Maker(world, self._guardrails, self._estimator, self._report)
         self._children = children
         self._preparing = Preparing((lambda name: None) if children is None else children.stop)
         # Prompts without media; they never wait behind a picture.
         self._threads = ThreadPoolExecutor(max_active + 1, thread_name_prefix="prompt")
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._prepared, self._tell = multiprocessing.Pipe(duplex=False)
         self._told = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self._world.device
 
     @property
     def pending(self) -> int:
@@ -120,15 +104,7 @@ class Engine:
     ) -> None:
         """Accept a request under the name `job`; its file will be written to `output`.
 
-        Args:
-            job: Unique among those in flight.
-            request: What to make.
-            output: Where the file will be.
-            on_progress: Called after every unit of work.
-            on_preview: Called with a small JPEG every few steps while the job is watched.
-            priority: Class of service.
-            age_s: Seconds since the request was accepted, wherever that was.
-            owner: Whose it is: of one owner, only so many are prepared at once.
+        The rest is as in `Worker.generate`; of one owner only so many are prepared at once.
 
         Raises:
             InvalidRequestError: at once, when the model cannot make this.
@@ -177,12 +153,27 @@ class Engine:
             self._prepared.recv_bytes()
         self._told = False  # last: of what was prepared just before, the next step takes notice anyway
 
+    def make(self, request: GenerationRequest, output: Path, *, on_progress: ProgressCallback | None = None) -> Outcome:
+        """Make one request, from its inputs to its file; no other is held.
+
+        Raises:
+            CosmoramaError: what it ended with.
+        """
+        self.submit("alone", request, output=output, on_progress=on_progress)
+        while self.pending:
+            if not self.step():
+                self.wait()
+        ((_, result),) = self.finished()
+        if isinstance(result, CosmoramaError):
+            raise result
+        return result
+
     def close(self) -> None:
         """Give up what is in flight and release threads and half-written files."""
         for job in (*self._waiting, *self._active):
             self._finish(job, CancelledError("the engine was closed"))
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._writing.shutdown(wait=False)
+        self._maker.close()
         if self._children is not None:
             self._children.close()
         self._tell.close()
@@ -192,7 +183,7 @@ class Engine:
         for job in [job for job in (*self._active, *self._waiting) if job.cancelled]:
             self._finish(job, CancelledError("cancelled"))
         for job in list(self._waiting):
-            if job.preparing is not None and _failed(job.preparing):
+            if (begun := job.preparing) is not None and begun.done() and begun.exception() is not None:
                 self._advance(job)
         while chosen := admit(
             [self._candidate(job) for job in self._active],
@@ -257,24 +248,22 @@ class Engine:
 
     def _advance(self, job: EngineJob) -> bool:
         """One unit of work for `job`, whose failure is its own; False while it waits for its inputs."""
-        assert job.preparing is not None
-        if not job.preparing.done():
+        preparing = job.preparing
+        assert preparing is not None
+        if not preparing.done():
             return False
         with about(job.name):
-            return self._advance_prepared(job, job.preparing)
-
-    def _advance_prepared(self, job: EngineJob, preparing: Future[PreparedRequest]) -> bool:
-        failure = self._attempt(job, preparing)
-        if isinstance(failure, NotEnoughMemoryError):
-            # Only out here, where no traceback holds the tensors of the failed unit any more, is there memory to free.
-            free_memory()
-            if not job.retried:  # what others had for a moment is often enough
-                job.retried, job.frames = True, None
-                log.warning("job %s ran out of memory; its unit of work is done again", job.name)
-                failure = self._attempt(job, preparing)
+            failure = self._attempt(job, preparing)
+            if isinstance(failure, NotEnoughMemoryError):
+                # Only out here, where no traceback holds the failed unit's tensors any more, is there memory to free.
                 free_memory()
-        if failure is not None:
-            self._finish(job, failure)
+                if not job.retried:  # what others had for a moment is often enough
+                    job.retried, job.frames = True, None
+                    log.warning("job %s ran out of memory; its unit of work is done again", job.name)
+                    failure = self._attempt(job, preparing)
+                    free_memory()
+            if failure is not None:
+                self._finish(job, failure)
         return True
 
     def _attempt(self, job: EngineJob, preparing: Future[PreparedRequest]) -> CosmoramaError | None:
@@ -284,7 +273,7 @@ class Engine:
             BrokenModelError: it failed in a way that everything after it would fail as well.
         """
         try:
-            outcome = self._work(job, preparing.result())
+            outcome = self._maker.work(job, preparing.result())
         except BrokenModelError as broken:
             if broken.error is not None:
                 self._finish(job, broken.error)
@@ -310,124 +299,6 @@ class Engine:
         log.error("job %s failed", job.name, exc_info=error)
         return _failure(error)
 
-    def _work(self, job: EngineJob, prepared: PreparedRequest) -> Outcome | None:
-        if job.rollout is None:
-            job.reader = Reader(self._embeddings)
-            job.rollout = Rollout(self._world, prepared, job.reader)
-            self._report(job, job.rollout.progress)
-        if job.rollout.clean == job.shown:
-            before = job.rollout.progress
-            with timed(job, before.stage) as spent:
-                progress = job.rollout.advance()
-            # What held steps take says nothing about evaluated ones.
-            if progress.share is not None and not job.request.reuse:
-                done = progress.share - (before.share or 0.0)
-                self._estimator.denoised(job.request, job.request.steps * done, spent())
-            self._report(job, progress)
-            self._preview(job, job.rollout, progress)
-            return None
-        return self._decode(job, job.rollout)
-
-    def _preview(self, job: EngineJob, rollout: Rollout, progress: Progress) -> None:
-        if not job.watched or job.on_preview is None or rollout.done or progress.step % -(-progress.total // PREVIEWS):
-            return
-        with timed(job, "preview"):
-            try:
-                frame = rollout.preview()
-                picture = None if frame is None else jpeg(self._guardrails.passed(frame[None])[0])
-            except FramesRefusedError:
-                return
-            except Exception as error:
-                if breaks_the_process(error):
-                    raise
-                log.exception("no preview of job %s", job.name)
-                return
-        if picture is not None:
-            job.on_preview(picture)
-
-    def _decode(self, job: EngineJob, rollout: Rollout) -> Outcome | None:
-        request, result = rollout.prepared.request, rollout.prepared.request.result
-        if job.frames is None:
-            job.frames = rollout.decode(job.shown)
-            if request.target is not None:
-                job.frames = resampled(job.frames, request.fps, request.target, rollout.frames_before(job.shown))
-            job.frames = _without(job.frames, job.written - job.written_before)
-        if job.writer is None:
-            job.writer = job.resources.enter_context(
-                VideoWriter(
-                    job.output,
-                    width=result.width,
-                    height=result.height,
-                    fps=result.fps,
-                    output=request.output,
-                    metadata=rollout.parameters(),
-                )
-            )
-        begun = time.perf_counter()
-        with timed(job, "decode"):
-            chunk = next(job.frames, None)
-        # Until here the frames before these were being written; where that failed, who knows what of them is there.
-        job.retried = True
-        _join(job)
-        if chunk is not None:
-            if self._guardrails.frames is not None:
-                with timed(job, "guardrail"):
-                    chunk = self._guarded(job, chunk)
-            job.writing = self._writing.submit(_write, job, job.writer, chunk)
-            job.written += len(chunk)
-            self._estimator.decoded(job.request, len(chunk), time.perf_counter() - begun)
-            # While chunks are still to be sampled, denoising is what there is to wait for.
-            self._report(job, Progress("decode", job.written, result.frames) if rollout.done else rollout.progress)
-            return None
-        job.shown, job.frames, job.written_before = rollout.clean, None, job.written
-        if not rollout.done:
-            return None
-        with timed(job, "write"):
-            job.writer.attach(rollout.actions)
-            job.resources.close()
-        assert request.seed is not None
-        return Outcome(
-            path=job.output,
-            seed=request.seed,
-            prompt=rollout.prepared.prompt,
-            width=result.width,
-            height=result.height,
-            frames=job.written,
-            fps=result.fps,
-            timings=dict(job.timings),
-            action=rollout.actions,
-            counts={"steps": rollout.index, "evaluations": rollout.evaluations}
-            | (job.reader.counts if job.reader else {})
-            | self._decisions(job),
-            warnings=self._warnings(job, rollout.prepared),
-            checks=self._checks(job),
-        )
-
-    def _warnings(self, job: EngineJob, prepared: PreparedRequest) -> tuple[str, ...]:
-        said = (*prepared.request.warnings, *prepared.warnings)
-        if job.reader is None:
-            return said
-        return (*said, *job.reader.warnings, *filter(None, [job.reader.notes.get(prepared.prompt)]))
-
-    def _checks(self, job: EngineJob) -> tuple[Decision, ...]:
-        frames = self._guardrails.frames_check
-        shown = () if frames is None else (Decision(frames, "frames", "altered" if job.altered else "passed"),)
-        return (*job.checks, *shown)
-
-    def _guarded(self, job: EngineJob, frames: Frames) -> Frames:
-        shown = self._guardrails.passed(frames)
-        job.altered = job.altered or not np.array_equal(shown, frames)
-        return shown
-
-    def _decisions(self, job: EngineJob) -> dict[str, int]:
-        """What the guardrails of this engine let pass of a job."""
-        decisions = {}
-        if self._guardrails.prompts:
-            decisions["prompts_passed"] = 1
-        if self._guardrails.frames is not None:
-            decisions["clips_altered" if job.altered else "clips_passed"] = 1
-        return decisions
-
     def _finish(self, job: EngineJob, result: Outcome | CosmoramaError) -> None:
         job.cancelled = True  # for what still prepares it
         self._preparing.drop(job.name)
@@ -436,7 +307,7 @@ class Engine:
         if job in self._active:
             self._active.remove(job)
         with suppress(Exception):  # the file is given up, or every frame was joined
-            _join(job)
+            job.join()
         if isinstance(result, CosmoramaError):
             # Leaving the writer's context with the error makes it remove the half-written file. What goes wrong then
             # (a full disk, a folder that is gone) concerns nobody else's clip.
@@ -457,29 +328,3 @@ def _failure(error: Exception) -> CosmoramaError:
     if isinstance(error, OSError) or reason:
         return WorkerError(f"the clip could not be written: {reason or type(error).__name__}")
     return WorkerError(f"the generation failed inside the model: {type(error).__name__}: {error}")
-
-
-def _failed(preparing: Future[PreparedRequest]) -> bool:
-    return preparing.done() and preparing.exception() is not None
-
-
-def _write(job: EngineJob, writer: VideoWriter, frames: Frames) -> None:
-    """Write frames, in a thread beside the one that decodes the next."""
-    with about(job.name), timed(job, "write"):
-        writer.write(frames)
-
-
-def _join(job: EngineJob) -> None:
-    """Wait until the frames handed over last are written, or raise what kept them from being."""
-    if job.writing is not None:
-        writing, job.writing = job.writing, None
-        writing.result()
-
-
-def _without(chunks: Iterator[Frames], written: int) -> Iterator[Frames]:
-    """Frames after the first `written`, which an attempt before this one has written."""
-    for chunk in chunks:
-        left = chunk[written:]
-        written -= len(chunk) - len(left)
-        if len(left):
-            yield left

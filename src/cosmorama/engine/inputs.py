@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from pydantic import HttpUrl, SecretStr
+from pydantic import SecretStr
 
 from cosmorama.engine.prepare import Preparer
 from cosmorama.media.fetch import FetchPolicy
 from cosmorama.settings import Settings
 from cosmorama.text.captioning import Captioner, ChatCaptioner, PixelCaptioner
 from cosmorama.text.chat import ChatEndpoint
-from cosmorama.text.local import LocalChat
 from cosmorama.text.upsampling import ChatUpsampler, Upsampler, unchanged
 
 STRUCTURED_S, STRUCTURED_TOKENS = 120.0, 8192
 """Limits of a caption in JSON, as upstream has them."""
-LOCAL_S = 300.0
-"""How long a checkpoint on this machine may write, where nothing else is set: it may have to load first."""
-
-
-def with_local_chats(settings: Settings) -> tuple[Settings, tuple[LocalChat, ...]]:
-    """Settings in which checkpoints that write texts have become endpoints, and the processes that these are.
-
-    Raises:
-        ModelNotFoundError: one cannot be started.
-    """
-    chats: dict[Path, LocalChat] = {}
-    for name in ("prompt_upsampling", "captioning"):
-        folder: Path | None = getattr(settings, f"{name}_checkpoint")
-        if folder is None:
-            continue
-        if folder not in chats:
-            chats[folder] = LocalChat(folder, settings.device)
-        chosen: dict[str, Any] = {
-            f"{name}_checkpoint": None,
-            f"{name}_endpoint_url": HttpUrl(chats[folder].url),
-            f"{name}_model": folder.name,
-            f"{name}_api_key": SecretStr(chats[folder].token),
-        }
-        if f"{name}_timeout_s" not in settings.model_fields_set:
-            chosen[f"{name}_timeout_s"] = LOCAL_S
-        settings = settings.model_copy(update=chosen)
-    return settings, tuple(chats.values())
 
 
 def preparer_of(settings: Settings) -> Preparer:

@@ -56,6 +56,12 @@ class EngineJob:
     timings: dict[str, float] = field(default_factory=dict)
     resources: ExitStack = field(default_factory=ExitStack)
 
+    def join(self) -> None:
+        """Wait until the frames handed over last are written, or raise what kept them from being."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
 
 @contextmanager
 def timed(job: EngineJob, stage: Stage | str) -> Iterator[Callable[[], float]]:

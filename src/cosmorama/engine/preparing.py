@@ -38,13 +38,7 @@ class Preparing:
         self._running: dict[str, _Preparation] = {}
 
     def begin(self, name: str, owner: str, prepare: Callable[[], PreparedRequest]) -> Future[PreparedRequest]:
-        """Prepare as soon as there is room; the future has the result or the error.
-
-        Args:
-            name: For `drop`; unique among those under way.
-            owner: Whose it is; "" is an owner like others.
-            prepare: Does it, blocking.
-        """
+        """Prepare as soon as there is room; the future has the result or the error. "" is an owner like others."""
         preparation = _Preparation(name, owner, prepare)
         with self._lock:
             self._waiting.append(preparation)

@@ -102,6 +102,11 @@ class Rollout:
         return Progress("denoise", self.index, self._steps(self._sampling), self._share(self._sampling))
 
     @property
+    def chunks(self) -> list[Tensor]:
+        """The clean latents of all chunks that are sampled to the end, in order."""
+        return [*self._before, self._latents][: self.clean]
+
+    @property
     def latents(self) -> Tensor:
         """The latents of the newest chunk as they are now, in the family's own shape."""
         if self._sampling is None:
@@ -130,7 +135,7 @@ class Rollout:
         left = self.prepared.request.frames - self.frames_before(start)
         if self._world.capabilities.action_only:
             left = min(left, 1)
-        for chunk, latents in list(enumerate([*self._before, self._latents][: self.clean]))[start:]:
+        for chunk, latents in list(enumerate(self.chunks))[start:]:
             assert self._sampling is not None
             self._frames[chunk] = left
             for frames in self._sampling.decode(latents, chunk):
@@ -178,6 +183,8 @@ class Rollout:
             self._history, self._memory, self._denoised = History(), Memory(), None
         stepped = sampling.step(self._latents, self._step)
         self._latents = self._denoise(sampling) if stepped is None else stepped
+        if sampling.draws:
+            self._denoised = stepped
         self._step += 1
         self.index += 1
         self._check_finite(sampling)

@@ -51,7 +51,7 @@ def prepares_slowly(request: ResolvedRequest, *, expanded_elsewhere: bool) -> bo
 
 
 def order(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates, the one that should be advanced now first; ties go to the oldest, then to the given order."""
+    """The candidates, the one that should be advanced now first; of equals the oldest, the shortest, or as given."""
     return sorted(candidates, key=rank)
 
 
@@ -67,10 +67,10 @@ def admit(held: Sequence[Candidate], waiting: Sequence[Candidate], slots: int) -
     return best if len(held) < slots or order([*held, best])[0] is best else None
 
 
-def rank(candidate: Candidate) -> tuple[int, float, float]:
+def rank(candidate: Candidate) -> tuple[int, float, float, float]:
     """What `order` sorts by: the least goes first."""
     promoted = PRIORITIES.index(candidate.priority) - int(max(candidate.age_s, 0) // PROMOTION_S)
     remaining_s = max(candidate.remaining_s, _LEAST_WORK_S)
     # At age zero every ratio is zero; the millisecond lets the shortest go first then too.
     ratio = (max(candidate.age_s, 0) + 1e-3) / remaining_s
-    return max(promoted, 0), -ratio, -candidate.age_s
+    return max(promoted, 0), -ratio, -candidate.age_s, remaining_s  # the last where two ratios are one number

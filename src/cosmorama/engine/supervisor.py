@@ -203,11 +203,9 @@ class Supervisor(Worker):
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the worker, if there is one now."""
         return self._worker.pid if self._worker else None
 
     async def start(self) -> None:
-        """Start the worker; returns before the model is loaded."""
         self._stopping = False
         self._keeper = asyncio.create_task(self._keep_alive())
 
@@ -236,7 +234,6 @@ class Supervisor(Worker):
             raise
 
     async def check(self, text: str, called: str) -> None:
-        """Let a text that no generation has pass the guardrails, called as in `Decision.on`."""
         if not self.ready or self._worker is None:
             raise NotReadyError(self.reason)
         name = uuid.uuid4().hex
@@ -248,7 +245,6 @@ class Supervisor(Worker):
             self._checks.pop(name, None)
 
     def watch(self, name: str, watched: bool) -> None:
-        """Begin or end making previews of a generation."""
         if self._worker is not None and name in self._generations:
             self._worker.send(Watch(name, watched))
 

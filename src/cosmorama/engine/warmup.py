@@ -10,7 +10,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from cosmorama.engine.alone import make_alone
 from cosmorama.engine.engine import Engine
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import Capabilities, GenerationRequest
@@ -29,7 +28,7 @@ def warm_up(engine: Engine) -> None:
     started = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            make_alone(engine, request, Path(folder) / "clip")
+            engine.make(request, Path(folder) / "clip")
     except CosmoramaError as error:
         log.warning("the warm-up failed: %s", error)
     else:

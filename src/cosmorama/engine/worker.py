@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +21,12 @@ from cosmorama.errors import CosmoramaError, GuardrailUnavailableError
 from cosmorama.progress import Progress
 from cosmorama.request import Capabilities, GenerationRequest
 from cosmorama.settings import Settings
+from cosmorama.world.load.runtime import torch_environment
 
 if TYPE_CHECKING:
     from cosmorama.engine.engine import Engine
 
 log = logging.getLogger(__name__)
-
-_PINNED_EXACTLY_FROM_MB = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,7 @@ def main(connection: Connection, settings: Settings) -> None:
     # The model takes every core it gets; the process that answers clients goes first.
     os.nice(5)
     logs.configure(settings, "worker")
-    os.environ.update(allocator_policy(os.environ))
+    os.environ.update(torch_environment(os.environ))
     try:
         from cosmorama.engine.build import build_engine
         from cosmorama.world.families import makers
@@ -196,22 +193,6 @@ def serve_once(engine: Engine, connection: Connection) -> bool:
     if not advanced and engine.pending:
         engine.wait(connection)
     return True
-
-
-def allocator_policy(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables for torch's allocators, to be set before it is imported; none where the operator set some.
-
-    Blocks of gigabytes in changing sizes (denoiser, decoder, other clips) fragment an allocator whose segments cannot
-    grow. Pinned memory, where offloaded weights wait, would be rounded up to powers of two: up to 1.9 times as much.
-    """
-    if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & {*environment}:
-        return {}
-    policy = "expandable_segments:True"
-    with suppress(PackageNotFoundError, ValueError):
-        major, minor = (int(number) for number in version("torch").split(".")[:2])
-        if (major, minor) >= (2, 13):  # others may not know it, and refuse to start
-            policy += f",pinned_max_round_threshold_mb:{_PINNED_EXACTLY_FROM_MB}"
-    return {"PYTORCH_CUDA_ALLOC_CONF": policy}
 
 
 def _refusal(engine: Engine, text: str, called: str) -> CosmoramaError | None:

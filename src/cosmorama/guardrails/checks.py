@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from cosmorama.errors import FramesRefusedError, PromptRefusedError
 
-Frames = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Frames = npt.NDArray[np.uint8]
+else:  # a server that only answers looks at words alone
+    Frames = Any
 PromptCheck = Callable[[str], str | None]
 """Takes a text; why it must not pass, to go after "the prompt", or None."""
 FramesCheck = Callable[[Frames], Frames | None]

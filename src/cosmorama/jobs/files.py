@@ -39,7 +39,6 @@ from cosmorama.request import MediaSource, ResolvedRequest
 
 PROBE_BYTES = 1 << 16
 """What must find room for the store to count as one that can be written."""
-
 _RECORD = "record.json"
 
 

@@ -96,36 +96,6 @@ previews = Table(
     Column("jpeg", LargeBinary, nullable=False),
 )
 
-_TRIGGERS = """
-CREATE OR REPLACE FUNCTION cosmorama_news() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF TG_TABLE_NAME = 'cosmorama_watchers' THEN
-        PERFORM pg_notify('cosmorama_' || md5(holder), 'watched ' || id)
-            FROM cosmorama_jobs WHERE id = NEW.job_id AND holder IS NOT NULL;
-    ELSIF TG_TABLE_NAME = 'cosmorama_previews' THEN
-        PERFORM pg_notify('cosmorama_' || md5(server), 'preview ' || job_id)
-            FROM cosmorama_watchers WHERE job_id = NEW.job_id;
-    ELSIF TG_OP = 'INSERT' OR NEW.state <> OLD.state THEN
-        PERFORM pg_notify('cosmorama', CASE NEW.state WHEN 'queued' THEN 'queued ' ELSE 'moved ' END || NEW.id);
-    ELSE
-        IF NEW.cancel_error IS NOT NULL AND OLD.cancel_error IS NULL AND NEW.holder IS NOT NULL THEN
-            PERFORM pg_notify('cosmorama_' || md5(NEW.holder), 'cancel ' || NEW.id);
-        END IF;
-        IF (NEW.stage, NEW.step) IS DISTINCT FROM (OLD.stage, OLD.step) THEN
-            PERFORM pg_notify('cosmorama_' || md5(server), 'moved ' || job_id)
-                FROM cosmorama_watchers WHERE job_id = NEW.id;
-        END IF;
-    END IF;
-    RETURN NULL;
-END $$;
-CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE OF state, stage, step, cancel_error
-    ON cosmorama_jobs FOR EACH ROW EXECUTE FUNCTION cosmorama_news();
-CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE
-    ON cosmorama_watchers FOR EACH ROW EXECUTE FUNCTION cosmorama_news();
-CREATE OR REPLACE TRIGGER cosmorama_tell AFTER INSERT OR UPDATE
-    ON cosmorama_previews FOR EACH ROW EXECUTE FUNCTION cosmorama_news();
-"""
-
 _CAPABILITIES: TypeAdapter[Capabilities] = TypeAdapter(Capabilities)
 
 
@@ -149,23 +119,14 @@ class Member:
 
 
 class Register:
-    """The tables of servers and of what they tell each other."""
+    """The tables of servers and of what they tell each other.
+
+    All methods raise `StoreUnavailableError` while the database is away.
+    """
 
     def __init__(self, store: Store) -> None:
         self.database = store.database
         self._lease_s = store.lease_s
-
-    @in_thread
-    def create(self) -> None:
-        """Make the tables and triggers if they are not there.
-
-        Raises:
-            StoreUnavailableError: here and below, the database is away.
-        """
-        with self.database.write(admission=True) as connection:  # one server at a time
-            metadata.create_all(connection, tables=[servers, known_models, watchers, previews])
-            if not self.database.is_sqlite:
-                connection.exec_driver_sql(_TRIGGERS)
 
     @in_thread
     def announce(
@@ -215,14 +176,7 @@ class Register:
         with self.database.read() as connection:
             rows = connection.execute(select(servers, living).order_by(servers.c.started_at, servers.c.id)).all()
         return [
-            Member(
-                row.id,
-                row.role,
-                _models(row.models),
-                bool(row.ready and row.alive),
-                row.places,
-                bool(row.alive),
-            )
+            Member(row.id, row.role, _models(row.models), bool(row.ready and row.alive), row.places, bool(row.alive))
             for row in rows
         ]
 
@@ -391,12 +345,11 @@ class Fleet:
         asyncio.get_running_loop().create_task(_tried(self.register.watch(job_id, self._server)))
 
     async def start(self) -> None:
-        """Make the tables, and take in what is known of this server's models from before they are loaded.
+        """Take in what is known of this server's models from before they are loaded.
 
         Raises:
             StoreUnavailableError: the database is away.
         """
-        await self.register.create()
         self._remembered = await self.register.remembered()
         self._supervisor.remember(self._remembered)
 

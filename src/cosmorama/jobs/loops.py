@@ -166,13 +166,16 @@ class Dispatcher:
                 runner.interrupt(claim.job_id, "cancel", error)
             elif claim not in held and claim.job_id not in runner.running:
                 # Its answer was lost with the connection to the database: nobody runs it.
-                await runner.recover(claim, cancelled=error, blame=False)
+                await runner.recover(claim, blame=False)
                 self.wake()
 
     async def _expire(self) -> None:
         """End what is late or wanted by nobody, and take over what dead servers ran."""
         gone = JobError.of(CancelledError("the client that waited for it, or the server that it waited at, is gone"))
         late = JobError.of(DeadlineExceededError("the job was not finished by its deadline"))
+        # First what is taken over: between two looks the other way round, a server that ran its own client's job would
+        # be found dead as the one only, and the job be begun anew for nobody.
+        taken = await self._store.take_over_expired(self._server)
         ended = await self._store.end_unwanted(self._server, gone, late, CANCELLED)
         # What a newer server wrote is left to it; without one, nobody would ever come for it.
         if self._queue.unreadable and await self.alone():
@@ -183,10 +186,9 @@ class Dispatcher:
         for job in ended:
             self._runner.ended(job)
             self._channels.touch(job.id)
-        taken = await self._store.take_over_expired(self._server)
-        for claim, to_cancel in taken:
+        for claim in taken:
             log.warning("job %s: its server gives no sign of life; taken over", claim.job_id)
-            await self._runner.recover(claim, cancelled=to_cancel, blame=True)
+            await self._runner.recover(claim, blame=True)
         if ended or taken:
             self.wake()
 

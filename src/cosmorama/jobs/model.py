@@ -31,13 +31,8 @@ def _plain(value: object) -> object:
 class JobOptions(TypedDict, total=False):
     """What a job can be told beside its request: fields of the body of `POST /v1/jobs`, arguments of `submit`.
 
-    Attributes:
-        priority: Class of service.
-        deadline_s: Seconds from acceptance after which it fails if it is not finished.
-        metadata: Own labels: at most 16, names up to 64 and values up to 512 characters.
-        webhook_url: Told when the job is over.
-        idempotency_key: The same key gives the same job again. A header over HTTP; the client draws one for every call
-            where it is left out.
+    The same `idempotency_key` gives the same job again. It is a header over HTTP, and the client draws one for every
+    call where it is left out.
     """
 
     priority: Annotated[Priority, Field(description="Class of service.")]
@@ -359,6 +354,9 @@ class Job:
         ).model_dump()
 
 
+_KNOBS = [field.name for field in fields(GenerationRequest) if field.name not in INWARD]
+
+
 def _knobs(job: Job) -> dict[str, Any]:
     """The whole request in the server's own wire format, so that it can be sent again as it is.
 
@@ -371,7 +369,7 @@ def _knobs(job: Job) -> dict[str, Any]:
             return f"/v1/jobs/{job.id}/inputs/{where}"
         return None if source is None else str(source)
 
-    known = {field.name: getattr(asked, field.name) for field in fields(GenerationRequest) if field.name not in INWARD}
+    known = {name: getattr(asked, name) for name in _KNOBS}
     # What follows a clip is as long as the clip, which is not known before it was read.
     length = job.result.outcome if job.result is not None and asked.mode == "transfer" else asked.result
     return known | {
@@ -382,11 +380,8 @@ def _knobs(job: Job) -> dict[str, Any]:
         "image": reference("image", asked.image),
         "video": reference("video", asked.video),
         "guidance_interval": list(asked.guidance_interval),
-        "output": asdict(asked.output),
         "controls": [
             asdict(replace(control, source=None)) | {"source": reference(f"controls.{index}.source", control.source)}
             for index, control in enumerate(asked.controls)
         ],
-        "action": None if asked.action is None else asdict(asked.action),
-        "adapters": [asdict(adapter) for adapter in asked.adapters],
     }

@@ -16,8 +16,8 @@ from cosmorama.jobs.model import Job
 from cosmorama.jobs.store import Store, Unfinished
 from cosmorama.progress import Progress
 
-SORTED_FOR_S = 0.25
-"""For how long an order counts, with those that arrive in their places: sorting a thousand takes milliseconds."""
+SORTED_FOR_S, SORTED_FOR = 0.25, 25
+"""For how long an order counts, with those that arrive in their places: in seconds, and in times what it took."""
 MAX_AGE_S = 1.5
 """How old the view may be for those who ask where a job stands. The claim loop refreshes it every second anyway."""
 
@@ -117,10 +117,11 @@ class QueueView(Observer):
 
     def ordered(self) -> list[Candidate]:
         """The unfinished as the scheduler sees them, the one that should be advanced now first."""
-        if time.monotonic() >= self._sorted_until:
+        if (begun_at := time.monotonic()) >= self._sorted_until:
             self._sorted_at = self._store.database.time()
             self._sorted = order(self.candidate(job, at=self._sorted_at) for job in self.jobs.values())
-            self._sorted_until = time.monotonic() + SORTED_FOR_S
+            took_s = time.monotonic() - begun_at
+            self._sorted_until = begun_at + max(SORTED_FOR_S, SORTED_FOR * took_s)
         return self._sorted
 
     def suspect(self, job_id: str) -> bool:
@@ -138,14 +139,15 @@ class QueueView(Observer):
     def standings(self, wanted: Collection[str]) -> dict[str, Standing]:
         """Where unfinished jobs stand, as if one worker did all of them in the scheduler's order."""
         found: dict[str, Standing] = {}
-        eta_s, position = 0.0, 0
+        eta_s, position, known = 0.0, 0, True
         for candidate in self.ordered():
             eta_s += candidate.remaining_s
-            queued = self.jobs[candidate.name].state == "queued"
-            position += queued
+            job = self.jobs[candidate.name]
+            # The worker measures while it works, long before the first clip is finished.
+            known = known and (self.estimator.measured or job.progress.remaining_s is not None)
+            position += job.state == "queued"
             if candidate.name in wanted:
-                eta = eta_s if self.estimator.measured else None
-                found[candidate.name] = Standing(position if queued else None, eta)
+                found[candidate.name] = Standing(position if job.state == "queued" else None, eta_s if known else None)
         return found
 
     async def placed(self, jobs: tuple[Job, ...], running: Mapping[str, Progress]) -> tuple[Job, ...]:

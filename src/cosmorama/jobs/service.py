@@ -33,7 +33,7 @@ from cosmorama.jobs.queue import QueueView
 from cosmorama.jobs.store import Limits, Store, fingerprint, timed_id
 from cosmorama.jobs.webhooks import Webhooks, check_url
 from cosmorama.jobs.worker import STOP_S, Runner
-from cosmorama.media.write import suffix
+from cosmorama.media.source import suffix
 from cosmorama.request import GenerationRequest, Usual
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
@@ -88,25 +88,10 @@ class Jobs:
         self._queue = QueueView(self._store)
         self._observer = Observers(self._queue, observer or Observer())
         server = self._temp.server
-        self._runner = Runner(
-            self._store,
-            self._artifacts,
-            self._temp,
-            supervisor,
-            self._channels,
-            on_change=self._changed,
-            observer=self._observer,
-        )
+        kept, channels, observer = (self._store, self._artifacts), self._channels, self._observer
+        self._runner = Runner(*kept, self._temp, supervisor, channels, on_change=self._changed, observer=observer)
         self._dispatcher = Dispatcher(
-            settings,
-            self._store,
-            self._artifacts,
-            supervisor,
-            self._channels,
-            self._queue,
-            self._runner,
-            self._observer,
-            server,
+            settings, *kept, supervisor, channels, self._queue, self._runner, observer, server
         )
         self._fleet = Fleet(
             self._store,
@@ -354,17 +339,17 @@ class Jobs:
         """
         return await asyncio.to_thread(restore_media, job.request, self._artifacts.read)
 
-    async def read_input(self, job_id: str, where: str, *, owner: str | None = None) -> bytes:
-        """A picture or clip that came inline with a job, by where it stands in the request, such as `image`.
+    async def checkout_input(self, job_id: str, where: str, *, owner: str | None = None) -> Path:
+        """As `checkout`, a picture or clip that came inline with a job, by where it stands there, such as `image`.
 
         Raises:
             JobNotFoundError: as `get`, or nothing came inline there.
-            StoreUnavailableError: the artifact store is away.
+            ContentGoneError, StoreUnavailableError: as `checkout`.
         """
         source = media_of((await self.get(job_id, owner=owner)).request).get(where)
         if not isinstance(source, Path):
             raise JobNotFoundError(f"job {job_id} has no input {where[:80]!r} of its own")
-        return await asyncio.to_thread(self._artifacts.read, str(source))
+        return await self._copied(str(source), "")
 
     async def cancel(self, job_id: str, *, owner: str | None = None, reason: str = "cancelled") -> Job:
         """Stop a job within one denoising step. A job that is over stays as it is; either way its state is returned.
@@ -516,11 +501,15 @@ class Jobs:
             JobConflictError, ContentGoneError: as `content`.
             StoreUnavailableError: the artifact store is away.
         """
-        target = self._temp.place(Path(self.content(job).name).suffix)
+        suffix = Path(self.content(job).name).suffix
         assert job.result is not None
         assert job.result.key is not None
+        return await self._copied(job.result.key, suffix)
+
+    async def _copied(self, key: str, suffix: str) -> Path:
+        target = self._temp.place(suffix)
         try:
-            await asyncio.to_thread(self._artifacts.checkout, job.result.key, target)
+            await asyncio.to_thread(self._artifacts.checkout, key, target)
         except BaseException:
             discard(target)
             raise

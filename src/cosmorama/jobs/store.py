@@ -6,9 +6,13 @@ accept -> queued -claim-> running -finish-> succeeded | failed | cancelled
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, cast, get_args
@@ -27,6 +31,7 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import PRIORITIES, Priority
@@ -170,6 +175,14 @@ class Delivery:
     owner: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A job that somebody waits to have accepted; `put` gives its id, or raises before it writes."""
+
+    put: Callable[[Connection, Counter[str]], str]
+    answer: Future[str] = field(default_factory=Future)
+
+
 class Store:
     """The jobs in a database.
 
@@ -183,6 +196,8 @@ class Store:
     def __init__(self, database: Database, lease_s: float) -> None:
         self.database = database
         self.lease_s = lease_s
+        self._asked: deque[_Asked] = deque()
+        self._admitting = threading.Lock()
 
     @in_thread
     def create(self) -> None:
@@ -191,8 +206,7 @@ class Store:
 
     # Coming in, and being looked at.
 
-    @in_thread
-    def accept(
+    async def accept(
         self,
         job: Job,
         limits: Limits,
@@ -203,6 +217,8 @@ class Store:
         input_bytes: int = 0,
     ) -> str:
         """Put a job on the disk; its id, or that of the job that was accepted before under the same idempotency key.
+
+        What is asked for while a disk is waited for shares the next transaction: many disks take milliseconds for each.
 
         Args:
             job: As `Jobs` made it.
@@ -216,28 +232,71 @@ class Store:
             QueueFullError: there is no room.
             JobConflictError: the idempotency key was used for another request.
         """
-        with self.database.write(admission=True) as connection:
-            earlier = _admit(connection, job, limits, fingerprint)
+        now = self.database.now()
+        values = {name: getattr(job, name) for name in _PLAIN} | {
+            "priority": PRIORITIES.index(job.priority),
+            "request": job.request,
+            "labels": dict(job.metadata),
+            "fingerprint": fingerprint,
+            "waiter": waiter,
+            "waiter_until": None if waiter is None else now + self.lease_s,
+            "deadline_at": None if deadline_s is None else now + deadline_s,
+            "input_bytes": input_bytes,
+        }
+
+        def put(connection: Connection, unfinished: Counter[str]) -> str:
+            earlier = _admit(connection, unfinished, job, limits, fingerprint)
             if earlier is None:
-                now = self.database.now()
-                values = {name: getattr(job, name) for name in _PLAIN} | {
-                    "priority": PRIORITIES.index(job.priority),
-                    "request": job.request,
-                    "labels": dict(job.metadata),
-                    "fingerprint": fingerprint,
-                    "waiter": waiter,
-                    "waiter_until": None if waiter is None else now + self.lease_s,
-                    "deadline_at": None if deadline_s is None else now + deadline_s,
-                    "input_bytes": input_bytes,
-                }
                 connection.execute(jobs.insert().values(values))
+                unfinished["queued"] += 1
             return earlier or job.id
+
+        asked = _Asked(put)
+        self._asked.append(asked)
+        turn = self.database.threads.submit(self._admit_asked)
+        turn.add_done_callback(lambda _: asked.answer.cancel())  # if it was answered, or is to be, this does nothing
+        return await asyncio.wrap_future(asked.answer)
+
+    def _admit_asked(self) -> None:
+        """Accept in one transaction all that is asked for by now."""
+        with self._admitting:
+            taken = [self._asked.popleft() for _ in range(len(self._asked))]
+            taken = [asked for asked in taken if asked.answer.set_running_or_notify_cancel()]
+            if not taken:
+                return  # the transaction before was theirs too
+            try:
+                answers = self._put(taken)
+            except Exception as error:  # noqa: BLE001  # it is raised where it is waited for
+                # Of several it is not known whose fault it is, and nobody fails of another's.
+                answers = [error] if len(taken) == 1 else [self._put_alone(asked) for asked in taken]
+            for asked, answer in zip(taken, answers, strict=True):
+                if isinstance(answer, Exception):
+                    asked.answer.set_exception(answer)
+                else:
+                    asked.answer.set_result(answer)
+
+    def _put(self, taken: Sequence[_Asked]) -> list[str | Exception]:
+        answers = list[str | Exception]()
+        with self.database.write(admission=True) as connection:
+            unfinished = _unfinished(connection)
+            for asked in taken:
+                try:
+                    answers.append(asked.put(connection, unfinished))
+                except (QueueFullError, JobConflictError) as error:  # which were seen before anything was written
+                    answers.append(error)
+        return answers
+
+    def _put_alone(self, asked: _Asked) -> str | Exception:
+        try:
+            return self._put([asked])[0]
+        except Exception as error:  # noqa: BLE001  # as above
+            return error
 
     @in_thread
     def would_accept(self, job: Job, limits: Limits, fingerprint: str) -> str | None:
         """What `accept` would answer or raise now; None: it would take the job."""
         with self.database.read() as connection:
-            return _admit(connection, job, limits, fingerprint)
+            return _admit(connection, _unfinished(connection), job, limits, fingerprint)
 
     @in_thread
     def get(self, job_id: str, owner: str | None = None) -> Job:
@@ -306,7 +365,7 @@ class Store:
                 *(table.id, table.state, table.priority, table.created_at, table.blamed, table.owner),
                 *(table.stage, table.step, table.total, table.remaining_s),
             )
-            .where(or_(table.state == "running", and_(table.state == "queued", table.cancel_error.is_(None))))
+            .where(or_(table.state == "running", _free(table, self.database.now())))
             .order_by(table.seq)
         )
         requests: dict[str, ResolvedRequest | None] = dict(known)
@@ -355,8 +414,8 @@ class Store:
         queued = jobs.alias()
         free = (
             select(queued.c.id)
-            .where(queued.c.id.in_(ids), queued.c.state == "queued", queued.c.cancel_error.is_(None))
-            .order_by(case({job_id: place for place, job_id in enumerate(ids)}, value=queued.c.id))
+            .where(queued.c.id.in_(ids), _free(queued.c, now))
+            .order_by(self.database.place(queued.c.id, ids))
             .limit(1)
             .with_for_update(skip_locked=True)  # SQLite, which has one writer at a time, does without
             .scalar_subquery()
@@ -399,11 +458,10 @@ class Store:
         mine = and_(jobs.c.state == "running", jobs.c.holder == server)
         with self.database.write() as connection:
             self.database.hear_time(connection)
-            connection.execute(update(jobs).where(mine).values(lease_until=until))
-            connection.execute(
-                update(jobs).where(jobs.c.state.in_(_OPEN), jobs.c.waiter == server).values(waiter_until=until)
-            )
-            rows = connection.execute(select(jobs.c.id, jobs.c.attempts, jobs.c.cancel_error).where(mine)).all()
+            waited = update(jobs).where(jobs.c.state.in_(_OPEN), jobs.c.waiter == server)
+            connection.execute(waited.values(waiter_until=until))
+            held = update(jobs).where(mine).values(lease_until=until)
+            rows = connection.execute(held.returning(jobs.c.id, jobs.c.attempts, jobs.c.cancel_error)).all()
         return {Claim(row.id, server, row.attempts): row.cancel_error for row in rows}
 
     @in_thread
@@ -414,9 +472,14 @@ class Store:
 
     @in_thread
     def release(
-        self, claim: Claim, weight: int = 0, most: int | None = None, finish: Finish | None = None
+        self,
+        claim: Claim,
+        weight: int = 0,
+        most: int | None = None,
+        finish: Finish | None = None,
+        progress: Progress | None = None,
     ) -> Job | None:
-        """Put a running job back into the queue.
+        """Put a running job back into the queue; one that was to be cancelled is cancelled.
 
         In one transaction, so that it can be said again when its answer was lost.
 
@@ -426,22 +489,24 @@ class Store:
                 death did not die of what killed it then: only this one counts.
             most: What the sum of weights may not reach.
             finish: How the job ends where it does.
+            progress: How far it was when its process died, where that is known better than by its last heartbeat.
 
         Returns:
             The job if it ended; None if it is in the queue, or is not ours any more.
         """
         with self.database.write() as connection:
-            row = connection.execute(
-                select(jobs.c.blamed, jobs.c.blamed_at, jobs.c.stage, jobs.c.step).where(claim.stands)
-            ).first()
+            names = ("blamed", "blamed_at", "stage", "step", "cancel_error")
+            row = connection.execute(select(*(jobs.c[name] for name in names)).where(claim.stands)).first()
             if row is None:
                 return None
+            mine = update(jobs).where(claim.stands)
+            if row.cancel_error is not None:
+                return next(self._ended(connection, mine, Finish("cancelled", row.cancel_error)), None)
             blamed, values = row.blamed, dict[str, Any]()
             if weight:
-                reached = _reached(row.stage, row.step)
+                reached = _reached(progress or row)
                 blamed = weight + (0 if reached > row.blamed_at else row.blamed)
                 values = {"blamed": blamed, "blamed_at": max(reached, row.blamed_at)}
-            mine = update(jobs).where(claim.stands)
             if most is not None and finish is not None and weight and blamed >= most:
                 return next(self._ended(connection, mine.values(values), finish), None)
             unheld = {"holder": None, "lease_until": None, "remaining_s": None}
@@ -461,21 +526,15 @@ class Store:
     # Ending what nobody would end otherwise.
 
     @in_thread
-    def take_over_expired(self, server: str) -> list[tuple[Claim, JobError | None]]:
-        """Take running jobs whose holder gives no sign of life; with each, the error if it was to be cancelled."""
+    def take_over_expired(self, server: str) -> list[Claim]:
+        """Take running jobs whose holder gives no sign of life."""
         # Not its own: that a server is late itself does not mean that it does not work.
-        expired = and_(jobs.c.state == "running", jobs.c.lease_until < self.database.now(), jobs.c.holder != server)
-        taken = []
+        now = self.database.now()
+        expired = and_(jobs.c.state == "running", jobs.c.lease_until < now, jobs.c.holder != server)
+        taken = update(jobs).where(expired).values(holder=server, lease_until=now + self.lease_s)
         with self.database.write() as connection:
-            lost = connection.execute(
-                select(jobs.c.id, jobs.c.holder, jobs.c.attempts, jobs.c.cancel_error).where(expired)
-            ).all()
-            for row in lost:
-                mine = update(jobs).where(Claim(row.id, row.holder, row.attempts).stands, expired)
-                until = self.database.now() + self.lease_s
-                if connection.execute(mine.values(holder=server, lease_until=until)).rowcount:
-                    taken.append((Claim(row.id, server, row.attempts), row.cancel_error))
-        return taken
+            rows = connection.execute(taken.returning(jobs.c.id, jobs.c.attempts)).all()
+        return [Claim(row.id, server, row.attempts) for row in rows]
 
     @in_thread
     def end_unwanted(self, server: str, gone: JobError, late: JobError, cancelled: JobError) -> list[Job]:
@@ -485,7 +544,7 @@ class Store:
             server: Who looks.
             gone: The error of jobs that nobody waits for any more.
             late: Of those that passed their deadline in the queue; who runs a job looks after its deadline himself.
-            cancelled: Of those that went back into the queue before their holder had seen that they were cancelled.
+            cancelled: Of those that an older release put back into the queue although they were to be cancelled.
         """
         now = self.database.now()
         # Not what is waited for at this one: that it is late itself does not mean that its clients are gone.
@@ -619,7 +678,13 @@ class Store:
             connection.execute(mine.values(webhook_due=self.database.now()))
 
 
-def _admit(connection: Connection, job: Job, limits: Limits, fingerprint: str) -> str | None:
+def _unfinished(connection: Connection) -> Counter[str]:
+    """How many jobs are in each state that is not the end."""
+    count = select(jobs.c.state, func.count()).where(jobs.c.state.in_(_OPEN)).group_by(jobs.c.state)
+    return Counter({row[0]: row[1] for row in connection.execute(count)})
+
+
+def _admit(connection: Connection, unfinished: Counter[str], job: Job, limits: Limits, fingerprint: str) -> str | None:
     """The id of the job that was accepted before under the same key; None: this one can be accepted.
 
     Raises:
@@ -632,19 +697,17 @@ def _admit(connection: Connection, job: Job, limits: Limits, fingerprint: str) -
             raise JobConflictError(f"the Idempotency-Key was used for another request, job {found.id}")
         if found is not None:
             return str(found.id)
-    count = select(jobs.c.state, func.count()).where(jobs.c.state.in_(_OPEN)).group_by(jobs.c.state)
-    counted: dict[str, int] = {row[0]: row[1] for row in connection.execute(count)}
-    waiting = counted.get("queued", 0)
-    if waiting >= limits.queue + max(limits.running - counted.get("running", 0), 0):
+    waiting = unfinished["queued"]
+    if waiting >= limits.queue + max(limits.running - unfinished["running"], 0):
         raise QueueFullError(
             f"{waiting} jobs wait already, as many as this server lets wait; this one would be number {waiting + 1}"
         )
     if limits.per_owner is not None:
         own = select(func.count()).where(jobs.c.owner == job.owner, jobs.c.state.in_(_OPEN))
-        unfinished = connection.execute(own).scalar_one()
-        if unfinished >= limits.per_owner:
+        theirs = connection.execute(own).scalar_one()
+        if theirs >= limits.per_owner:
             raise QueueFullError(
-                f"{unfinished} jobs of this key are unfinished, and no more than {limits.per_owner} may be"
+                f"{theirs} jobs of this key are unfinished, and no more than {limits.per_owner} may be"
             )
     return None
 
@@ -670,14 +733,20 @@ def _progress(row: RowMapping) -> Progress:
     return Progress(row["stage"], row["step"], row["total"], remaining_s=row["remaining_s"])
 
 
-def _reached(stage: str, step: int) -> int:
-    """How far a job is, as a number."""
+def _reached(at: Any) -> int:
+    """How far a job is, as a number, by the `stage` and the `step` that it is at."""
     stages = get_args(Stage)
-    return (stages.index(stage) if stage in stages else 0) * 100_000 + min(step, 99_999)
+    return (stages.index(at.stage) if at.stage in stages else 0) * 100_000 + min(int(at.step), 99_999)
 
 
 def _priority(number: int) -> Priority:
     return PRIORITIES[min(max(number, 0), len(PRIORITIES) - 1)]
+
+
+def _free(columns: ReadOnlyColumnCollection[str, Column[Any]], now: ColumnElement[float]) -> ColumnElement[bool]:
+    """The condition that a job may be begun: it is queued, and whoever is to wait for it is not known to be gone."""
+    awaited = or_(columns.waiter_until.is_(None), columns.waiter_until >= now)
+    return and_(columns.state == "queued", columns.cancel_error.is_(None), awaited)
 
 
 def _owned(owner: str | None) -> ColumnElement[bool]:

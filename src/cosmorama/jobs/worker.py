@@ -27,7 +27,7 @@ from cosmorama.jobs.files import Artifacts, Published, TempDir, discard, restore
 from cosmorama.jobs.model import Job, JobError
 from cosmorama.jobs.store import Claim, Finish, Store
 from cosmorama.logs import about
-from cosmorama.media.write import mime_type, suffix
+from cosmorama.media.source import mime_type, suffix
 from cosmorama.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -153,13 +153,11 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def recover(self, claim: Claim, *, cancelled: JobError | None, blame: bool) -> None:
+    async def recover(self, claim: Claim, *, blame: bool) -> None:
         """Decide about a claim that no task is at: the job is finished already, to be cancelled, or to begin anew."""
         published = await asyncio.to_thread(self._artifacts.published, claim.job_id, claim.attempt)
         if published is not None:
             ended = await self._store.finish(claim, _success(published))
-        elif cancelled is not None:
-            ended = await self._store.finish(claim, Finish("cancelled", cancelled))
         else:
             ended = await self._give_back(claim, "the server died", SERVER_DIED if blame else 0)
         if ended is not None:
@@ -237,10 +235,9 @@ class Runner:
         if running.reason == "lost":
             return None
         if running.reason == "stop":
-            await self._store.release(claim)
-            return None
-        if finish is None:
-            ended = await self._persist(lambda: self._give_back(claim, died, weight))
+            ended = await self._store.release(claim)
+        elif finish is None:
+            ended = await self._persist(lambda: self._give_back(claim, died, weight, running.job.progress))
         else:
             ended = await self._persist(lambda: self._store.finish(claim, finish))
             if ended is None and finish.state == "succeeded":  # it was somebody else's by then
@@ -317,11 +314,11 @@ class Runner:
         if running is not None and channel is not None:
             self._supervisor.watch(running.name, channel.previewing > 0)
 
-    async def _give_back(self, claim: Claim, reason: str, blame: int) -> Job | None:
+    async def _give_back(self, claim: Claim, reason: str, blame: int, progress: Progress | None = None) -> Job | None:
         """Put a job whose process died back into the queue, or end it if it is suspected too much; the job then."""
         message = f"{reason}; the job was begun {claim.attempt} times, came to no end, and is given up"
         finish = Finish("failed", JobError.of(WorkerError(message)))
-        return await self._store.release(claim, blame, MAX_BLAME, finish)
+        return await self._store.release(claim, blame, MAX_BLAME, finish, progress)
 
     async def _patiently(self, use: Callable[[], _T]) -> _T:
         """Use the artifact store, which may be away for a moment."""

@@ -36,7 +36,9 @@ _VIDEO_DECODING, _VIDEO_ENCODING = 2.4, 2.3
 as sRGB it would have to be encoded with about 2.2; but clips of BT.709 are taken as they are, which is 2.4 again. Half
 way between, grays differ from either by at most 4 of 255 levels."""
 
-_CHROMATICITIES: dict[int, tuple[tuple[float, float], ...]] = {
+Chromaticities = tuple[tuple[float, float], ...]
+"""x and y of red, green, blue and white."""
+_CHROMATICITIES: dict[int, Chromaticities] = {
     1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), (0.3127, 0.3290)),
     BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), (0.3127, 0.3290)),
     DCI_P3: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
@@ -73,11 +75,33 @@ def to_srgb(pixels: NDArray[np.uint16], primaries: int, transfer: int) -> NDArra
     return made
 
 
-def from_power(pixels: NDArray[np.uint8], exponent: float) -> NDArray[np.uint8]:
-    """Pixels uint8 whose light is their value to the power `exponent`, to sRGB."""
-    light: Float = ((np.arange(256) / 255) ** exponent).astype(np.float32)
-    made: NDArray[np.uint8] = np.rint(255 * _srgb_encoded(light)).astype(np.uint8)[pixels]
+def from_power(
+    pixels: NDArray[np.uint8], exponent: float | None, chromaticities: Chromaticities | None = None
+) -> NDArray[np.uint8]:
+    """Pixels uint8 RGB `[H, W, 3]` to sRGB, as PNG's gAMA and cHRM describe them.
+
+    Args:
+        pixels: What is stored.
+        exponent: Their light is their value to this power; None: as sRGB has it.
+        chromaticities: What they mix; None: as sRGB.
+    """
+    codes = np.linspace(0, 1, 256)
+    light: Float = _decoding(_SRGB_TRANSFER, False)[::257] if exponent is None else (codes**exponent).astype(np.float32)
+    made = np.empty_like(pixels)
+    for top in range(0, len(pixels), _ROWS):
+        some = light[pixels[top : top + _ROWS]]
+        if chromaticities is not None:
+            some = (some @ _to_bt709(chromaticities).T).clip(0, 1)
+        made[top : top + _ROWS] = np.rint(255 * _srgb_encoded(some))
     return made
+
+
+def are_others(chromaticities: Chromaticities) -> bool:
+    """Whether these mix other colors than sRGB's do, and such as can be: what cannot be is taken for sRGB."""
+    (rx, ry), (gx, gy), (bx, by), _ = chromaticities
+    spans = abs((gx - rx) * (by - ry) - (bx - rx) * (gy - ry)) > 0.01
+    possible = spans and all(0 <= x <= 1 and 0 < y <= 1 for x, y in chromaticities)
+    return possible and bool(np.abs(np.subtract(chromaticities, _CHROMATICITIES[1])).max() > 0.005)
 
 
 def _primaries(code: int) -> int:
@@ -93,7 +117,7 @@ def _to_srgb(pixels: NDArray[np.uint16], primaries: int, transfer: int) -> NDArr
         luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
         light *= (_HLG_PEAK / _REFERENCE_WHITE) * np.maximum(luminance, 1e-9)[..., None] ** np.float32(0.2)
     if primaries != 1:
-        light = light @ _to_bt709(primaries).T
+        light = light @ _to_bt709(_CHROMATICITIES[primaries]).T
     np.maximum(light, 0, out=light)
     if transfer in (PQ, HLG):
         brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-9)
@@ -141,15 +165,15 @@ def _srgb_encoded(light: Float) -> Float:
 
 
 @cache
-def _to_bt709(primaries: int) -> Float:
+def _to_bt709(chromaticities: Chromaticities) -> Float:
     """The matrix from linear RGB of some primaries to that of BT.709, white to white."""
-    matrix = np.linalg.inv(_to_xyz(1)) @ _to_xyz(primaries)
+    matrix = np.linalg.inv(_to_xyz(_CHROMATICITIES[1])) @ _to_xyz(chromaticities)
     made: Float = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
     return made
 
 
-def _to_xyz(primaries: int) -> NDArray[np.float64]:
-    (*colors, white) = _CHROMATICITIES[primaries]
+def _to_xyz(chromaticities: Chromaticities) -> NDArray[np.float64]:
+    (*colors, white) = chromaticities
     x, y = np.array(colors).T
     columns = np.stack([x / y, np.ones(3), (1 - x - y) / y])
     # Each color as bright as it takes for all together to be white.

@@ -31,6 +31,7 @@ _LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,254}}$){_LABEL}(\.{_LABEL})*\.?")
 """A host as the DNS can have it, in the form in which it goes over the wire."""
 _BLANK = "\ufeff \t\r\n\f\v"
+_ENDS = 1 << 16
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SPECIAL_V4 = tuple(
     ipaddress.IPv4Network(network)
@@ -242,7 +243,7 @@ def load_bytes(source: MediaSource, field: str, policy: FetchPolicy) -> bytes:
     elif (address := url_in(source)) is not None:
         data = _fetch(address, field, policy)
     else:
-        data = _load_text(source.strip(_BLANK), field, policy)
+        data = _load_text(_stripped(source), field, policy)
     if not data:
         raise MediaError(field, "is empty; send the contents of a picture or a clip")
     if len(data) > policy.max_bytes:
@@ -252,8 +253,15 @@ def load_bytes(source: MediaSource, field: str, policy: FetchPolicy) -> bytes:
 
 def url_in(source: MediaSource) -> str | None:
     """What would be fetched for a source; None if it is no http(s) URL."""
-    text = source.strip(_BLANK) if isinstance(source, str) else ""
-    return text if text[:6].partition(":")[0].lower() in ("http", "https") else None
+    head = source[:_ENDS].lstrip(_BLANK) if isinstance(source, str) else ""
+    return _stripped(str(source)) if head[:6].partition(":")[0].lower() in ("http", "https") else None
+
+
+def _stripped(text: str) -> str:
+    """A text without the blanks at its ends. No more than `_ENDS` are looked at: while they are, nothing else runs."""
+    before = len(text[:_ENDS]) - len(text[:_ENDS].lstrip(_BLANK))
+    after = len(text[-_ENDS:]) - len(text[-_ENDS:].rstrip(_BLANK))
+    return text[before : max(len(text) - after, before)]
 
 
 def _load_text(text: str, field: str, policy: FetchPolicy) -> bytes:

@@ -146,9 +146,13 @@ def _to_rgb(
     elif described is None and profile and colors.mode in ("L", "RGB", "CMYK"):
         words = "converted from its color profile to sRGB"
         shown = _of_profile(colors, profile)
-    elif described is None and gamma and picture.info.get("srgb") is None and abs(gamma - _USUAL_GAMMA) > 0.01:
-        words = f"converted from a gamma of {gamma:g} to sRGB"
-        shown = Image.fromarray(color.from_power(np.asarray(shown), 1 / min(max(gamma, 0.1), 10)))
+    elif described is None and picture.info.get("srgb") is None:
+        exponent = 1 / min(max(gamma, 0.1), 10) if gamma and abs(gamma - _USUAL_GAMMA) > 0.01 else None
+        mixed = _chromaticities(picture)
+        if exponent or mixed:
+            named = [f"a gamma of {gamma:g}"] if exponent else []
+            words = f"converted from {' and '.join([*named, *(['other primaries'] if mixed else [])])} to sRGB"
+            shown = Image.fromarray(color.from_power(np.asarray(shown), exponent, mixed))
     if words and _differ(colors.convert("RGB"), shown):
         _warn(warnings, f"{field} was {words}")
     if alpha is None or alpha.getextrema()[0] == 255:
@@ -175,6 +179,13 @@ def _parted(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return picture.convert("RGB"), alpha
 
 
+def _chromaticities(picture: Image.Image) -> color.Chromaticities | None:
+    """What a PNG says that its pixels mix (cHRM), where that is something else than sRGB's."""
+    white_x, white_y, *others = picture.info.get("chromaticity", (0.0, 0.0))
+    mixed = (*zip(others[::2], others[1::2], strict=True), (white_x, white_y))
+    return mixed if len(mixed) == 4 and color.are_others(mixed) else None
+
+
 def _of_profile(picture: Image.Image, profile: bytes) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -198,7 +209,7 @@ def _check_tiff(data: bytes, field: str) -> None:
     bits, kind, photometric = max(tags.get(258, (1,))), max(tags.get(339, (1,))), tags.get(262)
     refused = {
         "CIE Lab": photometric in (8, 9, 10),
-        "64 bits per channel": bits > 32,
+        f"{bits} bits per channel": bits not in (1, 2, 4, 8, 16, 32),
         "whole numbers of 32 bits": bits == 32 and kind == 1,
         "signed numbers": bits < 32 and kind == 2,
         "floating point of 16 bits": bits < 32 and kind == 3,

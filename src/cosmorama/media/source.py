@@ -41,6 +41,16 @@ FILES: dict[Container, tuple[str, str]] = {
 CONTAINERS: dict[str, Container] = {suffix: container for container, (suffix, _) in FILES.items()} | {".jpeg": "jpeg"}
 
 
+def suffix(output: Output) -> str:
+    """The file name's end, with its dot: .mp4, .webm, .gif, .jpg, .safetensors, or .zip for numbered PNG frames."""
+    return FILES[output.container][0]
+
+
+def mime_type(output: Output) -> str:
+    """The media type of the file, as HTTP's Content-Type says it."""
+    return FILES[output.container][1]
+
+
 def output_for(path: Path, quality: int = 7) -> Output:
     """The output format that a file's suffix stands for.
 

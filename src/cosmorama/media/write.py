@@ -24,16 +24,17 @@ import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.container.core import Flags as ContainerFlags
 from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from cosmorama.media.source import FILES
 from cosmorama.request import CODECS, Codec, Output
 
 _THREADS = 4
+_TASKS = Path("/proc/self/task")
 _KEY_FRAME_EVERY_S = 2
 _GIF_CLOCK = Fraction(1, 100)
 _MAX_COMMENT = 60_000  # a JPEG's holds 65,533 bytes
@@ -120,6 +121,8 @@ class CodecEncoder:
         context.color_range = ColorRange.MPEG
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
+        if codec == "av1":
+            _open_at_usual_priority(context)
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         converted = self._reformatter.reformat(
@@ -142,6 +145,21 @@ class CodecEncoder:
                 self._file.mux(self._stream.encode(None))
         finally:
             self._file.close()
+
+
+def _open_at_usual_priority(context: VideoCodecContext) -> None:
+    """Open SVT-AV1, which, as root, makes its threads and the calling one real-time ones (FIFO, 99) and leaves them so.
+
+    What such threads do, and the processes that they begin, comes before all else on the machine.
+    """
+    policy = os.sched_getscheduler(0) if _TASKS.exists() else None
+    context.open()
+    if policy in (None, os.SCHED_FIFO, os.SCHED_RR):  # no Linux, or somebody wants it so
+        return
+    for task in os.listdir(_TASKS):
+        with suppress(ProcessLookupError, PermissionError):
+            if os.sched_getscheduler(int(task)) in (os.SCHED_FIFO, os.SCHED_RR):
+                os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
 
 
 class GifEncoder:
@@ -267,16 +285,6 @@ class TensorEncoder:
             file.seek(0)
             text = json.dumps(header).encode().ljust(self._room)
             file.write(len(text).to_bytes(8, "little") + text)
-
-
-def suffix(output: Output) -> str:
-    """The file name's end, with its dot: .mp4, .webm, .gif, .jpg, .safetensors, or .zip for numbered PNG frames."""
-    return FILES[output.container][0]
-
-
-def mime_type(output: Output) -> str:
-    """The media type of the file, as HTTP's Content-Type says it."""
-    return FILES[output.container][1]
 
 
 class VideoWriter:

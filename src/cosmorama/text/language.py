@@ -7,8 +7,9 @@ prompts out, and by the captioner. Pure Python: importing it must stay cheap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 Color = Literal["red", "green", "blue", "yellow", "orange", "purple"]
 Shape = Literal["ball", "cube", "cylinder"]
@@ -139,20 +140,42 @@ def canonical_caption(scene: Scene) -> str:
         >>> canonical_caption(Scene((SceneObject("red", "ball"),), "roll", "right", "green", "day"))
         'A red ball rolls to the right on a green floor under a pale blue sky. The camera is static.'
     """
-    first = scene.objects[0]
-    where = f"on {article(f'{scene.floor} floor')}"
-    travels = f"{travel_verb(first.shape)} to the {scene.direction}"
+    said = scene_sentence(scene.objects, scene.motion, scene.direction, scene.floor, scene.sky)
+    return f"{said} The camera is static."
+
+
+class Thing(Protocol):
+    """An object as its words are written, `str(thing)`."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
+def scene_sentence(
+    objects: Sequence[Thing], motion: Motion, direction: Direction | None, floor: Floor | None, sky: Sky | None
+) -> str:
+    """A scene in a sentence, without what is None.
+
+    Example:
+        >>> scene_sentence([SceneObject("red", "ball")], "roll", "left", None, None)
+        'A red ball rolls to the left.'
+    """
+    first, last = objects[0], article(str(objects[-1]))
+    travels = travel_verb(first.shape) + (f" to the {direction}" if direction else "")
     actions: dict[Motion, str] = {
-        "fall": f"falls and {landing_verb(first.shape)} {where}",
-        "roll": f"{travels} {where}",
-        "collide": f"{travels} and hits {article(str(scene.objects[-1]))} {where}",
-        "still": f"stands still {where}",
+        "fall": f"falls and {landing_verb(first.shape)}",
+        "roll": travels,
+        "collide": f"{travels} and hits {last}",
+        "still": "stands still",
     }
-    text = f"{article(str(first))} {actions[scene.motion]}"
-    if scene.motion != "collide" and len(scene.objects) == 2:
-        text += f" next to {article(str(scene.objects[1]))}"
-    text = f"{text} {SKY_PHRASES[scene.sky]}. The camera is static."
-    return text[0].upper() + text[1:]
+    text = f"{article(str(first))} {actions[motion]}"
+    if floor:
+        text += f" on {article(f'{floor} floor')}"
+    if motion != "collide" and len(objects) == 2:
+        text += f" next to {last}"
+    if sky:
+        text += f" {SKY_PHRASES[sky]}"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +211,30 @@ def corridor_caption(corridor: Corridor) -> str:
         'The camera drives slowly forward through a corridor of blue shelves with yellow boxes on a grey floor in \
 bright light, towards a red ball.'
     """
-    text = (
-        f"The {DRIVER_WORDS[0]} {DRIVE_WORDS[0]} {SPEED_WORDS[corridor.speed][0]} forward through a "
-        f"{CORRIDOR_WORDS[0]} of {corridor.shelves} {SHELF_WORDS[0]} with {corridor.boxes} {BOX_WORDS[0]} on "
-        f"{article(f'{corridor.floor} floor')} in {LIGHT_WORDS[corridor.light][0]}"
+    return corridor_sentence(
+        corridor.shelves, corridor.boxes, corridor.floor, corridor.light, corridor.speed, corridor.ahead
     )
-    return f"{text}." if corridor.ahead is None else f"{text}, towards {article(str(corridor.ahead))}."
+
+
+def corridor_sentence(
+    shelves: Color | None,
+    boxes: Color | None,
+    floor: Floor | None,
+    light: Light | None,
+    speed: Speed | None,
+    ahead: Thing | None,
+) -> str:
+    """A drive in a sentence, without what is None."""
+    driven = f"{DRIVE_WORDS[0]} {SPEED_WORDS[speed][0]}" if speed else DRIVE_WORDS[0]
+    sides = [
+        f"{color} {words[0]}" if color else words[0] for color, words in ((shelves, SHELF_WORDS), (boxes, BOX_WORDS))
+    ]
+    text = f"The {DRIVER_WORDS[0]} {driven} forward through a {CORRIDOR_WORDS[0]} of {' with '.join(sides)}"
+    if floor:
+        text += f" on {article(f'{floor} floor')}"
+    if light:
+        text += f" in {LIGHT_WORDS[light][0]}"
+    return f"{text}." if ahead is None else f"{text}, towards {article(str(ahead))}."
 
 
 _MIRRORED = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}

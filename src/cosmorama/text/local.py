@@ -20,9 +20,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from pydantic import HttpUrl, SecretStr
+
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.settings import Settings
 
 _MAX_BODY_BYTES = 16 << 20
+LOCAL_S = 300.0
+"""How long a checkpoint on this machine may write, where nothing else is set: it may have to load first."""
 _SAMPLED_ABOVE = 0.05
 """Temperatures up to this one mean the likeliest token, so that the same request gives the same text."""
 
@@ -65,6 +70,31 @@ class LocalChat:
         self._process.wait()
 
 
+def with_local_chats(settings: Settings) -> tuple[Settings, tuple[LocalChat, ...]]:
+    """Settings in which checkpoints that write texts have become endpoints, and the processes that these are.
+
+    Raises:
+        ModelNotFoundError: one cannot be started.
+    """
+    chats: dict[Path, LocalChat] = {}
+    for name in ("prompt_upsampling", "captioning"):
+        folder: Path | None = getattr(settings, f"{name}_checkpoint")
+        if folder is None:
+            continue
+        if folder not in chats:
+            chats[folder] = LocalChat(folder, settings.device)
+        chosen: dict[str, Any] = {
+            f"{name}_checkpoint": None,
+            f"{name}_endpoint_url": HttpUrl(chats[folder].url),
+            f"{name}_model": folder.name,
+            f"{name}_api_key": SecretStr(chats[folder].token),
+        }
+        if f"{name}_timeout_s" not in settings.model_fields_set:
+            chosen[f"{name}_timeout_s"] = LOCAL_S
+        settings = settings.model_copy(update=chosen)
+    return settings, tuple(chats.values())
+
+
 class _Model:
     """What answers. Loads on a thread; texts are written one at a time."""
 
@@ -80,13 +110,14 @@ class _Model:
             from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
             from transformers import AutoTokenizer as Tokenizer
 
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            config = AutoConfig.from_pretrained(folder, **own)
             self.sees = type(config) in AutoModelForImageTextToText._model_mapping
             reader, kind = (
                 (AutoProcessor, AutoModelForImageTextToText) if self.sees else (Tokenizer, AutoModelForCausalLM)
             )
-            self._reader = reader.from_pretrained(folder, local_files_only=True)
-            model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto")
+            self._reader = reader.from_pretrained(folder, **own)
+            model = kind.from_pretrained(folder, **own, use_safetensors=True, dtype="auto")
             place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             self._model = model.to(place).eval()
         except Exception as error:  # noqa: BLE001  # whatever fails in the child is told to its parent

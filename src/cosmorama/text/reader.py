@@ -15,19 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 from cosmorama.text import language
-from cosmorama.text.language import (
-    Color,
-    Corridor,
-    Direction,
-    Floor,
-    Light,
-    Motion,
-    Scene,
-    SceneObject,
-    Shape,
-    Sky,
-    Speed,
-)
+from cosmorama.text.language import Color, Corridor, Direction, Floor, Light, Motion, Scene, SceneObject, Shape, Sky
 
 T = TypeVar("T")
 MAX_OBJECTS = 2
@@ -35,6 +23,7 @@ MAX_CHARACTERS = 2000
 """Of a prompt that is read: one that only says what these languages can is never nearly as long."""
 _LONGEST_WORD = re.compile(r"\w{24}")
 """Characters that no known word has: looking for others in it costs time for each of them."""
+_WORD = re.compile(r"\w+|[^\w\s'-]")
 _SEPARATOR = re.compile(r"[\s.,;:!'\"()-]*")
 
 
@@ -44,6 +33,9 @@ class NamedObject:
 
     shape: Shape
     color: Color | None = None
+
+    def __str__(self) -> str:
+        return self.shape if self.color is None else f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +57,12 @@ class PromptCorridor:
     boxes: Color | None = None
     floor: Floor | None = None
     light: Light | None = None
-    speed: Speed | None = None
+    speed: language.Speed | None = None
     ahead: NamedObject | None = None
+
+
+Token = tuple[str, str]
+"""The letter of a word's kind, and its canonical value ("" where there is none)."""
 
 
 def written_out(prompt: str) -> str:
@@ -93,7 +89,7 @@ def parse_scene(prompt: str) -> PromptScene | None:
         >>> parse_scene("a crimson sphere glides left")
         PromptScene(objects=(NamedObject(shape='ball', color='red'),), motion='roll', direction='left', ...)
     """
-    words = _SCENE.read(prompt)
+    words = SCENE.read(prompt)
     try:
         return None if words is None else _Reading().read(words)
     except _OutsideError:
@@ -107,7 +103,11 @@ def parse_corridor(prompt: str) -> PromptCorridor | None:
         >>> parse_corridor("a robot drives slowly down an aisle of blue racks")
         PromptCorridor(shelves='blue', boxes=None, floor=None, light=None, speed='slow', ahead=None)
     """
-    words = _CORRIDOR.read(prompt) or []
+    return corridor_of(CORRIDOR.read(prompt) or [])
+
+
+def corridor_of(words: Sequence[Token]) -> PromptCorridor | None:
+    """What the tokens of a prompt say, see `parse_corridor`."""
     kinds = "".join(kind for kind, _ in words)
     # A color stands before its thing, and a place or shelves are spoken of.
     if not re.fullmatch(r"(?=.*[PS])(?:c[SBA]|[^c])*", kinds):
@@ -124,10 +124,6 @@ def parse_corridor(prompt: str) -> PromptCorridor | None:
     drive = PromptCorridor(**said)
     named = [some for some in (drive.shelves, drive.boxes, drive.ahead and drive.ahead.color) if some]
     return drive if len(set(named)) == len(named) else None
-
-
-Token = tuple[str, str]
-"""The letter of a word's kind, and its canonical value ("" where there is none)."""
 
 
 class _Vocabulary:
@@ -154,9 +150,31 @@ class _Vocabulary:
         for match in self._words.finditer(text):
             if not _SEPARATOR.fullmatch(text, end, match.start()):
                 return None
-            found.append(self._tokens[int((match.lastgroup or "_0")[1:])])
+            found.append(self._token(match))
             end = match.end()
         return found if _SEPARATOR.fullmatch(text, end) else None
+
+    def tokens(self, prompt: str) -> list[Token]:
+        """The prompt's tokens, in order, words that it does not know as tokens of a kind "?" with themselves as values,
+        and "." for what parts a text; "k" is a can, or the verb. None of a prompt that is too long.
+        """
+        if len(prompt) > MAX_CHARACTERS or _LONGEST_WORD.search(prompt):
+            return []
+        text = prompt.lower().replace("gray", "grey")
+        found: list[Token] = []
+        end = 0
+        for match in self._words.finditer(text):
+            found += _unknown(text[end : match.start()])
+            found.append(("k", "cylinder") if match.group() == "can" else self._token(match))
+            end = match.end()
+        return found + _unknown(text[end:])
+
+    def _token(self, match: re.Match[str]) -> Token:
+        return self._tokens[int((match.lastgroup or "_0")[1:])]
+
+
+def _unknown(text: str) -> list[Token]:
+    return [("?" if part[0].isalnum() else ".", part) for part in _WORD.findall(text)]
 
 
 _ON = r"(?:on|onto|upon|across|over|along|to)"
@@ -164,38 +182,57 @@ _THE = r"(?:a|an|the)"
 _VIDEO = r"(?:(?:the|a|this) )?(?:video|clip|scene|animation) (?:of|with|shows|showing)"
 # Other forms of the motion words: plural subjects, participles, and the ways to say where a fall or a hit comes from.
 _MORE_MOTION_WORDS = {
-    "fall": "fall drop land bounce plummets tumbles down|from above|from the sky",
+    "fall": "fall drop land bounce plummets tumbles down|from above|from the sky|is dropped",
     "roll": "roll slide move glide travel gliding traveling travelling",
     "collide": "hit strike collide bump crash push into striking bumping crashing pushing",
     "still": "rest stand sit stay remain remains sitting staying|at rest|does not move",
 }
-_MORE_SKY_WORDS = {"day": ("blue sky", "bright sky", "day"), "night": ("night sky", "dark sky"), "studio": ()}
+_MORE_SKY_WORDS = {
+    "day": ("blue sky", "bright sky", "morning sky", "day", "daytime", "bright daylight", "sunny"),
+    "night": ("night sky", "dark sky", "dark of night", "dark"),
+    "studio": ("background white", "white backdrop"),
+}
+_SURFACES = "surface|tabletop|rug|carpet|mat|linoleum|tiles|flooring|boards?|planks|deck|porch|pier|desk|lane"
+_MORE_FLOOR_WORDS = {
+    "grey": "pavement|cement|asphalt|tarmac|parking lot",
+    "green": "turf|grassy field",
+    "wooden": "hardwood(?: floor)?|wood floor|timber|parquet|planks|beach sand|sandy (?:beach|ground)|sand ground|desk"
+    "|(?:oak|walnut) (?:table|desk|planks)",
+}
+_MORE_COLOR_WORDS = {"blue": ("sapphire",), "purple": ("lavender", "lilac"), "yellow": ("gold",)}
+_MORE_SHAPE_WORDS = {"ball": ("marble",), "cylinder": ("tube", "pipe", "tin can", "tin")}
 _SCENE_SLOTS = {"m": "motion", "d": "direction", "f": "floor", "y": "sky"}
 _CORRIDOR_SLOTS = {"S": "shelves", "B": "boxes", "A": "ahead", "f": "floor", "l": "light", "v": "speed"}
 
 
 def _scene_table() -> Iterator[tuple[str, str, str]]:
+    """Rows for `_Vocabulary`. Capital letters are words that are read where a prompt is not read whole."""
     things = "|".join(
         word for words in (*language.COLOR_WORDS.values(), *language.SHAPE_WORDS.values()) for word in words
     )
     yield "-", "", _VIDEO
     yield "-", "", r"there (?:is|are)|each other|one another|then|that|which"
-    yield "-", "", r"(?:the )?camera (?:is|stays|remains|stands) (?:static|still|fixed|motionless)"
-    yield "-", "", r"(?:with )?(?:(?:a|the) )?(?:static|still|fixed) camera"
+    yield "-", "", r"(?:the )?camera (?:(?:is|stays|remains|stands) (?:static|still|fixed|motionless)|does not move)"
+    yield "-", "", r"(?:with )?(?:(?:a|the) )?(?:static|still|fixed) (?:camera|shot|take|view|life)"
     for floor, words in language.FLOOR_WORDS.items():
         for word in sorted(words, key=len, reverse=True):
             # A bare material may be what an object is made of ("a concrete block"), so it needs its preposition.
             optional = "?" if " " in word else ""
             yield "f", floor, rf"(?:{_ON} ){optional}(?:{_THE} )?{word}(?! (?:{things})\b)"
         yield "f", floor, rf"the (?:floor|ground) is {floor}"
+        yield "f", floor, rf"(?:{_ON} )?(?:{_THE} )?{floor} (?:{_SURFACES})(?! (?:{things})\b)"
+    for named, more in _MORE_FLOOR_WORDS.items():
+        yield "f", named, rf"{_ON} (?:{_THE} )?(?:{more})(?! (?:{things})\b)"
     yield "-", "", rf"{_ON} {_THE} (?:floor|ground)"
     skies = [
         (word, sky) for words in (language.SKY_WORDS, _MORE_SKY_WORDS) for sky, many in words.items() for word in many
     ]
     for word, sky in sorted(skies, key=lambda pair: len(pair[0]), reverse=True):
         yield "y", sky, rf"(?:(?:under|beneath|in|at|against|during|on|with) )?(?:{_THE} )?{word}"
-    yield "d", "right", r"(?:from )?(?:the )?left to (?:the )?right|from the left"
-    yield "d", "left", r"(?:from )?(?:the )?right to (?:the )?left|from the right"
+    for begin, side in (("left", "right"), ("right", "left")):
+        which = r"(?: hand)?(?: side)?"
+        yield "d", side, rf"(?:from )?(?:the )?{begin}{which} to (?:the )?{side}{which}|from (?:the )?{begin}{which}"
+        yield "d", side, rf"{begin[0]} to {side[0]}|towards the {side} side|towards the {side} edge(?: of the frame)?"
     for side in language.DIRECTIONS:
         # "To the left of", "the left ball" and "right next to" say where a thing is, not where it goes.
         place = rf"(?! (?:of|side|hand|half|corner|edge|next|beside|near|{things})\b)"
@@ -205,10 +242,21 @@ def _scene_table() -> Iterator[tuple[str, str, str]]:
         for word in (*phrases[1:], *motion_words, *phrases[0].split()):
             yield "m", motion, word
     for color, color_words in language.COLOR_WORDS.items():
-        yield "c", color, "|".join(color_words)
+        names = "|".join((*color_words, *_MORE_COLOR_WORDS.get(color, ())))
+        yield "c", color, rf"(?:{names})(?: colou?red)?"
     for shape, shape_words in language.SHAPE_WORDS.items():
-        yield "p", shape, "|".join(word + ("es" if word.endswith("x") else "s") for word in shape_words)
-        yield "s", shape, "|".join(shape_words)
+        known = (*_MORE_SHAPE_WORDS.get(shape, ()), *shape_words)
+        yield "p", shape, "|".join(word + ("es" if word.endswith("x") else "s") for word in known)
+        yield "s", shape, "|".join(known)
+    for floor, floor_words in language.FLOOR_WORDS.items():
+        material = "|".join(filter(None, (*floor_words, _MORE_FLOOR_WORDS.get(floor))))
+        yield "F", floor, rf"(?:{material})(?! (?:{things})\b)"
+        yield "F", floor, rf"{floor} \w+ (?:floor|ground|{_SURFACES})"
+        yield "F", floor, rf"(?:floor|ground|surface)\W+(?:is |should be |of |in )?{floor}(?! (?:{things})\b)"
+    yield "M", "still", "static|stationary|no motion(?! blur)|not moving|nothing (?:moves|happens)"
+    yield "M", "fall", "dropped|drop test|free fall|released"
+    yield "M", "roll", "pushed"
+    yield "M", "collide", "touches|meets|taps|nudges|kicks|rams|knocks?|struck|impacts?|collision|contact"
     yield "n", "2", "two|2|both|a pair of|a couple of"
     yield "1", "1", "single|1"
     yield "n", "3", "three|four|five|six|several|many|some|3|4|5|6"
@@ -248,8 +296,8 @@ def _corridor_table() -> Iterator[tuple[str, str, str]]:
     yield "-", "", "the|an|a|one|its?"
 
 
-_SCENE = _Vocabulary(_scene_table())
-_CORRIDOR = _Vocabulary(_corridor_table())
+SCENE = _Vocabulary(_scene_table())
+CORRIDOR = _Vocabulary(_corridor_table())
 _PHRASE = re.compile(
     r"[mdfyb-]"
     r"|[tai]?(?:n|1?o*)c?[sp]"  # the two red balls

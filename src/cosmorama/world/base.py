@@ -96,6 +96,11 @@ class Sampling:
     guidance_weight: float = 1.0
     shares: tuple[float, ...] = (1.0,)
 
+    @property
+    def draws(self) -> bool:
+        """Whether what `step` returns is clean as far as it goes, and can be looked at on the way."""
+        return False
+
     def initial(self) -> Tensor:
         """The latents at the first level, drawn from the request's seed. Called once, before `denoise`."""
         raise NotImplementedError
@@ -149,8 +154,12 @@ class Relayed(Sampling):
 
     inner: Sampling
 
-    def initial(self) -> Tensor:
+    @property
+    def draws(self) -> bool:
         """See `Sampling`, as all below."""
+        return self.inner.draws
+
+    def initial(self) -> Tensor:
         return self.inner.initial()
 
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:

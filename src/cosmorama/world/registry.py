@@ -8,22 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os.path import isdir, isfile, islink
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast, get_args
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.cosmos.capabilities import CAPABILITIES
-from cosmorama.world.load.files import (
-    INDEXES,
-    PIPELINE,
-    check_whole,
-    has_weights,
-    is_distilled,
-    parts_of,
-    read_json,
-    weight_files,
-)
+from cosmorama.world.load.files import INDEXES, PIPELINE, check_whole, has_weights, is_distilled, parts_of, weight_files
 from cosmorama.world.load.hub import cached_bytes, from_hub
-from cosmorama.world.load.options import Choices
+from cosmorama.world.load.options import Choices, DType
+from cosmorama.world.load.read import read_json
 from cosmorama.world.load.sources import closest, source_of
 
 if TYPE_CHECKING:
@@ -60,7 +52,7 @@ def stored_bytes(name_or_path: str, variant: str | None = None, cache: Path | No
             source = source_of(name_or_path)
             return 0 if source is None else cached_bytes(source, cache)
         parts = [part for part in parts_of(folder) if has_weights(part, variant)]
-        return sum(file.stat().st_size for part in parts for file in weight_files(part, variant).files)
+        return sum(file.stat().st_size for part in parts for file in weight_files(part, variant)[0])
     except ModelNotFoundError:  # said when it is loaded
         return 0
 
@@ -126,14 +118,17 @@ def load_world(
         return load(folder, options)
 
 
+_A_GPU = "for one install its driver, and torch from the plain index (pip install torch)"
 _ON_A_CPU = (
-    "%s WILL RUN ON THE CPU: torch %s sees no GPU. A clip of a Cosmos model takes hours or days there. For a GPU: its "
-    "driver, and `pip install torch` from the plain index; to have it so without this line: COSMORAMA_DEVICE=cpu"
+    "%s WILL RUN ON THE CPU: torch %s sees no GPU. A clip of a Cosmos model takes hours or days there; "
+    f"{_A_GPU}. To have it so without this line: COSMORAMA_DEVICE=cpu"
 )
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 _DISTILLED = "Cosmos3DistilledModularPipeline"
 _LOADERS = {"cosmos": set(CAPABILITIES), "cosmos3": {"Cosmos3OmniPipeline", _DISTILLED}}
 """The rooms of the pipelines that are sampled here."""
+_WITHOUT_BLOCKS = {"Cosmos3OmniModularPipeline": "Cosmos3OmniPipeline"}
+"""Modular pipelines of diffusers whose parts are those of a plain one."""
 
 
 def _folder_of(
@@ -155,7 +150,7 @@ def _folder_of(
             f"there is no model {name[:200]!r}: give a checkpoint folder, owner/name on the Hugging Face hub, or a "
             f"name that cosmorama models lists, for example {', '.join(names)}"
         )
-    if source.address != name.removeprefix("hf://"):
+    if source.address != name:
         log.info("%s is %s", name, source.address)
     return from_hub(source, cache, download=download, variant=variant, controls=controls)
 
@@ -169,6 +164,8 @@ def _what_it_is(folder: Path) -> str:
         return f"{folder} is one part of a pipeline ({kind}), not a pipeline: missing {PIPELINE}"
     if (folder / "snapshots").is_dir() and folder.name.startswith("models--"):
         return f"{folder} is the hub's cache of {folder.name[8:].replace('--', '/')}: give that name instead"
+    if inside := sorted(file.parent for name in INDEXES for file in folder.glob(f"*/{name}")):
+        return f"{folder} is not a complete checkpoint: missing {PIPELINE}, but {inside[0]} has one: give that folder"
     if singles := sorted(folder.glob("*.safetensors")):
         return f"{folder} holds {singles[0].name} alone: a folder in diffusers' layout is needed, with a {PIPELINE}"
     if pickles:
@@ -184,12 +181,13 @@ def _pipeline_of(folder: Path) -> str:
     index, modular = (folder / name for name in INDEXES)
     if modular.is_file() and is_distilled(read_json(modular)):
         return _DISTILLED
-    if not index.is_file():
+    if not index.is_file() and not modular.is_file():
         raise ModelNotFoundError(_what_it_is(folder))
+    index = index if index.is_file() else modular
     pipeline = read_json(index).get("_class_name")
     if pipeline is None:
         raise ModelNotFoundError(f"{index} cannot be read: it names no pipeline in _class_name")
-    return str(pipeline)
+    return _WITHOUT_BLOCKS.get(str(pipeline), str(pipeline))
 
 
 def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions], World]:
@@ -201,7 +199,7 @@ def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions
     except ModuleNotFoundError as error:
         raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install '.[cosmos]'") from error
     room = next((room for room, pipelines in _LOADERS.items() if pipeline in pipelines), None)
-    module = importlib.import_module(f"cosmorama.world.{room}.families" if room else "cosmorama.world.generic.pipeline")
+    module = importlib.import_module(f"cosmorama.world.{room}.families" if room else "cosmorama.world.generic.load")
     load: Callable[[Path, LoadOptions, str], World] = module.load
     return lambda folder, options: load(folder, options, pipeline)
 
@@ -211,15 +209,23 @@ def _device(device: str | torch.device | None) -> torch.device:
 
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise ModelNotFoundError(f"device is {device!r}: {str(error).partition(chr(10))[0]}") from error
+    if asked.type == "cuda" and (asked.index or 0) >= (gpus := torch.cuda.device_count()):
+        raise ModelNotFoundError(
+            f"the model is to run on {asked}, and torch {torch.__version__} sees {gpus} GPUs: {_A_GPU}"
+        )
+    return asked
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     import torch
 
-    if not isinstance(dtype, str):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}; it must be a floating-point type of torch, for example bfloat16")
-    return found
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in get_args(DType):
+        raise ValueError(f"dtype is {name!r}; it must be one of {', '.join(get_args(DType))}")
+    return cast("torch.dtype", getattr(torch, name))

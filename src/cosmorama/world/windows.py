@@ -48,7 +48,6 @@ class Windows(Relayed):
         self._first = self._begin(None)
 
     def initial(self) -> Tensor:
-        """The first window's latents at the first level."""
         return self._first
 
     def next_chunk(self, latents: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ SLOW_SEED = 777
 class Painter(Supervisor):
     """Makes every request at once, and tells of its progress like the real one."""
 
-    make = staticmethod(lambda request, path: paint(request, path))
+    def make(self, request: GenerationRequest, path: Path) -> None:
+        paint(request, path, lambda: self.ready)
 
     async def start(self) -> None:
         self.capabilities, self.ready, self.reason = PAINTER, True, "ready"
@@ -81,17 +82,20 @@ class Painter(Supervisor):
 class Sketcher(Painter):
     """Writes a few bytes, for tests that ask for thousands of clips and look at none."""
 
-    make = staticmethod(lambda request, path: path.write_bytes(b"a sketch"))
+    def make(self, request: GenerationRequest, path: Path) -> None:
+        path.write_bytes(b"a sketch")
 
 
-def paint(request: GenerationRequest, path: Path) -> None:
-    """A gradient that gets brighter."""
+def paint(request: GenerationRequest, path: Path, wanted: Callable[[], bool] = lambda: True) -> None:
+    """A gradient that gets brighter, for as long as it is wanted: a server's end waits for its threads."""
 
     def chunks() -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         ramp = np.linspace(0, 55, request.width).astype(np.uint8)
         for shade in np.linspace(0, 200, request.frames).astype(np.uint8):
             frame = np.empty((1, request.height, request.width, 3), np.uint8)
             frame[:] = (shade + ramp)[None, None, :, None]
+            if not wanted():
+                return
             yield frame
 
     result = request.result
@@ -122,7 +126,7 @@ def running(folder: Path, *, supervisor: type[Painter] = Painter, **settings: An
             yield client
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
     assert not thread.is_alive()
 
 

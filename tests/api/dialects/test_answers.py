@@ -52,6 +52,7 @@ INPUTS: list[tuple[str, dict[str, Any], str]] = [
     ("cosmos3", {"model_mode": "video2video", "resolution": "256"}, "transfer.seg.video"),
     ("openai", {"size": "96x64", "frames": 5}, "input_reference"),
     ("openai", {"size": "96x64", "frames": 5}, "image_reference"),
+    ("openai", {"size": "96x64", "frames": 5}, "image_url"),
     ("openai", {"size": "96x64"}, "extra_params.depth.control"),
     ("cosmorama", {"width": 96, "height": 64, "frames": 5}, "image"),
 ]

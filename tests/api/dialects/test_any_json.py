@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_field_names_it(dialect: str, path: str) -> None:
 @given(fields=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=12), st.text(max_size=12)))
 def test_any_form(fields: dict[str, str]) -> None:
     try:
-        request = parse_form(fields, None, SETTINGS)
+        request = parse_form(fields, SETTINGS)
     except CosmoramaError as error:
         assert error.status == 422  # noqa: PT017
     else:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load
 
-from cosmorama.api.dialects.openai_videos import parse, parse_form
+from cosmorama.api.dialects.openai_videos import DIALECT, parse, parse_form
 from cosmorama.api.info import variant_of
 from cosmorama.engine.pool import named
 from cosmorama.errors import CosmoramaError
@@ -85,7 +85,7 @@ def test_sound_is_not_made_which_is_said() -> None:
     """As the cells with sound of NVIDIA's notebook for vLLM-Omni ask for it."""
     fields = OMNI | {"generate_sound": "true", "sound_duration": "7.875", "size": "1280x720"}
     del fields["width"], fields["height"]
-    made = parse_form(fields, None, Settings())
+    made = parse_form(fields, Settings())
     assert {"generate_sound was not used", "sound_duration was not used"} <= set(made.warnings)
     assert (made.width, made.height, made.frames) == (1280, 720, 5)
 
@@ -98,11 +98,41 @@ def test_references_of_sglang() -> None:
     assert made.warnings == ("enable_upscaling was not used", "upscaling_scale was not used")
 
 
+@pytest.mark.parametrize("name", ["input_reference", "image_reference", "reference_url", "image_url", "video_url"])
+def test_a_reference_that_is_none_is_called_what_the_client_called_it(server: httpx.Client, name: str) -> None:
+    """Also beside empty fields of the other names, as forms that were not filled in have them."""
+    empty = dict.fromkeys(({"input_reference", "image_url"} - {name}), "")
+    parts = {field: (None, text) for field, text in {"prompt": "a", **empty, name: "undefined"}.items()}
+    answers = [
+        server.post("/v1/videos", files=parts),
+        server.post("/v1/videos", json={"prompt": "a", **dict.fromkeys(empty), name: "undefined"}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith(f"{name}: is neither an http(s) URL"), answer.text
+
+
+def test_what_clients_of_dynamo_send(server: httpx.Client) -> None:
+    nvext = {"fps": 24, "num_frames": 5, "num_inference_steps": 4, "guidance_scale": 5.0, "negative_prompt": None}
+    nvext |= {"seed": 3, "annotations": ["request_id"], "boundary_ratio": 0.9}
+    body = {"model": "painter", "prompt": "a red ball", "size": "96x64", "seconds": 4, "nvext": nvext}
+    for route in ("/v1/videos", "/v1/videos/generations"):
+        answer = server.post(route, json={**body, "response_format": "b64_json"}).raise_for_status()
+        if route == "/v1/videos":
+            job = server.get(f"/v1/jobs/{answer.json()['id']}").json()
+            asked = [job["request"][name] for name in ("frames", "fps", "steps", "guidance_scale", "seed")]
+            assert asked == [5, 24, 4, 5.0, 3]
+            unused = ["response_format was not used: b64_json", "nvext.annotations was not used"]
+            assert answer.json()["warnings"] == [*unused, "nvext.boundary_ratio was not used"]
+        else:
+            assert answer.content[4:8] == b"ftyp"
+
+
 def test_a_bench_of_sglang(server: httpx.Client) -> None:
     assert server.get("/health").status_code == 200
     video = server.post("/v1/videos", json=SGLANG).raise_for_status().json()
     assert (video["size"], video["warnings"]) == ("96x64", ["extra_body.enable_teacache was not used"])
-    assert finished(server, video["id"])["id"] == video["id"]
+    assert finished(server, video["id"])["num_outputs"] == 1
 
 
 def test_vllm_omnis_form_is_answered_with_the_clip(server: httpx.Client, jpeg: bytes) -> None:
@@ -184,14 +214,49 @@ def test_controls_among_the_extra_fields_are_followed(extra: dict[str, Any], kin
         ({"edge": {"control_path": "assets/edge.mp4"}}, "extra_params.edge.control_path: 'assets/edge.mp4'"),
         ({"depth": {}}, "extra_params.depth.control: null is not accepted; expected a clip of depth"),
         ({"edge": True}, "extra_params.edge.control: null is not accepted; expected a clip of edge, or a clip in"),
-        ({"edge": {"control": "AAAA", "colour": 1}}, "unknown field 'edge.colour'"),
+        ({"edge": {"control": "AAAA", "colour": 1}}, "unknown field 'extra_params.edge.colour'"),
         ({"control_hint": "sound", "control": "AAAA", "seg": 3}, "extra_params.control_hint: 'sound'"),
     ],
 )
 def test_controls_that_are_wrong_are_told(extra: dict[str, Any], said: str) -> None:
     with pytest.raises(CosmoramaError) as refused:
-        parse({"prompt": "a", "extra_params": extra}, Settings())
+        DIALECT.read({"prompt": "a", "extra_params": extra}, Settings())
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "extra", "found"),
+    [
+        ({}, {"action": [[0.0] * 9] * 8}, 8),
+        ({"num_frames": 17}, {}, 16),
+        ({"num_frames": 9}, {"action_chunk_size": 8}, 8),
+        ({"num_frames": 9}, {"action_chunk_size": None, "num_frames": 5}, 8),
+        ({}, {"frames": 5}, 4),
+        ({}, {}, "extra_params.action_chunk_size: Field required; an integer from 4 to 396"),
+        (
+            {},
+            {"action": [[0.0] * 9] * 3},
+            "extra_params.action: '3 rows' is not accepted; expected 4, 8, ... or 396 rows",
+        ),
+        ({"num_frames": 18}, {}, "num_frames: 18 is not accepted; expected one more than there are actions: 5, 9, "),
+        ({}, {"num_frames": 1}, "extra_params.num_frames: 1 is not accepted; expected one more than there are actions"),
+        ({"frames": 6}, {"action_chunk_size": 4}, "frames: 6 is not accepted; expected action_chunk_size + 1 = 5"),
+    ],
+)
+def test_how_many_actions_there_are_follows_from_rows_or_frames(
+    fields: dict[str, Any], extra: dict[str, Any], found: int | str
+) -> None:
+    mode = "forward_dynamics" if "action" in extra else "policy"
+    extra = {"action_mode": mode, "domain_name": "av", **extra}
+    body = {"prompt": "a", "image_url": "data:,", "extra_params": extra, **fields}
+    if isinstance(found, int):
+        action = parse(body, Settings()).action
+        assert action is not None
+        assert action.steps == found
+    else:
+        with pytest.raises(CosmoramaError) as refused:
+            parse(body, Settings())
+        assert found in str(refused.value)
 
 
 def test_both_ends_of_a_clip_are_kept() -> None:
@@ -291,13 +356,12 @@ def test_a_video_says_what_was_made_of_it(server: httpx.Client, mp4: bytes) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"action_chunk_size": None}, "extra_params.action_chunk_size: Field required; an integer from 4 to 396"),
         ({"action_chunk_size": 5}, "extra_params.action_chunk_size: 5 is not accepted; expected a multiple of 4"),
         ({"domain_name": "dog"}, "extra_params.domain_name: 'dog' is not accepted; expected 'av'"),
         ({"action_mode": "dance"}, "extra_params.action_mode: 'dance' is not accepted"),
         ({"action_mode": "inverse_dynamics"}, "input_reference: 'a picture' is not accepted; expected a clip"),
         ({"raw_action_dim": 10}, "extra_params.raw_action_dim: 10 is not accepted; expected 9 for av"),
-        ({"domain_name": "umi"}, "extra_params.domain_name: 'umi' is not accepted; expected 1 (av), 8 (droid_lerobot)"),
+        ({"domain_name": "umi"}, "extra_params.domain_name: 'umi' is not accepted; expected av (1), droid_lerobot (8)"),
         ({"action_chunk_size": 8}, "num_frames: 5 is not accepted; expected action_chunk_size + 1 = 9"),
     ],
 )
@@ -338,13 +402,26 @@ def test_a_still_through_the_official_client(client: openai.OpenAI) -> None:
         assert made.data is not None
         picture = Image.open(io.BytesIO(base64.b64decode(made.data[0].b64_json or "")))
         assert (picture.format, picture.size) == (kind, (1024, 1024))
-    with pytest.raises(openai.BadRequestError, match="n: 2") as caught:
-        client.images.generate(prompt="a", n=2)
+    with pytest.raises(
+        openai.BadRequestError, match="n: 11 is not accepted; expected an integer from 1 to 10"
+    ) as caught:
+        client.images.generate(prompt="a", n=11)
     assert caught.value.param == "n"
+    with pytest.raises(openai.BadRequestError, match="no model here changes a picture; a video begins with one"):
+        client.images.edit(prompt="a", image=("a.png", b"a picture"))
     with pytest.raises(openai.BadRequestError, match="num_inference_steps: 500 is not accepted"):
         client.images.generate(prompt="a", extra_body={"num_inference_steps": 500, "generator_device": "cuda"})
-    with pytest.raises(openai.BadRequestError, match="response_format: 'url'"):
-        client.images.generate(prompt="a", response_format="url")
+    several = client.images.generate(prompt="a", n=3, size="64x64", extra_body={"seed": 2**32 - 2})
+    assert [image.seed for image in several.data or ()] == [2**32 - 2, 2**32 - 1, 0]  # type: ignore[attr-defined]
+    keyed = {"Idempotency-Key": "k" * 255}
+    first, again = (client.images.generate(prompt="a", n=2, size="64x64", extra_headers=keyed) for _ in range(2))
+    assert first.data == again.data != several.data
+    linked = client.images.generate(prompt="a", response_format="url", size="64x64")
+    [event] = client.images.generate(prompt="a", stream=True, partial_images=1, size="64x64")
+    assert linked.data is not None
+    assert event.type == "image_generation.completed"
+    for encoded in ((linked.data[0].url or "").removeprefix("data:image/png;base64,"), event.b64_json):
+        assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (64, 64)
 
 
 def test_models_by_name_alias_and_hub_id(client: openai.OpenAI, server: httpx.Client) -> None:
@@ -378,7 +455,15 @@ def test_an_uploaded_clip_is_edited_and_extended(client: openai.OpenAI, server: 
     small = {"size": "96x64", "frames": 5}
     extended = client.videos.extend(prompt="it rolls on", seconds="4", video=upload, extra_body=small)
     assert server.get(f"/v1/jobs/{extended.id}").json()["mode"] == "video2world"
-    client.videos.delete(edited.id)  # it would be large
+    broken = ("a.mp4", b"no clip", "video/mp4")
+    with pytest.raises(openai.BadRequestError, match="video: is not a picture or clip"):
+        client.videos.extend(prompt="a", seconds="4", video=broken)
+    with pytest.raises(openai.BadRequestError, match="video: is not a picture or clip"):
+        client.videos.edit(prompt="a", video=broken)
+    upright = client.videos.extend(prompt="it rolls on", seconds="4", video=upload)
+    assert upright.size != "720x1280"  # what is usual for a clip of a prompt
+    for video in (edited, upright):
+        client.videos.delete(video.id)  # it would be large
     finished(server, extended.id)
     again = server.post("/v1/videos/edits", json={"prompt": "a cube", "video": {"id": extended.id}})
     assert again.raise_for_status().json()["remixed_from_video_id"] == extended.id
@@ -423,11 +508,11 @@ def test_an_empty_file_is_none(server: httpx.Client) -> None:
         ({"num_outputs_per_prompt": 2}, "num_outputs_per_prompt", "num_outputs_per_prompt: 2"),
         ({"size": None, "width": 640}, "height", "height: null is not accepted; expected width and height, or neither"),
         ({"lora": {"name": "x"}}, "lora", "no adapter: none is loaded"),
-        ({"lora": {"scale": 1}}, "lora", "the name of a loaded adapter"),
+        ({"lora": {"scale": 1}}, "lora.name", "Field required; a text: Name of an adapter that the server has loaded"),
         ({"num_frames": None, "extra_params": {"num_frames": 10**6}}, "extra_params.num_frames", "an integer from 1"),
         ({"extra_params": []}, "extra_params", "valid dictionary"),
         ({"unheard_of": 1}, "unheard_of", "unknown field 'unheard_of'"),
-        ({"image_reference": {"file_id": "x"}}, "input_reference", "file_id is not supported"),
+        ({"image_reference": {"file_id": "x"}}, "image_reference", "file_id is not supported"),
         ({"image_reference": {"content": "/a.png", "format": "path"}}, "image_reference.format", "'url' or 'base64'"),
         ({"image_reference": {"content": "aGk=", "role": "last_frame"}}, "image_reference.role", "'first_frame'"),
         ({"video_path": "/a.mp4"}, "video_path", "files of this server are not read"),

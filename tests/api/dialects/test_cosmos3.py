@@ -258,11 +258,11 @@ def test_on_a_small_model_what_was_not_given_is_fitted() -> None:
         (POLICY | {"action_params": PARAMS | {"domain_id": 6}}, ["action_params.domain_id: 6", "8, the number of"]),
         (
             POLICY | {"action_params": PARAMS | {"domain_name": "umi"}},
-            ["action_params.domain_name: 'umi'", "1 (av), 8"],
+            ["action_params.domain_name: 'umi'", "av (1), droid"],
         ),
         (
             POLICY | {"action_params": {"domain_id": 6, "action_chunk_size": 16}},
-            ["action_params.domain_id: 6", "1 (av), 8"],
+            ["action_params.domain_id: 6", "av (1), droid"],
         ),
         (POLICY | {"action_params": PARAMS | {"action_chunk_size": 6}}, ["action_chunk_size: 6", "multiple of 4"]),
         (POLICY | {"action_params": PARAMS | {"action": ROWS}}, ["action_params.action", "policy answers"]),
@@ -305,6 +305,10 @@ def test_refusals(body: dict[str, Any], parts: list[str]) -> None:
             "model_mode: 'policy' is not accepted; expected one of text2video, image2video, video2video for micro",
         ),
         (FORWARD, "model_mode: 'forward_dynamics' is not accepted; expected one of text2video"),
+        (
+            FORWARD | {"action_params": PARAMS | {"domain_name": "av", "action": [[0.0] * 9] * 16}},
+            "action_params.domain_name: 'av' is not accepted; expected no actions; models of the family cosmos3",
+        ),
         (VIDEO | {"transfer": {"edge": {}}}, "transfer: 'transfer' is not accepted; expected one of text2video"),
     ],
 )

@@ -228,10 +228,13 @@ def test_the_policy_for_droid_owns_its_sampling() -> None:
             change["action_params"] = params | rows
         assert said in refusal(body | change, model=POLICY)
     for change, said in (
-        ({"image_size": "480"}, "action_params.image_size: '832x480' is not accepted; expected width x height"),
+        (
+            {"image_size": "480"},
+            "action_params.image_size: '480' is not accepted; expected no value: the model has its own, 736x544",
+        ),
         ({"observation": None}, "action_params.observation: [] is not accepted; expected observation/joint_position"),
         ({"observation": {"observation/joint_position": [0.0] * 6}}, "with 7 finite numbers"),
-        ({"domain_name": "av"}, "action_params.domain_name: 'av' is not accepted; expected 8 (droid_lerobot)"),
+        ({"domain_name": "av"}, "action_params.domain_name: 'av' is not accepted; expected droid_lerobot (8)"),
     ):
         assert said in refusal(body | {"action_params": body["action_params"] | change}, model=POLICY)
 

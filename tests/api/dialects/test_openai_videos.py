@@ -262,3 +262,20 @@ def test_references_that_are_none(reference: Any) -> None:
         assert "input_reference" in str(error)  # noqa: PT017
     else:
         raise AssertionError("was taken")
+
+
+@pytest.mark.parametrize("route", ["/v1/videos", "/v1/videos/sync", "/v1/videos/extensions"])
+def test_a_body_of_another_type_is_told_both_that_are_taken(painter: httpx.Client, route: str) -> None:
+    answer = painter.post(route, data={"prompt": "a red ball"})
+    assert answer.status_code == 415
+    wanted = "application/json or multipart/form-data, not application/x-www-form-urlencoded"
+    assert wanted in answer.json()["error"]["message"]
+
+
+def test_a_field_that_a_form_has_twice_is_refused_unless_both_say_the_same(painter: httpx.Client) -> None:
+    for second, status in (("a blue ball", 400), ("a red ball", 200)):
+        parts = [("prompt", (None, "a red ball")), ("prompt", (None, second)), ("size", (None, "64x64"))]
+        answer = painter.post("/v1/videos", files=parts)
+        assert answer.status_code == status, answer.text
+        if status == 400:
+            assert answer.json()["error"]["message"] == "the form has two fields 'prompt'; send one of them"

@@ -67,7 +67,7 @@ def test_a_value_that_was_not_given_is_one_that_the_model_takes() -> None:
         ({"steps": True}, ["steps: true", "valid integer"]),
         ({"seed": -1}, ["seed: -1", "an integer from 0 to 4294967295"]),
         ({"resolution": "1080"}, ["resolution: '1080'", "720_16_9"]),
-        ({"resolution": 720}, ["resolution: 720", "valid string"]),
+        ({"resolution": 721}, ["resolution: '721'", "one of 256"]),
         ({"num_output_frames": 0}, ["num_output_frames: 0", "at least 1"]),
         ({"num_output_frames": 500}, ["num_output_frames: 500", "1 to 121"]),
         ({"num_frames": 0}, ["num_frames: 0", "at least 1"]),

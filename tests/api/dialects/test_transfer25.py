@@ -77,5 +77,5 @@ def test_what_real_clients_send_besides() -> None:
 
 def test_shape() -> None:
     assert shape_of(BODY) == "transfer25"
-    assert shape_of({"prompt": "a", "num_steps": 3}) == "transfer25"
+    assert shape_of({"prompt": "a", "num_steps": 3, "video": "AAAA"}) == "transfer25"
     assert shape_of({"prompt": "a", "num_steps": 3, "video_params": {}}) == "predict1"

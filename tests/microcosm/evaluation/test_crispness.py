@@ -45,7 +45,7 @@ def test_what_looks_alike_is_not_told_apart_and_what_does_not_is() -> None:
     frames = discs(24)
     noise = np.random.default_rng(0).integers(-20, 20, frames.shape)
     assert guess_figure(frames, frames, steps=10).value == pytest.approx(50)
-    assert guess_figure((frames + noise).clip(0, 255).astype(np.uint8), frames, steps=40).value > 95
+    assert guess_figure((frames + noise).clip(0, 255).astype(np.uint8), frames, steps=25).value > 95
 
 
 def test_a_hundred_strangers_say_what_must_be_seen() -> None:

@@ -25,7 +25,7 @@ from microcosm.evaluation.probe import Sight
 from microcosm.evaluation.rollouts import Job, draw
 from microcosm.evaluation.sheets import grid, strip, titled
 from microcosm.scenes.dataset import SPLITS
-from microcosm.training.export import WEIGHTS
+from microcosm.training.loop import WEIGHTS
 
 RED_BALL, BLUE_CUBE = SceneObject("red", "ball"), SceneObject("blue", "cube")
 

@@ -11,11 +11,17 @@ from cosmorama.text.captioning import PixelCaptioner
 from cosmorama.text.language import COLORS, Corridor, SceneObject, mirror_caption
 from cosmorama.text.reader import parse_corridor
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from microcosm.evaluation.corridor_probe import CorridorProbe, Labelled, classes
-from microcosm.evaluation.driving import says_speed, seen_figures, speed_figures
-from microcosm.evaluation.egomotion import speed_m_s
+from microcosm.evaluation.driving import says_speed, seen_figures, speed_figures, speed_m_s
 from microcosm.evaluation.heldout import held_out_drives
-from microcosm.evaluation.probe import accuracy, color_shares, to_input, train
+from microcosm.evaluation.probe import (
+    CorridorProbe,
+    LabelledDrives,
+    accuracy,
+    classes,
+    color_shares,
+    to_input,
+    train,
+)
 from microcosm.scenes.captions import random_caption
 from microcosm.scenes.corridor import Drive, draw_corridor, draw_drive, render_drive
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, Frames
@@ -106,7 +112,7 @@ def test_the_probe_learns_what_a_drive_shows() -> None:
     for frame, scene in zip(frames, scenes, strict=True):
         frame[:, :60] = [255 * part for part in OBJECT_RGB[scene.shelves]]
         frame[:, 100:] = [255 * part for part in OBJECT_RGB[scene.boxes]]
-    pictures = Labelled.label(frames, scenes)
+    pictures = LabelledDrives.label(frames, scenes)
     torch.manual_seed(0)
     probe, vae = CorridorProbe(), VideoAutoencoder(8)
     torch.nn.init.orthogonal_(vae.basis.data)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from microcosm.scenes.corridor import draw_corridor
-from microcosm.scenes.dataset import Label
+from microcosm.scenes.dataset import Label, spread
 from microcosm.scenes.shots import caption_of, scene_from_json, world_of
 from microcosm.scenes.simulate import draw_scene
 from microcosm.training.auxiliary import ATTRIBUTES, UNKNOWN, scene_classes
-from microcosm.training.batches import STAGES, Mixture, Sampler, Shots, mapped, read_shots
+from microcosm.training.batches import STAGES, Sampler, Shots, Stage, mapped, read_shots
 from tests.microcosm.shards import write_shards
 
 
@@ -39,7 +39,7 @@ def test_computing_time_is_shared_as_the_stage_says() -> None:
     spent: Counter[tuple[str, int]] = Counter()
     for _ in range(2000):
         batch = sampler.draw()
-        spent[batch.world, batch.seconds.shape[1]] += batch.seconds.numel()
+        spent[batch.world, batch.latent_frames] += len(batch.prompts) * batch.latent_frames
     for world, shares in STAGES["both"].shares.items():
         for length, share in shares.items():
             assert abs(spent[world, length] / spent.total() - share) < 0.04
@@ -58,22 +58,22 @@ def test_mapped_arrays_are_those_of_the_file(data: Path) -> None:
 
 
 def test_batches_are_stills_and_windows_with_what_they_show(data: Path) -> None:
-    mixture = Mixture({"objects": {1: 0.4, 5: 0.6}}, {1: 4, 5: 3}, latest_s=9, shortened=0.1)
-    sampler, lengths = Sampler(read_shots(data), mixture, 0, 0), set()
+    stage = Stage({"objects": {1: 0.4, 5: 0.6}}, minutes=1)
+    sampler, lengths = Sampler(read_shots(data), stage, 0, 0, times=2), set()
     for _ in range(60):
         batch = sampler.draw()
-        count, latents = batch.seconds.shape
+        count, latents = len(batch.frames), batch.latent_frames
         lengths.add(latents)
         assert batch.frames.shape == (count, 3, 1 + 8 * (latents - 1), 16, 24)
-        assert len(batch.prompts) == count == (4 if latents == 1 else 3)
+        assert len(batch.prompts) == count == (48 if latents == 1 else 12)
         assert bool((batch.given < latents).all())
         assert bool((batch.given == 0).all()) == (latents == 1)
-    assert {1, 5} < lengths <= {1, 2, 3, 4, 5}
+    assert lengths == {1, 5}
 
 
 def test_workers_draw_other_batches_of_the_same_shapes(data: Path) -> None:
-    mixture = Mixture({"objects": {1: 0.5, 5: 0.5}}, latest_s=9)
-    one, other = (Sampler(read_shots(data), mixture, 3, rank) for rank in (0, 1))
+    stage = Stage({"objects": {1: 0.5, 5: 0.5}}, minutes=1)
+    one, other = (Sampler(read_shots(data), stage, 3, rank) for rank in (0, 1))
     for _ in range(20):
         ours, theirs = one.draw(), other.draw()
         assert ours.frames.shape == theirs.frames.shape
@@ -88,3 +88,7 @@ def test_scenes_of_both_worlds_have_their_classes_and_survive_being_stored() -> 
         assert len(classes) == ATTRIBUTES
         assert (classes[-1] == UNKNOWN) == (world_of(scene) == "objects")
         assert caption_of(scene).endswith(".")
+
+
+def test_work_is_spread_over_processes_in_order() -> None:
+    assert spread(divmod, [7, 8, 9], [2, 3, 4], name="quotients", count=3, processes=2) == [(3, 1), (2, 2), (2, 1)]

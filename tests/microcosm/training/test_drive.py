@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
+from cosmorama.world.microcosm.corridor_map import kind_of
 from cosmorama.world.microcosm.driving import seen
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.odometry import HALF_WIDTH_M
@@ -55,7 +56,7 @@ def test_a_map_seen_from_its_other_end_is_the_same() -> None:
         turned, *rest = finder.looking_on(view, boxes, -6, ahead)
         assert math.cos(turned[2]) > 0
         whole, part = (
-            seen(torch.from_numpy(one)[None], stacked([some]))[0]
+            seen(torch.from_numpy(one)[None], stacked([(*some, kind_of(None).numpy())]))[0]
             for one, some in ((view, (boxes, -6, ahead)), (turned, rest))
         )
         near = whole[3] > 0.3

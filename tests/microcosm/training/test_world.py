@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
 from cosmorama.world.cosmos.forward import cosmos_forward
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
@@ -16,8 +17,9 @@ from microcosm.training.batches import Shots
 from microcosm.training.export import load_averaged
 from microcosm.training.export import main as export
 from microcosm.training.gain import gain_of
-from microcosm.training.loop import draw_t, given_parts
-from microcosm.training.world import Options, Training, taught
+from microcosm.training.optimizer import Optimizer
+from microcosm.training.parallel import agreed, average_weights, in_processes
+from microcosm.training.world import Options, Training, draw_t, given_parts, taught
 from tests.microcosm.shards import write_shards
 
 CHANNELS = 6
@@ -68,11 +70,9 @@ def test_beside_the_noise_stands_what_is_given_of_each_clip() -> None:
     torch.testing.assert_close(held[2:], vae.hold(clean[2:, :, :2]))
 
 
-def test_a_share_of_the_noise_levels_is_low() -> None:
+def test_few_noise_levels_are_low() -> None:
     torch.manual_seed(0)
-    usual, low = (float((draw_t(4000, 4.0, share) < 0.25).float().mean()) for share in (0.0, 0.5))
-    assert usual < 0.04
-    assert 0.15 < low < 0.25
+    assert float((draw_t(4000, 4.0) < 0.25).float().mean()) < 0.04
 
 
 def test_channels_of_moving_cells_are_made_equally_strong() -> None:
@@ -129,3 +129,33 @@ def test_a_text_encoder_that_learns_words_reads_those_it_knew_as_before() -> Non
     torch.testing.assert_close(after[:2], before[:2])
     assert mask.sum(1).tolist() == [3, 1, 3]
     assert not torch.allclose(after[2, :2], before[2, :2])
+
+
+def test_muon_takes_the_kernels_of_a_convolution_as_one_matrix() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(32, 32, 3, bias=False)
+    matrix = torch.nn.Parameter(layer.weight.detach().flatten(1).clone())
+    alone = torch.optim.Muon([matrix], 0.1, 0.01, ns_steps=4, adjust_lr_fn="match_rms_adamw")
+    both, before = Optimizer([layer, torch.nn.Linear(8, 8)], 0.9), matrix.detach().clone()
+    layer.weight.grad = torch.randn(32, 32, 3, 3) / 1000
+    matrix.grad = layer.weight.grad.flatten(1).clone()
+    alone.step()
+    both.step(0.1)
+    torch.testing.assert_close(layer.weight.flatten(1), matrix)
+    assert float((matrix.detach() - before).abs().max()) > 0
+
+
+def _meet(rank: int, folder: Path) -> None:
+    weight = torch.full((2,), float(rank))
+    average_weights([weight])
+    (folder / str(rank)).write_text(f"{agreed(rank + 7.0)} {weight.tolist()}")
+
+
+def test_processes_share_their_weights_and_the_word_of_the_first(tmp_path: Path) -> None:
+    in_processes(_meet, 2, tmp_path)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["7.0 [0.5, 0.5]"] * 2
+
+
+def test_a_start_that_is_nowhere_is_refused(runs: Path) -> None:
+    with pytest.raises(typer.BadParameter, match=r"'nowhere': neither .*nowhere\.pt is there nor nowhere"):
+        train(runs, "images", 0.0, name="other", start="nowhere")

@@ -15,8 +15,8 @@ from cosmorama.errors import InvalidRequestError
 from cosmorama.media.write import VideoWriter
 from cosmorama.request import Output, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos.levels import edm_levels
 from cosmorama.world.cosmos.predict2 import predict2_schedule
+from cosmorama.world.levels import edm_levels
 from cosmorama.world.registry import load_world
 from tests.world.checkpoints import save_predict
 

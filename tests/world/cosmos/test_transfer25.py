@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
@@ -142,6 +143,15 @@ def test_controls_of_several_networks_act_together(tmp_path: Path) -> None:
     assert not torch.allclose(sampled(world, both).latents, alone)
     scaled = sampled(world, both, weight=1.0).latents
     assert torch.equal(scaled, sampled(world, both, weight=0.5).latents)  # a sum above 1 is scaled to 1
+
+
+def test_a_control_network_computes_in_the_denoisers_type_however_it_is_stored(tmp_path: Path) -> None:
+    save_transfer(tmp_path)
+    alone = sampled(world_of(tmp_path), {"edge": clip(9)}).latents
+    file = tmp_path / "controlnet/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    rounded = sampled(world_of(tmp_path), {"edge": clip(9)}).latents
+    assert relative_error(rounded, alone) < 0.01
 
 
 def test_controls_that_cannot_act_are_refused(checkpoint: tuple[Path, Any]) -> None:

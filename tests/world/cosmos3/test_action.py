@@ -20,7 +20,7 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import Action, ActionDomain, GenerationRequest, Mode, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos3.action import DOMAINS
+from cosmorama.world.cosmos3.capabilities import DOMAINS
 from cosmorama.world.registry import load_world
 from tests.world.cosmos3_checkpoints import KARRAS, save_cosmos3
 

@@ -113,6 +113,15 @@ def test_every_mode_gives_diffusers_latents(checkpoint: Checkpoint, kind: str, f
     assert relative_error(ours, reference(pipeline, given, num_frames=frames)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_as_near_to_float32_as_diffusers_own(checkpoint: Checkpoint, kind: str) -> None:
+    folder, pipeline = checkpoint(kind)
+    rounded = Cosmos3OmniPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.bfloat16)
+    exact = reference(pipeline)
+    ours = sampled(load_world(str(folder), device="cpu", dtype="bfloat16")).latents
+    assert float((ours - exact).norm()) <= 1.25 * float((reference(rounded).float() - exact).norm())
+
+
 @pytest.mark.parametrize("given", [0, 5])
 def test_frames_are_those_of_diffusers_to_the_last_level(checkpoint: Checkpoint, given: int) -> None:
     folder, pipeline = checkpoint("nano")

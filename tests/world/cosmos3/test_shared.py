@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosmorama.world.cosmos3.families import load_transformer
 from cosmorama.world.cosmos3.forward import Layout, generate, rotary_embedding, text_memory, understand
-from cosmorama.world.cosmos3.weights import load_transformer
 from cosmorama.world.load.options import ON_CPU
 from cosmorama.world.ranks.shares import Share, share_tokens
 from tests.world.cosmos3_checkpoints import save_cosmos3

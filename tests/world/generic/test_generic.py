@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -15,16 +16,20 @@ import numpy as np
 import pytest
 import torch
 
+from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import CancelledError, InvalidRequestError, ModelNotFoundError, WorkerError
 from cosmorama.progress import Progress
-from cosmorama.request import ResolvedRequest
+from cosmorama.request import GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.generic.pipeline import GenericWorld, load
+from cosmorama.world.generic.load import load
+from cosmorama.world.generic.pipeline import GenericWorld
 from cosmorama.world.load.options import ON_CPU
+from cosmorama.world.registry import load_world
+from tests.world import generic_checkpoints
 from tests.world.generic_checkpoints import save_ltx, save_wan
 
 REQUEST = ResolvedRequest(
@@ -64,14 +69,17 @@ def diffusers_frames(world: GenericWorld, **changes: Any) -> np.ndarray[Any, Any
     world.pipeline.set_progress_bar_config(disable=True)
     clip = world.pipeline(
         prompt=REQUEST.prompt,
-        negative_prompt=REQUEST.negative_prompt,
         width=REQUEST.width,
-        height=REQUEST.height,
-        num_frames=REQUEST.frames,
-        num_inference_steps=REQUEST.steps,
-        guidance_scale=REQUEST.guidance_scale,
         output_type="np",
-        **{"generator": torch.Generator().manual_seed(3), **changes},
+        **{
+            "negative_prompt": REQUEST.negative_prompt,
+            "num_inference_steps": REQUEST.steps,
+            "guidance_scale": REQUEST.guidance_scale,
+            "height": REQUEST.height,
+            "num_frames": REQUEST.frames,
+            "generator": torch.Generator().manual_seed(3),
+            **changes,
+        },
     ).frames[0]
     return np.asarray(clip * 255).round().astype(np.uint8)
 
@@ -85,6 +93,20 @@ def test_a_clip_is_the_one_that_diffusers_makes_with_the_same_seed(name: str, re
     assert np.array_equal(frames(ours), diffusers_frames(world))
     assert np.array_equal(frames(ours), frames(ours))  # it may be asked for again
     assert not np.array_equal(frames(ours), diffusers_frames(world, generator=torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("name", ["allegro", "cogvideox", "hunyuan", "mochi", "wan_2_2", "wan_ti2v"])
+def test_other_pipelines_make_the_clip_that_diffusers_makes(name: str, tmp_path: Path) -> None:
+    folder = getattr(generic_checkpoints, f"save_{name}")(tmp_path / name)
+    world: Any = load_world(str(folder), device="cpu")
+    step = world.capabilities.frames.multiple
+    own = {} if world.capabilities.negative_prompts else {"negative_prompt": ""}
+    ours = rollout(world, frames=step + 1, height=64, **own)
+    while not ours.done:
+        ours.advance()
+    theirs = diffusers_frames(world, num_frames=step + 1, height=64)
+    assert frames(ours).shape == (step + 1, 64, 64, 3)
+    assert np.array_equal(frames(ours), theirs[: step + 1])  # CogVideoX makes more of an even number of latent frames
 
 
 def test_every_step_is_reported(wan: GenericWorld) -> None:
@@ -216,6 +238,53 @@ def test_the_pipelines_nature_is_told(wan: GenericWorld, ltx: GenericWorld) -> N
     assert wan.capabilities.default_solver == "unipc"
     assert ltx.capabilities.default_solver == "euler"
     assert (ltx.capabilities.defaults.frames, ltx.capabilities.defaults.fps) == (161, 25)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx"])
+def test_what_a_request_leaves_open_is_what_the_pipelines_own_call_uses(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    world: GenericWorld = request.getfixturevalue(name)
+    small = GenerationRequest(prompt=REQUEST.prompt, seed=3, steps=2, width=64, height=32, frames=9)
+    ours = Rollout(world, PreparedRequest(resolve(small, world.capabilities), REQUEST.prompt or "", None))
+    while not ours.done:
+        ours.advance()
+    own = inspect.signature(type(world.pipeline).__call__).parameters["guidance_scale"].default
+    theirs = diffusers_frames(world, num_inference_steps=2, negative_prompt=None, guidance_scale=own)
+    assert np.array_equal(frames(ours), theirs)
+
+
+def test_what_a_pipelines_call_has_no_word_for_is_not_offered() -> None:
+    class Bare:
+        def __call__(self, prompt: str, num_frames: int = 9) -> None:
+            """As LTX2's and HunyuanVideo 1.5's: guidance and what it is from are elsewhere."""
+
+    class Distilled:
+        default_height, default_width = 480, 848
+
+        def __call__(
+            self, prompt: str, negative_prompt: str | None = None, true_cfg_scale: float = 1.0, fps: int = 24
+        ) -> None:
+            """As HunyuanVideo's: a negative prompt is of another guidance, which is off; and Mochi's sizes."""
+
+    bare, distilled = (GenericWorld(kind(), "x").capabilities for kind in (Bare, Distilled))
+    assert (bare.negative_prompts, distilled.negative_prompts) == (False, False)
+    assert (bare.guidance_scale.high, bare.defaults.guidance_scale) == (1, 1.0)
+    assert (distilled.defaults.fps, str(distilled.sizes[0])) == (24, "848x480")
+    asked = GenerationRequest(prompt="a ball", negative_prompt="dark", guidance_scale=7)
+    with pytest.raises(InvalidRequestError) as refused:
+        resolve(asked, bare)
+    assert [problem.field for problem in refused.value.problems] == ["negative_prompt", "guidance_scale"]
+
+
+def test_a_prompt_of_more_tokens_than_the_pipeline_reads_is_warned_of(ltx: GenericWorld) -> None:
+    assert ltx.capabilities.prompt_tokens == 128
+    reader = Reader(EmbeddingCache(ltx.encode_text))
+    for words in (127, 128):  # and the end of the text
+        request = resolve(replace(REQUEST, prompt="red " * words), ltx.capabilities)
+        ltx.begin(PreparedRequest(request, request.prompt or "", None).inputs, reader)
+        assert bool(reader.warnings) == (words == 128)
+    assert "the first 128 were used" in reader.warnings[0]
 
 
 def test_what_a_pipeline_has_no_place_for_is_refused_by_name(wan: GenericWorld, ltx: GenericWorld) -> None:

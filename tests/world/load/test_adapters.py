@@ -25,7 +25,7 @@ from cosmorama.world.registry import load_world
 from tests.tiny import save_tiny
 from tests.world.checkpoints import save_predict
 from tests.world.cosmos3_checkpoints import save_cosmos3
-from tests.world.generic_checkpoints import save_wan
+from tests.world.generic_checkpoints import save_wan, save_wan_2_2
 
 REQUEST = ResolvedRequest(
     prompt="a red ball",
@@ -315,10 +315,11 @@ def test_an_adapters_own_scale_is_applied(adapted: AdaptedWorld, saved: Saved, t
         "pattern": peft_folder(
             tmp_path / "pattern", pairs, lora_alpha=4, alpha_pattern={name: 2 for name in pairs if name != one}
         ),
+        "unsaid": peft_folder(tmp_path / "unsaid", pairs),  # PEFT's 8
     }
     world = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), files)
-    expected = latents(adapted, Adapter("crayon", 0.5))
     for name in files:
+        expected = latents(adapted, Adapter("crayon", 2.0 if name == "unsaid" else 0.5))
         close = (latents(world, Adapter(name)) - expected).norm() / expected.norm() < 1e-6
         assert close == (name != "pattern"), name
 
@@ -445,6 +446,12 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "another rank": ({"r": 16, "lora_alpha": 16}, "says that its rank is 16; that of .* is 4"),
     "a magnitude that is not there": ({"lora_alpha": 4, "use_dora": True}, "says use_dora, but has no magnitude"),
     "matrices the other way": ({"lora_alpha": 4, "fan_in_fan_out": True}, "fan_in_fan_out is set"),
+    "weights that were changed": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+    "weights that a gradient changed": ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+    "layers that are there twice": ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is set"),
+    "from some tokens on": ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is set"),
+    "singular values between": ({"kasa_config": {"beta": 0.1}}, "kasa_config is set"),
+    "parameters of no layer": ({"target_parameters": ["experts.gate"]}, "target_parameters is set"),
     "another kind": ({"peft_type": "LOKR"}, "is that of LOKR"),
 }
 
@@ -524,6 +531,12 @@ def test_wans_own_spelling_is_read_as_its_pipeline_does(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelNotFoundError, match=r"no place|none of its weights"):
         AdaptedWorld(load_world(str(folder)), {"wan": tmp_path / "b.safetensors"})
+
+
+def test_a_model_of_two_denoisers_takes_no_adapter_for_one(tmp_path: Path) -> None:
+    world = load_world(str(save_wan_2_2(tmp_path / "wan")), device="cpu")
+    with pytest.raises(ModelNotFoundError, match="takes no adapters: it has two denoisers"):
+        AdaptedWorld(world, {"x": tmp_path / "x.safetensors"})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.generic.load import check_packages
 from cosmorama.world.load.config import check_config
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import MICROCOSM, load_world
@@ -91,6 +92,37 @@ def both(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
 
 
+def unwritten(file: str, *, hole: bool) -> Change:
+    """The second half of a file was reserved and never written: zeros on the disk, or nothing at all."""
+
+    def apply(folder: Path) -> None:
+        whole = (folder / file).read_bytes()
+        with (folder / file).open("wb") as opened:
+            opened.write(whole[: len(whole) // 2])
+            if hole:
+                opened.seek(len(whole) - 1000)
+                opened.write(whole[-1000:])
+            else:
+                opened.write(bytes(len(whole) - len(whole) // 2))
+
+    return apply
+
+
+def modular(folder: Path) -> None:
+    """Only the index that diffusers' modular pipelines save."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").unlink()
+    parts = {name: [*entry, {"subfolder": name}] for name, entry in index.items() if isinstance(entry, list)}
+    whole = index | parts | {"_class_name": "Cosmos3OmniModularPipeline", "_blocks_class_name": "Cosmos3OmniBlocks"}
+    (folder / "modular_model_index.json").write_text(json.dumps(whole))
+
+
+def doubled(folder: Path) -> None:
+    """All weights in 64 bits, which hold the same numbers."""
+    for file in folder.glob("*/*.safetensors"):
+        edited(str(file.relative_to(folder)), lambda found: {name: t.double() for name, t in found.items()})(folder)
+
+
 def dangling(file: str) -> Change:
     """A link into a cache whose contents are gone."""
     return both(removed(file), lambda folder: (folder / file).symlink_to(folder / "blobs" / "gone"))
@@ -138,6 +170,13 @@ def sharded(*, keep: bool = False, stale: bool = False, lie: bool = False) -> Ch
             save_file(noise, part / "diffusion_pytorch_model-00003-of-00003.safetensors")
 
     return apply
+
+
+def in_one_shard(folder: Path) -> None:
+    shard = SHARD.replace("00002", "00001")
+    (folder / WEIGHTS).rename(folder / "transformer" / shard)
+    owners = dict.fromkeys(load_file(folder / "transformer" / shard), shard)
+    (folder / "transformer" / INDEX).write_text(json.dumps({"weight_map": owners}))
 
 
 def in_8_bits(
@@ -219,6 +258,45 @@ def words_added(part: str) -> Change:
     return apply
 
 
+def deeper(folder: Path) -> None:
+    """As archives are often unpacked."""
+    inner = folder.with_name("inner")
+    folder.rename(inner)
+    folder.mkdir()
+    inner.rename(folder / "inner")
+
+
+def words_twice(difference: float) -> Change:
+    """T5's table of words under both of its names."""
+
+    def change(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        words = next(found[name] for name in ("shared.weight", "encoder.embed_tokens.weight") if name in found)
+        return {**found, "shared.weight": words.clone(), "encoder.embed_tokens.weight": words + difference}
+
+    return edited(TEXT, change)
+
+
+def packed(names: tuple[str, ...]) -> Change:
+    """Matrices of the blocks under the names that those who pack them in fewer bits have for the pieces."""
+
+    def change(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        made = {name: tensor for name, tensor in found.items() if tensor.ndim != 2 or "blocks" not in name}
+        owners = [name.removesuffix("weight") for name in found.keys() - made.keys()]
+        return made | {f"{owner}{name}": torch.ones(4, 4, dtype=torch.int32) for owner in owners for name in names}
+
+    return edited(WEIGHTS, change)
+
+
+def untold(token: str) -> Change:
+    """A tokenizer that calls a token something else."""
+
+    def apply(folder: Path) -> None:
+        for file in (folder / "text_tokenizer").iterdir():
+            file.write_text(file.read_text().replace(token, "<|unknown|>"))
+
+    return apply
+
+
 def rescheduled(name: str) -> Change:
     return both(
         configured("model_index.json", scheduler=["diffusers", name]),
@@ -240,6 +318,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "a stray damaged file": ("predict2.5", written("transformer/a.safetensors", b"nothing"), SAME),
     "an unused part": ("predict2.5", lambda folder: shutil.copytree(folder / "vae", folder / "sound_tokenizer"), SAME),
     "shards": ("predict2.5", sharded(), SAME),
+    "a shard alone": ("predict2.5", in_one_shard, SAME),
     "shards and an older single file": ("predict2.5", sharded(keep=True), SAME),
     "shards and one of another save": ("predict2.5", sharded(stale=True), SAME),
     "shards of another index": ("predict2.5", sharded(lie=True), r"00002\.safetensors has no proj_out\.scale"),
@@ -255,6 +334,12 @@ CASES: dict[str, tuple[str, Change, str]] = {
     ),
     "only a variant": ("predict2.5", renamed(WEIGHTS, WEIGHTS.replace(".s", ".bf16.s")), "--variant bf16"),
     "only another name": ("predict2.5", renamed(WEIGHTS, "transformer/ema.safetensors"), r"there is ema\.safetensors"),
+    "shards that are pickles": (
+        "predict2.5",
+        written(f"transformer/{INDEX}", b'{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}'),
+        r"index\.json names pytorch_model-00001-of-00001\.bin, and only safetensors are read",
+    ),
+    "a folder in a folder": ("ltx", deeper, r"missing model_index\.json, but .*inner has one: give that folder"),
     "a pickle": ("predict2.5", renamed(WEIGHTS, "transformer/a.bin"), "pickles are not read"),
     # Damaged files.
     "cut off": ("predict2.5", cut(TEXT, 1000), r"text_encoder/model\.safetensors is damaged: it is cut off"),
@@ -262,6 +347,20 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "empty": ("predict1", written(WEIGHTS, b""), r"safetensors is damaged: it has 0 bytes"),
     "bytes behind the end": ("cosmos3", appended(WEIGHTS, b"abc"), "3 bytes too many"),
     "text": ("wan", written(TEXT, b"<html>404</html>" * 9), r"text_encoder/model\.safetensors is damaged"),
+    **{
+        f"{base}: a part of {file} that was never written, {'a hole' if hole else 'zeros'}": (
+            base,
+            unwritten(file, hole=hole),
+            f"{file.replace('.', '[.]')} is damaged: {'[0-9]+ of its [0-9]+' if hole else 'its last 65536'} bytes",
+        )
+        for hole in (False, True)
+        for base, file in (
+            ("predict2.5", WEIGHTS),
+            ("predict1", WEIGHTS),
+            ("cosmos3", "vae/diffusion_pytorch_model.safetensors"),
+            ("transfer", CONTROL),
+        )
+    },
     "a pointer of Git LFS": ("predict2.5", written(WEIGHTS, LFS), "Git LFS pointer, not the weights: run git lfs pull"),
     "a config that is a pointer": ("wan", written("vae/config.json", LFS), r"vae/config\.json is a Git LFS pointer"),
     "a tokenizer that is a pointer": ("ltx", written("tokenizer/tokenizer.json", LFS), r"tokenizer\.json is a Git LFS"),
@@ -273,6 +372,11 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "a list of shards elsewhere": (
         "cosmos3",
         written(f"transformer/{INDEX}", b'{"weight_map": {"a": "../../x.safetensors"}}'),
+        "is no name of a file beside it",
+    ),
+    "a list of shards by their whole paths": (
+        "predict2.5",
+        written(f"transformer/{INDEX}", b'{"weight_map": {"a": "/models/x/diffusion_pytorch_model.safetensors"}}'),
         "is no name of a file beside it",
     ),
     "no template for a chat": ("predict2.5", removed("tokenizer/chat_template.jinja"), r"missing chat_template\.jinja"),
@@ -328,6 +432,19 @@ CASES: dict[str, tuple[str, Change, str]] = {
         both(lambda folder: shutil.rmtree(folder / "tokenizer"), written("tokenizer", b"")),
         "missing tokenizer",
     ),
+    **{
+        f"{base}: nothing to fill prompts up with": (
+            base,
+            configured("tokenizer/tokenizer_config.json", pad_token=None),
+            "tokenizer cannot be loaded: it has no pad_token",
+        )
+        for base in ("predict1", "predict2.5", "wan", "ltx")
+    },
+    "a length that is a word": (
+        "predict2.5",
+        configured("tokenizer/tokenizer_config.json", model_max_length="x"),
+        "tokenizer cannot be loaded: '>' not supported",
+    ),
     # Configs that say something else than the weights.
     "a text encoder's config without a word": (
         "predict2.5",
@@ -352,6 +469,11 @@ CASES: dict[str, tuple[str, Change, str]] = {
         "cosmos3",
         configured("scheduler/scheduler_config.json", num_train_timesteps="x"),
         "its numbers give no noise levels",
+    ),
+    "timesteps of nothing": (
+        "predict2.5",
+        configured("scheduler/scheduler_config.json", num_train_timesteps=0),
+        "its numbers give timesteps of nothing",
     ),
     "levels that rise": (
         "predict1",
@@ -474,6 +596,11 @@ CASES: dict[str, tuple[str, Change, str]] = {
         for base in ("wan", "ltx")
         for name in ("EDMEulerScheduler", "DDIMScheduler", "UniPCMultistepScheduler")
     },
+    "Wan's scheduler, for noise": (
+        "wan",
+        configured("scheduler/scheduler_config.json", prediction_type="epsilon"),
+        "UniPCMultistepScheduler does not sample flows",
+    ),
     "another scheduler of flows": ("wan", rescheduled("FlowMatchEulerDiscreteScheduler"), SAME),
     "a number that is a word": ("cosmos3", configured("transformer/config.json", timestep_scale="x"), "valid number"),
     "two sides of three": (
@@ -540,7 +667,51 @@ CASES: dict[str, tuple[str, Change, str]] = {
         )
         for name in ("scheduler_config.json" if part == "scheduler" else "config.json",)
     },
+    **{
+        f"{base}: {member} is {value!r}": (
+            base,
+            configured(f"{part}/config.json", **{member: value}),
+            f"{part}/config[.]json: {member}.* it must be a number above 0",
+        )
+        for base, part, member, value in (
+            ("cosmos3", "transformer", "base_fps", 0),
+            ("cosmos3", "transformer", "rope_theta", -1.0),
+            ("cosmos3", "transformer", "timestep_scale", float("nan")),
+            ("predict2.5", "transformer", "rope_scale", [1.0, 0.0, 1.0]),
+        )
+    },
+    "a switch that is a word": (
+        "cosmos3",
+        configured("model_index.json", use_native_flow_schedule="false"),
+        "use_native_flow_schedule in its index is 'false'; it must be true or false",
+    ),
+    "a switch of Wan's that is a word": (
+        "wan",
+        configured("model_index.json", expand_timesteps="false"),
+        "expand_timesteps is 'false'; it must be true or false",
+    ),
+    "only a modular index": ("cosmos3", modular, SAME),
+    "in 64 bits": ("predict2.5", doubled, SAME),
+    "Cosmos3 in 64 bits": ("cosmos3", doubled, SAME),
     # Of the other families, what is theirs alone.
+    "a ControlNet for blur, as NVIDIA calls it": (
+        "transfer",
+        renamed("controlnet_depth", "controlnet_blur"),
+        SAME,
+    ),
+    "a ControlNet for nothing that is known": (
+        "transfer",
+        renamed("controlnet_depth", "controlnet_canny"),
+        "controlnet_canny is for no kind of control: it may be called .*controlnet_blur",
+    ),
+    "two ControlNets for the same": (
+        "transfer",
+        both(
+            renamed("controlnet_depth", "controlnet_blur"),
+            renamed("controlnet_edge", "controlnet_vis"),
+        ),
+        "two ControlNets for one kind: controlnet_blur and controlnet_vis",
+    ),
     "a cut ControlNet": (
         "transfer",
         cut(CONTROL, 9),
@@ -692,6 +863,15 @@ CASES: dict[str, tuple[str, Change, str]] = {
         r"no weights for encoder\.block\.1\.layer\.0\.SelfAttention\.q\.weight",
     ),
     "a text encoder's words": ("wan", without("shared.weight", file=TEXT), r"no weights for .*(shared|embed_tokens)"),
+    "words that are there twice": ("predict2", words_twice(0), SAME),
+    "two tables of words": ("predict2", words_twice(1), r"embed_tokens\.weight must be the same as shared\.weight"),
+    "two tables of Wan's words": ("wan", words_twice(1), r"embed_tokens\.weight must be the same as shared\.weight"),
+    "no word for what follows": ("cosmos3", untold("<|vision_start|>"), r"text_tokenizer .* has no <\|vision_start\|>"),
+    "no end": (
+        "cosmos3",
+        configured("text_tokenizer/tokenizer_config.json", eos_token=None),
+        "text_tokenizer cannot be loaded: it has no eos_token",
+    ),
     "a translator's other half": (
         "predict1",
         edited(TEXT, lambda found: {**found, "decoder.final_layer_norm.weight": torch.zeros(4)}),
@@ -785,6 +965,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
         configured("text_encoder/config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         r"text_encoder/config\.json has a quantization_config of gptq",
     ),
+    "packed by GPTQ": ("predict2.5", packed(("qweight", "qzeros", "scales", "g_idx")), "no place for .*qweight"),
+    "packed by compressed-tensors": ("predict2.5", packed(("weight_packed", "weight_shape")), "no place for .*packed"),
     "whole numbers": ("predict2.5", first_as(torch.int8), rf"{Q}\.weight is stored as I8"),
     "whole numbers with scales": ("predict2.5", first_as(torch.int8, "weight_scale"), "is stored as I8"),
     "whole numbers under another name": (
@@ -954,6 +1136,19 @@ def test_what_is_in_8_bits_becomes_the_type_of_the_rest(bases: dict[str, Path], 
     assert world.text_half.nbytes == whole
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float8_e4m3fn", "int8", "bf16", torch.float64])
+def test_types_that_no_family_computes_in_are_refused(dtype: Any, bases: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"dtype is .* one of float32, bfloat16, float16"):
+        load_world(str(bases["cosmos3"]), dtype=dtype, device="cpu")
+
+
+def test_numbers_in_64_bits_are_computed_with_in_32(bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bases["predict2.5"], tmp_path / "model"))
+    doubled(folder)
+    found = weights_of(load_world(str(folder), device="cpu"))
+    assert {tensor.dtype for tensor in found.values() if tensor.is_floating_point()} == {torch.float32}
+
+
 def test_a_variant_is_taken_where_it_is(bases: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bases["predict2.5"], tmp_path / "model"))
     copied(WEIGHTS.replace(".s", ".bf16.s"), Tensor.bfloat16)(folder)
@@ -967,12 +1162,37 @@ def test_a_variant_is_taken_where_it_is(bases: dict[str, Path], tmp_path: Path) 
         load_world(str(folder), device="cpu", variant="fp16")
 
 
-def test_a_package_that_a_pipeline_uses_is_named_when_it_is_loaded(
-    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_code_of_a_checkpoint_is_not_run_nor_asked_about(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusers.pipelines.wan import pipeline_wan
+    folder = Path(shutil.copytree(bases["predict2.5"], tmp_path / "model"))
+    own = {"auto_map": {"AutoTokenizer": ["code.Own", None]}, "tokenizer_class": "Own"}
+    configured("tokenizer/tokenizer_config.json", **own)(folder)
+    (folder / "tokenizer/code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *said: asked.append(said) or "y")
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer cannot be loaded: .*custom code"):
+        load_world(str(folder), device="cpu")
+    assert not asked
+    assert not (tmp_path / "ran").exists()
 
-    load_world(str(bases["wan"]), device="cpu")
-    monkeypatch.delattr(pipeline_wan, "ftfy")
-    with pytest.raises(ModelNotFoundError, match="WanPipeline needs ftfy: pip install ftfy"):
-        load_world(str(bases["wan"]), device="cpu")
+
+@pytest.mark.parametrize(
+    ("module", "pipeline", "name", "package"),
+    [
+        ("wan.pipeline_wan", "WanPipeline", "ftfy", "ftfy"),
+        ("wan.pipeline_wan_i2v", "WanImageToVideoPipeline", "ftfy", "ftfy"),
+        ("skyreels_v2.pipeline_skyreels_v2", "SkyReelsV2Pipeline", "ftfy", "ftfy"),
+        ("kandinsky5.pipeline_kandinsky", "Kandinsky5T2VPipeline", "ftfy", "ftfy"),
+        ("allegro.pipeline_allegro", "AllegroPipeline", "BeautifulSoup", "beautifulsoup4"),
+        ("consisid.pipeline_consisid", "ConsisIDPipeline", "cv2", "opencv-python-headless"),
+    ],
+)
+def test_a_package_that_some_prompts_need_is_named_before_there_are_any(
+    module: str, pipeline: str, name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = getattr(diffusers, pipeline)
+    check_packages(kind)
+    monkeypatch.delattr(f"diffusers.pipelines.{module}.{name}")
+    with pytest.raises(ModelNotFoundError, match=f"{pipeline} needs {package}: pip install {package}"):
+        check_packages(kind)

@@ -113,6 +113,22 @@ def test_weights_keep_their_type_unless_told_otherwise(tmp_path: Path) -> None:
         load_world(str(tmp_path), dtype="int8")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda", 1)])
+def test_a_gpu_that_torch_does_not_see_is_told_before_anything_is_read(
+    folder: Path, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ModelNotFoundError, match=r"to run on cuda.*sees 0 GPUs: for one install its driver"):
+        load_world(str(folder), device=device)
+    with pytest.raises(ModelNotFoundError, match="device is 'gpu:x': "):
+        load_world(str(folder), device="gpu:x")
+
+
+def test_loading_says_nothing_of_its_own(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_world(str(folder), device="cpu")
+    assert "Loading weights" not in capfd.readouterr().err
+
+
 def test_a_model_of_the_hub_is_taken_from_the_cache_folder_without_a_download(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,13 @@ def test_names_mean_revisions() -> None:
     assert address("nvidia/cosmos-predict2.5-2b") == address("predict2.5-2b")
     assert address("predict2.5-2b@diffusers/base/pre-trained").endswith("@diffusers/base/pre-trained")
     assert address("hf://nvidia/Cosmos3-Nano:main") == address("cosmos3-nano") == "nvidia/Cosmos3-Nano"
+    for page in (
+        "https://huggingface.co/nvidia/Cosmos3-Nano",
+        "https://hf.co/nvidia/Cosmos3-Nano/",
+        "hf://nvidia/Cosmos3-Nano/",
+    ):
+        assert address(page) == "nvidia/Cosmos3-Nano"
+    assert address("https://huggingface.co/nvidia/Cosmos3-Nano/tree/fp8") == "nvidia/Cosmos3-Nano@fp8"
     assert address("cosmos3-super@fp8") == "nvidia/Cosmos3-Super@fp8"
     assert address("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     assert source_of("microcosm") is None
@@ -238,7 +245,8 @@ def test_a_download_that_breaks_off_is_told_and_goes_on_where_it_ended(
     remote: FakeHub, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "RESUMED_BYTES", 100_000)
-    monkeypatch.setattr(hub, "_ATTEMPTS", 1)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     source, name = source_of("cosmos3-nano"), "transformer/diffusion_pytorch_model.safetensors"
     assert source is not None
     weights = remote.revisions["nvidia/Cosmos3-Nano", "main"][name]
@@ -306,6 +314,30 @@ def test_what_the_hub_refuses_is_told_with_what_to_do(name: str, said: str, remo
     with pytest.raises(ModelNotFoundError, match=said) as refused:
         load_world(name, cache=home, device="cpu")
     assert "\n" not in str(refused.value)
+
+
+def test_a_variant_that_nothing_has_is_told_before_anything_large_is_downloaded(remote: FakeHub, home: Path) -> None:
+    source = source_of("cosmos3-nano") or SOURCES[0]
+    with pytest.raises(ModelNotFoundError, match="Cosmos3-Nano has no weights of the variant 'bf16'"):
+        hub.pull(source, home, variant="bf16")
+    assert not any(name.endswith(".safetensors") for name, _ in remote.served)
+    hub.pull(source, home, variant="fp16")
+    assert "transformer/diffusion_pytorch_model.fp16.safetensors" in {name for name, _ in remote.served}
+
+
+def test_what_is_left_of_a_broken_download_is_removed_too(made: dict[str, dict[str, bytes]], home: Path) -> None:
+    source = source_of("cosmos3-nano") or SOURCES[0]
+    publish(home, source.repository, "main", made["cosmos3"])
+    publish(home, source.repository, "fp8", made["fp8"])  # stays, and with it the folder
+    blobs = home / "models--nvidia--Cosmos3-Nano" / "blobs"
+    (blobs / "abc.part").write_bytes(bytes(10**6))
+    (blobs / "abc.incomplete").write_bytes(bytes(10**6))
+    assert hub.remove(source, home) > 2 * 10**6
+    assert not [*blobs.glob("abc*")]
+    (blobs / "abc.part").write_bytes(bytes(10**6))
+    assert hub.remove(source, home) == 10**6
+    with pytest.raises(ModelNotFoundError, match="no copy of cosmos3-nano"):
+        hub.remove(source, home)
 
 
 def test_models_are_listed_shown_pulled_and_removed(remote: FakeHub, home: Path) -> None:

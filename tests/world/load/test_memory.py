@@ -18,17 +18,17 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import ModelNotFoundError, NotEnoughMemoryError
 from cosmorama.request import Action, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.cosmos3.weights import offload_halves
+from cosmorama.world.cosmos3.families import offload_halves
 from cosmorama.world.faults import explained
 from cosmorama.world.load import fit
 from cosmorama.world.load.adapters import AdaptedWorld
-from cosmorama.world.load.fit import available_bytes, check_weights_fit, weight_bytes
+from cosmorama.world.load.fit import available_bytes, check_weights_fit
 from cosmorama.world.load.names import read_by_text
 from cosmorama.world.load.offload import offload_layers, place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.readers.qwen import QwenReader
 from cosmorama.world.registry import load_world
-from tests.world.checkpoints import save_predict
+from tests.world.checkpoints import save_predict, weight_bytes
 from tests.world.cosmos3_checkpoints import save_cosmos3
 
 CPU = torch.device("cpu")

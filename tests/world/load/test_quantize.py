@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from cosmorama.api import serve
+from cosmorama.api import app as server
 from cosmorama.cli import app
 from cosmorama.engine.build import load_model
 from cosmorama.engine.engine import Engine
@@ -23,13 +23,13 @@ from cosmorama.settings import Settings
 from cosmorama.world.kernels.layers import is_quantized
 from cosmorama.world.load import fit
 from cosmorama.world.load.adapters import AdaptedWorld
-from cosmorama.world.load.fit import check_weights_fit, weight_bytes
+from cosmorama.world.load.fit import check_weights_fit
 from cosmorama.world.load.offload import offload_layers
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import check_quantize, held_bytes, quantize_blocks
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
 from cosmorama.world.registry import load_world
-from tests.world.checkpoints import save_predict
+from tests.world.checkpoints import save_predict, weight_bytes
 from tests.world.cosmos.test_transfer25 import clip, rollout_of
 from tests.world.cosmos.transfer_checkpoints import save_transfer
 from tests.world.cosmos3_checkpoints import save_cosmos3
@@ -224,7 +224,7 @@ def test_what_cannot_be_held_as_int8_is_refused(
 
 def test_the_setting_and_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Settings] = []
-    monkeypatch.setattr(serve, "serve", served.append)
+    monkeypatch.setattr(server, "serve", served.append)
     CliRunner().invoke(app, ["serve"])
     monkeypatch.setenv("COSMORAMA_QUANTIZE", "int8")
     CliRunner().invoke(app, ["serve"])

@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmorama.world.microcosm.corridor_map import PLAN_CHANNELS, RANGES, REACH, CorridorMap, plan, random_boxes
+from cosmorama.text.language import SceneObject
+from cosmorama.world.microcosm.corridor_map import (
+    KINDS,
+    PLAN_CHANNELS,
+    RANGES,
+    REACH,
+    CorridorMap,
+    kind_of,
+    plan,
+    random_boxes,
+)
 from cosmorama.world.microcosm.finder import BAYS, found, heard, told
 from cosmorama.world.microcosm.odometry import BAY_M, HALF_WIDTH_M, MOUNTED, on_picture
 from tests.tiny import tiny_driver
@@ -20,12 +30,13 @@ AHEAD = (0.0, 0.0, 0.0, *MOUNTED)
 
 def corridor(boxes: torch.Tensor | None = None, ahead: tuple[float, float, float] = (0, 0, 0)) -> CorridorMap:
     table = random_boxes(1)[None] if boxes is None else boxes
-    return CorridorMap(table, torch.tensor([REACH[0]]), torch.tensor([ahead]))
+    kind = kind_of(SceneObject("cube", "red"))[None] * ahead[0]
+    return CorridorMap(table, torch.tensor([REACH[0]]), torch.tensor([ahead]), kind)
 
 
 def test_walls_are_on_both_sides_and_turn_with_the_camera() -> None:
     ahead, left = (plan(torch.tensor([[0.0, 0, yaw, *MOUNTED]]), corridor(), 44, 80)[0] for yaw in (0.0, math.pi / 2))
-    assert ahead.shape == (PLAN_CHANNELS, 44, 80)
+    assert ahead.shape == (PLAN_CHANNELS + 1 + KINDS, 44, 80)
     assert ahead[LEFT, :, :10].mean() > 0.7
     assert ahead[RIGHT, :, -10:].mean() > 0.7
     assert ahead[FLOOR, -1, 40] == 1
@@ -55,6 +66,11 @@ def test_what_stands_in_the_way_is_seen_larger_when_near() -> None:
         plan(torch.tensor([AHEAD]), corridor(ahead=(1, 0, y)), 44, 80)[0, THERE].sum().item() for y in (6.0, 3.0)
     )
     assert near > 3 * far > 0
+    shown = plan(torch.tensor([AHEAD]), corridor(ahead=(1, 0, 4.0)), 44, 80)[0]
+    inside = shown[THERE] > 0
+    assert shown[THERE + 3][inside].mean().item() == pytest.approx(0.25, abs=0.01)
+    assert [bool(kind[inside].all()) for kind in shown[PLAN_CHANNELS + 1 :]] == [False, True, False, True] + 5 * [False]
+    assert not shown[PLAN_CHANNELS:, ~inside].any()
     assert plan(torch.tensor([AHEAD]), corridor(ahead=(1, 0, -3)), 44, 80)[0, THERE].sum() == 0
 
 
@@ -76,7 +92,7 @@ def test_what_is_to_be_said_of_a_view_tells_it(view: tuple[float, ...]) -> None:
 
 def test_a_first_frame_decides_on_what_it_shows_and_the_seed_on_the_rest() -> None:
     (_, finder), frame = tiny_driver(), torch.rand(1, 3, 88, 160, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    (view, one), (same, other) = (found(finder, frame, seed) for seed in (1, 2))
+    (view, one), (same, other) = (found(finder, frame, kind_of(None), seed) for seed in (1, 2))
     assert torch.equal(view, same)
     alike = (one.boxes == other.boxes).flatten(2).all(2)[0]
     here = math.floor(view[1].item() / BAY_M) - REACH[0]
@@ -84,4 +100,4 @@ def test_a_first_frame_decides_on_what_it_shows_and_the_seed_on_the_rest() -> No
     assert not alike[here + BAYS[-1] + 1 :].any()
     low, high = RANGES.unbind(1)
     assert ((one.boxes >= low - 1e-6) & (one.boxes <= high + 1e-6)).all()
-    assert torch.equal(found(finder, frame, 1)[1].boxes, one.boxes)
+    assert torch.equal(found(finder, frame, kind_of(None), 1)[1].boxes, one.boxes)

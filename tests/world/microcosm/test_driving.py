@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError
 from cosmorama.request import Action, GenerationRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.microcosm.corridor_map import CorridorMap
-from cosmorama.world.microcosm.driving import DRIVE, imagined, scaled, seen
+from cosmorama.text.language import SceneObject
+from cosmorama.world.microcosm.corridor_map import KINDS, CorridorMap, kind_of
+from cosmorama.world.microcosm.driving import DRIVE, CorridorSampling, along, imagined, scaled, seen
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.odometry import MOUNTED, step_on
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld
@@ -24,8 +27,11 @@ from tests.tiny import save_tiny, tiny_driver
 
 Rows = tuple[tuple[float, ...], ...]
 WINDING: Rows = tuple((1.0, 0.5 if step % 2 else -0.5, 0.1) for step in range(26))
+SLOWLY = "a robot drives slowly down a corridor of red shelves towards a blue ball"
 STANDING: Rows = ((0.0, 0.0, 0.0),) * 2
-EMPTY = CorridorMap(torch.zeros(2, 1, 2, 2, 2, 5), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3))
+EMPTY = CorridorMap(
+    torch.zeros(2, 1, 2, 2, 2, 5), torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), torch.zeros(2, KINDS)
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +115,84 @@ def test_what_is_done_is_what_moves_the_picture(world: CosmosFlowWorld) -> None:
     assert inside[0].all()
 
 
+def test_what_stands_ahead_is_drawn_where_it_stands_and_as_what_it_is(world: CosmosFlowWorld) -> None:
+    net, _ = tiny_driver()
+    view = torch.tensor([[0.0, 0, 0, *MOUNTED]])
+    kinds = [kind_of(thing)[None] for thing in (None, SceneObject("ball", "red"), SceneObject("ball", "blue"))]
+    maps = [replace(imagined(SLOWLY, 3)[1], kind=kind) for kind in kinds]
+    assert maps[0].ahead[0, 0] == 1
+    plans = [seen(view, corridor) for corridor in maps]
+    unknown, red, blue = (net.draw(plan, torch.zeros(1, 16)) for plan in plans)
+    elsewhere = (plans[1][:, 18] == 0).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None].expand_as(red)
+    assert torch.equal(unknown[elsewhere], red[elsewhere])
+    assert not torch.equal(unknown, red)
+    assert not torch.equal(red, blue)
+    assert (~elsewhere).float().mean() > 0.01
+
+
 def test_an_action_takes_the_camera_half_as_far_at_twice_the_rate() -> None:
     action = torch.tensor([[1.5, -1, 0.25]])
     assert scaled(action, 12).tolist() == [[1, -1, 0.5]]
     assert scaled(action, 24).tolist() == [[0.5, -0.5, 0.25]]
+
+
+@pytest.fixture
+def still_first(world: CosmosFlowWorld) -> Iterator[CosmosFlowWorld]:
+    before, world.config = world.config, replace(world.config, still_first=True)
+    yield world
+    world.config = before
+
+
+def from_text(world: CosmosFlowWorld, prompt: str = SLOWLY, **changes: Any) -> tuple[Rollout, np.ndarray]:
+    given = {"prompt": prompt, "seed": 3, "steps": 2, "frames": 33, "fps": 24, "width": 1280, "height": 704}
+    request = resolve(GenerationRequest(**given | changes), world.capabilities)
+    rollout = Rollout(world, PreparedRequest(request, prompt, None))
+    while not rollout.done:
+        rollout.advance()
+    return rollout, np.concatenate(list(rollout.decode()))
+
+
+def test_a_clip_of_the_corridor_is_driven_from_where_a_sampled_still_was_taken(still_first: CosmosFlowWorld) -> None:
+    rollout, clip = from_text(still_first)
+    assert isinstance(rollout.sampling, CorridorSampling)
+    assert clip.shape == (33, 704, 1280, 3)
+    assert sum(rollout.sampling.shares) == pytest.approx(1)
+    assert rollout.evaluations == 4  # of the still: two steps with guidance
+    assert np.array_equal(clip, from_text(still_first)[1])
+    assert not np.array_equal(clip[:1], from_text(still_first, seed=4, frames=9)[1][:1])
+    assert not np.array_equal(clip[:1], from_text(still_first, guidance_scale=1, frames=9)[1][:1])
+
+
+def test_the_newest_frame_of_a_drive_is_shown_on_the_way(world: CosmosFlowWorld) -> None:
+    request = resolve(wanted(WINDING, steps=4), world.capabilities)
+    rollout = Rollout(world, PreparedRequest(request, request.prompt or "", None))
+    seen_so_far = []
+    while not rollout.done:
+        rollout.advance()
+        seen_so_far.append(rollout.preview())
+    clip = np.concatenate(list(rollout.decode()))
+    assert seen_so_far[0] is None
+    for shown, frame in zip(seen_so_far[1:], (6, 12, 18, 24, 24, 25, 25, 26), strict=True):  # 24 in four steps, and 2
+        assert shown is not None
+        assert np.array_equal(shown, clip[frame])
+
+
+def test_of_another_form_or_of_objects_a_clip_is_sampled(still_first: CosmosFlowWorld) -> None:
+    for rollout, _ in (
+        from_text(still_first, "a red ball falls", frames=9),
+        from_text(still_first, frames=9, width=960),
+        from_text(still_first, frames=1),
+    ):
+        assert not isinstance(rollout.sampling, CorridorSampling)
+
+
+@pytest.mark.parametrize(("fps", "speed"), [(12, 0.4), (24, 0.8), (40, 0.35)])
+def test_straight_on_at_a_speed_until_there_is_no_room(fps: int, speed: float) -> None:
+    ways = along(121, fps, speed, 2.0) * torch.tensor([1.5, 1, 0.5]) / 12  # m, rad, m of a frame
+    assert ways[0, 0].item() == pytest.approx(speed / fps)
+    assert ways[:, 0].sum().item() == pytest.approx(min(2.0, 120 * speed / fps), abs=1e-4)
+    assert not ways[:, 1:].any()
+    assert not along(9, fps, speed, -1.0).any()
 
 
 def test_poses_follow_from_what_was_done_and_the_shelves_stop_the_camera() -> None:

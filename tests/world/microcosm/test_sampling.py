@@ -19,12 +19,12 @@ from cosmorama.local import Model
 from cosmorama.progress import Progress
 from cosmorama.request import Knobs, ResolvedRequest
 from cosmorama.resolve import resolve
-from cosmorama.world.base import Inputs
+from cosmorama.world.base import Inputs, Sampling
 from cosmorama.world.microcosm.layout import Layout
 from cosmorama.world.microcosm.loader import load_microcosm
 from cosmorama.world.microcosm.sampling import CosmosFlowSampling, CosmosFlowWorld, SmallAutoencoder
 from cosmorama.world.registry import load_world
-from tests.tiny import CHANNELS, save_transformer, tiny_still_refiner, tiny_tracker
+from tests.tiny import CHANNELS, save_transformer, tiny_mover, tiny_still_refiner
 
 PLAIN = ResolvedRequest(
     prompt="a red ball", seed=1, solver="euler", width=960, height=704, frames=17, steps=4, negative_prompt=""
@@ -177,35 +177,42 @@ def test_a_still_from_text_is_drawn_again_and_the_clip_goes_on_from_that(tiny_ch
     following = clip.next_chunk(latents)
     assert torch.equal(clip.denoise(following, 1)[:, :, :1], refined)
     assert torch.equal(from_image.refined(latents), latents)
-    assert torch.equal(clip.refined(following), following)
-    assert all(map(torch.equal, clip.decode(following, 1), clip.preview(following)))  # nothing follows its objects
+    assert all(map(torch.equal, clip.decode(following, 1), clip.preview(following)))  # nothing moves its objects
     bias = refiner.say[-1].bias
     assert isinstance(bias, torch.Tensor)
     bias.data[-1] = -50  # a picture of something else
     assert begin(world, frames=1).refined(latents) is latents
 
 
-def test_a_clip_is_drawn_again_where_its_objects_are_followed(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    world, refiner, tracker = (
-        blending(tiny_checkpoint, tmp_path / "still", still_first=True),
-        tiny_still_refiner(),
-        None,
-    )
-    world.still_refiner, world.tracker = refiner, (tracker := tiny_tracker())
-    clip = begin(world)
-    sampled = clip.next_chunk(begin(world, frames=1).initial())
-    shown = torch.cat(list(clip.shown(sampled)))
-    assert torch.equal(shown, torch.cat(list(clip.shown(sampled))))
-    still = next(begin(world, frames=1).shown(begin(world, frames=1).initial()))
-    assert torch.equal(shown[:1], still)
-    pieces = list(clip.decode(sampled, 1))
-    assert [len(piece) for piece in pieces] == [1, *[8] * (sampled.shape[2] - 1)]
-    plain = list(clip.preview(sampled))
-    assert not any(map(torch.equal, pieces, plain))
-    bias = tracker.say[-1].bias
-    assert isinstance(bias, torch.Tensor)
-    bias.data.view(2, -1)[:, -1] = 20  # where it is not sure, the clip is as it was sampled
-    assert all(map(torch.equal, clip.decode(sampled, 1), plain))
+def drawn(sampling: Sampling, latents: Tensor) -> Tensor:
+    """A chunk that is drawn step by step."""
+    for index in range(sampling.schedule.steps):
+        after = sampling.step(latents, index)
+        assert after is not None
+        latents = after
+    return latents
+
+
+def test_a_clip_from_text_is_moved_on_from_a_still_of_which_all_is_known(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    world = blending(tiny_checkpoint, tmp_path / "still", still_first=True)
+    world.still_refiner, world.mover = tiny_still_refiner(), tiny_mover()
+    still = begin(world, frames=1)
+    noise = still.initial()
+    (shown,) = still.decode(noise)
+    clips = []
+    for seed in (1, 1, 2):
+        clip = begin(world, seed=seed)
+        first = clip.next_chunk(noise)
+        assert clip.draws
+        assert first.shape == (1, 3, 16, 88, 120)
+        latents = drawn(clip, first)
+        pieces = list(clip.decode(latents, 1))
+        assert [len(piece) for piece in pieces] == [1, 8, 8]
+        assert torch.equal(pieces[0], shown)
+        assert torch.equal(next(clip.preview(latents)), pieces[-1][-1:])
+        clips.append(latents)
+    assert torch.equal(clips[0], clips[1])
+    assert not torch.equal(clips[0], clips[2])  # how fast objects go is the seed's
 
 
 @pytest.mark.parametrize("given", [1, 9])
@@ -214,21 +221,25 @@ def test_given_frames_are_shown_as_they_are_where_the_rest_is_drawn(
 ) -> None:
     world, refiner = blending(tiny_checkpoint, tmp_path / "still"), tiny_still_refiner()
     frames = torch.randint(0, 256, (given, 704, 960, 3), dtype=torch.uint8)
-    world.still_refiner, world.tracker = refiner, tiny_tracker()
-    other = begin(world, frames)
-    noise = other.initial()
-    assert all(map(torch.equal, other.decode(noise), other.preview(noise)))  # it would have drawn something else
+    world.still_refiner, world.mover = refiner, tiny_mover()
+    assert isinstance(begin(world, frames), CosmosFlowSampling)  # it would have drawn something else
+    small = torch.nn.functional.avg_pool2d(frames.permute(0, 3, 1, 2).float() / 127.5 - 1, 8)
 
-    def draw(frames: torch.Tensor, layout: Layout, text: torch.Tensor) -> torch.Tensor:
-        later = len(frames) > 1
-        return frames + 0.3 * later + 0 * layout.objects.sum()
+    def draw(pictures: Tensor, layout: Layout, text: Tensor) -> Tensor:
+        """Every moment as the last given one, lighter the farther its objects have come."""
+        gone = (layout.objects[:, :, 1] - layout.objects[:1, :, 1]).abs().sum(1).view(-1, 1, 1, 1)
+        return pictures + gone + 0 * layout.view.sum()
 
     refiner.draw = draw  # type: ignore[method-assign]
     clip = begin(world, frames)
-    shown = torch.cat(list(clip.shown(noise)))
-    small = torch.nn.functional.avg_pool2d(frames.permute(0, 3, 1, 2).float() / 127.5 - 1, 8)
-    assert torch.equal(shown[:given], small)
-    torch.testing.assert_close(shown[given:], (small[:1] + 0.3).clamp(-1, 1).expand_as(shown[given:]))
+    latents = drawn(clip, clip.initial())
+    pieces = torch.cat(list(clip.decode(latents)))
+    assert len(pieces) == 17
+    assert latents.shape[2] == 17 - given
+    expected = world.autoencoder.enlarge(small)  # type: ignore[attr-defined]
+    assert torch.equal(pieces[:given], expected)
+    assert (latents[0].transpose(0, 1) >= small[-1:].clamp(-1, 1) - 1e-3).all()
+    assert isinstance(begin(world, frames, frames=given), CosmosFlowSampling)  # nothing is to follow
 
 
 def test_guidance_weight_follows_the_checkpoints_points(tiny_world: CosmosFlowWorld) -> None:

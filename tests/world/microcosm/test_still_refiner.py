@@ -6,16 +6,36 @@ import numpy as np
 import torch
 
 from cosmorama.text.language import COLORS, SHAPES
-from cosmorama.world.microcosm.layout import NUMBERS, PLAN_CHANNELS, Layout, plan
-from microcosm.evaluation.probe import color_classes
+from cosmorama.text.reader import NamedObject
+from cosmorama.world.microcosm.layout import (
+    MEETING,
+    NUMBERS,
+    OBJECT_CHANNELS,
+    PLAN_CHANNELS,
+    SLOTS,
+    Layout,
+    agreed,
+    is_sure,
+    meetings,
+    nearest_first,
+    plan,
+    rays_of,
+)
+from cosmorama.world.microcosm.loader import load_component
+from cosmorama.world.microcosm.still_refiner import StillRefiner
+from cosmorama.world.microcosm.text_encoder import TextEncoder
+from microcosm.evaluation.crispness import outline_energy
+from microcosm.evaluation.probe import color_classes, to_input
+from microcosm.scenes.shots import caption_of
 from microcosm.scenes.simulate import OBJECT_RGB, SIZES, draw_shot, render
-from microcosm.training.stills import layout_of, layouts_of
+from microcosm.training.loop import WEIGHTS
+from microcosm.training.stills import layouts_of
 from tests import needs
 from tests.tiny import tiny_still_refiner
 
 
 def layouts(*seeds: int, mirrored: bool = False) -> Layout:
-    found = [layout_of(draw_shot(seed), 0.0, mirrored=mirrored) for seed in seeds]
+    found = [layouts_of(draw_shot(seed), [0.0], mirrored=mirrored)[0] for seed in seeds]
     return Layout(*(torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True)))
 
 
@@ -28,6 +48,43 @@ def test_a_layout_is_heard_as_it_is_told() -> None:
     there = one.objects[..., 0] > 0
     assert torch.equal(heard.objects[there][:, 6:], one.objects[there][:, 6:])
     assert torch.allclose(heard.view, one.view, atol=1e-4)
+
+
+def said_of(there: tuple[float, float], shapes: list[list[float]], colors: dict[str, list[float]]) -> torch.Tensor:
+    """What a network may say of one still: whether there are two objects, and the chances of what they are."""
+    said = torch.zeros(1, NUMBERS)
+    objects = said[:, :-5].unflatten(1, (SLOTS, -1))[0]
+    for slot in range(SLOTS):
+        objects[slot, 0], objects[slot, 1] = there[slot], slot
+        objects[slot, 6:9] = torch.tensor(shapes[slot]).log()
+        objects[slot, 9:] = -9
+        for color, chances in colors.items():
+            objects[slot, 9 + COLORS.index(color)] = np.log(chances[slot])
+    return said
+
+
+BALL, CUBE = [0.9, 0.06, 0.04], [0.06, 0.9, 0.04]
+
+
+def test_which_objects_there_are_a_prompt_decides_where_such_ones_are_seen() -> None:
+    red, blue = NamedObject("ball", "red"), NamedObject("cube", "blue")
+    two = said_of((9, 9), [CUBE, BALL], {"red": [0.4, 0.6], "blue": [0.6, 0.4]})
+    assert not is_sure(two).all()
+    for wanted in ([red, blue], [blue, red]):
+        assert is_sure(agreed(two, wanted)).all()
+        heard = Layout.heard(agreed(two, wanted)).objects[0]
+        kinds = [(SHAPES[int(one[6:9].argmax())], COLORS[int(one[9:].argmax())]) for one in heard]
+        assert kinds == [("cube", "blue"), ("ball", "red")]
+    twice = said_of((3, 9), [BALL, BALL], {"red": [0.9, 0.95]})
+    assert not is_sure(twice).all()
+    heard = Layout.heard(agreed(twice, [red])).objects[0]
+    assert heard[:, 0].tolist() == [1, 0]
+    assert heard[0, 1] == Layout.heard(twice).objects[0, 1, 1]  # the surer one stays
+    assert torch.equal(agreed(twice, [red, blue]), twice)  # nothing blue is seen
+    assert torch.equal(agreed(two, ()), two)
+    one = said_of((9, -9), [BALL, BALL], {"red": [0.9, 0.9]})
+    assert torch.equal(agreed(one, [red, blue]), one)
+    assert is_sure(agreed(one, [NamedObject("ball")])).all()
 
 
 def test_the_mirror_image_of_a_layout_is_seen_mirrored() -> None:
@@ -63,6 +120,43 @@ def test_what_a_ray_passes_is_what_is_rendered_there() -> None:
         if tried == 4:
             break
     assert tried == 4
+
+
+def test_rays_meet_the_nearer_object_first_and_are_told_where() -> None:
+    some = [seed for seed in range(1, 60) if len(draw_shot(seed).bodies) == 2][:8]
+    ordered = nearest_first(layouts(*some))
+    eye = rays_of(ordered.view, 1, 1)[0][:, 0]
+    near, far = (ordered.objects[..., 1:4] - eye).norm(dim=-1).unbind(1)
+    assert (near <= far).all()
+    assert (ordered.objects[..., 0] == 1).all()
+    inside, met = meetings(ordered, 44, 80)
+    assert inside.shape == (len(some), 2 * SLOTS, 44, 80)
+    assert met.shape == (int(inside.sum()), MEETING)
+    seen = plan(ordered, 44, 80)[:, 4:].unflatten(1, (SLOTS, OBJECT_CHANNELS))
+    close = (seen[:, :, 0] > 0) & (seen[:, :, 1:4].norm(dim=2) < 1.6)
+    assert torch.equal(inside[:, ::2], close)
+    first = met[: int(inside[:, 0].sum())]
+    assert torch.allclose(first[:, :3], seen[:, 0, 1:4].movedim(1, -1)[inside[:, 0]], atol=1e-4)
+    assert torch.allclose(first[:, 3:6].norm(dim=1), torch.ones(len(first)))
+    alone = layouts(*(seed for seed in range(1, 30) if len(draw_shot(seed).bodies) == 1))
+    assert not meetings(nearest_first(alone), 44, 80)[0][:, 2:].any()
+
+
+def test_the_shipped_network_knows_outlines() -> None:
+    """Of what it draws, pixels in the objects' colors are those of the rendered ones."""
+    needs.osmesa()
+    refiner = load_component(StillRefiner, WEIGHTS / "still_refiner")
+    text_encoder = load_component(TextEncoder, WEIGHTS / "text_encoder")
+    shots = [shot for shot in map(draw_shot, range(9_200_000, 9_200_040)) if shot.size_px == SIZES[0]][:12]
+    frames = np.stack([render(shot, [0.0])[0] for shot in shots])
+    text = text_encoder([caption_of(shot.scene) for shot in shots])[0][:, 0]
+    with torch.inference_mode():
+        drawn = refiner.draw(to_input(frames), layouts(*(shot.seed for shot in shots)), text).clamp(-1, 1)
+    pictures = (drawn * 127.5 + 128).byte().permute(0, 2, 3, 1).numpy()
+    ours, theirs = color_classes(pictures) >= 0, color_classes(frames) >= 0
+    assert (ours & theirs).sum() > 0.95 * (ours | theirs).sum()
+    energy = [np.mean([outline_energy(frame) for frame in some]) for some in (pictures, frames)]
+    assert energy[0] > 0.72 * energy[1]
 
 
 def test_later_layouts_follow_what_is_rendered() -> None:

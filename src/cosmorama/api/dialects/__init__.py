@@ -1,7 +1,7 @@
 """The wire formats of `POST /v1/infer` and `POST /v1/jobs`, in the order in which a body's shape is tried against them.
 
 1. `cosmos3`: `model_mode`, or without `video_params` a field that only it has.
-2. `transfer25`: no `video_params`, and a control or another field that only it has.
+2. `transfer25`: no `video_params` or width, and a control or another field that only it has.
 3. `generator1`: no `video_params`, `video` or `width`, but `fps`.
 4. `predict25`: no `video_params`, but `resolution` or `num_output_frames`.
 5. `predict1`: every other body.

@@ -17,7 +17,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 from cosmorama.fitting import FPS
 from cosmorama.jobs.files import discard
-from cosmorama.media.write import mime_type
+from cosmorama.media.source import mime_type
 from cosmorama.request import GenerationRequest, Mode
 from cosmorama.settings import Settings
 
@@ -51,10 +51,14 @@ class Dialect:
 
     def read(self, body: dict[str, Any], settings: Settings) -> GenerationRequest:
         """What a body describes, with what it calls a request's fields."""
-        return named(self.parse(body, settings), self.names_of(body))
+        try:
+            return named(self.parse(body, settings), self.names_of(body))
+        except InvalidRequestError as error:
+            raise error.renamed(self.names_of(body)) from None
 
     def names_of(self, body: Mapping[str, Any]) -> Mapping[str, str]:
         """`wire_names`, with the aliases that this body uses."""
+        body = {name: value for name, value in body.items() if value is not None}
         written = names_written(self.body, body)
         own = {name: written.get(wire, wire) for name, wire in self.wire_names.items()}
         return {**written, **own, **self.more_names(body)}

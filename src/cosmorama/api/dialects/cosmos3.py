@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request, Response
 from pydantic import Field, field_validator
@@ -18,7 +18,7 @@ from cosmorama import usual
 from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer, fields_answer
 from cosmorama.api.dialects.predict import COSMOS3_SIZES, MAX_FRAMES, MIN_FRAMES, size_of, text, tier_of
 from cosmorama.api.dialects.transfer import scaled
-from cosmorama.api.dialects.wire import DialectBody, Numbers, WireModel, alike, validate
+from cosmorama.api.dialects.wire import AS_TEXT, DialectBody, Key, Numbers, WireModel, alike, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
@@ -129,16 +129,11 @@ class ActionParams(WireModel):
     )
     raw_action_dim: int | None = Field(None, description="Numbers per action; only the domain's own is accepted.")
     action_space: Literal["joint_pos", "midtrain"] = "joint_pos"
-    image_size: Literal["256", "480", "704", "720"] | None = None
+    image_size: Annotated[Literal["256", "480", "704", "720"] | None, AS_TEXT] = None
     action_fps: float | None = Field(None, ge=1, le=60)
     history_length: int | None = Field(None, ge=1)
     use_state: bool | None = None
     observation: dict[str, Any] | None = None
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _key(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Cosmos3Body(DialectBody):
@@ -154,7 +149,7 @@ class Cosmos3Body(DialectBody):
     guidance_scale: float | None = Field(None, ge=1, le=7)
     num_inference_steps: int | None = Field(None, ge=1, le=100)
     flow_shift: float | None = Field(None, gt=0)
-    resolution: str | None = Field(None, description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
+    resolution: Key | None = Field(None, description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
     num_frames: int | None = Field(None, description="Any number from 25 to the tier's most; 1 for text2image.")
     fps: float | None = Field(None, ge=1, le=60)
     condition_frame_indexes_vision: list[int] | None = Field(
@@ -402,7 +397,7 @@ def names_of_action(params: object, at: str = "action_params") -> dict[str, str]
     """What a client calls what belongs to actions, in the object that is called `at`; domains by name or by number."""
     names = {"action.values": f"{at}.action", "action.state": f"{at}.observation"}
     if isinstance(params, Mapping):
-        names["size"] = f"{at}.image_size"
+        names |= {"size": f"{at}.image_size", **{f"size={size}": key for key, size in ACTION_SIZES.items()}}
     if isinstance(params, Mapping) and params.get("domain_name") is None:
         return names | {"action.domain": f"{at}.domain_id"}
     by_name = {f"action.domain={domain.id}": domain.name for domain in DOMAINS.values()}

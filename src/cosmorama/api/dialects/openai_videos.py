@@ -10,9 +10,9 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cosmorama import usual
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, file_answer
@@ -22,6 +22,7 @@ from cosmorama.api.dialects.cosmos3 import (
     COSMOS3,
     DERIVED,
     DRIVEN,
+    MAX_ACTIONS,
     ActionParams,
     Transfer,
     action_of,
@@ -34,13 +35,13 @@ from cosmorama.api.dialects.cosmos3 import (
 )
 from cosmorama.api.dialects.wire import (
     DialectBody,
+    Key,
     UnreadableJSONError,
     WireError,
     WireModel,
     alike,
     parse_object,
     validate,
-    wire_error,
 )
 from cosmorama.api.errors import BodyError
 from cosmorama.errors import InvalidRequestError, Problem
@@ -73,7 +74,7 @@ WIRE_NAMES = {
 }
 QUALITIES = {"auto": None, "standard": None, "low": 3, "medium": 5, "high": 8, "hd": 8}
 """OpenAI's words for it, to this server's numbers."""
-_CARRIERS = ("extra_params", "extra_body")
+_CARRIERS = ("extra_params", "extra_body", "nvext")
 _OBJECTS = (*_CARRIERS, "lora", "video_params", "input_reference", "image_reference", "video_reference")
 _NOT_USED = """
 user guidance_scale_2 true_cfg_scale boundary_ratio generate_sound sound_duration generator_device enable_teacache
@@ -85,9 +86,14 @@ output_type use_resolution_template use_duration_template use_system_prompt shar
 """
 UNUSED = tuple(_NOT_USED.split())
 """What clients of other servers send and nothing here follows from."""
-_OF_CONTROLS = {"control": "video", "control_path": "video", "weight": "control_weight"}
+_OF_CONTROLS = {
+    "control": "video",
+    "control_path": "video",
+    "weight": "control_weight",
+    "control_weight": "control_weight",
+}
 """What those servers call what is in a control, to this server's names."""
-_BESIDE = ("control_hint", "control", "control_path", "preset_edge_threshold", "preset_blur_strength")
+_BESIDE = ("control_hint", *_OF_CONTROLS, "preset_edge_threshold", "preset_blur_strength")
 """What may stand beside a control instead of in it."""
 UPLOADS = ("input_reference", "image_reference", "video_reference")
 """What the file of a form may be called."""
@@ -96,6 +102,8 @@ _NOT_HERE = {
     "characters": NO_CHARACTERS,
     "video_path": "no value: files of this server are not read; send video_url or an upload",
 }
+_BARE = ("video_url", "image_url")
+"""What of a reference may stand without its object."""
 _AS_USUAL = (None, False, "false", "auto", "default", "standard")
 """Values of theirs that ask for nothing."""
 _MOST_WARNINGS = 16
@@ -113,13 +121,17 @@ class Reference(WireModel):
     file_id: str | None = Field(None, description="Not supported: null. There is no file storage here.")
 
 
-class NestedVideoParams(WireModel):
-    """Size and timing, as some servers have them in an object of their own."""
+class Lora(WireModel):
+    """An adapter; some clients send a path, whose last part is then the name, and what only their server reads."""
 
-    width: int | None = None
-    height: int | None = None
-    num_frames: int | None = None
-    fps: float | None = None
+    model_config = ConfigDict(extra="ignore")
+    aliases = {"lora_name": "name", "path": "name", "lora_path": "name", "lora_scale": "scale"}  # noqa: RUF012
+
+    name: str = Field(description="Name of an adapter that the server has loaded.")
+    scale: float = Field(1.0, ge=-100, le=100)
+
+
+AnyLora = Annotated[Lora | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
 
 
 class VideoAction(ActionParams):
@@ -147,22 +159,30 @@ class VideoTransfer(Transfer):
             elif isinstance(params, Mapping):
                 own = {_OF_CONTROLS.get(key, key): each for key, each in params.items()}
                 # A preset says how a control clip was made, where there is one.
-                found[name] = {key: own[key] for key in own if not (own.get("video") and key in _BESIDE)}
+                found[name] = {
+                    key: own[key] for key in own if not (own.get("video") and str(key).startswith("preset_"))
+                }
         return found
 
-    def problems(self, at: str, *, has_clip: bool) -> Iterator[Problem]:
+    def problems(self, *, has_clip: bool) -> Iterator[Problem]:
         """What is missing of them; whatever belongs to the loaded model is told later."""
         for name, params in self.given.items():
             if params.video and ":" not in params.video[:8] and is_clip_name(params.video):
                 accepted = "a URL, a data URL or base64: files of this server are not read"
-                yield Problem(f"{at}.{name}.control_path", params.video, accepted)
+                yield Problem(f"{name}.video", params.video, accepted)
             elif not params.video and (name not in DERIVED or not has_clip):
                 accepted = f"a clip of {name}" + (", or a clip in input_reference" if name in DERIVED else "")
-                yield Problem(f"{at}.{name}.control", None, accepted)
+                yield Problem(f"{name}.video", None, accepted)
 
 
 _Special = tuple[str, VideoAction | VideoTransfer]
 """What the client calls the object of extra fields that they are in, and the fields."""
+
+
+_CHOSEN = BeforeValidator(lambda value: None if value in ("", "auto") else value)
+_ONE = BeforeValidator(lambda value: value[0] if isinstance(value, list) and len(value) == 1 else value)
+_AS_URL = BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)
+_AS_NUMBER = BeforeValidator(lambda value: QUALITIES.get(value, value) if isinstance(value, str) else value)
 
 
 class VideoBody(DialectBody):
@@ -182,14 +202,16 @@ class VideoBody(DialectBody):
     }
 
     prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
-    seconds: str | None = Field(None, description="Length of the clip; a number is taken too.")
-    size: str | None = Field(None, description="Width x height in pixels, both even.")
+    seconds: Key | None = Field(None, description="Length of the clip; a number is taken too.")
+    size: Annotated[str | None, _CHOSEN] = Field(None, description="Width x height in pixels, both even.")
     width: int | None = Field(None, ge=1, description="With the height, instead of size.")
     height: int | None = Field(None, ge=1, description="With the width, instead of size.")
-    input_reference: Reference | None = Field(None, description="A picture to start from, or a clip to continue.")
+    input_reference: Annotated[Reference | None, _AS_URL, _ONE] = Field(
+        None, description="A picture to start from, or a clip to continue."
+    )
     negative_prompt: str | None = Field(None, max_length=PROMPT_MAX_CHARACTERS)
     prompt_upsampling: bool | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: Annotated[int | None, _ONE] = Field(None, ge=0, le=MAX_SEED)
     steps: int | None = None
     guidance_scale: float | None = None
     fps: float | None = Field(None, ge=FPS.low, le=FPS.high)
@@ -205,46 +227,17 @@ class VideoBody(DialectBody):
     )
     condition_video_keep: Literal["first", "last"] | None = None
     flow_shift: float | None = None
-    quality: int | None = Field(None, ge=1, le=9)
+    quality: Annotated[int | None, _AS_NUMBER] = Field(None, ge=1, le=9)
     n: int = Field(1, ge=1, le=1, description="One video is made per request.")
     format: Literal["auto", "mp4", "safetensors"] = Field(
         "auto", description="With safetensors the frames come as numbers, with predicted actions beside them."
     )
     response_format: Literal["auto", "file"] = "auto"
-    lora: dict[str, Any] | None = Field(None, description="Name and scale of an adapter that the server has loaded.")
-    video_params: NestedVideoParams | None = Field(None, description="Width, height, num_frames and fps in one object.")
+    lora: AnyLora = None
+    video_params: dict[str, Any] | None = Field(None, description="Width, height, num_frames and fps in one object.")
     extra_params: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
     extra_body: dict[str, Any] | None = Field(None, description="More fields; what is not known is not used.")
-
-    @field_validator("seconds", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-    @field_validator("size", mode="before")
-    @classmethod
-    def _chosen(cls, value: Any) -> Any:
-        return None if value in ("", "auto") else value
-
-    @field_validator("seed", "input_reference", mode="before")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-    @field_validator("input_reference", mode="before")
-    @classmethod
-    def _as_object(cls, value: Any) -> Any:
-        return {"url": value} if isinstance(value, str) else value
-
-    @field_validator("quality", mode="before")
-    @classmethod
-    def _as_number(cls, value: Any) -> Any:
-        return QUALITIES.get(value, value) if isinstance(value, str) else value
-
-    @field_validator("lora", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    nvext: dict[str, Any] | None = Field(None, description="The same from clients of NVIDIA Dynamo.")
 
 
 class RemixBody(WireModel):
@@ -261,12 +254,19 @@ class ExtendBody(VideoBody):
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded JSON body to the request it describes."""
+    wire, warnings, special = _read(body, VideoBody)
+    return _to_request(wire, None, settings, warnings, special)
+
+
+def _read(
+    body: Mapping[str, Any], model: type[VideoBody], *, strict: bool = True
+) -> tuple[VideoBody, list[str], _Special | None]:
     given, warnings, special = _spread(body)
-    return _to_request(validate(given, VideoBody), None, settings, warnings, special)
+    return validate(given, model, names=_names(body), strict=strict), warnings, special
 
 
 def parse_form(
-    fields: Mapping[str, str], upload: bytes | None, settings: Settings, called: str = "input_reference"
+    fields: Mapping[str, str], settings: Settings, upload: bytes | None = None, called: str = "input_reference"
 ) -> GenerationRequest:
     """The fields of a form, all of them texts, and an upload, one of `UPLOADS`, to the request they describe.
 
@@ -287,13 +287,9 @@ def parse_form(
                 parts[inner.removesuffix("]")] = text
         else:
             body[name] = _object(text, name) if outer in _OBJECTS else text
-    given, warnings, special = _spread(body)
-    if upload is not None and not given.keys().isdisjoint(UPLOADS):
+    wire, warnings, special = _read(body, VideoBody, strict=False)
+    if upload is not None and wire.input_reference is not None:
         raise InvalidRequestError(Problem(called, "an upload and a value", "one of the two"))
-    try:
-        wire = VideoBody.model_validate(given, strict=False)
-    except ValidationError as error:
-        raise wire_error(error, VideoBody, given) from None
     return _to_request(wire, None if upload is None else (called, upload), settings, warnings, special)
 
 
@@ -327,8 +323,10 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Specia
         if (value := given.pop(name, None)) not in (None, []):
             raise InvalidRequestError(Problem(name, value, accepted))
     warnings = [f"{name} was not used" for name in UNUSED if given.pop(name, None) not in _AS_USUAL]
+    if given.get("response_format") in ("b64_json", "url"):  # as for pictures; a video is fetched, or is the answer
+        warnings.append(f"response_format was not used: {given.pop('response_format')}")
     special = None
-    for name in ("video_url", "image_url"):
+    for name in _BARE:
         if isinstance(given.get(name), str) and "input_reference" not in given:
             given["input_reference"] = {name: given.pop(name)}
     given |= {name: _typed(name, given[name]) for name in UPLOADS[1:] if name in given}
@@ -337,15 +335,16 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Specia
         if not isinstance(inner, Mapping):
             given |= {} if inner is None else {carrier: inner}  # which is told to be no object
             continue
-        known: Collection[str] = NestedVideoParams.model_fields
+        known: Collection[str] = ("width", "height", "num_frames", "fps")
         if carrier in _CARRIERS:
             known = {*VideoBody.model_fields, *VideoBody.aliases} - {*_OBJECTS}
             model, own = _special_of(inner, carrier)
+            names = _names_of_transfer(inner, carrier) if model is VideoTransfer else {}
             if model is not None and special is None:
                 fields = {name: inner[name] for name in own}
-                if model is VideoAction:
-                    fields.setdefault("action_chunk_size", _chunk_of(fields, {**inner, **given}))
-                special = carrier, validate(fields, model, f"{carrier}.")
+                if model is VideoAction and fields.get("action_chunk_size") is None:
+                    fields["action_chunk_size"] = _chunk_of(inner, given, carrier)
+                special = carrier, validate(fields, model, f"{carrier}.", names)
             inner = {name: value for name, value in inner.items() if name not in own}
             if isinstance(inner.get("video"), str):
                 given.setdefault("input_reference", {"video_url": inner.pop("video")})
@@ -371,10 +370,21 @@ def _special_of(inner: Mapping[str, Any], carrier: str) -> tuple[type[VideoActio
     return model, [name for name in names if name in inner]
 
 
-def _chunk_of(params: Mapping[str, Any], given: Mapping[str, Any]) -> int | None:
+def _chunk_of(inner: Mapping[str, Any], given: Mapping[str, Any], at: str) -> int | None:
     """How many actions there are, where SGLang's clients only say it with their rows or with the frames."""
-    rows, frames = params.get("action"), str(given.get("num_frames", given.get("frames")))
-    return len(rows) if isinstance(rows, list) else int(frames) - 1 if re.fullmatch("[0-9]{1,6}", frames) else None
+    if isinstance(rows := inner.get("action"), list):
+        steps, problem = len(rows), Problem(f"{at}.action", f"{len(rows)} rows", f"4, 8, ... or {MAX_ACTIONS} rows")
+    else:
+        asked = {f"{at}.{name}": inner[name] for name in ("frames", "num_frames") if name in inner}
+        asked |= {name: given[name] for name in ("frames", "num_frames") if name in given}
+        called, frames = asked.popitem() if asked else ("", None)
+        if frames is None:
+            return None
+        problem = Problem(called, frames, f"one more than there are actions: 5, 9, ... or {MAX_ACTIONS + 1}")
+        steps = int(str(frames)) - 1 if re.fullmatch("[0-9]{1,6}", str(frames)) else 0
+    if steps % 4 or not 0 < steps <= MAX_ACTIONS:
+        raise InvalidRequestError(problem)
+    return steps
 
 
 def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> GenerationRequest:
@@ -383,11 +393,8 @@ def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> 
     Raises:
         WireError: naming every field that is wrong.
     """
-    given, warnings, _ = _spread({name: value for name, value in body.items() if not (form and value in ("", "null"))})
-    try:
-        wire = ExtendBody.model_validate(given, strict=not form)
-    except ValidationError as error:
-        raise wire_error(error, ExtendBody, given) from None
+    given = {name: value for name, value in body.items() if not (form and value in ("", "null"))}
+    wire, warnings, _ = _read(given, ExtendBody, strict=not form)
     request = _to_request(wire, None, settings, warnings)
     return request if wire.size or wire.width else replace(request, width=None, height=None)
 
@@ -428,7 +435,7 @@ def _to_request(
     at, params = special
     if isinstance(params, VideoAction):
         return _acted(request, wire, at, params)
-    if problems := [*params.problems(at, has_clip=is_clip)]:
+    if problems := [*params.problems(has_clip=is_clip)]:
         raise InvalidRequestError(*problems)
     usually = usual.of_transfer([CONTROLS[name] for name in params.given])
     return followed(replace(request, usual=usually), params)
@@ -443,7 +450,7 @@ def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: Vi
     if given != wanted and not (given is None and drives(params)):
         problems.append(Problem("input_reference", given, f"{wanted} for {mode}"))
     if wire.frames not in (None, steps + 1):
-        problems.append(Problem("num_frames", wire.frames, f"action_chunk_size + 1 = {steps + 1}, or no value"))
+        problems.append(Problem("frames", wire.frames, f"action_chunk_size + 1 = {steps + 1}, or no value"))
     if problems:
         raise InvalidRequestError(*problems)
     if wire.size is None and wire.width is None:
@@ -481,17 +488,9 @@ def size_from(text: str) -> Size:
     return Size(int(found[1]), int(found[2]))
 
 
-def adapters_of(lora: Mapping[str, Any] | None) -> tuple[Adapter, ...]:
-    """The adapter that a `lora` object names; some clients send a path, whose last part is then the name."""
-    if lora is None:
-        return ()
-    name = lora.get("name") or lora.get("lora_name") or lora.get("path") or lora.get("lora_path")
-    scale = lora.get("scale", lora.get("lora_scale", 1.0))
-    if not isinstance(name, str) or isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise InvalidRequestError(
-            Problem("lora", dict(lora), "an object with the name of a loaded adapter, and a scale")
-        )
-    return (Adapter(name.rstrip("/").rpartition("/")[2], float(scale)),)
+def adapters_of(lora: Lora | None) -> tuple[Adapter, ...]:
+    """The adapter that a `lora` object names."""
+    return () if lora is None else (Adapter(lora.name.rstrip("/").rpartition("/")[2], lora.scale),)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -518,7 +517,11 @@ def _reference(reference: Reference | None) -> str | None:
 
 def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
     """What a client calls what is in its objects; `body` may be a form's fields."""
-    names: dict[str, str] = {}
+    beside = [name for name in _BARE if isinstance(body.get(name), str) and "input_reference" not in body]
+    names = {own: name for name in beside[:1] for own, called in WIRE_NAMES.items() if called == "input_reference"}
+    for name in UPLOADS[1:]:
+        if isinstance(value := body.get(name), Mapping) and "content" in value:
+            names[f"input_reference.{name.partition('_')[0]}_url"] = f"{name}.content"
     for carrier in ("video_params", *_CARRIERS):
         inner = body.get(carrier)
         inner = _object(inner) if isinstance(inner, str) else inner
@@ -526,7 +529,7 @@ def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
             continue
         model, own = _special_of(inner, carrier)
         if model is VideoAction:
-            names |= names_of_action(inner, carrier)
+            names |= {**names_of_action(inner, carrier), "mode": f"{carrier}.action_mode"}
         elif model is VideoTransfer:
             names |= _names_of_transfer(inner, carrier)
         rest = {VideoBody.aliases.get(name, name): name for name in inner if name not in own}  # "video" among them
@@ -547,8 +550,12 @@ def _names_of_transfer(inner: Mapping[str, Any], at: str) -> dict[str, str]:
     for name, kind in CONTROLS.items():
         inside = isinstance(inner.get(name), Mapping)
         where, params = (f"{at}.{name}", inner[name]) if inside else (at, inner)
+        names[f"{name}.video"] = f"{at}.{name}.control"
         for key in _OF_CONTROLS.keys() & params.keys():
-            names[f"controls.{kind}.{'source' if _OF_CONTROLS[key] == 'video' else 'weight'}"] = f"{where}.{key}"
+            own = _OF_CONTROLS[key]
+            names[f"{name}.{own}"] = names[f"controls.{kind}.{'source' if own == 'video' else 'weight'}"] = (
+                f"{where}.{key}"
+            )
     return names
 
 

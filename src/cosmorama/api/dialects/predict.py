@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, told_answer
-from cosmorama.api.dialects.wire import DialectBody, WireModel, alike, validate
+from cosmorama.api.dialects.wire import DialectBody, Key, WireModel, alike, validate
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
     DEFAULT_NEGATIVE_PROMPT,
@@ -29,6 +29,8 @@ from cosmorama.request import (
 )
 from cosmorama.settings import Settings
 
+_STEPS = {"num_inference_steps": "steps", "num_steps": "steps"}
+_ALIASES = {**_STEPS, "num_frames": "num_output_frames"}
 ASPECTS = ("16_9", "1_1", "9_16", "4_3", "3_4")
 Resolutions = Mapping[str, Size]
 """Resolution keys, a tier (256, 480, 512 or 720) alone or with an aspect ratio, to sizes. A tier alone is 16:9."""
@@ -114,7 +116,11 @@ class InferBody(DialectBody):
     """What a client of the Predict1 NIM sends."""
 
     dialect: ClassVar[str] = "predict1"
-    aliases: ClassVar[Mapping[str, str]] = {"num_inference_steps": "steps", "num_steps": "steps"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        **_STEPS,
+        **{name: f"video_params.{name}" for name in VideoParams.model_fields},
+        **{name: f"video_params.{own}" for name, own in VideoParams.aliases.items()},
+    }
 
     prompt: str | None = text("Up to 250 words; required unless an image or a video is given.")
     negative_prompt: str | None = text("Up to 250 words.", DEFAULT_NEGATIVE_PROMPT)
@@ -134,26 +140,9 @@ class InferBody(DialectBody):
     output: OutputParams = OutputParams()
 
 
-_FLAT = {
-    "width": "width",
-    "height": "height",
-    "frames_count": "frames_count",
-    "num_frames": "frames_count",
-    "frames_per_sec": "frames_per_sec",
-    "fps": "frames_per_sec",
-}
-"""Fields of `video_params` that clients of other servers have at the top."""
-
-
 def parse_predict1(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A Predict1 body to the request it describes; whether a model can make it is not decided here."""
-    if not isinstance(body.get("video_params"), dict | None):
-        wire = validate(body, InferBody)
-    else:
-        flat = {name: value for name, value in body.items() if name in _FLAT and value is not None}
-        inner = {**(body.get("video_params") or {}), **{_FLAT[name]: value for name, value in flat.items()}}
-        rest = {name: value for name, value in body.items() if name not in flat}
-        wire = validate(rest | ({"video_params": inner} if inner else {}), InferBody)
+    wire = validate(body, InferBody)
     problems = [
         Problem(name, f"{words} words", f"at most {PROMPT_MAX_WORDS} words")
         for name in ("prompt", "negative_prompt")
@@ -164,8 +153,8 @@ def parse_predict1(body: dict[str, Any], settings: Settings) -> GenerationReques
     params, output = wire.video_params, wire.output
     return GenerationRequest(
         **alike(wire),
-        image=_media(wire.image),
-        video=_media(wire.video),
+        image=wire.image or None,
+        video=wire.video or None,
         width=params.width,
         height=params.height,
         frames=params.frames_count,
@@ -202,11 +191,7 @@ class Predict25Body(DialectBody):
     """What a client of the Predict2.5 NIM sends; more frames than the model's window are made in several."""
 
     dialect: ClassVar[str] = "predict25"
-    aliases: ClassVar[Mapping[str, str]] = {
-        "num_frames": "num_output_frames",
-        "num_steps": "steps",
-        "num_inference_steps": "steps",
-    }
+    aliases = _ALIASES
 
     prompt: str = Field(max_length=PROMPT_MAX_CHARACTERS)
     negative_prompt: str | None = text("What the picture should not be.")
@@ -215,7 +200,7 @@ class Predict25Body(DialectBody):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
     guidance_scale: float | None = Field(None, ge=1, le=20)
     steps: int | None = Field(None, ge=1, le=50)
-    resolution: str = Field("720_16_9", description="Tier 256, 480, 512 or 720, with an aspect ratio such as _16_9.")
+    resolution: Key = Field("720_16_9", description="Tier 256, 480, 512 or 720, with an aspect ratio such as _16_9.")
     num_output_frames: int | None = Field(None, ge=1)
 
 
@@ -225,8 +210,8 @@ def parse_predict25(body: dict[str, Any], settings: Settings) -> GenerationReque
     size = size_of(wire.resolution, PREDICT25_SIZES)
     return GenerationRequest(
         **alike(wire),
-        image=_media(wire.image),
-        video=_media(wire.video),
+        image=wire.image or None,
+        video=wire.video or None,
         width=size.width,
         height=size.height,
         frames=wire.num_output_frames,
@@ -253,11 +238,7 @@ class Generator1Body(DialectBody):
     """What a client of the Cosmos3-Generator 1.0 NIM sends."""
 
     dialect: ClassVar[str] = "generator1"
-    aliases: ClassVar[Mapping[str, str]] = {
-        "num_frames": "num_output_frames",
-        "num_steps": "steps",
-        "num_inference_steps": "steps",
-    }
+    aliases = _ALIASES
 
     prompt: str | None = text("Required unless an image is given.")
     negative_prompt: str | None = text("What the picture should not be.")
@@ -265,7 +246,7 @@ class Generator1Body(DialectBody):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
     guidance_scale: float | None = Field(None, ge=1, le=7)
     steps: int | None = Field(None, ge=1, le=100)
-    resolution: str = Field("720_16_9", description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
+    resolution: Key = Field("720_16_9", description="Tier 256, 480 or 720, with an aspect ratio such as _16_9.")
     num_output_frames: int | None = Field(None, description="4k+1, from 25 to 397 (tier 256), 297 or 197.")
     fps: float | None = Field(None, ge=1, le=60)
 
@@ -281,7 +262,7 @@ def parse_generator1(body: dict[str, Any], settings: Settings) -> GenerationRequ
         raise InvalidRequestError(Problem("num_output_frames", frames, accepted))
     return GenerationRequest(
         **alike(wire),
-        image=_media(wire.image),
+        image=wire.image or None,
         width=size.width,
         height=size.height,
         frames=frames,
@@ -300,11 +281,6 @@ GENERATOR1 = Dialect(
     body=Generator1Body,
     wire_names={**BY_INPUT, "frames": "num_output_frames", "size": "resolution"},
 )
-
-
-def _media(source: str | None) -> str | None:
-    """An empty text is what a form sends for nothing; what is blank without being empty is a picture that is none."""
-    return source or None
 
 
 EXAMPLES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "examples.json").read_text(encoding="utf-8"))

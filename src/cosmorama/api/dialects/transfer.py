@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from cosmorama.api.dialects.base import Dialect, clip_answer
 from cosmorama.api.dialects.predict import PREDICT25_SIZES, size_of, text
-from cosmorama.api.dialects.wire import DialectBody, WireModel, alike, validate
+from cosmorama.api.dialects.wire import DialectBody, Key, WireModel, alike, validate
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import (
@@ -68,7 +68,7 @@ class Transfer25Body(DialectBody):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null draws one.")
     guidance: int | None = Field(None, ge=0, le=7)
     num_steps: int | None = Field(None, ge=1, le=100)
-    resolution: str = Field("720", description="256, 480, 512 or 720.")
+    resolution: Key = Field("720", description="256, 480, 512 or 720.")
     num_conditional_frames: int | None = Field(
         None, ge=0, le=2, description="Frames that a chunk takes from the one before it; 1."
     )
@@ -82,11 +82,6 @@ class Transfer25Body(DialectBody):
     @classmethod
     def _whole(cls, value: Any) -> Any:
         return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    @field_validator("resolution", mode="before")
-    @classmethod
-    def _key(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
@@ -139,7 +134,7 @@ def _preset(params: ControlParams) -> Strength:
     return params.preset_blur_strength if isinstance(params, VisParams) else "medium"
 
 
-_MARKS = frozenset({*KINDS, "guidance", "num_steps", "num_conditional_frames", "sigma_max", "image_context"})
+_MARKS = frozenset({*KINDS, "num_conditional_frames", "sigma_max", "image_context"})
 
 
 def answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
@@ -151,7 +146,10 @@ TRANSFER25 = Dialect(
     name=Transfer25Body.dialect,
     parse=parse,
     # A control, or one of the fields that only it has.
-    recognises=lambda body: "video_params" not in body and not body.keys().isdisjoint(_MARKS),
+    recognises=lambda body: (
+        body.keys().isdisjoint({"video_params", "width", "height", "num_output_frames"})
+        and not body.keys().isdisjoint(_MARKS | ({"guidance", "num_steps"} if "video" in body else set()))
+    ),
     answer=answer,
     body=Transfer25Body,
     wire_names={

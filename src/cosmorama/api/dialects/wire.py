@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 
 import pydantic_core
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -43,7 +43,7 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True)
 
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Other names of fields, to the fields."""
+    """Other names of fields, to the fields; also to those of an object (`video_params.width`), of whole bodies."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +52,13 @@ class WireModel(BaseModel):
         if not isinstance(value, Mapping):
             return value
         given = {name: each for name, each in value.items() if each is not None or cls._field_of(name) is None}
-        return {cls._own_name(name, given): each for name, each in given.items()}
+        named = {cls._own_name(name, given): each for name, each in given.items()}
+        for name in [name for name in named if "." in cls.aliases.get(name, "")]:
+            outer, _, inner = cls.aliases[name].partition(".")
+            held = named.get(outer, {})
+            if isinstance(held, Mapping) and held.get(inner) in (None, named[name]):
+                named[outer] = {**held, inner: named.pop(name)}
+        return named
 
     @classmethod
     def _field_of(cls, name: Any) -> str | None:
@@ -62,8 +68,9 @@ class WireModel(BaseModel):
     @classmethod
     def _own_name(cls, name: Any, given: Mapping[Any, Any]) -> Any:
         own = cls.aliases.get(name, name)
-        # Two names of one field, with two values, are a mistake to be told: the alias stays and is unknown.
-        return name if own != name and own in given and given[own] != given[name] else own
+        kept = own if own in given else next(each for each in given if cls.aliases.get(each, each) == own)
+        # Two names of one field, with two values, are a mistake to be told: the other one stays and is unknown.
+        return name if "." in own or given[kept] != given[name] else own
 
 
 class DialectBody(WireModel):
@@ -94,6 +101,9 @@ Wire = TypeVar("Wire", bound=WireModel)
 _Entry = TypeVar("_Entry")
 Few = Annotated[list[_Entry], Field(max_length=64)]
 """A list that no client has reason to make long: each wrong entry of one is told, and costs."""
+AS_TEXT = BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)
+Key = Annotated[str, AS_TEXT]
+"""A text that is often a number: 720 is "720"."""
 Numbers = Annotated[list[float], Field(max_length=256, fail_fast=True)]
 """A row of numbers, read up to the first that is none."""
 
@@ -110,7 +120,8 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     if body.count(b"\\") > MAX_ESCAPES + len(body) // BYTES_PER_ESCAPE:
         raise BodyError("the body has more backslashes than any text and any base64; send base64 without escapes")
     try:
-        value = pydantic_core.from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+        marked = body.startswith(codecs.BOM_UTF8)  # to take it off what has none would copy 100 MB
+        value = pydantic_core.from_json(body[3:] if marked else body, allow_inf_nan=False)
     except ValueError as error:
         other = " in UTF-8; it seems to be UTF-16" if b"\0" in body[:4] else ""
         raise UnreadableJSONError(f"the body is not valid JSON{other}: {error}") from None
@@ -140,16 +151,24 @@ def _check_counts(body: dict[str, Any]) -> None:
         level = below
 
 
-def validate(body: Mapping[str, Any], model: type[Wire], at: str = "") -> Wire:
-    """A JSON object as a wire model; `at` goes before the names of its fields.
+def validate(
+    body: Mapping[str, Any],
+    model: type[Wire],
+    at: str = "",
+    names: Mapping[str, str] | None = None,
+    *,
+    strict: bool = True,
+) -> Wire:
+    """A JSON object as a wire model; `at` goes before the names of its fields, but for those with others in `names`.
 
     Raises:
         WireError: naming every field that is wrong, its value and what is accepted.
     """
     try:
-        return model.model_validate(body)
+        return model.model_validate(body, strict=None if strict else False)
     except ValidationError as error:
-        raise wire_error(error, model, body, at) from None
+        written = {own: at + name for own, name in names_written(model, body).items()} | {**(names or {})}
+        raise _wire_error(error, model, {**written, "": at}) from None
 
 
 _ALIKE = """prompt negative_prompt prompt_upsampling seed steps guidance_scale guidance_interval guidance_rescale reuse
@@ -161,10 +180,9 @@ def alike(wire: WireModel) -> dict[str, Any]:
     return {name: getattr(wire, name) for name in _ALIKE.split() if name in type(wire).model_fields}
 
 
-def wire_error(error: ValidationError, model: type[WireModel], body: Mapping[str, Any], at: str = "") -> WireError:
+def _wire_error(error: ValidationError, model: type[WireModel], written: Mapping[str, str]) -> WireError:
     """What pydantic says is wrong with a body, in this server's words."""
     found = error.errors(include_url=False)
-    written = {**names_written(model, body), "": at}
     messages = [_message(details, model, written) for details in found[:_MOST_MESSAGES]]
     if len(found) > _MOST_MESSAGES:
         messages.append(f"and {len(found) - _MOST_MESSAGES} more")
@@ -172,8 +190,14 @@ def wire_error(error: ValidationError, model: type[WireModel], body: Mapping[str
 
 
 def names_written(model: type[WireModel], body: Mapping[str, Any]) -> dict[str, str]:
-    """Fields that a body has under an alias, to the name it has them under."""
-    return {own: alias for alias, own in model.aliases.items() if alias in body and own not in body}
+    """Fields, at every level, that a body has under an alias, to the name it has them under."""
+    found = {model.aliases[name]: name for name in reversed([*body]) if model.aliases.get(name, name) not in body}
+    for name, value in body.items():
+        own = model.aliases.get(name, name)
+        inner = _inner(model.model_fields.get(own))
+        if isinstance(value, Mapping) and inner is not None and issubclass(inner, WireModel):
+            found |= {f"{own}.{deep}": f"{name}.{alias}" for deep, alias in names_written(inner, value).items()}
+    return found
 
 
 @functools.cache
@@ -191,7 +215,7 @@ def _message(details: ErrorDetails, model: type[WireModel], written: Mapping[str
     location = details["loc"]
     where = _path(location, written)
     if details["type"] == "extra_forbidden":
-        return _unknown_field(location, model)
+        return _unknown_field(location, model, written)
     if not where:
         return "the body must be a JSON object"
     field = _field_at(location, model)
@@ -202,7 +226,10 @@ def _message(details: ErrorDetails, model: type[WireModel], written: Mapping[str
 
 def _path(location: tuple[int | str, ...], written: Mapping[str, str]) -> str:
     parts = [str(part)[:_LONGEST_NAME] for part in location]
-    return written.get("", "") + ".".join([written.get(parts[0], parts[0]), *parts[1:]]) if parts else ""
+    for end in range(len(parts), 0, -1):
+        if (name := written.get(".".join(parts[:end]))) is not None:
+            return ".".join([name, *parts[end:]])
+    return written[""] + ".".join(parts) if parts else ""
 
 
 def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
@@ -226,23 +253,24 @@ def _expected(details: ErrorDetails, field: FieldInfo | None) -> str:
     return said
 
 
-def _unknown_field(location: tuple[int | str, ...], model: type[WireModel]) -> str:
+def _unknown_field(location: tuple[int | str, ...], model: type[WireModel], written: Mapping[str, str]) -> str:
     """What to write instead: a likely slip of the same level or another, or the wire format that has the field."""
     *parents, name = (str(part)[:_LONGEST_NAME] for part in location)
-    where = ".".join((*parents, name))
+    where = _path(location, written)
     level = _model_at(location[:-1], model)
     known = level.model_fields if level else {}
     if level is not None and issubclass(level, WireModel) and (own := level.aliases.get(name)):
-        return f"'{where}' and '{own}' are one field, and have two values"
+        other = written.get(own, own)
+        return f"'{where}' and '{own if other == where else other}' are one field, and have two values"
     own_paths = field_paths(model)
     if (elsewhere := own_paths.get(name)) is not None:
-        return f"unknown field '{where}'; it belongs in '{elsewhere}'"
+        return f"unknown field '{where}'; it belongs in '{written['']}{elsewhere}'"
     bodies = [body for body in DialectBody.__subclasses__() if body is not model and name in field_paths(body)]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     if not near and len(name) >= _SHORTEST_PART:  # weight, of control_weight
         near = sorted((each for each in known if each.startswith(name) or each.endswith(name)), key=len)
     if near:
-        return f"unknown field '{where}'; did you mean '{'.'.join((*parents, near[0]))}'?"
+        return f"unknown field '{where}'; did you mean '{_path((*parents, near[0]), written)}'?"
     if bodies and not parents and issubclass(model, DialectBody):
         owners = " or ".join(body.dialect for body in bodies)
         hint = f"{name} belongs to the dialect {owners}, and this body was read as {model.dialect}"

@@ -81,7 +81,7 @@ export async function call(path, { headers = {}, ...options } = {}) {
       ...options,
       headers: { ...headers, ...(key === null ? {} : { Authorization: `Bearer ${key}` }) },
     }).catch((error) => {
-      if (error.name === "AbortError") throw error;
+      if (options.signal?.aborted) throw error;
       throw new ApiError(0, "the server cannot be reached", "unreachable");
     });
     if (answer.status === 401) {

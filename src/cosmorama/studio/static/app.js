@@ -150,9 +150,10 @@ async function run(pressed, act) {
 async function loaded(model) {
   for (;;) {
     try {
-      return await capabilities(model);
+      // Asked again before the server would answer that it takes long: that would be an error in the console.
+      return await capabilities(model, { signal: AbortSignal.timeout(20_000) });
     } catch (error) {
-      if (error.status !== 503) throw error;
+      if (error.status !== 503 && error.name !== "TimeoutError") throw error;
       say(`loading ${model}`, "busy");
       fill(main, h("div.stage-empty", {}, h("p.big", {}, `${model} is being loaded`), h("p", {}, "The studio opens by itself as soon as it is there.")));
       await new Promise((resolve) => setTimeout(resolve, 1000));

@@ -81,7 +81,7 @@ export class Compare {
       const wanted = finished.map((job) => job.id).join();
       if (picker.dataset.of !== wanted) {
         picker.dataset.of = wanted;
-        const text = (job) => `${(job.request.prompt ?? job.mode).slice(0, 60)} · seed ${job.request.seed} · ${job.request.steps} steps`;
+        const text = ({ request, mode }) => `Seed ${request.seed} · guidance ${request.guidance_scale} · ${(request.prompt || label(mode)).slice(0, 60)}`;
         fill(picker, h("option", { value: "" }, "Choose a clip"), finished.map((job) => h("option", { value: job.id }, text(job))));
       }
       picker.value = this.pair[index] ?? "";

@@ -109,6 +109,7 @@ export class Form extends EventTarget {
     }
     if (can.knobs.negative_prompt?.default === "") body.negative_prompt ??= "";
     if (values.task) body.task = values.task;
+    if (values.fit) body.fit = true;
     body.controls = await Promise.all(
       (values.controls ?? []).map(async ({ kind, weight, preset }) => {
         const own = this.media[`controls.${kind}`];
@@ -124,15 +125,18 @@ export class Form extends EventTarget {
   /** Put a request into the form, as a job's `request` or a body has it. `keepSeed` false leaves the seed open. */
   async fillIn(request, { keepSeed = true } = {}) {
     const values = { prompt: request.prompt ?? "" };
-    for (const name of Object.keys(this.can.knobs)) {
+    for (const [name, knob] of Object.entries(this.can.knobs)) {
       const [outer, inner] = name.split(".");
-      values[name] = inner ? (request[outer]?.[inner] ?? null) : (request[name] ?? null);
+      const value = inner ? request[outer]?.[inner] : request[name];
+      values[name] = value === knob.default ? null : (value ?? null);
     }
+    if (!request.video) values.conditioning_frames = null; // says nothing of a clip that is given later
     if (!keepSeed) values.seed = null;
     if (request.task && this.can.modes.includes(request.task)) values.task = request.task;
     values.controls = (request.controls ?? []).filter((c) => this.can.controls.includes(c.kind));
     values.adapters = (request.adapters ?? []).filter((a) => this.can.adapters.includes(a.name));
     values.action = request.action ?? null;
+    values.fit = request.fit || null; // other clients' sizes and rates are made at the model's nearest
     if (values.action) Object.assign(values, { frames: null, fps: null });
     this.values = values;
     const wanted = { source: request.image ?? request.video };
@@ -210,7 +214,7 @@ export class Form extends EventTarget {
       place.closest("details")?.setAttribute("open", "");
       first ??= place;
     }
-    first?.scrollIntoView({ block: "center", behavior: "smooth" });
+    first?.scrollIntoView({ block: "center" });
     first?.querySelector("input, select, textarea")?.focus({ preventScroll: true });
     return rest.length || !first ? rest.join("; ") || error.message : null;
   }
@@ -328,6 +332,11 @@ export class Form extends EventTarget {
       title: follows ? "Clip to follow" : "Picture or clip to start from",
       accepts: [picture && "image", clip && "video"].filter(Boolean),
       change: (value) => this.setSource(value),
+      reuse: async (request) => {
+        await this.fillIn(request);
+        const begun = /^(image|video)2world$/.test(request.mode) ? " What it started from is not in the file." : "";
+        toast(`Its prompt, seed and settings are in the form.${begun}`);
+      },
     });
     this.controls.source = this.source;
     return h("section", { hidden: !picture && !clip }, h("h2", {}, follows ? "Follow" : "Start from"), this.source, this.can.knobs.conditioning_frames && knob("conditioning_frames"));
@@ -384,11 +393,14 @@ export class Form extends EventTarget {
     const own = can.size_multiple && h("div.pair", {}, sides[0], h("span", { "aria-hidden": "true" }, "×"), sides[1]);
     const more = chips.length > FEW_SIZES && h("details.inline", {}, h("summary", {}, `${chips.length - FEW_SIZES} more sizes`), h("div.size-chips", {}, chips.slice(FEW_SIZES)));
     const few = h("div.size-chips", {}, more ? chips.slice(0, FEW_SIZES) : chips);
-    const element = h("fieldset.sizes", { "data-field": "size" }, h("legend", {}, "Size"), few, more, own, error);
+    const legend = h("legend");
+    const element = h("fieldset.sizes", { "data-field": "size" }, legend, few, more, own, error);
     element.show = () => {
       if (more && more.querySelector(`input[value="${this.value("width")}x${this.value("height")}"]`)) more.open = true;
       const [width, height] = [this.value("width"), this.value("height")];
-      element.querySelectorAll("input[type=radio]").forEach((input) => (input.checked = input.value === `${width}x${height}`));
+      const inputs = [...element.querySelectorAll("input[type=radio]")];
+      for (const input of inputs) input.checked = input.value === `${width}x${height}`;
+      legend.textContent = own || inputs.some((input) => input.checked) ? "Size" : `Size: ${width}×${height}, made at the nearest`;
       if (own) [width, height].forEach((value, index) => Number(sides[index].value) !== value && (sides[index].value = value));
     };
     element.fail = fail;
@@ -667,7 +679,7 @@ async function load(from) {
   throw new Error("of another host");
 }
 
-export const capabilities = (model) => get(`v1/capabilities${model ? `?model=${encodeURIComponent(model)}` : ""}`);
+export const capabilities = (model, options) => get(`v1/capabilities${model ? `?model=${encodeURIComponent(model)}` : ""}`, options);
 
 const section = (title, ...children) => h("section", {}, h("h2", {}, title), ...children);
 const details = (title, symbol, children) =>

@@ -44,6 +44,14 @@ export class Grid {
       const { knob } = this.axes[axis];
       const values = h("div.axis-values");
       const pick = select(`axis-${axis}`, [...(axis === "x" ? [] : [["", "Nothing"]]), ...choices], (name) => {
+        const before = this.axes[axis];
+        const other = name && before.knob && AXES.find((one) => this.axes[one].knob === name);
+        if (other) {
+          Object.assign(this.axes, { [axis]: this.axes[other], [other]: before }); // they change places
+          this.#build();
+          document.getElementById(`axis-${axis}`).focus();
+          return;
+        }
         const spec = name === "seed" ? "1, 2, 3" : usual(knobs[name]);
         this.axes[axis] = { knob: name, text: name === "prompt" ? (this.form.values.prompt ?? "") : spec };
         this.#values(axis, values);
@@ -120,7 +128,9 @@ export class Grid {
       const cells = plan.reduce((product, { values }) => product * values.length, 1);
       const done = known().filter((job) => job.result?.timings_s);
       const each = done.length ? done.slice(0, 5).reduce((sum, job) => sum + Object.values(job.result.timings_s).reduce((a, b) => a + b, 0), 0) / Math.min(done.length, 5) : null;
-      this.counter.textContent = `${plan.map(({ values }) => values.length).join(" × ")} = ${cells} ${cells === 1 ? "clip" : "clips"}${each && cells > 1 ? `, about ${seconds(each * cells)} if they are like the last ones` : ""}`;
+      const sides = plan.length > 1 ? `${plan.map(({ values }) => values.length).join(" × ")} = ` : "";
+      const time = each && cells > 1 ? `, about ${seconds(Math.max(1, each * cells))} if they are like the last ones` : "";
+      this.counter.textContent = `${sides}${cells} ${cells === 1 ? "clip" : "clips"}${time}`;
       this.error.hidden = true;
     } catch (error) {
       this.counter.textContent = "";
@@ -433,7 +443,7 @@ export class Grid {
       return h(
         "li",
         {},
-        h("a", { href: `#/grid/${id}`, "aria-current": id === this.id ? "true" : null }, h("strong", {}, what), ` ${metadata.grid_size.replaceAll("x", "×")}`),
+        h("a", { href: `#/grid/${id}`, "aria-current": id === this.id ? "true" : null }, h("strong", {}, what), metadata.grid_size.includes("x") && ` ${metadata.grid_size.replaceAll("x", "×")}`),
         h("span.hint.clip-text", {}, request.prompt ?? ""),
         h("span.hint", {}, `${done} of ${metadata.grid_size.split("x").reduce((a, b) => a * b, 1)} · ${ago(created_at)}`),
       );

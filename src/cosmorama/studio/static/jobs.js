@@ -109,7 +109,7 @@ export function stageText(job) {
   const part = job.total > steps && job.total % steps === 0 ? Math.min(Math.floor(job.step / steps), job.total / steps - 1) : null;
   const step = part === null ? of : ` ${job.step - part * steps} of ${steps}, part ${part + 1} of ${job.total / steps}`;
   return (
-    { queued: "Starting", prepare: "Reading what was given", encode: "Encoding", denoise: `Denoising, step${step}`, decode: `Decoding, frame${of}`, done: "Writing the file" }[
+    { queued: "Starting", prepare: "Getting ready", encode: "Encoding", denoise: `Denoising, step${step}`, decode: `Decoding, frame${of}`, done: "Writing the file" }[
       job.stage
     ] ?? job.stage
   );

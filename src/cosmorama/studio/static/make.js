@@ -117,7 +117,7 @@ export class Make {
       fill(this.about, facts(job));
     }
     this.says.textContent = stageText(job);
-    this.left.textContent = job.eta_s === null ? "" : `about ${seconds(job.eta_s)} left`;
+    this.left.textContent = job.eta_s === null ? "" : `about ${seconds(Math.max(1, job.eta_s))} left`;
     this.bar.value = share(job);
   }
 
@@ -165,6 +165,7 @@ export class Make {
       shown.addEventListener("loadeddata", () => this.clock?.start(), { once: true });
     }
     const moving = shown.tagName === "VIDEO" && frames > 1;
+    const kept = job.result.content_url;
     const can = this.form.can.modes;
     const isStarred = starred(job.id);
     this.starButton = button("Star", "star", () => star(job.id, !starred(job.id)).catch((error) => toast(error.message, "bad")), { quiet: true, "aria-pressed": String(isStarred) });
@@ -183,9 +184,9 @@ export class Make {
           "div.tools",
           {},
           this.starButton,
-          button("Compare", "compare", () => this.go(`#/compare?a=${job.id}`), { quiet: true }),
+          kept && button("Compare", "compare", () => this.go(`#/compare?a=${job.id}`), { quiet: true }),
           button("Copy a link to these settings", "link", () => this.#link(job), { quiet: true }),
-          button("Download", "download", () => download(job).catch((error) => toast(error.message, "bad")), { quiet: true }),
+          kept && button("Download", "download", () => download(job).catch((error) => toast(error.message, "bad")), { quiet: true }),
           button("Delete", "trash", () => this.#remove(job), { quiet: true }),
         ),
       ),
@@ -246,7 +247,7 @@ export class Make {
   #toForm(words) {
     toast(words);
     const prompt = document.getElementById("field-prompt");
-    prompt.scrollIntoView({ block: "center", behavior: "smooth" });
+    prompt.scrollIntoView({ block: "center" });
     prompt.focus({ preventScroll: true });
   }
 
@@ -337,7 +338,7 @@ function facts(job) {
     ["Guidance", request.guidance_scale],
     ["Solver", request.solver && named(request.solver)],
     ["Size", `${clip.width}×${clip.height}`],
-    ["Length", `${clip.frames} frames at ${clip.fps}/s`],
+    ["Length", clip.frames === 1 ? "1 frame" : `${clip.frames} frames at ${clip.fps}/s`],
     ["Interval", same(request.guidance_interval, [0, 1]) ? null : request.guidance_interval?.join(" to ")],
     ["Rescale", request.guidance_rescale || null],
     ["Shift", request.flow_shift],
@@ -349,7 +350,7 @@ function facts(job) {
     ["Adapters", (request.adapters ?? []).map((a) => `${a.name} ${a.scale}`).join(", ") || null],
     ["Model", job.model],
     ["Made in", time === null ? null : seconds(time)],
-    ["File", result ? bytes(result.bytes) : null],
+    ["File", result?.content_url ? bytes(result.bytes) : null],
   ].filter(([, value]) => value !== null && value !== undefined);
   return h(
     "section.facts",

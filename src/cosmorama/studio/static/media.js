@@ -21,6 +21,29 @@ async function kindOf(blob) {
   return clip ? "video" : "image";
 }
 
+const SEARCHED = 1 << 18;
+
+/** The comment at the end of a GIF, which is written in blocks with the length of each before it. */
+function commentOf(bytes) {
+  const parts = [];
+  let at = 2 + bytes.findLastIndex((byte, place) => byte === 0x21 && bytes[place + 1] === 0xfe && bytes[place + 3] === 0x7b);
+  for (; bytes[at]; at += 1 + bytes[at]) parts.push(...bytes.subarray(at + 1, at + 1 + bytes[at]));
+  return new Uint8Array(parts);
+}
+
+/** The request of a file that Cosmorama made, which stands near its begin or end, or null; `mode` says what it was. */
+export async function requestIn(blob) {
+  const read = async (...range) => new Uint8Array(await blob.slice(...range).arrayBuffer());
+  const head = await read(0, SEARCHED);
+  const text = new TextDecoder().decode(head[0] === 0x47 ? commentOf(await read(-SEARCHED)) : head);
+  try {
+    const request = JSON.parse(JSON.parse(/"request":\s*("(?:[^"\\]|\\.)*")/.exec(text)[1]));
+    return { ...request, mode: /"mode":\s*"(\w+)"/.exec(text)?.[1] };
+  } catch {
+    return null; // somebody else's file, or one whose request was too long to be kept whole
+  }
+}
+
 /** A frame of a `<video>`, `<img>` or canvas as a PNG blob, at its own size. */
 export function frameOf(shown) {
   const canvas = h("canvas", { width: shown.videoWidth || shown.naturalWidth || shown.width, height: shown.videoHeight || shown.naturalHeight || shown.height });
@@ -30,9 +53,9 @@ export function frameOf(shown) {
 
 /**
  * A field that holds `{kind, blob, name}` or null. `accepts` lists the kinds; `change(value)` tells of a new one.
- * The element has `show(value)`, `take(blob, name)` and `fail(message)`.
+ * The element has `show(value)`, `take(blob, name)` and `fail(message)`; `reuse(request)` gets that of a file of ours.
  */
-export function mediaField({ name, title, hint, accepts, change, webcam = true }) {
+export function mediaField({ name, title, hint, accepts, change, reuse, webcam = true }) {
   const id = `media-${name.replace(/\W/g, "-")}`;
   const input = h("input.offscreen", {
     type: "file",
@@ -95,7 +118,7 @@ export function mediaField({ name, title, hint, accepts, change, webcam = true }
       element.fail(`This takes a ${what}.`);
       return;
     }
-    change({ kind, blob, name: file_name });
+    change({ kind, blob, name: file_name, request: await requestIn(blob) });
   };
   element.show = (value) => {
     if (value && value === element.shown) return undefined;
@@ -116,7 +139,13 @@ export function mediaField({ name, title, hint, accepts, change, webcam = true }
     return fill(
       held,
       shown,
-      h("div.drop-name", {}, h("span", {}, value.name), h("span.hint", {}, bytes(value.blob.size))),
+      h(
+        "div.drop-name",
+        {},
+        h("span", {}, value.name),
+        h("span.hint", {}, bytes(value.blob.size)),
+        reuse && value.request && h("button.button.small", { type: "button", onclick: () => reuse(value.request) }, "Use its settings"),
+      ),
       button("Remove", "close", () => change(null), { quiet: true }),
     );
   };

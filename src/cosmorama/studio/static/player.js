@@ -202,6 +202,7 @@ export function screen(job, clock, { onfail } = {}) {
   };
   let shown;
   const unseen = { png: "PNG frames in a ZIP file", safetensors: "Frames as numbers, in a safetensors file" }[container];
+  if (!job.result?.content_url) return h("p.screen-note", {}, "The file is not here any more: it was delivered to the client that waited for it, or removed.");
   if (unseen) return h("p.screen-note", {}, `${unseen}: download it to use them.`);
   if (container === "gif" || container === "jpeg") {
     shown = h("img", { alt });

@@ -9,12 +9,11 @@ from typing import Any
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.cosmos.capabilities import CAPABILITIES, KINDS
-from cosmorama.world.cosmos.levels import check_edm, check_karras, check_unipc
 from cosmorama.world.cosmos.predict1 import Predict1Sampling
 from cosmorama.world.cosmos.predict2 import Predict2Sampling
-from cosmorama.world.cosmos.predict25 import Predict25Sampling
+from cosmorama.world.cosmos.predict25 import Predict25Sampling, TransferSampling
 from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
-from cosmorama.world.cosmos.transfer25 import TransferSampling
+from cosmorama.world.levels import check_edm, check_karras, check_unipc
 from cosmorama.world.load.checkpoint import check_parts, load_module
 from cosmorama.world.load.config import check_fit, read_scheduler
 from cosmorama.world.load.options import LoadOptions
@@ -59,8 +58,8 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
     """Load a checkpoint of one of these families.
 
     The `controlnet` of a Transfer2.5 is for one kind of control, and nothing in it says which: any kind is taken.
-    Folders `controlnet_edge`, `controlnet_depth`, `controlnet_seg` and `controlnet_vis` beside it take only their own,
-    and may act together.
+    Folders `controlnet_edge`, `controlnet_depth`, `controlnet_seg` and `controlnet_vis` (NVIDIA's blur) beside it take
+    only their own, and may act together.
 
     Raises:
         ModelNotFoundError: it is incomplete, or its scheduler is none that is supported.
@@ -71,14 +70,15 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
     family, (models, capabilities) = FAMILIES[pipeline], CAPABILITIES[pipeline]
     if options.offload == "release":
         raise ModelNotFoundError(f"offload is 'release', which is for Cosmos3, not for {models}")
-    possible = (_CONTROLNET, *(f"{_CONTROLNET}_{kind}" for kind in KINDS)) if capabilities.controls else ()
-    names = [name for name in possible if (folder / name).is_dir()] or list(possible[:1])
+    names = _controlnets(folder) if capabilities.controls else {}
     check_parts(folder, ("transformer", "vae", "text_encoder", *names), "tokenizer", variant=options.variant)
     scheduler = read_scheduler(folder / "scheduler")
     family.check_scheduler(scheduler, str(folder / "scheduler"))
     transformer = load_module(CosmosTransformer3DModel, folder / "transformer", options)
-    nets = {name: load_module(CosmosControlNetModel, folder / name, options) for name in names}
-    by_kind = {kind: nets.get(f"{_CONTROLNET}_{kind}", nets.get(_CONTROLNET)) for kind in KINDS}
+    alike = replace(options, dtype=options.dtype or transformer.patch_embed.proj.weight.dtype)
+    nets = {name: load_module(CosmosControlNetModel, folder / name, alike) for name in names}
+    own = {kind: nets[name] for name, kind in names.items()}
+    by_kind = {kind: own.get(kind, own.get("")) for kind in KINDS}
     tokenizer = family.tokenizer.load(folder / "vae", options)
     frames, most = capabilities.frames, tokenizer.latent_frames
     if most is not None:
@@ -98,6 +98,22 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
         controlnets={kind: net for kind, net in by_kind.items() if net is not None},
         fps_modulation=options.fps_modulation or False,
     )
+
+
+def _controlnets(folder: Path) -> dict[str, str]:
+    """The kind of control that each folder of a ControlNet is for; empty for any kind.
+
+    Raises:
+        ModelNotFoundError: there is one for no kind that is known, or two for one.
+    """
+    kinds = {_CONTROLNET: "", f"{_CONTROLNET}_blur": "vis"} | {f"{_CONTROLNET}_{kind}": kind for kind in KINDS}
+    found = sorted(part.name for part in folder.glob(f"{_CONTROLNET}*") if part.is_dir()) or [_CONTROLNET]
+    for name in found:
+        if name not in kinds:
+            raise ModelNotFoundError(f"{folder / name} is for no kind of control: it may be called {', '.join(kinds)}")
+    if {f"{_CONTROLNET}_blur", f"{_CONTROLNET}_vis"}.issubset(found):
+        raise ModelNotFoundError(f"{folder} has two ControlNets for one kind: {_CONTROLNET}_blur and {_CONTROLNET}_vis")
+    return {name: kinds[name] for name in found}
 
 
 def _check_fit(

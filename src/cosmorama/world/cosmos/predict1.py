@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cosmorama.world.base import Inputs, ReadText
-from cosmorama.world.cosmos.levels import edm_levels
 from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
+from cosmorama.world.levels import edm_levels
 
 _AUGMENT_SIGMA = 0.001
 _PREVIEWED = 2
@@ -42,10 +42,6 @@ class Predict1Sampling(CosmosSampling):
     def preview(self, latents: Tensor) -> Iterator[Tensor]:
         """Of two latent frames: this tokenizer decodes all that it is given at once, and no frame needs later ones."""
         return self.decode(latents[:, :, :_PREVIEWED])
-
-    def initial(self) -> Tensor:
-        """Noise `[1, C, T, h, w]` at the largest level."""
-        return self.noise() * self.schedule.sigmas[0]
 
     @torch.inference_mode()
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:

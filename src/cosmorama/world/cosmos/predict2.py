@@ -36,10 +36,6 @@ class Predict2Sampling(CosmosSampling):
         length = autoencoder.latents_shape(pixels.shape[2], *pixels.shape[3:])[2]
         return autoencoder.encode(pixels, noise[:, :, :length])
 
-    def initial(self) -> Tensor:
-        """Noise `[1, C, T, h, w]` at the largest level."""
-        return self.noise() * self.schedule.sigmas[0]
-
     @torch.inference_mode()
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
         """Estimate the clean latents; conditioning frames come back as given."""

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
-from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
-from cosmorama.world.cosmos.text import TextContext, projected, text_context, text_width
+from cosmorama.world.cosmos.forward import (
+    Positions,
+    TextContext,
+    cosmos_forward,
+    positions_of,
+    projected,
+    text_context,
+    text_width,
+)
 from cosmorama.world.vae.pixels import to_pixels
 from cosmorama.world.vae.tiles import TilingAutoencoder
 
@@ -107,12 +114,16 @@ class CosmosSampling(Sampling):
             self._texts[True] = read(request.negative_prompt)
         self._contexts: dict[bool, list[TextContext]] = {}
         self._positions: Positions | None = None
-        self.known = None if inputs.frames is None else self._encode(inputs.frames)
+        # Of a clip that begins with these the first latents: the tokenizer is causal.
+        self.known = None if inputs.frames is None else self.encode(to_pixels(inputs.frames, world.device))
 
     @property
     def given(self) -> int:
         """Latent frames that are given."""
         return 0 if self.known is None else self.known.shape[2]
+
+    def initial(self) -> Tensor:
+        return self.noise() * self.schedule.sigmas[0]
 
     def frames_at_once(self) -> int:
         """The request's frames, and as many more as the model needs."""
@@ -120,7 +131,6 @@ class CosmosSampling(Sampling):
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
-        """Latents to frames, in order and in chunks: uint8 `[t, height, width, 3]`."""
         yield from self.autoencoder.decode_stream(self.unscaled(latents), self.request.height, self.request.width)
 
     def unscaled(self, latents: Tensor) -> Tensor:
@@ -174,10 +184,6 @@ class CosmosSampling(Sampling):
                 for network, part in zip(networks, states, strict=True)
             ]
         return self._contexts[negative]
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        """The first latent frames of a clip that begins with these: the tokenizer is causal."""
-        return self.encode(to_pixels(frames, self.world.device))
 
     def _check_size(self) -> None:
         config = self.world.transformer.config

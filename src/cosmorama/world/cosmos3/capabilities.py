@@ -1,6 +1,8 @@
-"""What Cosmos3's checkpoints take: the models, the policy of robots, the students of a few steps.
+"""What Cosmos3's checkpoints take: the models, the policy of robots, the students of a few steps; robots they know.
 
-Apart from what samples them, as `cosmos.capabilities` is.
+Apart from what samples them, as `cosmos.capabilities` is. Numbers and widths of robots are those of diffusers'
+`Cosmos3OmniPipeline` (Cosmos 3 paper, figure 3): an action is put together from poses (3 of translation, 6 of
+rotation), grippers (1) and hands (15).
 """
 
 from __future__ import annotations
@@ -21,10 +23,24 @@ from cosmorama.request import (
 )
 from cosmorama.resolve import ROBOT_STATE
 from cosmorama.usual import POLICY
-from cosmorama.world.cosmos3.action import ACTION_MODES, known_domains
 
 KINDS: tuple[ControlKind, ...] = ("edge", "vis", "depth", "seg", "wsm")
 """Of controls, in the order in which the model reads them."""
+DOMAINS: tuple[ActionDomain, ...] = (
+    ActionDomain(1, "av", 9),
+    ActionDomain(2, "camera_pose", 9),
+    ActionDomain(3, "hand_pose", 57),
+    ActionDomain(4, "pusht", 2),
+    ActionDomain(6, "umi", 10),
+    ActionDomain(7, "bridge_orig_lerobot", 10),
+    ActionDomain(8, "droid_lerobot", 10),
+    ActionDomain(9, "galbot", 30),
+    ActionDomain(12, "robomind-franka-dual", 20),
+    ActionDomain(13, "robomind-ur", 10),
+    ActionDomain(15, "agibotworld", 29),
+    ActionDomain(20, "fractal", 10),
+)
+ACTION_MODES: tuple[Mode, ...] = ("forward_dynamics", "inverse_dynamics", "policy")
 
 
 def policy_of(whole: Capabilities) -> Capabilities:
@@ -79,7 +95,10 @@ def capabilities_of(name: str, config: Any, distilled: tuple[float, ...] | None 
 
 
 def _capabilities(name: str, config: Any) -> Capabilities:
-    domains = known_domains(config.action_dim, config.num_embodiment_domains) if config.action_gen else ()
+    known = (
+        robot for robot in DOMAINS if robot.width <= config.action_dim and robot.id < config.num_embodiment_domains
+    )
+    domains = tuple(known) if config.action_gen else ()
     return Capabilities(
         model=name,
         family="cosmos3",

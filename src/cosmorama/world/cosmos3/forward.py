@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosmorama.request import Action
 from cosmorama.world.kernels.attention import attend
 from cosmorama.world.kernels.gpu import block_of
 from cosmorama.world.ranks.shares import Share, share_of
 
+FRAMES_PER_LATENT = 4
+"""After the first, which stands alone."""
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines `[N, 1, head_dim]`."""
 KeyValue = tuple[Tensor, Tensor]
@@ -76,12 +79,87 @@ class Spread:
         return torch.cat([whole.flatten(0, 1), x[mine:]])
 
 
+def given_actions(action: Action, action_dim: int) -> Tensor:
+    """The request's actions `[steps, action_dim]`: the last one repeated or the rest left out, padded with zeros."""
+    values = torch.tensor(action.values, dtype=torch.float32)
+    missing = max(0, action.steps - len(values))
+    values = torch.cat([values, values[-1:].expand(missing, -1)])[: action.steps]
+    return torch.nn.functional.pad(values, (0, action_dim - values.shape[1]))
+
+
 def rotary_embedding(model: nn.Module, positions: Tensor) -> Rotary:
     """Rotary embedding at positions (time, row, column) `[3, N]`, as the model interleaves the three."""
     net: Any = model
     dtype = net.proj_in.weight.dtype
     cos, sin = net.rotary_emb(positions.unsqueeze(1), device=positions.device, dtype=dtype)
     return cos.squeeze(0).unsqueeze(1), sin.squeeze(0).unsqueeze(1)
+
+
+class ActionRows(NamedTuple):
+    """Actions beside a clip: of which robot, how many rows, how many of them, the last, are denoised.
+
+    An action lies between two frames: the first one with the second frame, or, where a state comes before, the first.
+    """
+
+    domain: int
+    rows: int
+    noisy: int
+    from_first: bool
+
+
+def layout_of(
+    model: nn.Module,
+    shape: Sequence[int],
+    fps: float,
+    text_length: int,
+    kept: Sequence[int],
+    *,
+    before: int = 0,
+    actions: ActionRows | None = None,
+) -> Layout:
+    """Positions of the generated tokens: time goes on after the text, rows and columns start at 0.
+
+    Args:
+        model: A `Cosmos3OmniTransformer`.
+        shape: Of the latents, `[1, C, T, h, w]`.
+        fps: Frames per second.
+        text_length: In tokens.
+        kept: The latent frames that are given.
+        before: How many clean clips of the same size come before, at the same positions.
+        actions: Beside the clip.
+    """
+    # Its module needs transformers, which a server of other models may be without.
+    from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
+
+    net: Any = model
+    config, (frames, height, width) = net.config, shape[2:]
+    patch = config.latent_patch_size
+    rows, columns = -(-height // patch), -(-width // patch)
+    common = {
+        "temporal_offset": text_length + config.unified_3d_mrope_temporal_modality_margin,
+        "fps": fps if config.enable_fps_modulation else None,
+        "base_fps": float(config.base_fps),
+        "reset_spatial_indices": config.unified_3d_mrope_reset_spatial_ids,
+    }
+    positions, _ = get_3d_mrope_ids_vae_tokens(
+        frames, rows, columns, temporal_compression_factor=FRAMES_PER_LATENT, **common
+    )
+    noisy = torch.ones(frames, rows * columns, dtype=torch.bool)
+    noisy[list(kept)] = False
+    noisy = torch.cat([torch.zeros(before * noisy.numel(), dtype=torch.bool), noisy.flatten()])
+    positions = positions.repeat(1, before + 1)
+    if actions is not None:
+        of_actions, _ = get_3d_mrope_ids_vae_tokens(
+            *(actions.rows, 1, 1),
+            temporal_compression_factor=1,
+            base_temporal_compression_factor=FRAMES_PER_LATENT,
+            start_frame_offset=0 if actions.from_first else 1,
+            **common,
+        )
+        positions = torch.cat([positions, of_actions], dim=1)
+        noisy = torch.cat([noisy, torch.arange(actions.rows) >= actions.rows - actions.noisy])
+    rotary = rotary_embedding(net, positions.to(net.device))
+    return Layout(height, width, rotary, noisy[:, None].to(net.device), actions and actions.domain)
 
 
 def understand(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
-"""A Cosmos3 model, and one request on it: what it conditions on, its noise, and one evaluation of the network."""
+"""A Cosmos3 model, and one request on it: what it conditions on, its noise, and one evaluation of the network.
+
+A clip may follow control clips (edges, blur, depth, segmentation, maps of the world), chunk after chunk, or be made by
+a student of a few steps (distilled).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,16 +17,29 @@ from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities, ResolvedRequest
 from cosmorama.resolve import robot_state
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
-from cosmorama.world.cosmos.levels import Levels, distilled_levels, unipc_levels
-from cosmorama.world.cosmos3.action import ACTION_MODES, given_actions
-from cosmorama.world.cosmos3.forward import KeyValue, Layout, generate, rotary_embedding, text_memory, understand
+from cosmorama.world.chunks import Chunks
+from cosmorama.world.cosmos3.capabilities import ACTION_MODES, KINDS
+from cosmorama.world.cosmos3.forward import (
+    FRAMES_PER_LATENT,
+    ActionRows,
+    KeyValue,
+    Layout,
+    generate,
+    given_actions,
+    layout_of,
+    text_memory,
+    understand,
+)
 from cosmorama.world.cosmos3.prompt import ClipFacts, chat, described, described_action, described_negative
-from cosmorama.world.cosmos3.weights import TextHalf
+from cosmorama.world.levels import distilled_levels, unipc_levels
+from cosmorama.world.load.offload import TextHalf
 from cosmorama.world.vae.pixels import to_pixels
 from cosmorama.world.vae.wan import WanAutoencoder
 
-FRAMES_PER_LATENT = 4
-"""After the first, which stands alone."""
+VISION_START = "<|vision_start|>"
+_CHUNK_FRAMES = 93
+_STRENGTH = 1.5
+"""Of guidance by controls, where the request does not say: the Cosmos3 NIM's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +72,11 @@ class Cosmos3World(World):
         config: Cosmos3Config,
         capabilities: Capabilities,
         text_half: TextHalf,
-        transfer: type[Cosmos3Sampling],
     ) -> None:
-        self.transformer = transformer
-        self.autoencoder = autoencoder
-        self.tokenizer = tokenizer
-        self.config = config
-        self.text_half = text_half
-        self._transfer = transfer
-        self.capabilities = capabilities
-        self.device = self.transformer.device
-        self._ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|vision_start|>")]
+        self.transformer, self.autoencoder, self.tokenizer = transformer, autoencoder, tokenizer
+        self.config, self.capabilities, self.text_half = config, capabilities, text_half
+        self.device = transformer.device
+        self._ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(VISION_START)]
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -105,7 +116,7 @@ class Cosmos3World(World):
     def _sampling_of(self, request: ResolvedRequest) -> type[Cosmos3Sampling]:
         if self.config.distilled is not None:
             return DistilledSampling
-        return self._transfer if request.mode == "transfer" else Cosmos3Sampling
+        return Cosmos3TransferSampling if request.mode == "transfer" else Cosmos3Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +137,9 @@ class Cosmos3Sampling(Sampling):
 
     def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
         request = inputs.request
+        assert request.seed is not None
         self._world, self._request = world, request
+        self.generator = torch.Generator("cpu").manual_seed(request.seed)
         frames = self._frames_at_once()
         self._autoencoder = world.autoencoder.tiled(request.vae_tiling or 0)
         self._shape = self._autoencoder.latents_shape(frames, request.height, request.width)
@@ -141,9 +154,12 @@ class Cosmos3Sampling(Sampling):
                 self._state = _as_trained(torch.tensor(robot_state(self._action)))
         self._given = self._encode_given(inputs.frames)
         self._kept = self._kept_frames()
-        self._levels = self._place_levels()
-        self.schedule = self._levels.schedule
-        self.guidance_weight = request.guidance_scale
+        config, steps, shift = world.config, request.steps, request.flow_shift
+        if config.distilled is None:
+            self._levels = unipc_levels(config.scheduler, steps, flow_shift=shift, native=config.native_levels)
+        else:
+            self._levels = distilled_levels(config.scheduler, config.distilled)
+        self.schedule, self.guidance_weight = self._levels.schedule, request.guidance_scale
         text, negative = self._texts(inputs.prompt, request.negative_prompt)
         self._branches = {False: self._branch(text, read)}
         if self.guidance_weight != 1:
@@ -151,19 +167,15 @@ class Cosmos3Sampling(Sampling):
 
     def initial(self) -> Tensor:
         """The given latents and actions, and noise in place of the others."""
-        request, action = self._request, self._action
-        assert request.seed is not None
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        device = self._world.device
-        clip = self._keep_given(torch.randn(self._shape, generator=generator).to(device))
-        if action is None or self._domain is None:
+        clip = self._noise()
+        if self._action is None or self._domain is None:
             return clip
         width = self._world.transformer.config.action_dim
-        actions = torch.randn(self._rows, width, generator=generator)
-        if request.mode == "forward_dynamics":
-            actions = given_actions(action, width)
+        actions = torch.randn(self._rows, width, generator=self.generator)
+        if self._request.mode == "forward_dynamics":
+            actions = given_actions(self._action, width)
         actions = self._keep_state(actions, self._domain.width)
-        return torch.cat([clip.reshape(1, -1), actions.to(device).reshape(1, -1)], dim=1)
+        return torch.cat([clip.reshape(1, -1), actions.to(clip.device).reshape(1, -1)], dim=1)
 
     @torch.inference_mode()
     def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
@@ -181,7 +193,6 @@ class Cosmos3Sampling(Sampling):
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
-        """Frames in chunks, uint8 `[t, height, width, 3]`."""
         clip, _ = self._unpack(latents)
         yield from self._autoencoder.decode_stream(clip, self._request.height, self._request.width)
 
@@ -221,10 +232,6 @@ class Cosmos3Sampling(Sampling):
         # The encoder is causal: the first latents do not depend on later frames.
         return self._autoencoder.encode(to_pixels(frames, self._world.device))[:, :, :latents]
 
-    def _place_levels(self) -> Levels:
-        config, request = self._world.config, self._request
-        return unipc_levels(config.scheduler, request.steps, flow_shift=request.flow_shift, native=config.native_levels)
-
     def _branch(self, text: str, read: ReadText) -> Branch:
         world = self._world
         kind = "transfer" if self._request.mode == "transfer" else self._clip.kind
@@ -232,56 +239,25 @@ class Cosmos3Sampling(Sampling):
         return Branch(text_memory(world.transformer, states), states.shape[1], self._layout(states.shape[1]))
 
     def _layout(self, text_length: int, before: int = 0) -> Layout:
-        """Positions of the generated tokens: time goes on after the text, rows and columns start at 0.
-
-        Args:
-            text_length: In tokens.
-            before: How many clean clips of the same size come before, at the same positions.
-        """
-        config = self._world.transformer.config
-        _, _, frames, height, width = self._shape
-        patch = config.latent_patch_size
-        rows, columns = -(-height // patch), -(-width // patch)
-        offset = text_length + config.unified_3d_mrope_temporal_modality_margin
-        fps = self._request.fps if config.enable_fps_modulation else None
-        common = {"temporal_offset": offset, "fps": fps, "base_fps": float(config.base_fps)}
-        common["reset_spatial_indices"] = config.unified_3d_mrope_reset_spatial_ids
-        # Its module needs transformers, which a server of other models may be without.
-        from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import get_3d_mrope_ids_vae_tokens
-
-        positions, _ = get_3d_mrope_ids_vae_tokens(
-            frames, rows, columns, temporal_compression_factor=FRAMES_PER_LATENT, **common
+        rows = None
+        if self._action is not None and self._domain is not None:
+            noisy = 0 if self._request.mode == "forward_dynamics" else self._action.steps
+            rows = ActionRows(self._domain.id, self._rows, noisy, from_first=self._state is not None)
+        fps = self._request.fps
+        return layout_of(
+            self._world.transformer, self._shape, fps, text_length, self._kept, before=before, actions=rows
         )
-        noisy = torch.ones(frames, rows * columns, dtype=torch.bool)
-        noisy[self._kept] = False
-        noisy = torch.cat([torch.zeros(before * noisy.numel(), 1, dtype=torch.bool), noisy.reshape(-1, 1)])
-        positions = positions.repeat(1, before + 1)
-        if self._action is not None:
-            # An action lies between two frames: the first one with the second frame.
-            of_actions, _ = get_3d_mrope_ids_vae_tokens(
-                self._rows,
-                1,
-                1,
-                temporal_compression_factor=1,
-                base_temporal_compression_factor=FRAMES_PER_LATENT,
-                start_frame_offset=1 if self._state is None else 0,
-                **common,
-            )
-            positions = torch.cat([positions, of_actions], dim=1)
-            free = self._request.mode != "forward_dynamics"
-            acting = torch.full((self._rows, 1), free)
-            acting[: self._rows - self._action.steps] = False
-            noisy = torch.cat([noisy, acting])
-        domain = None if self._domain is None else self._domain.id
-        device = self._world.device
-        rotary = rotary_embedding(self._world.transformer, positions.to(device))
-        return Layout(height, width, rotary, noisy.to(device), domain)
+
+    def _noise(self) -> Tensor:
+        """Standard normal noise, with the given latents in their places."""
+        return self._keep_given(torch.randn(self._shape, generator=self.generator).to(self._world.device))
 
     def _keep_given(self, clip: Tensor) -> Tensor:
         if self._given is None:
             return clip
         kept = clip.clone()
-        kept[:, :, self._kept] = self._given[:, :, self._kept]
+        for frame in self._kept:  # one by one: a list of them would have to travel to the device at every step
+            kept[:, :, frame] = self._given[:, :, frame]
         return kept
 
     def _kept_frames(self) -> list[int]:
@@ -322,28 +298,102 @@ class DistilledSampling(Cosmos3Sampling):
     the student was trained for. Guidance is in its weights.
     """
 
-    def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
-        super().__init__(world, inputs, read)
-        self._generator = torch.Generator("cpu")
-        self._noises: dict[int, Tensor] = {}
-
-    def initial(self) -> Tensor:
-        """Noise, and the given latents in their places."""
-        assert self._request.seed is not None
-        self._noises.clear()
-        self._generator.manual_seed(self._request.seed)
-        noise = torch.randn(self._shape, generator=self._generator)
-        return self._keep_given(noise.to(self._world.device))
+    _noises: tuple[int, Tensor] | None = None
 
     def renoise(self, denoised: Tensor, index: int) -> Tensor:
         """The clean latents with fresh noise up to the next level; those given stay."""
-        if index not in self._noises:  # or the step is done again
-            self._noises = {index: torch.randn(self._shape, generator=self._generator)}
+        if self._noises is None or self._noises[0] != index:  # or the step is done again
+            self._noises = index, torch.randn(self._shape, generator=self.generator)
         sigma = self.schedule.sigmas[index + 1]
-        noise = self._noises[index].to(denoised.device)
-        return self._keep_given((1 - sigma) * denoised + sigma * noise)
+        return self._keep_given((1 - sigma) * denoised + sigma * self._noises[1].to(denoised.device))
 
-    def _place_levels(self) -> Levels:
-        config = self._world.config
-        assert config.distilled is not None
-        return distilled_levels(config.scheduler, config.distilled)
+
+class Cosmos3TransferSampling(Chunks, Cosmos3Sampling):
+    """One request that follows control clips.
+
+    The numbers of diffusers' modular `Cosmos3OmniModularPipeline` with `control_videos`: the controls are clean clips
+    in front of the sampled one, at the same positions. How strongly they act is a guidance of its own, between the clip
+    with them and without. Each chunk after the first starts from the last frames of the one before.
+    """
+
+    def __init__(self, world: Cosmos3World, inputs: Inputs, read: ReadText) -> None:
+        request = inputs.request
+        _check(inputs)
+        self._clips = [inputs.controls[kind] for kind in KINDS if kind in inputs.controls]
+        self._frames = min(request.frames, len(self._clips[0]))
+        self._strength = _STRENGTH if request.control_guidance is None else request.control_guidance
+        super().__init__(world, replace(inputs, frames=None), read)
+        self._first = inputs.frames
+        self.chunk(self._frames, self._clip.frames, request.conditioning_frames or 0)
+
+    def initial(self) -> Tensor:
+        """The first chunk's noise, behind frames of the video where they are given."""
+        given = self._request.first_conditioning_frames or 0
+        return self.start(0, None if self._first is None else to_pixels(self._first[:given], self._world.device))
+
+    @torch.inference_mode()
+    def denoise(self, latents: Tensor, index: int, *, negative: bool = False) -> Tensor:
+        """Estimate the clean latents; what was given comes back as it was."""
+        net, branch, sigma = self._world.transformer, self._branches[negative], self.schedule.sigmas[index]
+        timestep = float(self._levels.timesteps[index])
+        velocity = generate(net, branch.memory, branch.layout, latents, timestep, before=self._controls)[0].float()
+        if not negative and self._strength != 1:
+            alone = generate(net, branch.memory, self._alone, latents, timestep)[0].float()
+            velocity = alone + self._strength * (velocity - alone)
+        return self._keep_given(latents - sigma * velocity)
+
+    def pixels(self, latents: Tensor) -> Iterator[Tensor]:
+        for pixels in self._autoencoder.decode_pixels(latents):
+            yield pixels[..., : self._request.height, : self._request.width]
+
+    def _frames_at_once(self) -> int:
+        wanted = self._request.chunk_frames or min(_CHUNK_FRAMES, self._frames)
+        return 1 if self._frames == 1 else 1 - (1 - wanted) // FRAMES_PER_LATENT * FRAMES_PER_LATENT
+
+    def _texts(self, prompt: str, negative: str) -> tuple[str, str]:
+        """As they are: prompts of these clips are captions that say everything themselves."""
+        return prompt, negative
+
+    def start(self, number: int, begins: Tensor | None) -> Tensor:
+        world, length = self._world, self._clip.frames
+        self._given = None
+        if begins is not None and begins.shape[2]:
+            whole = 1 + (min(begins.shape[2], length) - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT
+            self._given = self._autoencoder.encode(begins[:, :, :whole])
+        self._kept = self._kept_frames()
+        start = number * self.stride
+        self._controls = [
+            self._autoencoder.encode(to_pixels(_part(clip, start, length, self._frames), world.device))
+            for clip in self._clips
+        ]
+        self._branches = {
+            negative: Branch(branch.memory, branch.tokens, self._layout(branch.tokens, before=len(self._controls)))
+            for negative, branch in self._branches.items()
+        }
+        self._alone = self._layout(self._branches[False].tokens)
+        return self._noise()
+
+
+def _part(clip: Tensor, start: int, length: int, total: int) -> Tensor:
+    """What a chunk of so many frames follows of a control clip, of which `total` count."""
+    whole = _longer(clip, max(total, length))
+    return _longer(whole[start : min(start + length, total)], length)
+
+
+def _longer(clip: Tensor, frames: int) -> Tensor:
+    """A clip `[T, ...]` of at least so many frames: played backwards and forwards, or its single frame repeated."""
+    while len(clip) < frames:
+        missing = min(len(clip) - 1, frames - len(clip))
+        if missing < 1:
+            return torch.cat([clip, clip[-1:].expand(frames - len(clip), *clip.shape[1:])])
+        clip = torch.cat([clip, clip.flip(0)[:missing]])
+    return clip
+
+
+def _check(inputs: Inputs) -> None:
+    if not inputs.controls:
+        raise InvalidRequestError(Problem("controls", "none", f"one or more of {', '.join(KINDS)}"))
+    weights = {control.weight for control in inputs.request.controls}
+    if len(weights) > 1 or 0 in weights:
+        accepted = "equal weights above 0: Cosmos3 has none of single controls; control_guidance is that of all"
+        raise InvalidRequestError(Problem("controls", sorted(weights), accepted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
@@ -18,6 +19,14 @@ from cosmorama.errors import WorkerError
 
 _LOOKED_BACK = 64
 """Frames of the machine's stack that torch looks back through for each of its errors (c10's get_backtrace)."""
+
+_RAISED_IN = "raised in "
+
+
+def raised_in(error: BaseException) -> str:
+    """The module whose code raised an error inside of a pipeline's call."""
+    notes = (note.partition(_RAISED_IN)[2] for note in getattr(error, "__notes__", ()))
+    return next(filter(None, notes), "")
 
 
 class PausedPipeline:
@@ -86,6 +95,8 @@ class PausedPipeline:
                     self._call.parent = getcurrent()
                     self._value = self._call.switch()
             except Exception as error:
+                *_, (last, _) = traceback.walk_tb(error.__traceback__)
+                error.add_note(f"{_RAISED_IN}{last.f_globals.get('__name__')}")
                 self._error = error.with_traceback(None)  # which holds the failed step's tensors
                 raise
         return self._value

@@ -18,11 +18,7 @@ _BACKEND = "attention_backend"
 
 
 def choose_attention(network: nn.Module, backend: str) -> None:
-    """Let the attention layers of a denoiser use a backend.
-
-    Args:
-        network: The denoiser or ControlNet.
-        backend: One of diffusers' names; auto: torch's own choice.
+    """Let the attention layers of a denoiser use a backend, by diffusers' names; auto: torch's own choice.
 
     Raises:
         ModelNotFoundError: there is none of that name, or it is not installed.

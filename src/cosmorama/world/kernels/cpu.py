@@ -23,10 +23,6 @@ _GELU = ("proj", "gelu", "approximate")
 """What a layer has that multiplies and applies a GELU: diffusers', which is not imported for that, and Microcosm's."""
 
 
-_GELU = ("proj", "gelu", "approximate")
-"""What a layer has that multiplies and applies a GELU: diffusers', which is not imported for that, and Microcosm's."""
-
-
 def qk_norm_rope(norm: Any, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """Root-mean-square norm over each head of x `[B, L, heads, head]`, then the rotary embedding, if any.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Adapter, AdapterPreset, Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
-from cosmorama.world.load.files import first_line, read_json
+from cosmorama.world.load.read import first_line, read_json
 from cosmorama.world.load.spellings import Addition, Convert, read_adapter
 
 
@@ -66,7 +66,6 @@ class AdaptedWorld(World):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The model's."""
         return self.world.networks
 
     def select(self, adapters: tuple[Adapter, ...]) -> None:
@@ -87,7 +86,6 @@ class AdaptedWorld(World):
         self._selected = adapters
 
     def encode_text(self, prompt: str) -> TextEmbedding:
-        """Read a prompt."""
         return self.world.encode_text(prompt)
 
     def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
@@ -128,6 +126,10 @@ def _denoiser(world: Any) -> Any:
     """The network of a model that adapters go to."""
     holders = (world, getattr(world, "pipeline", None))
     model = next((found for holder in holders if (found := getattr(holder, "transformer", None)) is not None), None)
+    if getattr(holders[1], "transformer_2", None) is not None:
+        raise ModelNotFoundError(
+            f"{world.capabilities.model} takes no adapters: it has two denoisers, and an adapter is for one of them"
+        )
     if not hasattr(model, "load_lora_adapter"):
         raise ModelNotFoundError(f"{world.capabilities.model} takes no adapters: diffusers cannot load any onto it")
     return model

@@ -6,7 +6,6 @@ no others; which files they are is said in `files`, how they are read in `weight
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,27 +18,26 @@ from cosmorama.errors import CosmoramaError, ModelNotFoundError
 from cosmorama.world.kernels.attention import choose_attention
 from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.kernels.gpu import choose_compile
-from cosmorama.world.load.files import check_small, first_line, missing_weights, read_json, some, variants_of
+from cosmorama.world.load.files import check_variant, missing_of_part
 from cosmorama.world.load.names import is_denoiser
 from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import LoadOptions
 from cosmorama.world.load.quantize import quantize_blocks
+from cosmorama.world.load.read import check_small, first_line, read_json, some
 from cosmorama.world.load.weights import Place, Weights, assign, bounded, check_names, unused
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
 
 
-def check_parts(
-    folder: Path, modules: tuple[str, ...], tokenizer: str, scheduler: str = "scheduler", variant: str | None = None
-) -> None:
+def check_parts(folder: Path, modules: tuple[str, ...], tokenizer: str, variant: str | None = None) -> None:
     """Look for every file that loading will need: configs, safetensors with all their shards, a tokenizer.
 
     Raises:
         ModelNotFoundError: naming everything that is missing.
     """
-    missing = [file for part in modules for file in missing_of_module(folder, part, variant)]
-    if not (folder / scheduler / "scheduler_config.json").is_file():
-        missing.append(f"{scheduler}/scheduler_config.json")
+    missing = [file for part in modules for file in missing_of_part(folder, part, variant)]
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        missing.append("scheduler/scheduler_config.json")
     if not any((folder / tokenizer / name).is_file() for name in _TOKENIZER_FILES):
         missing.append(f"{tokenizer}/{_TOKENIZER_FILES[0]}")
     if missing:
@@ -47,34 +45,8 @@ def check_parts(
     check_variant(folder, modules, variant)
 
 
-def check_variant(folder: Path, modules: tuple[str, ...], variant: str | None) -> None:
-    """Refuse a variant of the weights that no part has.
-
-    Raises:
-        ModelNotFoundError: names those there are.
-    """
-    if variant is None:
-        return
-    found = {name for part in modules for name in variants_of(folder / part)}
-    if variant not in found:
-        there = f"only {' and '.join(sorted(found))}" if found else "no variant at all"
-        raise ModelNotFoundError(f"{folder} has no weights of the variant {variant!r}: there is {there}")
-
-
-def missing_of_module(folder: Path, part: str, variant: str | None) -> Iterator[str]:
-    """What a part of a checkpoint lacks: its config, shards, or all of its weights."""
-    if not (folder / part / "config.json").is_file():
-        yield f"{part}/config.json"
-    yield from (f"{part}/{name}" for name in missing_weights(folder / part, variant))
-
-
 def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
-    """One part of a checkpoint, ready to evaluate.
-
-    Args:
-        kind: A model class of diffusers or transformers.
-        folder: Of this part.
-        options: Where it goes.
+    """One part of a checkpoint, of a class of diffusers or transformers, ready to evaluate where options say.
 
     Raises:
         ModelNotFoundError: its weights do not fit its config, or cannot be held as the options say.
@@ -87,13 +59,7 @@ def load_module(kind: Any, folder: Path, options: LoadOptions) -> Any:
 
 
 def choose_kernels(module: Any, options: LoadOptions, place_of: Place) -> None:
-    """Let a denoiser or a ControlNet run as the options say; other networks are left as they are.
-
-    Args:
-        module: With its weights.
-        options: What matrices are held as, which kernel attends, what is compiled.
-        place_of: See `quantize_blocks`.
-    """
+    """Let a denoiser or a ControlNet run as the options say; other networks are left as they are."""
     if not is_denoiser(type(module).__name__):
         return
     if options.quantize != "none":
@@ -103,7 +69,9 @@ def choose_kernels(module: Any, options: LoadOptions, place_of: Place) -> None:
         choose_compile(module, options.compile)
 
 
-def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False, reader: Any = None) -> Any:
+def load_tokenizer(
+    folder: Path, kind: Any = None, *, chat: bool = False, reader: Any = None, padded: bool = True
+) -> Any:
     """The tokenizer of a checkpoint.
 
     Args:
@@ -111,6 +79,7 @@ def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False, reader
         kind: Its class; None: what its files say.
         chat: Whether prompts are written as a chat, so that it needs a template for one.
         reader: The network of transformers that reads its tokens.
+        padded: Whether prompts are filled up to the same number of tokens.
 
     Raises:
         ModelNotFoundError: a file is damaged, a package is missing, there is no template, or it has more tokens than
@@ -126,7 +95,11 @@ def load_tokenizer(folder: Path, kind: Any = None, *, chat: bool = False, reader
         with told_of(folder / "tokenizer.json"):
             Tokenizer.from_file(str(folder / "tokenizer.json"))
     with told_of(folder):
-        tokenizer = (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True)
+        # Code in the folder is never run; asked nothing, the library would ask whoever sits at the terminal.
+        tokenizer = (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a")
+    if padded and tokenizer.pad_token is None:
+        raise ModelNotFoundError(f"{folder} cannot be loaded: it has no pad_token, and prompts are filled up with it")
     if reader is not None:
         check_vocabulary(folder, tokenizer, reader.get_input_embeddings().num_embeddings)
     if chat and not tokenizer.chat_template:
@@ -168,16 +141,7 @@ def _try_template(folder: Path, tokenizer: Any) -> None:
 
 
 def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Any:
-    """Build one part of a checkpoint on the CPU.
-
-    Args:
-        kind: A model class of diffusers or transformers.
-        folder: Of this part: a `config.json` and safetensors.
-        dtype: What its weights become; None: what most of them are stored as.
-        variant: Of the weights, taken where the part has it.
-
-    Returns:
-        The module, ready to evaluate.
+    """Build one part of a checkpoint on the CPU, ready to evaluate, as `LoadOptions` say of dtype and variant.
 
     Raises:
         ModelNotFoundError: the folder is incomplete, damaged, of another class, or not in a form that is read; says
@@ -246,7 +210,7 @@ def _transformers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
         )
     with bounded(weights), torch.device("meta"):
         kind(kind.config_class.from_dict(weights.config))
-    with _quiet("transformers"):
+    with _quiet():
         # Names of older versions are translated there, and weights shared between layers are told from missing ones.
         module, found = kind.from_pretrained(
             None,
@@ -262,16 +226,26 @@ def _transformers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
     if other:
         raise ModelNotFoundError(f"{weights.folder} cannot be loaded: config.json makes {some(other)} another shape")
     check_names(weights.folder, missing, extra, kind)
+    for twin, first in module.get_expanded_tied_weights_keys().items():
+        # Where they differ, one version of the library reads this one and another that one.
+        if {twin, first}.issubset(weights) and not torch.equal(module.get_parameter(twin), module.get_parameter(first)):
+            raise ModelNotFoundError(
+                f"{weights.folder} cannot be loaded: {twin} must be the same as {first}, and its files have two of them"
+            )
     return module
 
 
 @contextmanager
-def _quiet(library: str) -> Iterator[None]:
-    """Let a library keep to itself what is told in an error or is of no use."""
-    log = logging.getLogger(library)
-    level = log.level
-    log.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Let transformers keep to itself what is told in an error or is of no use, its progress bars too."""
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        log.setLevel(level)
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import Stored, read_json
+from cosmorama.world.load.read import Stored, read_json
 
 _COUNTED = re.compile(r"(layers|blocks|depths?)(_per_block)?(\[\d+\])*$")
 """Members that say how often something is there; each time it has a tensor."""
@@ -24,6 +24,8 @@ _MEASURED = re.compile(
 """Members that are whole numbers where they are anything."""
 _NO_SIZE = re.compile(r"(theta|_base|max_window_layers)(\[\d+\])*$")
 """Members that may be large and take nothing: what frequencies are powers of, a layer that may be past the last."""
+_ABOVE_0 = re.compile(r"(^|\.)(rope_theta|base_fps|timestep_scale|rope_scale\[\d\])$")
+"""Members that positions and timesteps are divided by, or their powers: with 0 every clip is noise."""
 _MOST_LAYERS, _LONGEST_LIST, _WIDEST = 1000, 4096, 2**21
 """What every config may ask for, whatever its files hold: Mistral-Nemo has 1,024,000 positions."""
 _ABOUT_WEIGHTS = ("quantization_config", "compression_config", "dtype", "torch_dtype")
@@ -58,6 +60,8 @@ def check_config(file: Path, config: Mapping[str, Any], stored: Mapping[str, Sto
         counted = bool(_COUNTED.search(name))
         if _MEASURED.search(name) and (isinstance(value, str | dict | float) or (isinstance(value, int) and value < 0)):
             raise ModelNotFoundError(f"{file}: {name} is {value!r}; it must be a whole number, 0 or more")
+        if _ABOVE_0.search(name) and isinstance(value, int | float) and not 0 < value < inf:
+            raise ModelNotFoundError(f"{file}: {name} is {value!r}; it must be a number above 0")
         if isinstance(value, list) and len(value) > max(_LONGEST_LIST, len(stored)):
             raise ModelNotFoundError(f"{file}: {name} is a list of {len(value):,}; {_told(stored, widest)}")
         if isinstance(value, int) and not _NO_SIZE.search(name):

@@ -32,10 +32,6 @@ queries, keys, values, what is attended, and four times the width within the fee
 def check_weights_fit(folder: Path, options: LoadOptions) -> None:
     """Refuse to load what cannot fit, before it is read, and log what it will need.
 
-    Args:
-        folder: A checkpoint's, with a folder for every part.
-        options: How it will be loaded.
-
     Raises:
         NotEnoughMemoryError: says what is needed, what there is, and what to change.
     """
@@ -44,8 +40,8 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
     if dtype is None and not is_cosmos(read_index(folder)):
         dtype = torch.float32  # what other pipelines are loaded in
     stored = {part: Weights(part, variant) for part in parts if has_weights(part, variant)}
-    away = sum(_bytes(weights, dtype, _waiting(part, weights, offload), quantize) for part, weights in stored.items())
-    needed = {device: sum(_bytes(weights, dtype, quantize=quantize) for weights in stored.values()) - away}
+    away = sum(bytes_of(weights, dtype, _waiting(part, weights, offload), quantize) for part, weights in stored.items())
+    needed = {device: sum(bytes_of(weights, dtype, quantize=quantize) for weights in stored.values()) - away}
     if away:
         cpu = torch.device("cpu")
         needed[cpu] = needed.get(cpu, 0) + away
@@ -56,7 +52,7 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
         log.info("%s: weights take %s%s; %s are free on %s", folder.name, _gb(size), more, _gb(free), place)
         if size > free:
             advice = "a dtype of half the size (COSMORAMA_DTYPE=bfloat16)"
-            if quantize == "none" and any(_bytes(part, quantize="int8") < _bytes(part) for part in stored.values()):
+            if quantize == "none" and any(bytes_of(part, quantize="int8") < bytes_of(part) for part in stored.values()):
                 advice += " or COSMORAMA_QUANTIZE=int8"
             if place.type != "cpu":
                 advice += " or COSMORAMA_OFFLOAD=model, then layer,"
@@ -65,27 +61,13 @@ def check_weights_fit(folder: Path, options: LoadOptions) -> None:
             )
 
 
-def weight_bytes(
-    folder: Path,
-    dtype: torch.dtype | None = None,
-    wanted: Callable[[str], bool] = lambda name: True,
-    quantize: Quantize = "none",
-    variant: str | None = None,
-) -> int:
-    """Bytes of the weights of a part, as they will be in memory; of those with wanted names.
-
-    Raises:
-        ModelNotFoundError: its files are damaged, or hold weights in a form that is not read.
-    """
-    return _bytes(Weights(folder, variant), dtype, wanted, quantize) if has_weights(folder, variant) else 0
-
-
-def _bytes(
+def bytes_of(
     weights: Weights,
     dtype: torch.dtype | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
     quantize: Quantize = "none",
 ) -> int:
+    """Bytes of the weights of a part, as they will be in memory; of those with wanted names."""
     network = str(weights.config.get("_class_name")) if quantize != "none" else ""
     kind = dtype or weights.dtype
     return sum(
@@ -97,22 +79,18 @@ def _bytes(
     )
 
 
-def activation_bytes(folder: Path, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> int:
+def activation_bytes(folder: Path, dtype: torch.dtype | None = None) -> int:
     """A rough estimate of what the denoiser has alive beside its weights.
 
-    Args:
-        folder: A checkpoint's.
-        dtype: In which it computes; None is taken for two bytes.
-        tokens: Of a clip; None: those of 93 frames of 1280x704 at the compression of the Wan 2.1 autoencoder and 2x2
-            patches, the usual clip of the Cosmos models.
+    Of 93 frames of 1280x704 at the compression of the Wan 2.1 autoencoder and 2x2 patches, the usual clip of the Cosmos
+    models; a dtype of None is taken for two bytes.
     """
     try:
         config = json.loads((folder / "transformer" / "config.json").read_text())
     except (OSError, ValueError):
         return 0
     width = config.get("hidden_size") or config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
-    tokens = 24 * 44 * 80 if tokens is None else tokens
-    return int(tokens * width * _ALIVE_PER_TOKEN * (2 if dtype is None else dtype.itemsize))
+    return int(24 * 44 * 80 * width * _ALIVE_PER_TOKEN * (2 if dtype is None else dtype.itemsize))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -23,25 +23,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import (
-    INDEXES,
-    SMALL,
-    choose,
-    instead_of,
-    parts_named,
-    read_json,
-    shard_map,
-    some,
-    stems_of,
-)
+from cosmorama.world.load.files import INDEXES, SMALL, choose, instead_of, parts_named, stems_of, variants
+from cosmorama.world.load.read import read_json, shard_map, some
 from cosmorama.world.load.sources import SOURCES, Source, check_controls
 
 log = logging.getLogger(__name__)
 
 RESUMED_BYTES = 50_000_000
 """Files of so many bytes go on where a download of them ended."""
-_ATTEMPTS = 5
-"""To go on that bring nothing, before a download is given up."""
+_UNFINISHED = (".part", ".lock", ".incomplete")
+"""Endings of what is left of a file whose download was broken off, here or in the hub library."""
 _SPARE = 200_000_000
 """Bytes that a download leaves free."""
 
@@ -65,11 +56,6 @@ class Needed:
     commit: str
     files: Mapping[str, int]
     absent: frozenset[str]
-
-    @property
-    def missing_bytes(self) -> int:
-        """What is still to be downloaded."""
-        return sum(self.files[name] for name in self.absent)
 
 
 def from_hub(
@@ -123,10 +109,7 @@ def from_hub(
 def pull(
     source: Source, cache: Path | None = None, *, variant: str | None = None, controls: tuple[str, ...] = ()
 ) -> Path:
-    """Download what is missing of a checkpoint; a download that was broken off is resumed.
-
-    Returns:
-        Its folder.
+    """Download what is missing of a checkpoint, to its folder; a download that was broken off is resumed.
 
     Raises:
         ModelNotFoundError: it cannot be had, or there is no room for it; says what to do.
@@ -139,6 +122,9 @@ def pull(
             kind: _needed(source, revision, cache, variant, bare=kind is not None)
             for kind, revision in revisions.items()
         }
+        names = (PurePosixPath(name).name for plan in plans.values() for name in plan.files)
+        if variant is not None and variant not in variants(names):
+            raise ModelNotFoundError(f"{source.address} has no weights of the variant {variant!r}")
         _check_room(source, plans.values(), cache)
         for plan in plans.values():
             for name in sorted(plan.absent):
@@ -158,10 +144,9 @@ def cached_bytes(source: Source, cache: Path | None = None) -> int:
 
 
 def remove(source: Source, cache: Path | None = None) -> int:
-    """Delete a checkpoint's files from the cache, but for those that other revisions of it share.
+    """Delete a checkpoint's files from the cache, but for those that other revisions share; the bytes that frees.
 
-    Returns:
-        How many bytes that freed.
+    What downloads that were broken off have left of its repository goes too.
 
     Raises:
         ModelNotFoundError: there are none.
@@ -178,11 +163,25 @@ def remove(source: Source, cache: Path | None = None) -> int:
         for revision in repository.revisions
         if revisions & ({*revision.refs, revision.commit_hash})
     }
-    if found is None or not commits:
+    begun = [file for ending in _UNFINISHED for file in (_kept(source.repository, cache) / "blobs").glob(f"*{ending}")]
+    if found is None or not (commits or begun):
         raise ModelNotFoundError(f"there is no copy of {source.name} in {place}")
-    plan = found.delete_revisions(*commits)
-    plan.execute()
-    return int(plan.expected_freed_size)
+    freed = sum(file.stat().st_size for file in begun)
+    for file in begun:
+        file.unlink()
+    if commits:
+        plan = found.delete_revisions(*commits)
+        plan.execute()
+        freed += int(plan.expected_freed_size)
+    return freed
+
+
+def _kept(repository: str, cache: Path | None) -> Path:
+    """The folder that the hub library keeps a repository's copies in."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
 def _hub() -> dict[str, Any]:
@@ -201,15 +200,7 @@ def _snapshot(repository: str, revision: str | None, cache: Path | None, names: 
 
 
 def _needed(source: Source, revision: str | None, cache: Path | None, variant: str | None, *, bare: bool) -> Needed:
-    """Decide what of a revision is needed; fetches the small files that say so.
-
-    Args:
-        source: The checkpoint.
-        revision: Which of its revisions.
-        cache: See `from_hub`.
-        variant: See `from_hub`.
-        bare: Whether the revision holds one network instead of a pipeline.
-    """
+    """Decide what of a revision is needed; fetches the small files that say so. Bare ones hold one network alone."""
     from huggingface_hub import snapshot_download
 
     listed: Any = snapshot_download(source.repository, revision=revision, cache_dir=cache, dry_run=True, **_hub())
@@ -232,10 +223,10 @@ def _needed(source: Source, revision: str | None, cache: Path | None, variant: s
         if chosen is None:
             if "config.json" in names and (there := instead_of(names)):
                 raise ModelNotFoundError(f"{source.address} has no weights in {part or 'it'}{there}")
-        elif chosen.single is not None:
-            wanted.append(_in(part, chosen.single))
+        elif chosen.endswith(".safetensors"):
+            wanted.append(_in(part, chosen))
         else:
-            wanted += [_in(part, shard) for shard in set(shard_map(folder / _in(part, str(chosen.index))).values())]
+            wanted += [_in(part, shard) for shard in set(shard_map(folder / _in(part, chosen)).values())]
     missing = [name for name in wanted if name not in sizes]
     if missing:
         raise ModelNotFoundError(f"{source.address} is not a complete checkpoint: missing {some(missing)}")
@@ -251,43 +242,25 @@ def _fetch_resumed(repository: str, commit: str, name: str, cache: Path | None) 
     Raises:
         OSError: it came, but is not the file that the hub speaks of.
     """
-    import httpx
     from filelock import FileLock
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, utils
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._headers import build_hf_headers
 
-    tools: Any = utils
     url = hf_hub_url(repository, name, revision=commit, **_hub())
     about = get_hf_file_metadata(url, **_hub())
-    if about.etag is None or about.size is None:
-        return  # nothing to tell a whole file by: the library's way
-    kept = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    blob = kept / "blobs" / about.etag
+    if about.etag is None or about.size is None or about.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        return  # nothing to tell a whole file by, or too large for plain HTTP: the library's way
+    blob = _kept(repository, cache) / "blobs" / about.etag
     part = blob.with_name(f"{about.etag}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        FileLock(part.with_suffix(".lock")),
-        tools.tqdm(total=about.size, unit="B", unit_scale=True, desc=name, disable=None) as bar,
-    ):
-        fruitless = 0
-        while not blob.exists():
-            have = part.stat().st_size if part.is_file() else 0
-            bar.update(have - bar.n)
-            if have >= about.size:
-                _put_in_place(part, blob, about.size, name)
-                return
-            headers = {**tools.build_hf_headers(), "Range": f"bytes={have}-"}
-            try:
-                with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
-                    answer.raise_for_status()
-                    with part.open("ab" if answer.status_code == 206 else "wb") as opened:
-                        for chunk in answer.iter_raw():
-                            opened.write(chunk)
-                            bar.update(len(chunk))
-            except httpx.TransportError:
-                fruitless = 0 if part.is_file() and part.stat().st_size > have else fruitless + 1
-                if fruitless >= _ATTEMPTS:
-                    raise
+    with FileLock(part.with_suffix(".lock")):
+        if not blob.exists():
+            with part.open("ab") as opened:
+                have = min(opened.tell(), about.size)
+                opened.truncate(have)
+                http_get(url, opened, resume_size=have, headers=build_hf_headers(), expected_size=about.size)
+            _put_in_place(part, blob, about.size, name)
 
 
 def _put_in_place(part: Path, blob: Path, size: int, name: str) -> None:
@@ -304,9 +277,14 @@ def _in(part: str, name: str) -> str:
     return f"{part}/{name}" if part else name
 
 
+def _known(source: Source) -> Source | None:
+    """What has a short name of the same repository."""
+    return next((other for other in SOURCES if other.repository == source.repository), None)
+
+
 def _no_pipeline(source: Source, revision: str | None, names: Iterable[str]) -> str:
     """What is said of a repository without a pipeline."""
-    known = next((other for other in SOURCES if other.repository == source.repository), None)
+    known = _known(source)
     where = f"{source.repository} has no pipeline in its revision {revision or 'main'} (no {INDEXES[0]}"
     pickles = sorted(name for name in names if name.endswith((".pt", ".pth", ".ckpt")))
     where += f"; it holds NVIDIA's own {pickles[0]}, a pickle)" if pickles else ")"
@@ -318,7 +296,7 @@ def _check_room(source: Source, plans: Iterable[Needed], cache: Path | None) -> 
 
     place = Path(cache or constants.HF_HUB_CACHE)
     place.mkdir(parents=True, exist_ok=True)
-    missing, free = sum(plan.missing_bytes for plan in plans), shutil.disk_usage(place).free
+    missing, free = sum(plan.files[name] for plan in plans for name in plan.absent), shutil.disk_usage(place).free
     if missing:
         log.info("downloading %.1f GB of %s to %s", missing / 1e9, source.address, place)
     if missing and missing + _SPARE > free:
@@ -346,7 +324,7 @@ def _told(source: Source) -> Iterator[None]:
                 "your account, then run hf auth login or set HF_TOKEN"
             ) from error
         if isinstance(error, RevisionNotFoundError):
-            known = next((other for other in SOURCES if other.repository == source.repository), None)
+            known = _known(source)
             hint = f"; {known.name} is {known.address}" if known is not None else ""
             raise ModelNotFoundError(
                 f"{source.repository} has no revision {source.revision or 'main'!r}{hint}"
@@ -364,10 +342,7 @@ def _told(source: Source) -> Iterator[None]:
 
 def _local(repository: str, revision: str | None, cache: Path | None) -> Path | None:
     """The folder of a revision in the cache, whole or not."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    kept = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    kept = _kept(repository, cache)
     reference = kept / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or ""
     folder = kept / "snapshots" / commit

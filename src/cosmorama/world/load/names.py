@@ -20,13 +20,7 @@ _TEXT_HALF = re.compile(
 
 
 def is_quantized_matrix(network: str, weight: str, shape: Sequence[int]) -> bool:
-    """Whether quantizing a network changes one of its weights.
-
-    Args:
-        network: The name of its class.
-        weight: The weight's name.
-        shape: Its sides.
-    """
+    """Whether quantizing a network, by the name of its class, changes the weight of this name and shape."""
     names = _MATRICES.get(network)
     return names is not None and len(shape) == 2 and names.fullmatch(weight) is not None
 

@@ -1,15 +1,19 @@
-"""Offloading: parts of a model wait in the CPU's memory and come to the GPU layer by layer."""
+"""Offloading: parts of a model wait in the CPU's memory and come to the GPU layer by layer; or are read again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.options import Offload
+from cosmorama.world.kernels.layers import is_quantized
+from cosmorama.world.load.names import read_by_text
+from cosmorama.world.load.options import LoadOptions, Offload
+from cosmorama.world.load.quantize import held_bytes, quantize_layer
+from cosmorama.world.load.weights import Weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -84,3 +88,59 @@ def waits(part: str, offload: Offload) -> bool:
     if offload in ("none", "release") or part == "vae":
         return False
     return offload == "layer" or part.startswith("text_encoder")
+
+
+class TextHalf:
+    """The weights of a Cosmos3 transformer that only text runs through, about half of them, once per prompt.
+
+    They are what other models have as a text encoder, and can be let go of in between.
+
+    Attributes:
+        resident: Whether they are in memory now.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, options: LoadOptions) -> None:
+        self.resident = True
+        self._quantize = options.quantize
+        self._stored = Weights(folder, options.variant)
+        self._weights = {name: _Weight(model, name) for name, _ in model.named_parameters() if read_by_text(name)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held now."""
+        return sum(held_bytes(weight.parameter) for weight in self._weights.values())
+
+    def release(self) -> None:
+        """Let go of them."""
+        for weight in self._weights.values():
+            weight.set(torch.empty(0, dtype=weight.dtype, device=weight.device))
+        self.resident = False
+
+    def restore(self) -> None:
+        """Have them in memory: the very same numbers, read again from the checkpoint."""
+        if self.resident:
+            return
+        for name, tensor in self._stored.read(self._weights.__contains__):
+            weight = self._weights[name]
+            weight.set(tensor.to(weight.device, weight.dtype))
+            if weight.quantized:
+                quantize_layer(weight.owner, self._quantize)
+        self.resident = True
+
+
+class _Weight:
+    """One weight of a model: which layer has it, under which name, and what it is."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        owner, _, self._attribute = name.rpartition(".")
+        self.owner: Any = model.get_submodule(owner)
+        self.dtype, self.device = self.parameter.dtype, self.parameter.device
+        self.quantized = is_quantized(self.parameter)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = getattr(self.owner, self._attribute)
+        return parameter
+
+    def set(self, tensor: Tensor) -> None:
+        setattr(self.owner, self._attribute, nn.Parameter(tensor, requires_grad=False))

@@ -32,11 +32,6 @@ def check_quantize(
 ) -> None:
     """Refuse, before anything is read, what cannot be.
 
-    Args:
-        quantize: What is asked for.
-        dtype: What is computed in; None: not known yet.
-        device: Where; None: where it was checked before.
-
     Raises:
         ModelNotFoundError: torchao is missing, the dtype is float16, or the device cannot multiply float8.
     """

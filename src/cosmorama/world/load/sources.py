@@ -104,6 +104,8 @@ SOURCES: tuple[Source, ...] = (
 )
 """The published checkpoints that have a short name here, each where diffusers finds it."""
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)")
+_PAGE = re.compile(r"(hf:/|https?://(www\.)?(huggingface\.co|hf\.co))/")
+"""Before the id of a repository, where the address of its page is given."""
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
 
 
@@ -111,7 +113,8 @@ def source_of(name: str) -> Source | None:
     """What a name means on the hub.
 
     Args:
-        name: A short name, or owner/name, or hf://owner/name; each may end in @revision or :revision.
+        name: A short name, or owner/name, hf://owner/name or the address of its page; each may end in @revision or
+            :revision, and a page's in /tree/revision.
 
     Returns:
         None for what is no such name at all. A repository that is known here is read at the revision that holds its
@@ -120,7 +123,8 @@ def source_of(name: str) -> Source | None:
     Raises:
         ModelNotFoundError: the name begins with hf:// and goes on with something else, or its revision is none.
     """
-    address = name.removeprefix("hf://")
+    page = _PAGE.match(name)
+    address = name[page.end() :].strip("/").replace("/tree/", "@", 1) if page else name
     base, mark, revision = _split(address)
     known = next((source for source in SOURCES if base.lower() in (source.name, source.repository.lower())), None)
     if known is None and _HUB_ID.fullmatch(base) is None:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.load.files import read_header, read_json, some
+from cosmorama.world.load.read import read_header, read_json, some
 
 _PREFIXES = re.compile(
     r"(base_model\.model|base_model|model\.diffusion_model|diffusion_model|transformer|module|model|net|pipe\.dit|dit)\."
@@ -84,6 +84,12 @@ _TO_COSMOS_3 = (
     ("to_add_out", "o_proj_moe_gen"),
 )
 """The same for Cosmos3."""
+_CHANGE_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MORE_THAN_MATRICES = (
+    *("fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "kasa_config"),
+    *("arrow_config", "monteclora_config", "target_parameters", "trainable_token_indices"),
+)
+"""What PEFT's configs may ask for beside two matrices for each layer: another model, other places, other sums."""
 Shapes = Mapping[str, tuple[int, int]]
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -182,7 +188,7 @@ def _config(file: Path) -> dict[str, Any]:
     """What an adapter says of its scale: PEFT's file beside it, or diffusers' words in its header."""
     beside = file.with_name("adapter_config.json")
     if beside.is_file():
-        config = read_json(beside)
+        config = {"lora_alpha": 8} | read_json(beside)  # PEFT's own, where nothing is said
         if str(config.get("peft_type", "LORA")).upper() != "LORA":
             raise ModelNotFoundError(f"{beside} is that of {config['peft_type']}: only LoRA and DoRA are applied")
         return _checked(beside, config)
@@ -208,8 +214,13 @@ def _checked(file: Path, config: dict[str, Any]) -> dict[str, Any]:
             re.compile(name)
         except re.error as error:
             raise ModelNotFoundError(f"{file}: {name!r} in alpha_pattern is no regular expression: {error}") from None
-    if config.get("fan_in_fan_out"):
-        raise ModelNotFoundError(f"{file}: fan_in_fan_out is set; only matrices of [rows, columns] are applied")
+    if str(begun := config.get("init_lora_weights")).startswith(_CHANGE_THE_MODEL):
+        raise ModelNotFoundError(
+            f"{file}: init_lora_weights is {begun!r}, which changes the model too: save a plain LoRA"
+        )
+    for name in _MORE_THAN_MATRICES:
+        if config.get(name):
+            raise ModelNotFoundError(f"{file}: {name} is set; only plain matrices of [rows, columns] are applied")
     return config
 
 

@@ -25,9 +25,10 @@ from torch.overrides import TorchFunctionMode
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.load.config import beyond, check_config, without_quantization
-from cosmorama.world.load.files import FLOAT8, FLOATS, damaged, first_line, read_json, some, stored_tensors
+from cosmorama.world.load.files import stored_tensors
+from cosmorama.world.load.read import FLOAT8, FLOATS, damaged, first_line, read_json, some
 
-_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SCALES = ("weight_scale", "scale_weight", "weight_quantizer._scale")
 """What stands in the place of `weight` in the name of the numbers that an 8-bit matrix is multiplied with."""
 _OF_ACTIVATIONS = (
@@ -60,10 +61,6 @@ class Weights:
 
     def __init__(self, folder: Path, variant: str | None = None) -> None:
         """Look into the headers of the files.
-
-        Args:
-            folder: Of the part.
-            variant: As in `files.choose`.
 
         Raises:
             ModelNotFoundError: files are missing or damaged, or hold weights in a form that is not read here.
@@ -241,7 +238,9 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def bounded(weights: Weights) -> Iterator[None]:
-    """Within, a module is built that has no more than twice as many numbers as its files; they are not filled in.
+    """Within, a module is built that has no more than four times the numbers of its files; they are not filled in.
+
+    Until it is whole, T5's has its words three times.
 
     Raises:
         ModelNotFoundError: while it is built, as soon as it has more: its config is of another size; or it cannot be.
@@ -251,9 +250,9 @@ def bounded(weights: Weights) -> Iterator[None]:
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
         count += 0 if parameter is None else max(1, parameter.numel())
-        if count > 2 * stored:
+        if count > 4 * stored:
             raise ModelNotFoundError(
-                f"{file} is that of a network of more than {2 * stored:,} numbers, and its weights are "
+                f"{file} is that of a network of more than {4 * stored:,} numbers, and its weights are "
                 f"{stored:,}: {beyond(weights.config, weights.stored)}"
             )
 

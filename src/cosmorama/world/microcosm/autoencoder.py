@@ -1,8 +1,7 @@
 """Microcosm's video autoencoder: a linear, causal block transform with a small learned decoder.
 
 The model sees the world at one eighth of the output size. A latent cell covers 8 x 8 of those pixels (64 x 64 output
-pixels; fewer in the checkpoints whose denoiser is a U-Net) over 8 frames and holds the leading principal components of
-such blocks. Latent frame 0 is frame 0 alone, taken
+pixels) over 8 frames and holds the leading principal components of such blocks. Latent frame 0 is frame 0 alone, taken
 as eight equal frames, so that stills and clips share one latent space; latent frame k holds frames 8k - 7 to 8k.
 """
 
@@ -30,13 +29,11 @@ class VideoAutoencoder(Stored):
         channels: Latent channels C.
         refiner_width: Width of the convolutions that clean decoded frames at one eighth of the size; 0 for none.
         upsampler_width: Width of the convolutions that add detail when enlarging; 0 for bicubic enlargement only.
-        cell: Side of a latent cell in small pixels.
     """
 
-    def __init__(self, channels: int = 64, refiner_width: int = 0, upsampler_width: int = 0, cell: int = CELL) -> None:
+    def __init__(self, channels: int = 64, refiner_width: int = 0, upsampler_width: int = 0) -> None:
         super().__init__()
-        self.cell = cell
-        block = FRAMES_PER_LATENT * cell * cell * 3
+        block = FRAMES_PER_LATENT * CELL * CELL * 3
         # Fitted by principal component analysis, not by gradient descent.
         self.basis = nn.Parameter(torch.zeros(channels, block), requires_grad=False)
         self.mean = nn.Parameter(torch.zeros(block), requires_grad=False)
@@ -47,7 +44,7 @@ class VideoAutoencoder(Stored):
 
     def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape `[1, C, T, h, w]` of the latents of a clip of 8k + 1 frames of `height` x `width` output pixels."""
-        cells = (2 * -(-side // (2 * self.cell * OUTPUT_SCALE)) for side in (height, width))
+        cells = (2 * -(-side // (2 * CELL * OUTPUT_SCALE)) for side in (height, width))
         return (1, self.basis.shape[0], 1 + (frames - 1) // FRAMES_PER_LATENT, *cells)
 
     @torch.no_grad()
@@ -75,9 +72,9 @@ class VideoAutoencoder(Stored):
             raise ValueError(f"a clip has 8k + 1 frames, not {frames.shape[2]}")
         frames = frames.to(self.basis.dtype)
         frames = torch.cat([frames[:, :, :1].expand(-1, -1, FRAMES_PER_LATENT, -1, -1), frames[:, :, 1:]], dim=2)
-        height, width = (2 * self.cell * -(-side // (2 * self.cell)) for side in frames.shape[-2:])
+        height, width = (2 * CELL * -(-side // (2 * CELL)) for side in frames.shape[-2:])
         pad = (0, width - frames.shape[-1], 0, height - frames.shape[-2], 0, 0)
-        return self.encode_blocks(to_blocks(F.pad(frames, pad, mode="replicate"), self.cell))
+        return self.encode_blocks(to_blocks(F.pad(frames, pad, mode="replicate")))
 
     def encode_blocks(self, blocks: Tensor) -> Tensor:
         """Blocks [B, T, H, W, D] (see `to_blocks`) to latents [B, C, T, H, W]."""
@@ -99,7 +96,7 @@ class VideoAutoencoder(Stored):
 
     def decode_linear(self, latents: Tensor, height: int, width: int) -> Tensor:
         """`decode_small` without the refiner."""
-        return from_blocks(self._decode_blocks(latents), self.cell)[..., :height, :width]
+        return from_blocks(self._decode_blocks(latents))[..., :height, :width]
 
     def _decode_blocks(self, latents: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] to blocks [B, T, H, W, D], what `encode_blocks` leaves of them."""
@@ -237,16 +234,16 @@ def _start_silent(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def to_blocks(frames: Tensor, cell: int = CELL) -> Tensor:
-    """Frames [B, 3, 8 T, c H, c W] to blocks [B, T, H, W, 24 c c] (color, frame, row, column within the block)."""
+def to_blocks(frames: Tensor) -> Tensor:
+    """Frames [B, 3, 8 T, 8 H, 8 W] to blocks [B, T, H, W, 1536] (color, frame, row, column within the block)."""
     batch, _, count, height, width = frames.shape
     parts = frames.reshape(
-        batch, 3, count // FRAMES_PER_LATENT, FRAMES_PER_LATENT, height // cell, cell, width // cell, cell
+        batch, 3, count // FRAMES_PER_LATENT, FRAMES_PER_LATENT, height // CELL, CELL, width // CELL, CELL
     )
     return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
 
-def from_blocks(blocks: Tensor, cell: int = CELL) -> Tensor:
+def from_blocks(blocks: Tensor) -> Tensor:
     """The inverse of `to_blocks`."""
-    parts = blocks.unflatten(4, (3, FRAMES_PER_LATENT, cell, cell)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    parts = blocks.unflatten(4, (3, FRAMES_PER_LATENT, CELL, CELL)).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return cast(Tensor, parts.flatten(6, 7).flatten(4, 5).flatten(2, 3))

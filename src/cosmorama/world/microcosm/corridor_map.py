@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cosmorama.text.language import COLORS, SHAPES, SceneObject
+from cosmorama.text.reader import NamedObject
 from cosmorama.world.microcosm.odometry import BAY_M, HALF_WIDTH_M, HAZE_M, TOP_M, Rays
 
 LEVELS_M, SLOTS = (0.13, 1.38), (0.28, 0.72)
@@ -21,6 +23,7 @@ RANGES = torch.tensor([(0.0, 1.0), (-0.05, 0.05), (0.34, 0.44), (0.68, 1.04), (0
 NUMBERS = len(RANGES)
 REACH = range(-172, 172)  # bays that the longest drive may come to see
 PLAN_CHANNELS = 21
+KINDS = len(SHAPES) + len(COLORS)
 _BOX_SHARE = 0.8  # of the places
 _DEPTHS_M = (0.1, 0.5)  # of the boxes' fronts, and of about their middles
 _OBJECT_M = 0.45  # half of what stands in the way
@@ -34,11 +37,19 @@ class CorridorMap:
         boxes: [B, bays, left or right, levels, slots, `NUMBERS`]; see `RANGES`.
         first: The first bay, [B].
         ahead: What stands in the way: 1 if something does, and its x and y, [B, 3].
+        kind: 1 at its shape and at its color, [B, `KINDS`]; 0 if that is not known.
     """
 
     boxes: Tensor
     first: Tensor
     ahead: Tensor
+    kind: Tensor
+
+
+def kind_of(thing: NamedObject | SceneObject | None) -> Tensor:
+    """For `CorridorMap.kind`, of one map: [`KINDS`]."""
+    wanted = () if thing is None or thing.color is None else (thing.shape, thing.color)
+    return torch.tensor([float(name in wanted) for name in (*SHAPES, *COLORS)])
 
 
 def of_parts(parts: Tensor) -> Tensor:
@@ -62,11 +73,12 @@ def random_boxes(seed: int) -> Tensor:
 
 
 def plan(views: Tensor, corridor: CorridorMap, rows: int, columns: int) -> Tensor:
-    """What is where in the picture, from views [B, 5]: [B, `PLAN_CHANNELS`, rows, columns].
+    """What is where in the picture, from views [B, 5]: [B, `PLAN_CHANNELS` + 1 + `KINDS`, rows, columns].
 
     Left wall, right wall, floor, and haze, each 0 to 1; height on the wall, place across the floor; where along the
     corridor, as sines and cosines of once and twice the way from post to post. Then, at the fronts of the boxes and
-    farther in: whether there is a box, how light it is, and where along and up it; and the same of what is in the way.
+    farther in: whether there is a box, how light it is, and where along and up it; and the same of what is in the way;
+    how near that is, and its kind.
     """
     rays = Rays(views, rows, columns)
     to_wall, to_floor = rays.to_wall(), rays.to_floor()
@@ -81,7 +93,8 @@ def plan(views: Tensor, corridor: CorridorMap, rows: int, columns: int) -> Tenso
     channels = [wall * (rays.east < 0), wall * (rays.east > 0), floor, seen, wall * height / TOP_M, across, *waves]
     for depth in _DEPTHS_M:
         channels += _boxes_at(rays, corridor, rays.to_wall(depth).clamp(0, 50), seen)
-    channels += _ahead(rays, corridor.ahead, distance)
+    inside, beside, up, near = _ahead(rays, corridor.ahead, distance)
+    channels += [inside, beside, up, near, *(inside * kind.view(-1, 1, 1) for kind in corridor.kind.unbind(1))]
     return torch.stack([channel.expand(len(views), rows, columns) for channel in channels], dim=1)
 
 
@@ -104,7 +117,7 @@ def _boxes_at(rays: Rays, corridor: CorridorMap, distance: Tensor, seen: Tensor)
 
 
 def _ahead(rays: Rays, ahead: Tensor, distance: Tensor) -> list[Tensor]:
-    """Where a ray passes what stands in the way."""
+    """Where a ray passes what stands in the way, and how near that is."""
     there, x, y = (part.view(-1, 1, 1) for part in ahead.unbind(1))
     east, north = x - rays.x, y - rays.y
     level = rays.east.square() + rays.north.square()
@@ -113,4 +126,4 @@ def _ahead(rays: Rays, ahead: Tensor, distance: Tensor) -> list[Tensor]:
     up = (rays.eye + nearest * rays.rise) / (2 * _OBJECT_M)
     before = there * (nearest > 0.2) * (nearest < distance + 1) * (nearest < HAZE_M[1])
     inside = before * (beside.abs() < 1.4) * (up > -0.3) * (up < 1.2)
-    return [inside, inside * beside.clamp(-2, 2), inside * up.clamp(-1, 2)]
+    return [inside, inside * beside.clamp(-2, 2), inside * up.clamp(-1, 2), inside / nearest.clamp(min=0.2)]

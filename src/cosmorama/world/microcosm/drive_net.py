@@ -9,6 +9,7 @@ in [-1, 1], read as cells of 2 x 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmorama.world.microcosm import unet
-from cosmorama.world.microcosm.corridor_map import PLAN_CHANNELS
+from cosmorama.world.microcosm.corridor_map import KINDS, PLAN_CHANNELS
 from cosmorama.world.microcosm.stored import Stored
 
 CELL = 2
 _CHANNELS = 3 * CELL**2
+AHEAD, _LIGHT, _WAVES = 18, 16, 4  # channels of a plan before those of what is ahead; numbers of the light; of places
 _FADES = 0.2  # share of the frame that is drawn anew in any case, at full speed; of one that stands still, none
 _FARTHEST_PX = 8.0  # about what the strongest turn moves a pixel by
 
@@ -52,6 +54,9 @@ class DriveNet(Stored):
         once = [1] * len(widths)
         self.motion = unet.Levels(2 * _CHANNELS + PLAN_CHANNELS, 2 * actions, motion_widths, once, context)
         self.scene = unet.Levels(PLAN_CHANNELS, _CHANNELS, widths, once, context)
+        self.light = nn.Linear(text_width, _LIGHT)
+        told = 4 + KINDS + 4 * _WAVES + _CHANNELS + _LIGHT
+        self.ahead = nn.Sequential(unet.mlp(told, 64), nn.SiLU(), nn.Linear(64, 8 * CELL**2))
         self.choice = unet.Levels(4 * _CHANNELS + 1 + PLAN_CHANNELS, 2 * CELL**2, motion_widths, once, context)
         with torch.no_grad():  # at first all stays as it is
             cast(Tensor, self.choice.write.bias).copy_(torch.tensor([2.0, -3.0]).repeat_interleave(CELL**2))
@@ -67,15 +72,34 @@ class DriveNet(Stored):
 
     def draw(self, plan: Tensor, text: Tensor) -> Tensor:
         """A prompt's corridor as it looks where one sees `plan`, see `corridor_map`: [B, 3, h, w]."""
-        drawn = self.scene(plan, self.mix(self.text_embed(text))).float()
-        return F.pixel_shuffle(drawn, CELL)
+        drawn = self.scene(plan[:, :PLAN_CHANNELS], self.mix(self.text_embed(text))).float()
+        return F.pixel_shuffle(self._with_ahead(drawn, plan[:, AHEAD:], text), CELL)
+
+    def _with_ahead(self, drawn: Tensor, shown: Tensor, text: Tensor) -> Tensor:
+        """Cells [B, 12, h, w] with what stands in the way, which a network of its own draws where its kind is known: it
+        is small, and too few of all pictures have one for the other to learn its colors.
+        """
+        known = shown[:, 4:].amax(1) > 0
+        cells, shown = (part.movedim(1, -1)[known] for part in (drawn, shown))
+        cells = self.thing(shown, cells, text.unsqueeze(1).expand(-1, int(known[0].numel()), -1)[known.flatten(1)])
+        return drawn.movedim(1, -1).masked_scatter(known[..., None], cells).movedim(-1, 1)
+
+    def thing(self, shown: Tensor, cells: Tensor, text: Tensor) -> Tensor:
+        """Cells [N, 12] where a plan shows [N, 4 + `KINDS`] of what stands in the way, of a prompt [N, D]."""
+        angles = (math.pi * 2 ** torch.arange(_WAVES) * shown[:, 1:3, None]).flatten(1)
+        light = cast(Tensor, self.light(text)).float()
+        said = self.ahead(torch.cat([shown, angles.sin(), angles.cos(), cells, light], dim=1)).float()
+        inside, stays, *colors = said.view(-1, 8, CELL**2).tensor_split([1, 2, 5], dim=1)
+        thing, around = (color.sigmoid() * 2 - 1 for color in colors)
+        behind = torch.lerp(around, cells.view_as(around), stays.sigmoid())
+        return torch.lerp(behind, thing, inside.sigmoid()).flatten(1)
 
     def move(self, frames: Tensor, actions: Tensor, plan: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The last of frames [B, 2, 3, h, w] moved by `actions` [B, 2, A] to where one sees `plan`: [B, 3, h, w], and
         where it shows something that was in the picture, [B, 1, h, w].
         """
         cells = F.pixel_unshuffle(frames.flatten(1, 2), CELL)
-        ways = self.motion(torch.cat([cells, plan], dim=1), context).float().unflatten(1, (-1, 2))
+        ways = self.motion(torch.cat([cells, plan[:, :PLAN_CHANNELS]], dim=1), context).float().unflatten(1, (-1, 2))
         flow = _FARTHEST_PX * (ways * actions[:, 1, :, None, None, None]).sum(1)
         height, width = frames.shape[3:]
         flow = F.interpolate(flow, (height, width), mode="bilinear")
@@ -98,7 +122,10 @@ class DriveNet(Stored):
     ) -> Tensor:
         """The next frame [B, 3, h, w]: of the last one `moved`, see `move`, and of one `drawn`."""
         cells = F.pixel_unshuffle(torch.cat([moved, drawn, frames.flatten(1, 2)], dim=1), CELL)
-        said = self.choice(torch.cat([cells, F.avg_pool2d(inside, CELL), plan], dim=1), context).float()
+        known = torch.cat([cells, F.avg_pool2d(inside, CELL), plan[:, :PLAN_CHANNELS]], dim=1)
+        said = self.choice(known, context).float()
         stays, sharper = F.pixel_shuffle(said, CELL).sigmoid().chunk(2, dim=1)
         stays = stays * (1 - _FADES * actions[:, 1].abs().amax(1)).view(-1, 1, 1, 1)
+        anew = (plan[:, AHEAD + 4 :].amax(1, keepdim=True) > 0).to(stays.dtype)  # it is known what stands there
+        stays = stays * (1 - F.interpolate(anew, scale_factor=float(CELL)))
         return torch.lerp(drawn, moved + sharper * (moved - unet.blurred(moved)), stays)

@@ -7,6 +7,7 @@ same per frame however long it is, and is made in chunks of two seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmorama.diffusion.schedule import flow_schedule
-from cosmorama.request import ActionDomain, Range, Size
-from cosmorama.text.reader import parse_corridor
-from cosmorama.world.base import Inputs, ReadText, Sampling
-from cosmorama.world.cosmos3.action import given_actions
+from cosmorama.request import ActionDomain, Range, ResolvedRequest, Size
+from cosmorama.text.gist import corridor_in
+from cosmorama.text.reader import NamedObject
+from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling
+from cosmorama.world.cosmos3.forward import given_actions
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
-from cosmorama.world.microcosm.corridor_map import REACH, CorridorMap, plan, random_boxes
+from cosmorama.world.microcosm.corridor_map import REACH, CorridorMap, kind_of, plan, random_boxes
 from cosmorama.world.microcosm.drive_net import CELL, DriveNet
 from cosmorama.world.microcosm.finder import Finder, found
-from cosmorama.world.microcosm.odometry import BAY_M, MOUNTED, step_on
+from cosmorama.world.microcosm.odometry import BAY_M, MOUNTED, SPEED_M_S, STOP_M, step_on
 from cosmorama.world.vae.tiles import Autoencoder
 
 FPS = 12
@@ -41,6 +43,7 @@ DRIVE = ActionDomain(
 ROWS, COLUMNS = 88, 160
 _FARTHEST = torch.tensor([accepted.high for accepted in DRIVE.ranges])
 _CHUNK, _PIECE = 24, 8  # frames that are made, and that are decoded, at once
+_STILL_SHARE = 0.25  # of the work for a clip from text
 _HALF = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
@@ -110,11 +113,16 @@ def imagined(prompt: str, seed: int) -> tuple[Tensor, CorridorMap]:
     """Where a drive from a prompt begins, `[5]`, and its map: by the prompt what is ahead, all else by the seed."""
     generator = torch.Generator().manual_seed(seed)
     x, y, yaw, aside, ahead = (torch.rand(5, generator=generator) * 2 - 1).tolist()
-    said = parse_corridor(prompt)
-    there = said is not None and said.ahead is not None
-    place = torch.tensor([[1.0, 0.4 * aside, 5 + 1.5 * ahead]]) * there
+    thing = _ahead(prompt)
+    place = torch.tensor([[1.0, 0.4 * aside, 5 + 1.5 * ahead]]) * (thing is not None)
     view = torch.tensor([0.2 * x, BAY_M / 2 * y, 0.04 * yaw, *MOUNTED])
-    return view, CorridorMap(random_boxes(seed)[None], torch.tensor([REACH[0]]), place)
+    return view, CorridorMap(random_boxes(seed)[None], torch.tensor([REACH[0]]), place, kind_of(thing)[None])
+
+
+def _ahead(prompt: str) -> NamedObject | None:
+    """What a prompt says that stands in the way."""
+    said = corridor_in(prompt)
+    return None if said is None else said.ahead
 
 
 @torch.inference_mode()
@@ -125,39 +133,130 @@ def start(driver: tuple[DriveNet, Finder], inputs: Inputs, read: ReadText) -> Dr
     assert seed is not None
     text = read(prompt).states[:, 0].float() if prompt else torch.zeros(1, net.config.text_width)
     if frames is None:
-        view, corridor = imagined(prompt, seed)
-        with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
-            first = net.draw(seen(view[None], corridor), text).clamp(-1, 1)
-    else:
-        pixels = frames[:1].permute(0, 3, 1, 2).float() / 127.5 - 1
-        first = F.avg_pool2d(pixels, pixels.shape[2] // ROWS)
-        view, corridor = found(finder, first, seed)
+        return _drawn(net, text, *imagined(prompt, seed))
+    pixels = frames[:1].permute(0, 3, 1, 2).float() / 127.5 - 1
+    first = F.avg_pool2d(pixels, pixels.shape[2] // ROWS)
+    return _from(net, text, first, *found(finder, first, kind_of(_ahead(prompt)), seed))
+
+
+def _drawn(net: DriveNet, text: Tensor, view: Tensor, corridor: CorridorMap) -> Driver:
+    """A drive that begins with a frame of its own."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=_HALF):
+        first = net.draw(seen(view[None], corridor), text).clamp(-1, 1)
+    return _from(net, text, first, view, corridor)
+
+
+def _from(net: DriveNet, text: Tensor, first: Tensor, view: Tensor, corridor: CorridorMap) -> Driver:
     return Driver(net, text, first[:, None].expand(-1, 2, -1, -1, -1), torch.zeros(1, 3), view, corridor)
 
 
+def steered(driver: tuple[DriveNet, Finder], autoencoder: Autoencoder, inputs: Inputs, read: ReadText) -> DriveSampling:
+    """A request to drive by its actions."""
+    request = inputs.request
+    assert request.action is not None
+    actions = scaled(given_actions(request.action, DRIVE.width), request.fps)
+    return DriveSampling(start(driver, inputs, read), actions, request, autoencoder)
+
+
+def along(frames: int, fps: float, speed_m_s: float, room_m: float) -> Tensor:
+    """Actions `[frames - 1, 3]`, see `scaled`, that drive straight on and stop after `room_m`."""
+    ways = (torch.arange(frames) * speed_m_s / fps).clamp(max=max(room_m, 0.0)).diff()
+    return scaled(F.pad(fps * ways[:, None], (0, DRIVE.width - 1)), fps)
+
+
+class StillSampling(Sampling):
+    """What samples a still."""
+
+    def shown(self, latents: Tensor) -> Iterator[Tensor]:
+        """Small frames of clean latents, [t, 3, h, w] in [-1, 1]."""
+        raise NotImplementedError
+
+
+class CorridorSampling(Relayed):
+    """Text to a clip of the corridor. A still is sampled, and read off it is where in which corridor it was taken; what
+    stands in the way there the prompt says. Then that is driven through as fast as the prompt says.
+    """
+
+    def __init__(
+        self,
+        still: StillSampling,
+        driver: tuple[DriveNet, Finder],
+        autoencoder: Autoencoder,
+        inputs: Inputs,
+        read: ReadText,
+    ) -> None:
+        self.inner = self._still = still
+        self.schedule, self.guidance_weight = still.schedule, still.guidance_weight
+        self._driver, self._autoencoder, self._inputs, self._read = driver, autoencoder, inputs, read
+        self._drive: DriveSampling | None = None
+        self.shares = (_STILL_SHARE, *((1 - _STILL_SHARE) * share for share in _shares(inputs.request.frames - 1)))
+
+    @torch.inference_mode()
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """Begin to drive, or go on."""
+        if self._drive is not None:
+            return self._drive.next_chunk(latents)
+        request, prompt = self._inputs.request, self._inputs.prompt
+        assert request.seed is not None
+        (net, finder), said = self._driver, corridor_in(prompt)
+        assert said is not None  # it is what makes this a clip of the corridor
+        thing = said.ahead
+        still = next(self._still.shown(latents)).float()
+        view, corridor = found(finder, still, kind_of(thing), request.seed)
+        if bool(corridor.ahead[0, 0]) != (thing is not None):  # the prompt knows better
+            place = imagined(prompt, request.seed)[1].ahead
+            corridor = replace(corridor, ahead=place + torch.tensor([0, 0, float(view[1])]) * place[:, :1])
+        chance = float(torch.rand((), generator=torch.Generator().manual_seed(request.seed)))
+        low, high = SPEED_M_S[said.speed or "slow"]
+        there, _, north = corridor.ahead[0].tolist()
+        room = north - float(view[1]) - STOP_M if there else math.inf
+        actions = along(request.frames, request.fps, low + (high - low) * chance, room)
+        start = _drawn(net, self._read(prompt).states[:, 0].float(), view, corridor)
+        self.inner = self._drive = DriveSampling(start, actions, request, self._autoencoder)
+        self.schedule, self.guidance_weight = self._drive.schedule, 1.0
+        return self._drive.initial()
+
+    @property
+    def first(self) -> Tensor:
+        """See `DriveSampling`."""
+        assert self._drive is not None
+        return self._drive.first
+
+    def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
+        """Frames of the drive, whose first one stands for the still."""
+        return iter(()) if self._drive is None or chunk == 0 else self._drive.decode(latents, chunk - 1)
+
+
+def _shares(frames: int) -> tuple[float, ...]:
+    """Which part of all the work each chunk is."""
+    return tuple(min(_CHUNK, frames - start) / frames for start in range(0, frames, _CHUNK))
+
+
 class DriveSampling(Sampling):
-    """One request to drive. Latents are the frames of a chunk, `[1, 3, n, 88, 160]`.
+    """A drive by actions `[T, 3]`, see `scaled`. Latents are the frames of a chunk, `[1, 3, n, 88, 160]`.
 
     A step of a chunk makes as many of its frames as belong to it; none are made twice.
     """
 
-    def __init__(
-        self, driver: tuple[DriveNet, Finder], autoencoder: Autoencoder, inputs: Inputs, read: ReadText
-    ) -> None:
-        request = inputs.request
+    draws = True
+
+    def __init__(self, start: Driver, actions: Tensor, request: ResolvedRequest, autoencoder: Autoencoder) -> None:
         assert isinstance(autoencoder, VideoAutoencoder)
-        assert request.action is not None
         self._autoencoder, self._request = autoencoder, request
         self.schedule = flow_schedule(request.steps)
-        self._start = start(driver, inputs, read)
+        self._start, self._actions = start, actions
         self._before = self._start.frames.transpose(1, 2)
-        self._actions = scaled(given_actions(request.action, DRIVE.width), request.fps)
         self._views = [self._start.view]
         for action in self._actions:
             self._views.append(_come_to(self._views[-1], action))
-        self._chunks = [self._actions[at : at + _CHUNK] for at in range(0, len(self._actions), _CHUNK)]
-        self._number = 0  # of the chunk
-        self.shares = tuple(len(chunk) / len(self._actions) for chunk in self._chunks)
+        self._chunks = self._actions.split(_CHUNK)
+        self._number, self._made = 0, 0  # of the chunk; frames of it that are made
+        self.shares = _shares(len(self._actions))
+
+    @property
+    def first(self) -> Tensor:
+        """The frame that the drive begins with, `[1, 3, 1, 88, 160]`."""
+        return self._start.frames[:, :1].transpose(1, 2)
 
     def initial(self) -> Tensor:
         """Room for the first frames."""
@@ -179,6 +278,7 @@ class DriveSampling(Sampling):
         latents = latents.clone()
         for frame in range(made, until):
             latents[:, :, frame] = driver.drive(self._actions[None, first + frame])
+        self._made = until
         return latents
 
     @torch.inference_mode()
@@ -192,9 +292,15 @@ class DriveSampling(Sampling):
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames of a chunk, uint8 `[t, height, width, 3]`; the first chunk has the first frame too."""
         if chunk == 0:
-            yield self._shown(self._start.frames[:, :1].transpose(1, 2))
+            yield self._shown(self.first)
         for some in latents.split(_PIECE, dim=2):
             yield self._shown(some)
+
+    @torch.inference_mode()  # as in `decode`
+    def preview(self, latents: Tensor) -> Iterator[Tensor]:
+        """The newest frame."""
+        newest = torch.cat([self._before, latents], dim=2)[:, :, self._before.shape[2] + self._made - 1]
+        yield self._shown(newest[:, :, None])
 
     def _shown(self, frames: Tensor) -> Tensor:
         """Small frames `[1, 3, t, 88, 160]` at the size that was asked for, uint8 `[t, height, width, 3]`."""

@@ -103,8 +103,10 @@ def heard(said: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([x, y, yaw, eye, pitch], dim=1), torch.stack([part.float() for part in ahead], dim=1)
 
 
-def found(finder: Finder, frame: Tensor, seed: int) -> tuple[Tensor, CorridorMap]:
-    """Where a frame [1, 3, h, w] was taken, [5], and the map: what it shows, and elsewhere what the seed puts there."""
+def found(finder: Finder, frame: Tensor, kind: Tensor, seed: int) -> tuple[Tensor, CorridorMap]:
+    """Where a frame [1, 3, h, w] was taken, [5], and the map: what it shows, and elsewhere what the seed puts there; of
+    what stands in the way the kind is said, see `kind_of`.
+    """
     features, said = finder(frame)
     view, ahead = heard(said)
     parts, shown = finder.boxes(features, view)
@@ -113,4 +115,4 @@ def found(finder: Finder, frame: Tensor, seed: int) -> tuple[Tensor, CorridorMap
     first = int((view[0, 1] / BAY_M).floor()) + BAYS[0] - REACH[0]
     around = boxes[:, first : first + len(BAYS)]
     around.copy_(torch.where(shown[..., None], of_parts(parts), around))
-    return view[0], CorridorMap(boxes, torch.tensor([REACH[0]]), ahead)
+    return view[0], CorridorMap(boxes, torch.tensor([REACH[0]]), ahead, kind[None])

@@ -1,6 +1,6 @@
 """From a Microcosm checkpoint folder to a world model.
 
-The folder has diffusers' layout: `transformer/` or `unet/`, `vae/` and `text_encoder/`, each a `config.json` and
+The folder has diffusers' layout: `transformer/`, `vae/` and `text_encoder/`, each a `config.json` and
 safetensors, and `world.json` with what sampling needs to know.
 """
 
@@ -14,43 +14,37 @@ import torch
 from cosmorama.request import MODES, Capabilities, FrameRule, Range, Size
 from cosmorama.world.kernels.cpu import use_onednn
 from cosmorama.world.load.checkpoint import told_of
-from cosmorama.world.load.files import read_json
+from cosmorama.world.load.read import read_json
 from cosmorama.world.load.weights import Weights, assign, bounded
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.mover import Mover
 from cosmorama.world.microcosm.sampling import CosmosFlowWorld, FlowConfig, GuidanceMap
 from cosmorama.world.microcosm.still_refiner import StillRefiner
 from cosmorama.world.microcosm.stored import Stored
 from cosmorama.world.microcosm.text_encoder import TextEncoder
-from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
-from cosmorama.world.microcosm.unet import VideoUNet
-from cosmorama.world.microcosm.windowed import WindowedWorld
 
 S = TypeVar("S", bound=Stored)
 
 
-def load_microcosm(folder: Path) -> CosmosFlowWorld | WindowedWorld:
+def load_microcosm(folder: Path) -> CosmosFlowWorld:
     """Load a checkpoint in float32: half precision is only how it is stored."""
     values: dict[str, Any] = read_json(folder / "world.json")
     autoencoder = load_component(VideoAutoencoder, folder / "vae")
     text_encoder = load_component(TextEncoder, folder / "text_encoder")
     config, capabilities = _flow_config(values), capabilities_of(folder)
-    if (folder / "unet").exists():
-        net = load_component(VideoUNet, folder / "unet")
-        world: CosmosFlowWorld | WindowedWorld = WindowedWorld(net, autoencoder, text_encoder, config, capabilities)
-    else:
-        transformer = load_component(CosmosTransformer, folder / "transformer")
-        use_onednn(transformer)
-        world = CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
+    transformer = load_component(CosmosTransformer, folder / "transformer")
+    use_onednn(transformer)
+    world = CosmosFlowWorld(transformer, autoencoder, text_encoder, config, capabilities)
     if (folder / "drive").exists():
         world.driver = load_component(DriveNet, folder / "drive"), load_component(Finder, folder / "finder")
     if (folder / "still_refiner").exists():
         world.still_refiner = load_component(StillRefiner, folder / "still_refiner")
-    if (folder / "tracker").exists():
-        world.tracker = load_component(Tracker, folder / "tracker")
+    if (folder / "mover").exists():
+        world.mover = load_component(Mover, folder / "mover")
     return world
 
 

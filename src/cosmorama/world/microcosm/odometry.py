@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cosmorama.text.language import Speed
+
 Pose = tuple[float, float, float]
 """Of the camera: x and y, m, and its turn to the left, rad. At (0, 0, 0) it looks along the corridor, to +y."""
 
@@ -15,6 +17,8 @@ HALF_WIDTH_M = 1.7  # from the middle to the fronts of the shelves
 FOV_DEG = 45.0  # of the short side
 BAY_M, TOP_M = 2.2, 2.6  # from post to post, and how high the shelves are
 HAZE_M = (2.0, 10.0)  # where it begins and where nothing else is left
+SPEED_M_S: dict[Speed, tuple[float, float]] = {"slow": (0.3, 0.4), "fast": (0.75, 0.9)}  # of the camera
+STOP_M = 1.3  # the camera stops so far from what is ahead
 NEAREST_M = 0.55  # that the camera comes to the shelves
 MOUNTED = (1.27, math.radians(-5))
 """How high the camera is, m, and how far up it looks, rad: the usual numbers. A view is a pose and these, 5 numbers."""

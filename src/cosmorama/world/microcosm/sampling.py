@@ -8,7 +8,7 @@ sigma, `x = (1 - sigma) * x0 + sigma * noise`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
@@ -18,22 +18,25 @@ from torch import Tensor, nn
 
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
 from cosmorama.diffusion.solvers import initial_noise
-from cosmorama.request import Capabilities, GenerationRequest
-from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
-from cosmorama.world.cosmos.forward import Positions, cosmos_forward, positions_of
-from cosmorama.world.cosmos.text import TextContext, projected, text_context
-from cosmorama.world.microcosm.autoencoder import FRAMES_PER_LATENT, averaged_down
+from cosmorama.request import Capabilities, GenerationRequest, Size
+from cosmorama.text.gist import corridor_in, gist
+from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling, TextEmbedding, World
+from cosmorama.world.cosmos.forward import Positions, TextContext, cosmos_forward, positions_of, projected, text_context
+from cosmorama.world.microcosm.autoencoder import VideoAutoencoder, averaged_down
 from cosmorama.world.microcosm.drive_net import DriveNet
-from cosmorama.world.microcosm.driving import DriveSampling
+from cosmorama.world.microcosm.driving import DRIVE, CorridorSampling, StillSampling, steered
 from cosmorama.world.microcosm.finder import Finder
+from cosmorama.world.microcosm.layout import Layout
+from cosmorama.world.microcosm.mover import Mover
+from cosmorama.world.microcosm.moving import MovedSampling, followed, wanted
 from cosmorama.world.microcosm.still_refiner import Recognised, StillRefiner
-from cosmorama.world.microcosm.tracker import Tracker
 from cosmorama.world.microcosm.transformer import CosmosTransformer
 from cosmorama.world.vae.tiles import Autoencoder
 
 Prediction = Literal["sample", "velocity", "blend"]
 GuidanceMap = tuple[tuple[float, float], ...]
 
+_FEW_WORDS = "this model knows a few words only"
 _DETERMINED = 4
 """Latent frames after given ones that `noise_onward` is for; over as many more the noise grows to its full strength."""
 
@@ -109,12 +112,12 @@ class FlowWorld(World):
     Attributes:
         driver: What drives through the corridor, and what finds out where that begins, if the checkpoint has them.
         still_refiner: What draws sampled stills again, if it has that.
-        tracker: What follows their objects through a clip, so that all of it can be.
+        mover: What moves their objects, and those of given pictures, so that a clip is drawn.
     """
 
     driver: tuple[DriveNet, Finder] | None = None
     still_refiner: StillRefiner | None = None
-    tracker: Tracker | None = None
+    mover: Mover | None = None
 
     def __init__(
         self,
@@ -130,9 +133,11 @@ class FlowWorld(World):
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
-        """Read one prompt."""
-        states, mask = self._text_encoder([prompt])
-        return TextEmbedding(states, mask, note=self._text_encoder.unread(prompt))
+        """Read one prompt; of free words what this world has pictures for, as its captions say it."""
+        known = gist(prompt)
+        states, mask = self._text_encoder([known or prompt])
+        note = self._text_encoder.unread(prompt) if known is None else f"the prompt was read as {known!r}: {_FEW_WORDS}"
+        return TextEmbedding(states, mask, note=note)
 
     @torch.inference_mode()
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -144,7 +149,7 @@ class FlowWorld(World):
         if inputs.request.mode != "forward_dynamics":
             return self.begin_clip(inputs, read)
         assert self.driver is not None
-        return DriveSampling(self.driver, self.autoencoder, inputs, read)
+        return steered(self.driver, self.autoencoder, inputs, read)
 
     def begin_clip(self, inputs: Inputs, read: ReadText) -> Sampling:
         """The same for a request without actions."""
@@ -200,26 +205,60 @@ class CosmosFlowWorld(FlowWorld):
         """The transformer."""
         return (self.transformer,)
 
-    def begin_clip(self, inputs: Inputs, read: ReadText) -> CosmosFlowSampling:
+    def begin_clip(self, inputs: Inputs, read: ReadText) -> Sampling:
         """See `FlowWorld`."""
-        if self.config.still_first and inputs.frames is None and inputs.request.frames > 1:
-            return StillFirstSampling(self, inputs, read)
-        return CosmosFlowSampling(self, inputs, read)
+        request = inputs.request
+        if request.frames == 1:
+            return CosmosFlowSampling(self, inputs, read)
+        if inputs.frames is not None:
+            return self._from_given(inputs, read) or CosmosFlowSampling(self, inputs, read)
+        if not self.config.still_first:
+            return CosmosFlowSampling(self, inputs, read)
+        wide = Size(request.width, request.height) in DRIVE.sizes
+        still = CosmosFlowSampling(self, replace(inputs, request=replace(request, frames=1)), read)
+        if self.driver and wide and corridor_in(inputs.prompt):
+            return CorridorSampling(still, self.driver, self.autoencoder, inputs, read)
+        return StillFirstSampling(self, still, inputs, read)
+
+    @torch.inference_mode()
+    def _from_given(self, inputs: Inputs, read: ReadText) -> MovedSampling | None:
+        """What goes on from given frames of which all is known."""
+        if self.still_refiner is None or self.mover is None or inputs.frames is None:
+            return None
+        if inputs.request.frames <= len(inputs.frames):  # nothing is to follow
+            return None
+        given = averaged_down(as_input(inputs.frames))[0].transpose(0, 1)
+        found = followed(self.still_refiner, given, inputs.prompt, read(inputs.prompt).states[:, 0])
+        return None if found is None else self.moved(*found, given, inputs, read, sampled=False)
+
+    def moved(
+        self, scene: Recognised, looks: Layout, known: Tensor, inputs: Inputs, read: ReadText, *, sampled: bool
+    ) -> MovedSampling:
+        """See `MovedSampling`."""
+        assert self.mover is not None
+        assert self.still_refiner is not None
+        assert isinstance(self.autoencoder, VideoAutoencoder)
+        networks, text = (self.mover, self.still_refiner), read(inputs.prompt).states[:, 0]
+        return MovedSampling(
+            networks, scene, looks, known, inputs.prompt, text, inputs.request, self.autoencoder, sampled=sampled
+        )
 
 
-class CosmosFlowSampling(Sampling):
-    """One request on a model of this family."""
+class CosmosFlowSampling(StillSampling):
+    """One request on a model of this family.
+
+    Attributes:
+        scene: What a still from text shows, once it was refined, if that is known.
+    """
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
         self._texts, self._from_text = world.read(inputs, read), inputs.frames is None
         self._held: Tensor | None = None
-        self._given = torch.empty(0)
-        self._scene: Recognised | None = None
-        if inputs.frames is not None:
-            self._given = averaged_down(as_input(inputs.frames))[0].transpose(0, 1)
+        self._wanted = wanted(inputs.prompt)
+        self.scene: Recognised | None = None
         self._positions: Positions | None = None
-        self._condition(None if inputs.frames is None else world.encode_frames(inputs.frames))
+        self.go_on_from(None if inputs.frames is None else world.encode_frames(inputs.frames))
         self._contexts: dict[bool, TextContext] = {}
 
     def initial(self) -> Tensor:
@@ -243,7 +282,7 @@ class CosmosFlowSampling(Sampling):
         return world.autoencoder.latents_shape(world.capabilities.frames.next(frames), request.height, request.width)
 
     @torch.inference_mode()
-    def _condition(self, known: Tensor | None) -> None:
+    def go_on_from(self, known: Tensor | None) -> None:
         """Go on from clean latents `[1, C, K, h, w]`, or from text alone."""
         world, onward = self._world, known is not None
         self.schedule = world.schedule(self._request, onward=onward)
@@ -302,41 +341,18 @@ class CosmosFlowSampling(Sampling):
             return latents
         assert isinstance(autoencoder, SmallAutoencoder)
         still = next(autoencoder.small_stream(latents, self._request.height, self._request.width))
-        self._scene = refiner.recognised(still, self._texts[False].states[:, 0])
-        return latents if self._scene is None else autoencoder.encode_small(self._scene.still[:, :, None])
+        self.scene = refiner.recognised(still, self._texts[False].states[:, 0], self._wanted)
+        return latents if self.scene is None else autoencoder.encode_small(self.scene.still[:, :, None])
 
     @torch.inference_mode()
     def shown(self, latents: Tensor) -> Iterator[Tensor]:
-        """Small frames of clean latents in chunks, `[t, 3, h, w]`: drawn again, or as the autoencoder has them."""
+        """Small frames of clean latents, `[t, 3, h, w]`: as the autoencoder has them, or a still drawn again."""
         latents, autoencoder, request = self.refined(latents), self._world.autoencoder, self._request
         assert isinstance(autoencoder, SmallAutoencoder)
-        plain = autoencoder.small_stream(latents, request.height, request.width)
-        scene = self._recognised()
-        if scene is None:
-            yield from plain
-        elif latents.shape[2] == 1:
-            yield scene.still
+        if self.scene is not None and latents.shape[2] == 1:
+            yield self.scene.still
         else:
-            yield from self._redrawn(scene, list(plain))
-
-    def _recognised(self) -> Recognised | None:
-        """What the clip's first frame shows."""
-        refiner = self._world.still_refiner
-        if self._scene is None and refiner is not None and len(self._given):
-            self._scene = refiner.recognised(self._given[:1], self._texts[False].states[:, 0], given=True)
-        return self._scene
-
-    def _redrawn(self, scene: Recognised, plain: list[Tensor]) -> Iterator[Tensor]:
-        """A clip's frames with its objects where they are followed to, but for those that were given."""
-        tracker, refiner, given = self._world.tracker, self._world.still_refiner, self._given
-        moved = tracker and tracker.layouts(scene.still, scene.layout, plain, len(given), self._request.fps)
-        if not moved or refiner is None:
-            yield from plain
-            return
-        yield scene.still
-        for start, layouts in zip(range(1, len(moved) * FRAMES_PER_LATENT, FRAMES_PER_LATENT), moved, strict=True):
-            known = given[start : start + FRAMES_PER_LATENT]
-            yield known if len(known) else refiner.moments(scene, layouts, self._texts[False].states[:, 0])
+            yield from autoencoder.small_stream(latents, request.height, request.width)
 
     @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
@@ -352,26 +368,39 @@ class CosmosFlowSampling(Sampling):
         yield from self._world.autoencoder.decode_stream(latents, self._request.height, self._request.width)
 
 
-class StillFirstSampling(CosmosFlowSampling):
-    """Text to a clip: the first frame as a still, which takes a fraction of the time, then the clip from that."""
+class StillFirstSampling(Relayed):
+    """Text to a clip: the first frame as a still, which takes a fraction of the time, then the clip from that.
 
-    def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
-        super().__init__(world, inputs, read)
-        frames = self._shape(self._request.frames)[2]
-        self.shares = 1 / (1 + frames), frames / (1 + frames)  # the still has one latent frame of all
+    Where all of the still is known, its objects are moved and each frame is drawn; else the clip is sampled from it.
+    """
 
-    def initial(self) -> Tensor:
-        """Noise for the first frame, `[1, C, 1, h, w]`: that of a still with this seed."""
-        return self._noise(1)
+    def __init__(self, world: CosmosFlowWorld, still: CosmosFlowSampling, inputs: Inputs, read: ReadText) -> None:
+        self._world, self._inputs, self._read = world, inputs, read
+        self.inner = self._still = still
+        self.schedule, self.guidance_weight = still.schedule, still.guidance_weight
+        request = inputs.request
+        count = world.autoencoder.latents_shape(request.frames, request.height, request.width)[2]
+        # Where all frames are drawn, that takes about as long as the still; else that has one latent frame of all.
+        still_share = 0.5 if world.mover is not None and wanted(inputs.prompt) else 1 / (1 + count)
+        self.shares = still_share, 1 - still_share
 
+    @torch.inference_mode()
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """Noise for the whole clip, which goes on from the still as it would from a given image."""
-        self._condition(self.refined(latents))
-        return self._noise(self._request.frames)
+        """Where the whole clip begins, which goes on from the still as it would from a given image."""
+        latents, scene = self._still.refined(latents), self._still.scene
+        if scene is not None and self._world.mover is not None:
+            inputs, read = self._inputs, self._read
+            self.inner = self._world.moved(scene, scene.layout, scene.still, inputs, read, sampled=True)
+        else:
+            clip = CosmosFlowSampling(self._world, self._inputs, self._read)
+            clip.go_on_from(latents)
+            self.inner = clip
+        self.schedule, self.guidance_weight = self.inner.schedule, self.inner.guidance_weight
+        return self.inner.initial()
 
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames of the clip, which the still is the first of."""
-        return super().decode(latents) if chunk else iter(())
+        return self.inner.decode(latents) if chunk else iter(())
 
 
 def as_input(frames: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ class Parallel(World):
         self.world.select(adapters)
 
     def encode_text(self, prompt: str) -> TextEmbedding:
-        """Read a prompt."""
         return self.world.encode_text(prompt)
 
     def begin(self, inputs: Inputs, read: ReadText) -> Sampling:
@@ -70,7 +69,6 @@ class Shared(Relayed):
         self.schedule, self.guidance_weight, self.shares = inner.schedule, inner.guidance_weight, inner.shares
 
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """The next chunk's latents at the first level."""
         tell(self._followers, Do(self._number, "next_chunk", latents.cpu()))
         first = self.inner.next_chunk(latents)
         hear(self._followers)

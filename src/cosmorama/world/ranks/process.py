@@ -23,6 +23,7 @@ from torch import Tensor
 from cosmorama.errors import CosmoramaError, ModelNotFoundError, WorkerError
 from cosmorama.world.base import BrokenModelError, Inputs, Sampling, World
 from cosmorama.world.faults import breaks_the_process, explained
+from cosmorama.world.load.runtime import use_threads
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,7 @@ class Follower:
     """A process with a model of its own, and the pipe to it. Every command is answered, in order."""
 
     def __init__(self, load: Callable[[], World], *, threads: int | None = None) -> None:
-        """Start it; it loads the model while the caller does.
-
-        Args:
-            load: Loads the model; has to be picklable, so a function of a module or a partial of one.
-            threads: CPU threads it may use; None: all.
-        """
+        """Start it; it loads the model while the caller does, by a function that has to be picklable."""
         self._connection, theirs = Pipe()
         # Not multiprocessing.Process: the worker is a daemon of the server, and those may have no children.
         self._process = subprocess.Popen(
@@ -196,8 +192,7 @@ def _receive(connection: Connection) -> Any:
 def follow(connection: Connection) -> None:
     """What the follower does until its pipe ends, or until it fails at something that others wait for."""
     load, threads = _receive(connection)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     try:
         world: World = load()
     except Exception as error:  # noqa: BLE001  # it is raised in the process that waits for it

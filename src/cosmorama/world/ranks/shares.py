@@ -71,12 +71,7 @@ class Share:
 
 
 def share_tokens(network: nn.Module, sharing: tuple[int, int] | None) -> None:
-    """Let a network evaluate only the share of one process from now on.
-
-    Args:
-        network: It has to be evaluated in all processes at the same time.
-        sharing: This process's rank, and how many there are; None: all tokens are its own again.
-    """
+    """Let a network evaluate only the share of this rank of so many from now on, together; None: all again."""
     setattr(network, _SHARING, sharing)
 
 

@@ -45,11 +45,7 @@ class QwenReader:
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextEmbedding:
-        """Read one prompt: its tokens, up to the 512th, then padding, which the denoiser reads as well.
-
-        Returns:
-            States `[1, 512, layers * hidden]`.
-        """
+        """States `[1, 512, layers * hidden]` of a prompt's tokens, then of padding, which the denoiser reads too."""
         chat = [
             {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
             {"role": "user", "content": [{"type": "text", "text": prompt}]},

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cosmos import AutoencoderKLCosmos
@@ -15,12 +14,12 @@ from torch import Tensor
 from cosmorama.world.load.checkpoint import load_module
 from cosmorama.world.load.options import ON_CPU, LoadOptions
 from cosmorama.world.vae.pixels import to_frames
-from cosmorama.world.vae.tiles import fill_in_tiles
+from cosmorama.world.vae.tiles import TilingAutoencoder, fill_in_tiles
 
 _FRAMES_AT_ONCE = 8
 
 
-class CosmosAutoencoder:
+class CosmosAutoencoder(TilingAutoencoder):
     """A causal tokenizer: the first latent frame is the first frame alone, each further one is eight frames.
 
     Latents are float32 and normalized by the checkpoint's own mean and deviation, one per channel and latent frame. Its
@@ -28,17 +27,15 @@ class CosmosAutoencoder:
     """
 
     def __init__(self, vae: AutoencoderKLCosmos) -> None:
-        self.vae: Any = vae
-        config = self.vae.config
-        self.spatial: int = config.spatial_compression_ratio
-        self.temporal: int = config.temporal_compression_ratio
-        channels = (1, config.latent_channels, -1, 1, 1)
-        known = config.latents_mean is not None
-        mean = config.latents_mean if known else [0.0] * config.latent_channels
-        deviation = config.latents_std if known else [1.0] * config.latent_channels
-        self._mean = torch.tensor(mean, device=vae.device).view(channels)
-        self._deviation = torch.tensor(deviation, device=vae.device).view(channels)
-        self._tile = 0
+        config: Any = vae.config
+        spatial, temporal = config.spatial_compression_ratio, config.temporal_compression_ratio
+        super().__init__(vae, config.latent_channels, spatial, temporal)
+        mean, deviation = config.latents_mean, config.latents_std
+        if mean is None:
+            mean, deviation = [0.0] * self.channels, [1.0] * self.channels
+        self._mean = torch.tensor(mean, device=vae.device).view(1, self.channels, -1, 1, 1)
+        self._deviation = torch.tensor(deviation, device=vae.device).view(1, self.channels, -1, 1, 1)
+        self.latent_frames = self._mean.shape[2] if self._mean.shape[2] > 1 else None
 
     @classmethod
     def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> CosmosAutoencoder:
@@ -51,33 +48,18 @@ class CosmosAutoencoder:
             options = replace(options, dtype=torch.float32)
         return cls(load_module(AutoencoderKLCosmos, folder, options))
 
-    def tiled(self, tile: int) -> Self:
-        """The same tokenizer working in tiles of `tile` pixels a side, blended as Wan's are; 0: in one piece.
-
-        diffusers has such a setting for this tokenizer as well, but does nothing about it.
-        """
-        tiled = copy.copy(self)
-        tiled._tile = tile // self.spatial
-        return tiled
-
-    @property
-    def latent_frames(self) -> int | None:
-        """The most latent frames there are statistics for; None for any number."""
-        return self._mean.shape[2] if self._mean.shape[2] > 1 else None
-
-    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape `[1, C, T, h, w]` of the latents of a clip of frames in pixels."""
-        length = 1 + (frames - 1) // self.temporal
-        return 1, self.vae.config.latent_channels, length, height // self.spatial, width // self.spatial
-
     def encode(self, frames: Tensor) -> Tensor:
         """Frames `[1, 3, T, H, W]` in -1..1, 8k + 1 of them, to latents `[1, C, T', h, w]`."""
         pixels = frames.to(self.vae.device, self.vae.dtype)
+
+        def encoded(part: Tensor) -> Any:
+            return self.vae.encode(part).latent_dist.mode()
+
         if self._is_larger_than_a_tile(frames.shape[3] // self.spatial, frames.shape[4] // self.spatial):
             latents = torch.zeros(self.latents_shape(*frames.shape[2:]), device=pixels.device)
-            fill_in_tiles(latents, pixels, lambda part: (self._encoded(part),), tile=self._tile)
+            fill_in_tiles(latents, pixels, lambda part: (encoded(part),), tile=self._tile)
         else:
-            latents = self._encoded(pixels).float()
+            latents = encoded(pixels).float()
         return (latents - self._of(self._mean, latents)) / self._of(self._deviation, latents)
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
@@ -85,27 +67,16 @@ class CosmosAutoencoder:
         z = latents * self._of(self._deviation, latents) + self._of(self._mean, latents)
         z = z.to(self.vae.dtype)
         if not self._is_larger_than_a_tile(*z.shape[3:]):
-            return self._decoded(z)
+            return cast(Tensor, self.vae.decode(z).sample)
         frames, sides = 1 + (z.shape[2] - 1) * self.temporal, (side * self.spatial for side in z.shape[3:])
         pixels = torch.zeros(1, self.vae.config.out_channels, frames, *sides, dtype=torch.float16)
-        fill_in_tiles(pixels, z, lambda part: (self._decoded(part),), tile=self._tile)
+        fill_in_tiles(pixels, z, lambda part: (self.vae.decode(part).sample,), tile=self._tile)
         return pixels
 
     def decode_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
         """Latents to uint8 frames `[t, height, width, 3]`, in order."""
         for pixels in self.decode_pixels(latents).split(_FRAMES_AT_ONCE, dim=2):
             yield to_frames(pixels[..., :height, :width])
-
-    def _encoded(self, pixels: Tensor) -> Tensor:
-        latents: Tensor = self.vae.encode(pixels).latent_dist.mode()
-        return latents
-
-    def _decoded(self, z: Tensor) -> Tensor:
-        pixels: Tensor = self.vae.decode(z).sample
-        return pixels
-
-    def _is_larger_than_a_tile(self, rows: int, columns: int) -> bool:
-        return 0 < self._tile < max(rows, columns)
 
     @staticmethod
     def _of(statistics: Tensor, latents: Tensor) -> Tensor:

@@ -8,16 +8,10 @@ from torch import Tensor
 from cosmorama.world.faults import NotFiniteError, all_finite
 
 
-def to_pixels(frames: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 frames `[T, H, W, 3]` to pixels `[1, 3, T, H, W]` in -1..1.
-
-    Args:
-        frames: On any device.
-        device: Where the pixels are to be: bytes travel there, a quarter of what floats would be.
-        dtype: Of the pixels; they are computed in float32.
-    """
+def to_pixels(frames: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 frames `[T, H, W, 3]` to pixels `[1, 3, T, H, W]` in -1..1, on a device: bytes travel there, not floats."""
     pixels = frames.to(device).permute(3, 0, 1, 2)[None].to(torch.float32)
-    return pixels.div_(255).mul_(2).sub_(1).to(dtype)
+    return pixels.div_(255).mul_(2).sub_(1)
 
 
 def to_frames(pixels: Tensor) -> Tensor:

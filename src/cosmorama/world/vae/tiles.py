@@ -7,9 +7,10 @@ memory is ever held. A network sees nothing beyond the edge of its tile: that is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -34,12 +35,43 @@ class Autoencoder(Protocol):
         ...
 
 
-class TilingAutoencoder(Autoencoder, Protocol):
-    """A video tokenizer that can work tile by tile."""
+class TilingAutoencoder:
+    """A video tokenizer of diffusers that can work tile by tile.
+
+    Attributes:
+        vae: Its network.
+        latent_frames: The most latent frames there are statistics for; None: any number.
+    """
+
+    latent_frames: int | None = None
+
+    def __init__(self, vae: Any, channels: int, spatial: int, temporal: int) -> None:
+        self.vae, self.channels, self.spatial, self.temporal = vae, channels, spatial, temporal
+        self._tile = 0
 
     def tiled(self, tile: int) -> Self:
-        """The same tokenizer working in square tiles of `tile` pixels a side; 0: in one piece."""
-        ...
+        """The same tokenizer working in square tiles of `tile` pixels a side, blended; 0: in one piece.
+
+        Tiles go through the whole clip one after the other: it comes when the last is done, and waits in the CPU's
+        memory until then.
+        """
+        tiled = copy.copy(self)
+        tiled._tile = tile // self.spatial
+        return tiled
+
+    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape `[1, C, T, h, w]` of the latents of a clip of frames in pixels."""
+        return 1, self.channels, 1 + (frames - 1) // self.temporal, height // self.spatial, width // self.spatial
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """See `Autoencoder`, as below."""
+        raise NotImplementedError
+
+    def decode_stream(self, latents: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+    def _is_larger_than_a_tile(self, rows: int, columns: int) -> bool:
+        return 0 < self._tile < max(rows, columns)
 
 
 def with_tiles(capabilities: Capabilities, options: LoadOptions) -> Capabilities:

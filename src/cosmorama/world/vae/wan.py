@@ -7,10 +7,9 @@ chunk is. What a frame takes on its way out is a quarter then of what four take.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
@@ -23,13 +22,13 @@ from cosmorama.world.load.checkpoint import load_module
 from cosmorama.world.load.config import check_fit
 from cosmorama.world.load.options import ON_CPU, LoadOptions
 from cosmorama.world.vae.pixels import to_frames
-from cosmorama.world.vae.tiles import fill_in_tiles
+from cosmorama.world.vae.tiles import TilingAutoencoder, fill_in_tiles
 
 _PREVIEWED = 2
 """Latent frames at the beginning of a clip that whoever wants a preview looks at."""
 
 
-class WanAutoencoder:
+class WanAutoencoder(TilingAutoencoder):
     """A causal tokenizer: the first latent frame is the first frame alone, each further one is four frames.
 
     Latents are float32 and normalized by the checkpoint's own mean and deviation. The decoder's memory of earlier
@@ -37,16 +36,10 @@ class WanAutoencoder:
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
-        self.vae: Any = vae
-        config = self.vae.config
-        self.spatial: int = config.scale_factor_spatial
-        self.temporal: int = config.scale_factor_temporal
-        channels = (1, config.z_dim, 1, 1, 1)
-        self._mean = torch.tensor(config.latents_mean, device=vae.device).view(channels)
-        self._deviation = torch.tensor(config.latents_std, device=vae.device).view(channels)
-        self.latent_frames: int | None = None
-        """The most latent frames there are statistics for; None: any number."""
-        self._tile = 0
+        config: Any = vae.config
+        super().__init__(vae, config.z_dim, config.scale_factor_spatial, config.scale_factor_temporal)
+        self._mean = torch.tensor(config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
+        self._deviation = torch.tensor(config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
 
     @classmethod
     def load(cls, folder: Path, options: LoadOptions = ON_CPU) -> WanAutoencoder:
@@ -73,21 +66,6 @@ class WanAutoencoder:
         if vae.device.type == "cpu":
             lighten(vae)
         return cls(vae)
-
-    def tiled(self, tile: int) -> Self:
-        """The same tokenizer working in tiles of `tile` pixels a side, with diffusers' blending; 0: in one piece.
-
-        Tiles go through the whole clip one after the other. All frames but the first five come when the last tile is
-        done, and wait in the CPU's memory until then.
-        """
-        tiled = copy.copy(self)
-        tiled._tile = tile // self.spatial
-        return tiled
-
-    def latents_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape `[1, C, T, h, w]` of the latents of a clip of frames in pixels."""
-        length = 1 + (frames - 1) // self.temporal
-        return 1, self.vae.config.z_dim, length, height // self.spatial, width // self.spatial
 
     def encode(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
         """Frames `[1, 3, T, H, W]` in -1..1 to latents `[1, C, T', h, w]`.
@@ -140,9 +118,6 @@ class WanAutoencoder:
         moments = torch.zeros(1, 2 * shape[1], *shape[2:], device=pixels.device)
         fill_in_tiles(moments, pixels, lambda part: (self.vae._encode(part),), tile=self._tile)
         return DiagonalGaussianDistribution(moments.to(pixels.dtype))
-
-    def _is_larger_than_a_tile(self, rows: int, columns: int) -> bool:
-        return 0 < self._tile < max(rows, columns)
 
 
 def _frame_by_frame(decoder: Any, z: Tensor, memory: list[Any], *, first: bool) -> Tensor:
