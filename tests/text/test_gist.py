@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cosmorama.text.gist import corridor_in, gist, scene_in
@@ -50,6 +50,7 @@ def test_prompts_as_people_type_them_are_read(prompts: list[Stranger], least: fl
         ("a green cube is hit by a blue ball", "A blue ball rolls and hits a green cube."),
         ("a green ball falls and hits the wooden floor", "A green ball falls and bounces on a wooden floor."),
         ("a big red ball", "A red ball stands still."),
+        ("a shiny red ball slides to the left next to a cube", "A red ball rolls to the left next to a cube."),
         ("a blue cube, no text, no watermark, no camera shake", "A blue cube stands still."),
         ("a yellow ball in front of a red car", "A yellow ball stands still."),
         (
@@ -86,6 +87,7 @@ def test_nothing_is_made_of_what_cannot_be_said(prompt: str) -> None:
     assert gist(prompt) is None
 
 
+@example("navy amber next to and left balls")  # a ball rolls to the left next to a ball
 @settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.sampled_from([*WORDS, "shiny", "car", "no", "can", "red car", "please,"]), max_size=12).map(" ".join)
