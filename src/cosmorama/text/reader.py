@@ -235,8 +235,8 @@ def _scene_table() -> Iterator[tuple[str, str, str]]:
         yield "d", side, rf"{begin[0]} to {side[0]}|towards the {side} side|towards the {side} edge(?: of the frame)?"
     moves = "|".join(rf"(?<={word}\s)" for word in language.MOTION_WORDS["roll"])
     for side in language.DIRECTIONS:
-        # "To the left of", "the left ball" and "right next to" say where a thing is, not where it goes, but "rolls to the
-        # left next to a cube" says where it goes.
+        # "To the left of", "the left ball" and "right next to" say where a thing is; "rolls to the left next to a cube"
+        # says where it goes.
         yield "d", side, rf"(?:{moves})to the {side}(?= (?:next|beside|near)\b)"
         place = rf"(?! (?:of|side|hand|half|corner|edge|next|beside|near|{things})\b)"
         yield "d", side, rf"(?:towards? the |to the )?{side}{place}|{side}wards?"
