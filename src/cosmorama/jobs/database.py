@@ -35,6 +35,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    bindparam,
     column,
     create_engine,
     event,
@@ -300,9 +301,9 @@ class Database:
                 yield connection
 
     def now(self) -> ColumnElement[float]:
-        """Seconds since the epoch on the one clock that all servers of this store share."""
+        """Seconds since the epoch, when it is executed, on the one clock that all servers of this store share."""
         if self.is_sqlite:
-            return literal(time.time())
+            return bindparam(None, type_=Float(53), callable_=lambda: time.time())
         return sql_cast(extract("epoch", func.clock_timestamp()), Float(53))
 
     def place(self, wanted: ColumnElement[str], among: Sequence[str]) -> ColumnElement[int]:

@@ -148,6 +148,8 @@ class QueueView(Observer):
             position += job.state == "queued"
             if candidate.name in wanted:
                 found[candidate.name] = Standing(position if job.state == "queued" else None, eta_s if known else None)
+                if len(found) == len(wanted):
+                    break
         return found
 
     async def placed(self, jobs: tuple[Job, ...], running: Mapping[str, Progress]) -> tuple[Job, ...]:

@@ -236,9 +236,9 @@ class Jobs:
         if request.reuse is None and self._settings.reuse:  # the server's choice; a model without it goes without
             asked = replace(request, usual=replace(request.usual or Usual(), reuse=self._settings.reuse))
         # With its seed drawn here, a request that is begun a second time stays the same request.
-        bare, blobs = replace(resolve(asked, capabilities), model=model), dict[str, bytes]()
         # What a client calls single values is told at once; only fields are named later.
-        bare = replace(bare, names=tuple(each for each in bare.names if "=" not in each[0] and each[0] != each[1]))
+        names = tuple(each for each in request.names if "=" not in each[0] and each[0] != each[1])
+        bare, blobs = replace(resolve(asked, capabilities), model=model, names=names), dict[str, bytes]()
         if request.mode != "text2world":
             bare, blobs = await asyncio.to_thread(take_media, bare, self._settings.max_input_bytes)
         now, deadline_s = self._store.database.time(), options.get("deadline_s")
