@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,11 +290,17 @@ def test_an_adapter_may_have_any_name(name: str, saved: Saved) -> None:
     assert not torch.equal(latents(world, Adapter(name)), latents(world, Adapter("crayon")))
 
 
-def peft_folder(folder: Path, pairs: Pairs, **config: Any) -> Path:
+def peft_folder(folder: Path, pairs: Pairs, respell: Callable[[str], str] = str, **config: Any) -> Path:
     folder.mkdir()
-    save_file(spelt(pairs, *AB, lambda layer: f"base_model.model.{layer}"), folder / "adapter_model.safetensors")
+    weights = spelt(pairs, *AB, lambda layer: f"base_model.model.{respell(layer)}")
+    save_file(weights, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4} | config))
     return folder
+
+
+def kohya(file: Path, pairs: Pairs, more: Mapping[str, Tensor] | None = None, **said: str) -> Path:
+    save_file(spelt(pairs, *DU, lambda layer: f"lora_unet_{flat(layer)}") | dict(more or {}), file, metadata=said)
+    return file
 
 
 def header(file: Path, pairs: Pairs, **said: Any) -> Path:
@@ -315,11 +321,22 @@ def test_an_adapters_own_scale_is_applied(adapted: AdaptedWorld, saved: Saved, t
         "pattern": peft_folder(
             tmp_path / "pattern", pairs, lora_alpha=4, alpha_pattern={name: 2 for name in pairs if name != one}
         ),
+        "ranks": peft_folder(tmp_path / "ranks", pairs, r=8, lora_alpha=2, rank_pattern={".*": 4}),
+        "NVIDIA's names": peft_folder(
+            *(tmp_path / "nvidia", pairs, lambda layer: f"net.{by_nvidia(layer)}"),
+            lora_alpha=4,
+            alpha_pattern={by_nvidia(name): 2 for name in pairs},
+        ),
+        "kohya": kohya(tmp_path / "kohya.safetensors", pairs, ss_network_dim="4", ss_network_alpha="2.0"),
+        "kohya's weights": kohya(
+            *(tmp_path / "both.safetensors", pairs, alphas), ss_network_dim="Dynamic", ss_network_alpha="9"
+        ),
+        "whole": kohya(tmp_path / "whole.safetensors", pairs, ss_network_dim="4", ss_network_alpha="None"),
         "unsaid": peft_folder(tmp_path / "unsaid", pairs),  # PEFT's 8
     }
     world = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), files)
     for name in files:
-        expected = latents(adapted, Adapter("crayon", 2.0 if name == "unsaid" else 0.5))
+        expected = latents(adapted, Adapter("crayon", {"unsaid": 2.0, "whole": 1.0}.get(name, 0.5)))
         close = (latents(world, Adapter(name)) - expected).norm() / expected.norm() < 1e-6
         assert close == (name != "pattern"), name
 
@@ -377,7 +394,18 @@ REFUSED: dict[str, tuple[Callable[[Pairs], dict[str, Tensor]], str]] = {
         r"no place .*text_encoder\.layers",
     ),
     "a difference": (lambda pairs: spelt(pairs, *AB) | {f"{ONE}.diff": torch.zeros(32, 32)}, r"no place .*\.diff"),
-    "LyCORIS": (lambda pairs: {f"lycoris_{flat(ONE)}.lokr_w1": torch.zeros(2, 2)}, r"none of its weights .*lokr_w1"),
+    **{
+        f"{kind}, {name}": (
+            lambda pairs, name=name: {f"lycoris_{flat(ONE)}.{name}": torch.zeros(2, 2)},
+            rf"is {kind} \(lycoris_.*{name}\): only LoRA and DoRA are applied",
+        )
+        for kind, name in (
+            *(("LoKr", "lokr_w1"), ("LoHa", "hada_w1_a"), ("OFT", "oft_blocks"), ("OFT", "boft_blocks")),
+            *(("IA3", "ia3_l"), ("VeRA", "vera_lambda_b"), ("GLoRA", "a1.weight"), ("AdaLoRA", "lora_E")),
+            ("LoCon with a third matrix", "lora_mid.weight"),
+        )
+    },
+    "a name of two lines": (lambda pairs: {"a\nb.lora_A.weight": torch.ones(2, 2)}, r"none .*: a\?b\.lora_A"),
     "no lora_B": (lambda pairs: without(pairs, "lora_B.weight"), "has no lora_B"),
     "no lora_A": (lambda pairs: without(pairs, "lora_A.weight"), "has no lora_A"),
     "alpha alone": (lambda pairs: spelt(pairs, *AB) | {"proj_out.alpha": torch.tensor(1.0)}, "no lora_A .*proj_out"),
@@ -444,6 +472,13 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
     "alphas as a list": ({"lora_alpha": 2, "alpha_pattern": ["x"]}, "alpha_pattern is .*; it must be a number"),
     "alphas of no pattern": ({"lora_alpha": 2, "alpha_pattern": {"(": 2}}, "is no regular expression"),
     "another rank": ({"r": 16, "lora_alpha": 16}, "says that its rank is 16; that of .* is 4"),
+    "an alpha of yes": ({"lora_alpha": True}, "lora_alpha is True; it must be a number"),
+    "other ranks": ({"r": 4, "rank_pattern": {"to_q": 8}}, "says that its rank is 8; that of .*to_q is 4"),
+    "a rank that not all have": ({"r": 8, "rank_pattern": {"to_[qvk]": 4}}, "its rank is 8; that of .*to_out.0 is 4"),
+    "ranks of no pattern": ({"r": 4, "rank_pattern": {"(": 4}}, "in rank_pattern is no regular expression"),
+    "a root in words": ({"lora_alpha": 4, "use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
+    "layers kept whole": ({"lora_alpha": 4, "modules_to_save": ["proj_out"]}, "modules_to_save is set"),
+    "biases": ({"lora_alpha": 4, "lora_bias": True}, "lora_bias is set"),
     "a magnitude that is not there": ({"lora_alpha": 4, "use_dora": True}, "says use_dora, but has no magnitude"),
     "matrices the other way": ({"lora_alpha": 4, "fan_in_fan_out": True}, "fan_in_fan_out is set"),
     "weights that were changed": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
@@ -485,6 +520,15 @@ def test_a_header_that_cannot_be_read_is_refused(said: str, saved: Saved, plain_
         AdaptedWorld(plain_world, {"mine": tmp_path / "a.safetensors"})
 
 
+@pytest.mark.parametrize(("key", "value"), [("ss_network_alpha", "x"), ("ss_network_dim", "16")])
+def test_what_kohyas_header_says_wrong_is_refused(
+    key: str, value: str, saved: Saved, plain_world: Any, tmp_path: Path
+) -> None:
+    file = kohya(tmp_path / "a.safetensors", pairs_of(saved[2]["crayon"]), **{key: value})
+    with pytest.raises(ModelNotFoundError, match=f"{key} in its header is 'x'|its rank is 16; that of"):
+        AdaptedWorld(plain_world, {"mine": file})
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_adapter_that_would_not_act_whole_is_refused(
     case: str, saved: Saved, plain_world: Any, tmp_path: Path
@@ -509,6 +553,10 @@ def test_damaged_adapters_are_told_by_their_file(plain_world: Any, saved: Saved,
         file.write_bytes(content)
         with pytest.raises(ModelNotFoundError, match=rf"adapter\.safetensors .*{said}"):
             AdaptedWorld(plain_world, {"a": file})
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "adapter_model.bin").touch()
+    with pytest.raises(ModelNotFoundError, match=r"there is adapter_model\.bin, but pickles are not read"):
+        AdaptedWorld(plain_world, {"a": tmp_path / "pickled"})
     folder = peft_folder(tmp_path / "loha", pairs_of(saved[2]["crayon"]), peft_type="LOHA")
     with pytest.raises(ModelNotFoundError, match="LOHA: only LoRA and DoRA are applied"):
         AdaptedWorld(plain_world, {"a": folder})

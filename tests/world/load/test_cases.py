@@ -287,6 +287,20 @@ def packed(names: tuple[str, ...]) -> Change:
     return edited(WEIGHTS, change)
 
 
+def beside_first(more: Mapping[str, Tensor]) -> Change:
+    """More tensors beside the first matrix."""
+
+    def change(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        owner = next(name for name in found if name.endswith(".weight")).removesuffix("weight")
+        return found | {owner + name: tensor for name, tensor in more.items()}
+
+    return edited(WEIGHTS, change)
+
+
+def edited_after(first: Change, change: Callable[[str, Tensor], Tensor]) -> Change:
+    return both(first, edited(WEIGHTS, lambda found: {name: change(name, tensor) for name, tensor in found.items()}))
+
+
 def untold(token: str) -> Change:
     """A tokenizer that calls a token something else."""
 
@@ -351,7 +365,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
         f"{base}: a part of {file} that was never written, {'a hole' if hole else 'zeros'}": (
             base,
             unwritten(file, hole=hole),
-            f"{file.replace('.', '[.]')} is damaged: {'[0-9]+ of its [0-9]+' if hole else 'its last 65536'} bytes",
+            f"{file.replace('.', '[.]')} is damaged: its bytes [0-9]+ to [0-9]+ of [0-9]+ were never written",
         )
         for hole in (False, True)
         for base, file in (
@@ -445,6 +459,61 @@ CASES: dict[str, tuple[str, Change, str]] = {
         configured("tokenizer/tokenizer_config.json", model_max_length="x"),
         "tokenizer cannot be loaded: '>' not supported",
     ),
+    # Of every system and tool that puts files beside the model's.
+    "files of macOS": (
+        "predict2.5",
+        both(
+            *(written(file, b"\0\5\26\7") for file in ("transformer/._config.json", "._model_index.json")),
+            *(written(f"{part}/._x.json", b"\0\5\26\7") for part in ("tokenizer", "scheduler", "vae")),
+            written("transformer/._diffusion_pytorch_model.safetensors", b"\0\5"),
+        ),
+        SAME,
+    ),
+    "files of macOS in Wan's": (
+        "wan",
+        both(*(written(f"{part}/._x.json", b"\0\5\26\7") for part in ("tokenizer", "scheduler", "text_encoder"))),
+        SAME,
+    ),
+    "a damaged file of a trainer": ("predict2.5", written("transformer/trainer_state.json", b"{"), SAME),
+    "pickles beside": ("predict2.5", written("transformer/diffusion_pytorch_model.bin", b"x"), SAME),
+    "a list of pickles beside": ("wan", written(f"transformer/{INDEX.replace('safetensors', 'bin')}", b"{}"), SAME),
+    "an averaged part": (
+        "wan",
+        lambda folder: shutil.copytree(folder / "transformer", folder / "transformer_ema"),
+        SAME,
+    ),
+    "the other library's name alone": ("predict2.5", renamed(WEIGHTS, "transformer/model.safetensors"), SAME),
+    "diffusers' name of a text encoder": (
+        "wan",
+        renamed(TEXT, "text_encoder/diffusion_pytorch_model.safetensors"),
+        SAME,
+    ),
+    "an index of half of its tensors": (
+        "predict2.5",
+        both(
+            sharded(),
+            lambda folder: configured(f"transformer/{INDEX}", weight_map={"crossattn_proj.0.bias": SHARD})(folder),
+        ),
+        "its index says nothing of crossattn_proj",
+    ),
+    "a name of two lines": (
+        "predict2.5",
+        edited(WEIGHTS, lambda found: found | {"left\nover": torch.zeros(1)}),
+        r"no place for left\?over",
+    ),
+    "a name of any length": (
+        "predict2.5",
+        edited(WEIGHTS, lambda found: found | {"x" * 5000: torch.zeros(1)}),
+        "no place for x{200}$",
+    ),
+    "no words of T5": ("wan", removed("tokenizer/tokenizer.json"), "tokenizer is not a .* missing tokenizer.json"),
+    "words that are none": (
+        "wan",
+        both(removed("tokenizer/tokenizer.json"), written("tokenizer/spiece.model", b"x" * 99)),
+        r"tokenizer/spiece\.model cannot be loaded: .*could not parse",
+    ),
+    "a part in words": ("wan", configured("model_index.json", vae="AutoencoderKLWan"), "must be a list of a library"),
+    "a part of nothing": ("wan", configured("model_index.json", transformer=None), "names no transformer, which Wan"),
     # Configs that say something else than the weights.
     "a text encoder's config without a word": (
         "predict2.5",
@@ -957,6 +1026,35 @@ CASES: dict[str, tuple[str, Change, str]] = {
         )
         for value in (0.0, -1.0, float("inf"), float("nan"))
     },
+    "FP8 as ModelOpt exports it": (
+        "cosmos3",
+        both(
+            in_8_bits(beside=("input_scale",)),
+            configured(
+                "transformer/config.json",
+                quantization_config={"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}},
+            ),
+        ),
+        CLOSE,
+    ),
+    **{
+        f"quantized as {kind}": (base, beside_first({name: torch.ones(2, 2)}), f"are quantized as {kind} by .*: take")
+        for base, kind, name in (
+            ("cosmos3", "FP8 in blocks", "weight_scale_inv"),
+            ("cosmos3", "NVFP4", "weight_scale_2"),
+            ("predict2.5", "ComfyUI's own", "comfy_quant"),
+            ("predict2.5", "GPTQ, AWQ or Nunchaku", "qweight"),
+            ("wan", "bitsandbytes", "weight.quant_state.bitsandbytes__nf4"),
+            ("wan", "bitsandbytes", "SCB"),
+            ("predict1", "compressed-tensors", "weight_packed"),
+            ("ltx", "quanto or torchao", "weight._data"),
+        )
+    },
+    "FP8 with scales in whole numbers": (
+        "cosmos3",
+        edited_after(in_8_bits(), lambda name, tensor: tensor.int() if name.endswith("weight_scale") else tensor),
+        "weight_scale is stored as I32, which is not read as a scale",
+    ),
     "said to be FP8 and is not": ("cosmos3", modelopt(), "no weight has a scale"),
     "NVFP4": ("cosmos3", modelopt("NVFP4"), r"config\.json has a quantization_config of modelopt NVFP4"),
     "bitsandbytes": ("wan", modelopt("nf4", "bitsandbytes"), "quantization_config of bitsandbytes nf4"),
@@ -965,8 +1063,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
         configured("text_encoder/config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         r"text_encoder/config\.json has a quantization_config of gptq",
     ),
-    "packed by GPTQ": ("predict2.5", packed(("qweight", "qzeros", "scales", "g_idx")), "no place for .*qweight"),
-    "packed by compressed-tensors": ("predict2.5", packed(("weight_packed", "weight_shape")), "no place for .*packed"),
+    "packed by GPTQ": ("predict2.5", packed(("qweight", "qzeros", "scales", "g_idx")), "quantized as GPTQ.*qweight"),
+    "packed by compressed-tensors": ("predict2.5", packed(("weight_packed", "weight_shape")), "as compressed-tensors"),
     "whole numbers": ("predict2.5", first_as(torch.int8), rf"{Q}\.weight is stored as I8"),
     "whole numbers with scales": ("predict2.5", first_as(torch.int8, "weight_scale"), "is stored as I8"),
     "whole numbers under another name": (
@@ -975,7 +1073,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
         r"scale_shift_table is stored as torch\.int8",
     ),
     "complex numbers": ("predict2.5", first_as(torch.complex64), rf"{Q}\.weight is stored as C64, which is not read"),
-    "packed numbers": ("predict2.5", first_as(torch.uint8, "weight.absmax"), "is stored as U8"),
+    "packed numbers": ("predict2.5", first_as(torch.uint8, "weight.absmax"), "quantized as bitsandbytes by .*absmax"),
     "scales of what is not in 8 bits": (
         "predict2.5",
         first_as(torch.bfloat16, "weight_scale"),

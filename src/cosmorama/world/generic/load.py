@@ -91,9 +91,16 @@ def _built(folder: Path, options: LoadOptions) -> Any:
             given[name] = None if isinstance(index[name], list) else index[name]
             if isinstance(parameter.default, bool) and not isinstance(given[name], bool):
                 raise ModelNotFoundError(f"{folder / PIPELINE}: {name} is {given[name]!r}; it must be true or false")
+        is_part = parameter.default is REQUIRED or name in kind._optional_components
+        if is_part and not isinstance(index.get(name), list | None):
+            raise ModelNotFoundError(
+                f"{folder / PIPELINE}: {name} is {index[name]!r}; it must be a list of a library and a class"
+            )
         needed = parameter.default is REQUIRED and name not in ("self", "args", "kwargs", *kind._optional_components)
         if needed and given.get(name) is None:
             raise ModelNotFoundError(f"{folder / PIPELINE} names no {name}, which {kind.__name__} needs")
+    if all(given.get(name) is None for name in ("transformer", "unet", "transformer_2")):
+        raise ModelNotFoundError(f"{folder / PIPELINE} names no transformer, which {kind.__name__} needs")
     with told_of(folder):
         return kind(**{name: given[name] for name in inspect.signature(kind.__init__).parameters if name in given})
 

@@ -26,7 +26,7 @@ from cosmorama.world.load.quantize import quantize_blocks
 from cosmorama.world.load.read import check_small, first_line, read_json, some
 from cosmorama.world.load.weights import Place, Weights, assign, bounded, check_names, unused
 
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_parts(folder: Path, modules: tuple[str, ...], tokenizer: str, variant: str | None = None) -> None:
@@ -38,7 +38,7 @@ def check_parts(folder: Path, modules: tuple[str, ...], tokenizer: str, variant:
     missing = [file for part in modules for file in missing_of_part(folder, part, variant)]
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         missing.append("scheduler/scheduler_config.json")
-    if not any((folder / tokenizer / name).is_file() for name in _TOKENIZER_FILES):
+    if not _has_vocabulary(folder / tokenizer):
         missing.append(f"{tokenizer}/{_TOKENIZER_FILES[0]}")
     if missing:
         raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing)}")
@@ -87,16 +87,17 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+    for file in sorted(file for file in folder.glob("[!.]*") if file.is_file()):
         check_small(file)
-    if (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        with told_of(folder / "tokenizer.json"):
-            Tokenizer.from_file(str(folder / "tokenizer.json"))
+    _check_vocabulary_files(folder)
     with told_of(folder):
         # Code in the folder is never run; asked nothing, the library would ask whoever sits at the terminal.
-        tokenizer = (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except ValueError as error:
+            if _has_vocabulary(folder):
+                raise
+            raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {_TOKENIZER_FILES[0]}") from error
         tokenizer("a")
     if padded and tokenizer.pad_token is None:
         raise ModelNotFoundError(f"{folder} cannot be loaded: it has no pad_token, and prompts are filled up with it")
@@ -115,6 +116,32 @@ def load_tokenizer(
     if chat:
         _try_template(folder, tokenizer)
     return tokenizer
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _check_vocabulary_files(folder: Path) -> None:
+    """Refuse a tokenizer whose words cannot be read: its library would list all that it looked for.
+
+    Raises:
+        ModelNotFoundError: names the file.
+    """
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        with told_of(folder / "tokenizer.json"):
+            Tokenizer.from_file(str(folder / "tokenizer.json"))
+    elif (folder / "spiece.model").is_file():
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ModuleNotFoundError as error:
+            raise ModelNotFoundError(
+                f"{folder / 'spiece.model'} needs sentencepiece: pip install sentencepiece"
+            ) from error
+        with told_of(folder / "spiece.model"):
+            SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
 
 def check_vocabulary(folder: Path, tokenizer: Any, known: int) -> None:

@@ -174,7 +174,10 @@ def check_whole(folder: Path, variant: str | None = None) -> None:
         ModelNotFoundError: names the file, and says what is wrong with it and what to do.
     """
     for part in parts_of(folder):
+        whole = has_weights(part, variant)
         for file in sorted(part.iterdir()):
+            if file.name.startswith(".") or (whole and file.name != "config.json"):
+                continue  # not read; an index is when its shards are asked for
             if file.suffix in SMALL and not file.is_file():
                 raise ModelNotFoundError(
                     f"{file} is {'a link to a file that is not there' if file.is_symlink() else 'no file'}: download "
@@ -182,9 +185,10 @@ def check_whole(folder: Path, variant: str | None = None) -> None:
                 )
             if file.is_file() and file.suffix != ".safetensors":
                 check_small(file)
-        if has_weights(part, variant):
-            for file in {stored.file for stored in stored_tensors(part, variant).values()}:
-                check_written(file)
+        if whole:
+            tensors = stored_tensors(part, variant).values()
+            for file in {stored.file for stored in tensors}:
+                check_written(file, [stored for stored in tensors if stored.file == file])
 
 
 def check_variant(folder: Path, parts: Iterable[str], variant: str | None) -> None:
@@ -225,8 +229,8 @@ def instead_of(names: Collection[str]) -> str:
 
 
 def _names(folder: Path) -> set[str]:
-    try:
-        return {file.name for file in folder.iterdir() if file.is_file()}
+    try:  # hidden files are a system's own, as macOS puts a ._x beside every x on other disks
+        return {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
     except OSError:
         return set()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -22,10 +22,10 @@ _READ_HERE = ("/config.json", "scheduler_config.json", "chat_template.json", ".i
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER = 100_000_000
 """Bytes of a file's header: the format's own limit."""
+_PAGE, _PAGES = 4096, 32
+"""Bytes that are looked at in one place of a file, and in how many places."""
 _ZEROS = 2**16
-"""Bytes of nothing at the end of a file, in which trained weights are not."""
-_HOLES = 100
-"""A file is not whole of which more than one byte in so many was never written."""
+"""So many bytes of nothing in a row are not found among trained weights."""
 _BITS = {
     kind: bits
     for bits, kinds in {
@@ -50,11 +50,13 @@ class Stored:
         file: Where it is.
         dtype: In the words of the format: `BF16`, `F8_E4M3`, ...
         shape: Its sides.
+        start: Where in the file it begins.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
 
     @property
     def count(self) -> int:
@@ -90,8 +92,9 @@ def read_header(file: Path) -> dict[str, Stored]:
         tensors, end = {}, 0
         for name, entry in header.items():
             if name != "__metadata__":
-                stored = Stored(file, str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
                 first, last = entry["data_offsets"]
+                shape = tuple(int(side) for side in entry["shape"])
+                stored = Stored(file, str(entry["dtype"]), shape, 8 + length + int(first))
                 if stored.dtype in _BITS and (last - first) * 8 != stored.count * stored.bits:
                     raise damaged(file, f"{name} has not the bytes that its shape takes")
                 tensors[name], end = stored, max(end, int(last))
@@ -110,31 +113,72 @@ def read_header(file: Path) -> dict[str, Stored]:
     return tensors
 
 
-def check_written(file: Path) -> None:
+def check_written(file: Path, tensors: Collection[Stored]) -> None:
     """Refuse a file of which a part was never written: a download into reserved space that was broken off.
 
+    Zeros alone prove nothing: what was never trained is zero, and some file systems leave out zeros that were written.
+    Those fill tensors, or rows of them, from end to end; a download ends anywhere. A few pages are looked into, and all
+    places of which the file system says that there is nothing.
+
     Raises:
-        ModelNotFoundError: says how much of it is missing, at least.
+        ModelNotFoundError: says which part of it is missing.
     """
     with file.open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
-        opened.seek(max(size - _ZEROS, 0))
-        if size > 2 * _ZEROS and not any(opened.read()):
-            raise damaged(file, f"its last {_ZEROS} bytes were never written")
-        # Some file systems leave out zeros that were written; of trained weights that is next to nothing.
-        if _HOLES * (missing := _in_holes(opened, size)) > size:
-            raise damaged(file, f"{missing} of its {size} bytes were never written")
+        pages = {size * number // _PAGES for number in range(_PAGES)} | {size - _PAGE} | set(_holes(opened, size))
+        missing = end = 0
+        for page in sorted(pages):
+            if page < end:
+                continue
+            start, end = _zeros_around(opened, page, size)
+            if end - start < _ZEROS:
+                continue
+            missing += end - start
+            if 2 * missing > size or _tears(start, end, tensors):
+                raise damaged(file, f"its bytes {start} to {end} of {size} were never written")
 
 
-def _in_holes(opened: BinaryIO, size: int) -> int:
-    """Bytes of a file that its file system holds nothing of; 0 where it cannot tell."""
-    missing = place = 0
+def _holes(opened: BinaryIO, size: int) -> Iterator[int]:
+    """Where a file has nothing by what its file system says; none where that cannot tell."""
+    place = 0
     with suppress(OSError):
-        while (first := opened.seek(place, os.SEEK_HOLE)) < size:
-            missing += size - first
-            place = opened.seek(first, os.SEEK_DATA)  # fails where no more follows
-            missing -= size - place
-    return missing
+        while (place := opened.seek(place, os.SEEK_HOLE)) < size:
+            yield place
+            place = opened.seek(place, os.SEEK_DATA)  # fails where no more follows
+
+
+def _zeros_around(opened: BinaryIO, page: int, size: int) -> tuple[int, int]:
+    """The first and the last byte (exclusive) of the zeros that a page is in; both the same where it is not zero."""
+    opened.seek(max(page, 0))
+    if any(opened.read(_PAGE)):
+        return page, page
+    start = end = max(page, 0)
+    while start > 0:
+        before = max(start - _ZEROS, 0)
+        opened.seek(before)
+        left = len(opened.read(start - before).rstrip(b"\0"))
+        start = before + left
+        if left:
+            break
+    opened.seek(end)
+    while end < size:
+        data = opened.read(_ZEROS)
+        zeros = len(data) - len(data.lstrip(b"\0"))
+        end += zeros
+        if zeros < len(data):
+            break
+    return start, end
+
+
+def _tears(start: int, end: int, tensors: Collection[Stored]) -> bool:
+    """Whether zeros begin or end within a row of a tensor."""
+    for tensor in tensors:
+        size, row = max(tensor.bits // 8, 1), max(tensor.bits // 8, 1) * prod(tensor.shape[1:])
+        # The first bytes of a number may be zero, the last one hardly.
+        for edge in (-(-(start - tensor.start) // size) * size, (end - tensor.start) // size * size):
+            if 0 < edge < tensor.count * size and edge % row:
+                return True
+    return False
 
 
 def damaged(file: Path, why: str) -> ModelNotFoundError:
@@ -144,7 +188,7 @@ def damaged(file: Path, why: str) -> ModelNotFoundError:
 
 def some(names: Collection[str]) -> str:
     """The first three of some names, and how many more there are."""
-    shown = ", ".join(sorted(names)[:3])
+    shown = ", ".join("".join(c if c.isprintable() else "?" for c in name)[:200] for name in sorted(names)[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 

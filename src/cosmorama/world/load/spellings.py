@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cosmorama.errors import ModelNotFoundError
+from cosmorama.world.load.files import instead_of
 from cosmorama.world.load.read import read_header, read_json, some
 
 _PREFIXES = re.compile(
@@ -84,10 +85,22 @@ _TO_COSMOS_3 = (
     ("to_add_out", "o_proj_moe_gen"),
 )
 """The same for Cosmos3."""
+_OTHER_KINDS = {
+    "LoKr": r"\.lokr_",
+    "LoHa": r"\.hada_",
+    "OFT": r"\.b?oft_",
+    "IA3": r"\.ia3_l",
+    "VeRA": r"\.vera_lambda_|\bvera_[AB]$",
+    "AdaLoRA": r"\.lora_E\b|\.ranknum\b",
+    "GLoRA": r"\.[ab][12]\.weight$",
+    "LoCon with a third matrix": r"\.lora_mid\.",
+}
+"""Adapters that are no two matrices for each layer, by what their weights are called."""
 _CHANGE_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _MORE_THAN_MATRICES = (
     *("fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "kasa_config"),
-    *("arrow_config", "monteclora_config", "target_parameters", "trainable_token_indices"),
+    *("arrow_config", "monteclora_config", "target_parameters", "trainable_token_indices", "modules_to_save"),
+    "lora_bias",
 )
 """What PEFT's configs may ask for beside two matrices for each layer: another model, other places, other sums."""
 Shapes = Mapping[str, tuple[int, int]]
@@ -125,22 +138,36 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
         ModelNotFoundError: the file is none, is damaged, or has weights that have no place in the network; names them.
     """
     file = _file(name, path)
-    weights, config = _tensors(name, file), _config(file)
-    found, unknown = _sorted(weights, _aliases(layers))
+    weights = _tensors(name, file)
+    config = _config(file, alphas=any(key.endswith(".alpha") for key in weights))
+    found, paths, unknown = _sorted(weights, _aliases(layers))
     if unknown and convert is not None:
         try:
             converted = convert(dict(weights))
         except Exception:  # it knows other spellings, not this one  # noqa: BLE001
             converted = {}
-        again, left = _sorted(converted, _aliases(layers))
+        again, renamed, left = _sorted(converted, _aliases(layers))
         if converted and not left:
-            found, unknown = again, left
+            found, paths, unknown = again, renamed, left
+            if pattern := next((key for key in ("alpha_pattern", "rank_pattern") if config.get(key)), None):
+                raise ModelNotFoundError(
+                    f"the adapter {name} ({file.name}): its {pattern} is in names of another code than diffusers': "
+                    "save it with diffusers"
+                )
     if unknown:
+        for kind, pattern in _OTHER_KINDS.items():
+            if any(re.search(pattern, key) for key in unknown):
+                raise ModelNotFoundError(
+                    f"the adapter {name} ({file.name}) is {kind} ({some(unknown)}): only LoRA and DoRA are applied"
+                )
         count = (
             f"{len(unknown)} of its {len(weights)} weights have no place in" if found else "none of its weights fits"
         )
         raise ModelNotFoundError(f"the adapter {name} ({file.name}): {count} this model: {some(unknown)}")
-    additions = {layer: _addition(name, layer, parts, layers[layer], config) for layer, parts in found.items()}
+    additions = {
+        layer: _addition(name, layer, parts, layers[layer], _own(config, (layer, *_spellings(paths[layer]))))
+        for layer, parts in found.items()
+    }
     if not additions:
         raise ModelNotFoundError(f"the adapter {name} ({file.name}) has no weights")
     if not any(each.magnitude is not None or (each.up.any() and each.down.any()) for each in additions.values()):
@@ -164,9 +191,12 @@ def _file(name: str, path: Path) -> Path:
         raise ModelNotFoundError(f"the adapter {name}: there is no {path}")
     usual = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
     named = [path / file for file in usual if (path / file).is_file()][:1]
-    files = [path] if path.is_file() else named or sorted(path.glob("*.safetensors"))
+    files = [path] if path.is_file() else named or sorted(path.glob("[!.]*.safetensors"))
     if len(files) != 1 or files[0].suffix != ".safetensors":
-        raise ModelNotFoundError(f"the adapter {name} must be one .safetensors file, or a folder with one: {path}")
+        there = "" if files else instead_of([file.name for file in path.iterdir()])
+        raise ModelNotFoundError(
+            f"the adapter {name} must be one .safetensors file, or a folder with one: {path}{there}"
+        )
     return files[0]
 
 
@@ -184,16 +214,24 @@ def _tensors(name: str, file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _config(file: Path) -> dict[str, Any]:
-    """What an adapter says of its scale: PEFT's file beside it, or diffusers' words in its header."""
+def _config(file: Path, *, alphas: bool) -> dict[str, Any]:
+    """What an adapter says of its scale: PEFT's file beside it, diffusers' words in its header, or kohya's there.
+
+    Args:
+        file: The adapter.
+        alphas: Whether its weights say the scale, too, which then holds where kohya's scripts wrote both.
+    """
     beside = file.with_name("adapter_config.json")
     if beside.is_file():
         config = {"lora_alpha": 8} | read_json(beside)  # PEFT's own, where nothing is said
-        if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        if str(config.get("peft_type") or "LORA").upper() != "LORA":
             raise ModelNotFoundError(f"{beside} is that of {config['peft_type']}: only LoRA and DoRA are applied")
         return _checked(beside, config)
     with safe_open(file, framework="pt") as opened:
-        said = (opened.metadata() or {}).get("lora_adapter_metadata") or "{}"
+        metadata = opened.metadata() or {}
+    said = metadata.get("lora_adapter_metadata")
+    if said is None:
+        return {} if alphas else _checked(file, _of_kohya(file, metadata))
     try:
         values = json.loads(said)
     except (ValueError, RecursionError):
@@ -203,17 +241,37 @@ def _config(file: Path) -> dict[str, Any]:
     return _checked(file, {key.removeprefix("transformer."): value for key, value in values.items()})
 
 
+def _of_kohya(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Rank and alpha as kohya's scripts write them into the header; 0 and None mean an alpha as large as the rank."""
+    found: dict[str, Any] = {}
+    for key, name in (("ss_network_dim", "r"), ("ss_network_alpha", "lora_alpha")):
+        value = metadata.get(key, "None")
+        if value in ("None", "Dynamic"):  # of a file in which each layer has its own
+            continue
+        try:
+            found[name] = int(number) if (number := float(value)).is_integer() else number
+        except ValueError:
+            raise ModelNotFoundError(f"{file}: {key} in its header is {value!r}; it must be a number") from None
+    if not found.get("lora_alpha"):
+        found.pop("lora_alpha", None)
+    return found
+
+
 def _checked(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Refuse what an adapter says of itself where that cannot be, or is not applied."""
-    patterns = config.get("alpha_pattern") or {}
-    alphas = {"lora_alpha": config.get("lora_alpha"), **(patterns if isinstance(patterns, dict) else {"": patterns})}
-    for name, value in alphas.items():
-        if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
-            raise ModelNotFoundError(f"{file}: {name or 'alpha_pattern'} is {value!r}; it must be a number")
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise ModelNotFoundError(f"{file}: {name!r} in alpha_pattern is no regular expression: {error}") from None
+    for usual, pattern in (("lora_alpha", "alpha_pattern"), ("r", "rank_pattern")):
+        patterns = config.get(pattern) or {}
+        numbers = {usual: config.get(usual), **(patterns if isinstance(patterns, dict) else {"": patterns})}
+        for name, value in numbers.items():
+            if value is not None and not _is_number(value):
+                raise ModelNotFoundError(f"{file}: {name or pattern} is {value!r}; it must be a number")
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ModelNotFoundError(f"{file}: {name!r} in {pattern} is no regular expression: {error}") from None
+    for name in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(name) or False, bool):
+            raise ModelNotFoundError(f"{file}: {name} is {config[name]!r}; it must be true or false")
     if str(begun := config.get("init_lora_weights")).startswith(_CHANGE_THE_MODEL):
         raise ModelNotFoundError(
             f"{file}: init_lora_weights is {begun!r}, which changes the model too: save a plain LoRA"
@@ -222,6 +280,10 @@ def _checked(file: Path, config: dict[str, Any]) -> dict[str, Any]:
         if config.get(name):
             raise ModelNotFoundError(f"{file}: {name} is set; only plain matrices of [rows, columns] are applied")
     return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _aliases(layers: Shapes) -> dict[str, str]:
@@ -246,28 +308,43 @@ def _respelt(layer: str, table: tuple[tuple[str, str], ...]) -> str:
     return name.strip(".")
 
 
-def _sorted(weights: Mapping[str, Tensor], aliases: Mapping[str, str]) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
-    """The weights by layer and by what they are there; and the names of those that have no place."""
+def _sorted(
+    weights: Mapping[str, Tensor], aliases: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, str], set[str]]:
+    """The weights by layer and by what they are there; what the file calls each layer; names that have no place."""
     found: dict[str, dict[str, Tensor]] = {}
+    paths: dict[str, str] = {}
     unknown = set()
     for key, tensor in weights.items():
         role = next(((role, match) for pattern, role in _ROLES if (match := pattern.search(key))), None)
-        layer = None if role is None else _layer(key[: role[1].start()], aliases)
+        path = "" if role is None else key[: role[1].start()]
+        layer = next((aliases[name] for name in _spellings(path) if name in aliases), None)
         if role is None or layer is None or role[0] in found.get(layer, {}):
             unknown.add(key)
         else:
             found.setdefault(layer, {})[role[0]] = tensor
-    return found, unknown
+            paths[layer] = path
+    return found, paths, unknown
 
 
-def _layer(path: str, aliases: Mapping[str, str]) -> str | None:
+def _spellings(path: str) -> Iterator[str]:
+    """What a layer is called in a file, and the same without one prefix after the other."""
     path = _WRAPPERS.sub("", path).replace(".processor.", ".")  # as diffusers once wrote them
-    while path not in aliases:
-        match = _PREFIXES.match(path) or _FLAT.match(path)
-        if match is None:
-            return None
+    yield path
+    while match := _PREFIXES.match(path) or _FLAT.match(path):
         path = path[match.end() :]
-    return aliases[path]
+        yield path
+
+
+def _own(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What a config says of one layer, which its patterns may call by any of these names."""
+    found = dict(config)
+    for usual, pattern in (("lora_alpha", "alpha_pattern"), ("r", "rank_pattern")):
+        for key, value in (config.get(pattern) or {}).items():
+            if any(re.match(rf"(.*\.)?({key})$", name) for name in names):  # as PEFT looks for them
+                found[usual] = value
+                break
+    return found
 
 
 def _addition(
@@ -293,12 +370,12 @@ def _addition(
             )
         magnitude = magnitude.reshape(rows)
     said = config.get("r")
-    if said is not None and said != len(down) and not config.get("rank_pattern"):
+    if said is not None and said != len(down):
         raise ModelNotFoundError(f"the adapter {name} says that its rank is {said!r}; that of {layer} is {len(down)}")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise ModelNotFoundError(f"the adapter {name}: the alpha of {layer} is {alpha.numel()} numbers, not one")
-    return Addition(down, up * _scale(layer, len(down), alpha, config), magnitude)
+    return Addition(down, up * _scale(len(down), alpha, config), magnitude)
 
 
 _PAIR = ("down", "up")
@@ -308,13 +385,11 @@ def _is_matrix(tensor: Tensor) -> bool:
     return tensor.ndim >= 2 and tensor.numel() == tensor.shape[0] * tensor.shape[1]
 
 
-def _scale(layer: str, rank: int, alpha: Tensor | None, config: Mapping[str, Any]) -> float:
+def _scale(rank: int, alpha: Tensor | None, config: Mapping[str, Any]) -> float:
     """The adapter's own: alpha over rank, or over its square root; 1 where nothing is said."""
     if alpha is not None:
         return float(alpha.reshape(-1)[0]) / rank
-    patterns = config.get("alpha_pattern") or {}
-    said = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), None)
-    said = config.get("lora_alpha") if said is None else said
+    said = config.get("lora_alpha")
     if said is None:
         return 1.0
     return float(said) / (rank**0.5 if config.get("use_rslora") else rank)

@@ -46,6 +46,17 @@ _UNUSED = {
     "UMT5EncoderModel": re.compile(r"decoder\.|lm_head\."),
 }
 """By the class of a module: names of tensors that its files may hold and that nothing here has a use for."""
+_OTHER_KINDS = {
+    "FP8 in blocks": r"\.weight_scale_inv$",
+    "NVFP4": r"\.weight_scale_2$",
+    "ComfyUI's own": r"\.comfy_quant$",
+    "GPTQ, AWQ or Nunchaku": r"\.qweight$",
+    "bitsandbytes": r"\.weight\.(absmax|quant_map|quant_state\.\w+)$|\.SCB$",
+    "compressed-tensors": r"\.weight_packed$",
+    "quanto or torchao": r"\.weight[.:]_\w+$",
+}
+"""Of quantized weights that are not read: what they are, by the names of what lies beside or in the place of them."""
+_INSTEAD = "which is not read: take the checkpoint in bfloat16, or in FP8 of ModelOpt"
 Place = Callable[[str], torch.device | str]
 
 
@@ -157,9 +168,15 @@ class Weights:
     def _check_types(self, quantized: str | None) -> None:
         if quantized not in (None, "modelopt FP8"):
             raise ModelNotFoundError(
-                f"{self.folder / 'config.json'} has a quantization_config of {quantized}, which is not read: take the "
-                "checkpoint in bfloat16, or in FP8 of ModelOpt"
+                f"{self.folder / 'config.json'} has a quantization_config of {quantized}, {_INSTEAD}"
             )
+        for name in self.stored:
+            for kind, pattern in _OTHER_KINDS.items():
+                if re.search(pattern, name):
+                    raise ModelNotFoundError(
+                        f"{self.folder} cannot be loaded: its weights are quantized as {kind} by {some([name])}, "
+                        f"{_INSTEAD}"
+                    )
         for name, stored in self.stored.items():
             owner, _, last = name.rpartition(".")
             if last in ("weight", "bias") and stored.dtype not in FLOATS | FLOAT8:
@@ -168,6 +185,11 @@ class Weights:
                 )
             if quantized and stored.dtype in FLOAT8 and name not in self._scales:
                 raise ModelNotFoundError(f"{self.folder} cannot be loaded: {name} is in FP8, but has no weight_scale")
+            if name in self._scales and (scale := self.stored[self._scales[name]]).dtype not in FLOATS:
+                raise ModelNotFoundError(
+                    f"{self.folder} cannot be loaded: {self._scales[name]} is stored as {scale.dtype}, which is not "
+                    "read as a scale"
+                )
             if name in self._scales and stored.dtype not in FLOAT8:
                 raise ModelNotFoundError(
                     f"{self.folder} cannot be loaded: {name} is stored as {stored.dtype}, but has "
@@ -290,6 +312,9 @@ def _quantized(config: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(asked, dict):
         return str(asked)
-    method = str(asked.get("quant_method") or asked.get("quant_library") or "an unknown method")
+    said, producer = asked.get("quantization"), asked.get("producer")  # as ModelOpt's own exports have it
+    asked = asked | (said if isinstance(said, dict) else {})
+    by = producer.get("name") if isinstance(producer, dict) else None
+    method = str(asked.get("quant_method") or asked.get("quant_library") or by or "an unknown method")
     kind = next((str(asked[key]) for key in ("quant_algo", "quant_type", "format") if asked.get(key)), "")
     return f"{method} {kind.upper() if kind.lower() == 'fp8' else kind}".strip()
