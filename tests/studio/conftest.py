@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
+from tests import needs
 from tests.serving import Running, running_server
 from tests.tiny import save_tiny
 
-CHROMIUM = os.environ.get("COSMORAMA_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
     "--headless",
     "--no-sandbox",
@@ -70,12 +68,11 @@ def studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
     """Headless Chromium with a profile of its own."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium (apt-get install chromium), or name one in COSMORAMA_CHROMIUM")
+    program = needs.chromium()
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"),
-            executable_path=CHROMIUM,
+            executable_path=program,
             args=list(ARGUMENTS),
             viewport={"width": 1440, "height": 900},
             reduced_motion="no-preference",
