@@ -10,6 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cosmorama.cli import app
@@ -191,3 +192,64 @@ def test_flags_of_loading_reach_the_model(tiny_checkpoint: Path, tmp_path: Path)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+BAD_FILES = {
+    "text.png": b"hello\n",
+    "empty.png": b"",
+    "clip.png": b"\0\0\0\x18ftypisom\0\0\0\0isommp42\0\0\0\x08free",
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_is_no_picture_is_told_with_its_name_before_a_model_is_loaded(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD_FILES[name])
+    unloadable = ("--model", str(tmp_path / "no-model"))
+    drive = str(tmp_path / "drive.json")
+    Path(drive).write_text('{"domain": 100, "values": [[0, 0, 0]]}')
+    asked = [
+        (("generate", "a", "--image", str(tmp_path / name), *unloadable, "-o", str(tmp_path / "a.mp4")), "--image"),
+        (("grid", "a", "--x", "seed=1,2", "--image", str(tmp_path / name), "-o", str(tmp_path / "g")), "--image"),
+        (("jobs", "submit", "a", "--image", str(tmp_path / name)), "--image"),
+        (
+            ("play", "a", "--image", str(tmp_path / name), "--actions", str(tmp_path / "drive.json"), *unloadable),
+            "--image",
+        ),
+    ]
+    if name != "clip.png":
+        for option, value in (("--video", ""), ("--control", "edge=")):
+            words = ("generate", "a", option, f"{value}{tmp_path / name}", *unloadable)
+            asked.append((words, option))
+    for words, option in asked:
+        result = cosmorama(*words)
+        assert result.exit_code == 2, (words, result.output)
+        assert f"cosmorama: {option} {tmp_path / name} is " in result.output, (words, result.output)
+
+
+def test_a_damaged_picture_is_told_once_it_was_decoded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(picture)
+    picture.write_bytes(picture.read_bytes()[:2000])
+    output = tmp_path / "a.mp4"
+    words = ("generate", "a ball", "--image", str(picture), "--model", str(tiny_checkpoint), "-o", str(output))
+    result = cosmorama(*words, *SMALL)
+    assert result.exit_code == 2, result.output
+    assert f"cosmorama: --image {picture} is damaged or cut off" in result.output
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_where_nothing_can_be_written_is_told_at_once_and_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name, said in (
+        ("/proc/a.mp4", "/proc/a.mp4 cannot be written: "),
+        (str(tmp_path / "file" / "a.mp4"), "a.mp4 cannot be written: "),
+        (f"{tmp_path}/{'a' * 300}.mp4", "cannot be written: File name too long"),
+        (str(tmp_path / "folder.mp4"), "folder.mp4 is a folder"),
+        ("", "--output: an empty text is not accepted"),
+    ):
+        result = cosmorama("generate", "a", "-o", name, "--force", "--model", str(tmp_path / "no-model"))
+        assert result.exit_code == 2, (name, result.output)
+        assert said in result.output, result.output
+        assert ".part" not in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.mp4"]

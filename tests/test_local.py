@@ -153,3 +153,8 @@ def test_a_picture_of_any_mode_is_taken(mode: str) -> None:
 def test_an_array_that_is_no_picture_is_named(model, array: np.ndarray) -> None:
     with pytest.raises(cosmorama.InvalidRequestError, match=r"image: .*expected an array of uint8, \[H, W, 3\]"):
         model.generate(image=array)
+
+
+@pytest.mark.parametrize("text", ["A" * 400, "~nobody-here/a", "a\0b"])
+def test_a_text_that_no_file_can_be_called_is_no_path(text: str) -> None:
+    assert image_source(text) == text

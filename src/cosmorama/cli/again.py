@@ -19,7 +19,7 @@ from cosmorama.cli.options import (
     file_to_write,
     needs_serve,
 )
-from cosmorama.cli.request import in_shell_words
+from cosmorama.cli.request import before_loading, in_shell_words
 from cosmorama.errors import InvalidRequestError, Problem
 
 FileArgument = Annotated[Path, typer.Argument(help="A clip: MP4, WebM, GIF, JPEG or ZIP.")]
@@ -96,16 +96,12 @@ def _here(body: dict[str, Any], model: str, path: Path) -> None:
     import cosmorama
     from cosmorama.api.dialects.native import to_request
     from cosmorama.client.bar import progress_bar
-    from cosmorama.media.source import located
 
-    request = located(to_request({name: value for name, value in body.items() if name != "dialect"}, quality=7))
-    with progress_bar(first="loading") as bar:
-        try:
-            cosmorama.load(model).generate_file(
-                request, path, on_progress=lambda progress: bar(progress.stage, progress.step, progress.total)
-            )
-        except InvalidRequestError as error:
-            raise in_shell_words(error) from None
+    request = before_loading(to_request({name: value for name, value in body.items() if name != "dialect"}, quality=7))
+    with progress_bar(first="loading") as bar, in_shell_words(request):
+        cosmorama.load(model).generate_file(
+            request, path, on_progress=lambda progress: bar(progress.stage, progress.step, progress.total)
+        )
 
 
 async def _on_server(body: dict[str, Any], path: Path, server: str, api_key: str | None, model: str | None) -> None:

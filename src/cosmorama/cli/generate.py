@@ -21,7 +21,6 @@ from cosmorama.cli.options import (
 )
 from cosmorama.cli.request import in_shell_words, takes_a_request
 from cosmorama.client.bar import progress_bar
-from cosmorama.errors import InvalidRequestError
 from cosmorama.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -116,17 +115,10 @@ def _here(model: str, loading: dict[str, Any], request: GenerationRequest, path:
 
         loaded = cosmorama.load(model, **loading)
         took_s = time.perf_counter() - started
-        # Under another name until it is whole.
-        part = path.with_name(f".{path.name}.part")
-        try:
+        with in_shell_words(request):
             outcome = loaded.generate_file(
-                request, part, on_progress=lambda progress: show(progress.stage, progress.step, progress.total)
+                request, path, on_progress=lambda progress: show(progress.stage, progress.step, progress.total)
             )
-            part.replace(path)
-        except InvalidRequestError as error:
-            raise in_shell_words(error) from None
-        finally:
-            part.unlink(missing_ok=True)
     return replace(outcome, timings={"load": took_s, **outcome.timings})
 
 
@@ -138,12 +130,11 @@ def _on_server(
     with Client(server, api_key=api_key) as client:
         job = client.submit(request, model=model)
         try:
-            job.wait(progress_bar=not quiet)
+            with in_shell_words(request):
+                job.wait(progress_bar=not quiet)
         except KeyboardInterrupt:
             job.cancel()
             raise
-        except InvalidRequestError as error:
-            raise in_shell_words(error) from None
         job.download(path, progress_bar=not quiet)
         result = job.status.result
         assert result is not None

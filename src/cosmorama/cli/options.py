@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,12 +45,18 @@ def file_to_write(path: Path | None, *, force: bool = False, default: str = "wor
         while path.exists() and not force:
             number += 1
             path = Path(default).with_stem(f"{Path(default).stem}-{number}")
-    if path.exists() and not force:
+    # Of os.path, which only says no to a name that the system does not take.
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"--output: {path} is a folder; expected a file name")
+    if os.path.exists(path) and not force:
         raise FileExistsError(f"{path} is there already; --force replaces it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trial = path.with_name(f".{path.name}.part")
-    trial.touch()
-    trial.unlink()
+    trial = path.with_name(f".{path.name}.{'0' * 30}.part")  # as long as what is written first
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise CosmoramaError(f"--output: {path} cannot be written: {error.strerror}") from None
     return path
 
 

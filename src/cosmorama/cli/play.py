@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cosmorama.cli.options import ForceOption, OutputOption, errors_for_people, file_to_write, needs_serve
-from cosmorama.cli.request import action_of_file, in_shell_words
-from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.media.source import media_source
+from cosmorama.cli.request import OptionError, action_of_file, before_loading, in_shell_words
+from cosmorama.errors import Problem
 from cosmorama.request import MAX_SEED, Action, ActionDomain, GenerationRequest
 
 if TYPE_CHECKING:
@@ -60,15 +59,13 @@ def play(
     with errors_for_people(), needs_serve():
         path = file_to_write(output, force=force)
         if actions is None and not sys.stdin.isatty():
-            raise in_shell_words(InvalidRequestError(Problem("actions", None, "a file, where no terminal is")))
+            raise OptionError(Problem("actions", None, "a file, where no terminal is"))
         given = None if actions is None else action_of_file(actions)
+        request = before_loading(GenerationRequest(prompt=prompt, image=image, seed=seed, width=640, height=352))
         import cosmorama
 
         loaded = cosmorama.load(model, threads=threads)
-        request = GenerationRequest(
-            prompt=prompt, image=None if image is None else media_source(image), seed=seed, width=640, height=352
-        )
-        try:
+        with in_shell_words(request):
             if given is None:
                 domain, request, session = _session(loaded, request)
                 with _terminal() as keys:
@@ -76,8 +73,6 @@ def play(
                 given = Action(domain.id, values or (STANDING,), steps=max(1, len(values)))
             typer.echo(f"{given.steps + 1} frames")
             outcome = loaded.generate_file(replace(request, action=given), path)
-        except InvalidRequestError as error:
-            raise in_shell_words(error) from None
         beside = path.with_suffix(".actions.json")
         beside.write_text(json.dumps({"domain": given.domain, "values": given.values}) + "\n")
         typer.echo(f"{path}  seed {outcome.seed}\nactions: {beside}\nprompt: {outcome.prompt}")

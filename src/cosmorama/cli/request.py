@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from cosmorama.errors import InvalidRequestError, Problem
-from cosmorama.media.source import located, output_for
+from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
+from cosmorama.media.sniff import known_kind
+from cosmorama.media.source import located, map_media, output_for
 from cosmorama.request import (
     SOLVERS,
     Action,
@@ -21,6 +23,7 @@ from cosmorama.request import (
     Control,
     ControlKind,
     GenerationRequest,
+    MediaSource,
     Mode,
     Preset,
     Solver,
@@ -98,7 +101,7 @@ def clip_request(
     Raises:
         InvalidRequestError: what needs no model to be known as a mistake, under the names of the options.
     """
-    try:
+    with in_shell_words():
         width, height = (None, None) if size is None else _size(size)
         format_ = output_for(output, quality)
         if codec is not None:
@@ -134,11 +137,36 @@ def clip_request(
             vae_tiling=vae_tiling,
             output=format_,
         )
+    return before_loading(request)
+
+
+def before_loading(request: GenerationRequest) -> GenerationRequest:
+    """The request with its files as paths, and whatever is wrong with it that needs no model to be known.
+
+    Raises:
+        CosmoramaError: what is wrong, in the words of a shell.
+    """
+    with in_shell_words():
         request = located(request)
-        check(request)  # before a model is loaded for nothing
-    except InvalidRequestError as error:
-        raise in_shell_words(error) from None
+        check(request)
+    with in_shell_words(request):
+        map_media(request, _look_at)
     return request
+
+
+def _look_at(field: str, source: MediaSource) -> MediaSource:
+    """A file that is no picture or clip is told before a model is loaded; whoever decodes it looks closer.
+
+    Raises:
+        MediaError: it is none.
+    """
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(4096)
+        if not start:
+            raise MediaError(field, "is empty")
+        known_kind(start, field, picture=field == "image")
+    return source
 
 
 class OptionError(InvalidRequestError):
@@ -149,9 +177,20 @@ class OptionError(InvalidRequestError):
         self.args = ("; ".join(map(_shell_sentence, problems)),)
 
 
-def in_shell_words(error: InvalidRequestError) -> InvalidRequestError:
-    """The same error with options instead of fields."""
-    return OptionError(*error.problems) if error.problems else error
+@contextmanager
+def in_shell_words(request: GenerationRequest | None = None) -> Iterator[None]:
+    """Errors in it name options instead of fields, and of an input the file or address that `request` has for it."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise (OptionError(*error.problems) if error.problems else error) from None
+    except MediaError as error:
+        named: dict[str, MediaSource] = {}
+        if request is not None:
+            map_media(request, lambda field, source: named.setdefault(field, source))
+        source = named.get(error.field)
+        where = f" {_brief(str(source))}" if isinstance(source, (str, Path)) else ":"
+        raise CosmoramaError(f"{_option(error.field)}{where} {error.message}") from None
 
 
 def takes_a_request(command: Callable[..., None], *, into_folder: bool = False) -> Callable[..., None]:
@@ -189,16 +228,23 @@ _ARGUMENTS = ("prompt",)
 
 
 def _shell_sentence(problem: Problem) -> str:
-    first = problem.field.split(".")[0].split(" ")[0]
-    option = _OPTIONS.get(first, "--" + first.replace("_", "-"))
-    if first in ("controls", "adapters"):
-        option = option.removesuffix("s")
-    said = "a prompt" if first in _ARGUMENTS else option
+    said = _option(problem.field)
     accepted = problem.accepted.replace(", or null to draw one", "")
     if problem.value is None:
         return f"{said} is missing; expected {accepted}"
-    shown = str(problem.value)
-    return f"{said}: {shown if len(shown) <= 400 else shown[:300] + '...'} is not accepted; expected {accepted}"
+    return f"{said}: {_brief(str(problem.value))} is not accepted; expected {accepted}"
+
+
+def _option(field: str) -> str:
+    first = field.split(".", maxsplit=1)[0].split(" ", maxsplit=1)[0]
+    if first in _ARGUMENTS:
+        return "a prompt"
+    option = _OPTIONS.get(first, "--" + first.replace("_", "-"))
+    return option.removesuffix("s") if first in ("controls", "adapters") else option
+
+
+def _brief(text: str) -> str:
+    return (text if len(text) <= 400 else text[:300] + "...") or "an empty text"
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -161,7 +161,8 @@ class Engine:
         """
         self.submit("alone", request, output=output, on_progress=on_progress)
         while self.pending:
-            if not self.step():
+            # A step that could advance nothing may have ended what was wrong with its inputs: nobody wakes for that.
+            if not self.step() and self.pending:
                 self.wait()
         ((_, result),) = self.finished()
         if isinstance(result, CosmoramaError):

@@ -158,11 +158,11 @@ def media_source(value: object, field: str = "video") -> MediaSource:
         return Path(value)
     if not isinstance(value, (str, bytes)):
         raise InvalidRequestError(Problem(field, type(value).__name__, "a path, a URL, base64 text or bytes"))
-    if isinstance(value, str) and "://" not in value and not value.startswith("data:"):
-        path = Path(value).expanduser()
-        # Base64 of any real image is longer than a path may be.
-        if len(value) < 1024 and (path.exists() or path.suffix):
-            return path
+    # Base64 of any real image is longer than a path may be.
+    if isinstance(value, str) and "://" not in value and not value.startswith("data:") and len(value) < 1024:
+        path = os.path.expanduser(value)
+        if os.path.exists(path) or Path(path).suffix:  # of os.path, which only says no to what can be no name
+            return Path(path)
     return value
 
 
