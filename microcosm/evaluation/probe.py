@@ -43,6 +43,8 @@ ANSWERS: dict[str, int] = {
 }
 """What is asked of a frame, and how many answers there are; ahead is nothing (0) or an object of a color."""
 _NOISE = 0.06
+_APART = 8  # frames of drives
+_LEAST_AHEAD = 0.0005  # of a frame: 7 pixels
 _BATCH = 32
 _RATE = 3e-3
 P = TypeVar("P", bound=nn.Module)
@@ -248,8 +250,12 @@ class LabelledDrives:
 
     @classmethod
     def label(cls, frames: Frames, scenes: Sequence[Corridor]) -> LabelledDrives:
-        """Frames of drives."""
-        return cls(frames, torch.tensor([classes(scene) for scene in scenes]))
+        """Frames of drives; what has been passed, or is out of sight, is no longer ahead."""
+        answers = torch.tensor([classes(scene) for scene in scenes])
+        for row, shares in zip(answers, color_shares(frames), strict=True):
+            if row[-1] and shares[row[-1] - 1] < _LEAST_AHEAD:
+                row[-1] = 0
+        return cls(frames, answers)
 
     def loss(self, answers: Sequence[Tensor], rows: Tensor) -> Tensor:
         """See `Pictures`."""
@@ -293,25 +299,26 @@ def load_probe(probe: P, path: Path) -> tuple[P, dict[str, Any]]:
     return probe.eval(), state["accuracy"]
 
 
-def read_wide(kind: str, folder: Path, shards: slice) -> tuple[Frames, list[Any]]:
-    """The 16:9 pictures of some shards [N, h, w, 3], and their scenes."""
+def read_wide(kinds: Sequence[str], folder: Path, shards: slice) -> tuple[Frames, list[Any]]:
+    """The 16:9 pictures of some shards of splits [N, h, w, 3], of clips every eighth frame, and their scenes."""
     name = f"{SIZES[0][0]}x{SIZES[0][1]}"
     frames, scenes = [], []
-    for path in shard_paths(kind, folder)[shards]:
+    for path in (path for kind in kinds for path in shard_paths(kind, folder)[shards]):
         arrays, labels = read_shard(path)
-        frames.append(arrays[name][:, 0])
-        scenes += [label.scene for label in labels if label.array == name]
+        some = arrays[name][:, ::_APART]
+        frames.append(some.reshape(-1, *some.shape[2:]))
+        scenes += [label.scene for label in labels if label.array == name for _ in range(some.shape[1])]
     return np.concatenate(frames), scenes
 
 
 def teach(
-    probe: nn.Module, label: Callable[[Frames, list[Any]], Pictures], kind: str, data: Path, file: Path, steps: int
+    probe: nn.Module, label: Callable[[Frames, list[Any]], Pictures], kinds: str, data: Path, file: Path, steps: int
 ) -> None:
-    """Train a probe on twenty shards of a split, measure it on the last, rendered and decoded, and write it."""
+    """Train a probe on twenty shards of each split, measure it on the last, rendered and decoded, and write it."""
     torch.set_num_threads(1)
     vae = VideoAutoencoder.from_pretrained(file.parent / "vae")
-    train(probe, label(*read_wide(kind, data, slice(-21, -1))), vae, steps)
-    unseen = label(*read_wide(kind, data, slice(-1, None)))
+    train(probe, label(*read_wide(kinds.split(), data, slice(-21, -1))), vae, steps)
+    unseen = label(*read_wide(kinds.split(), data, slice(-1, None)))
     frames = to_input(unseen.frames)
     figures = {
         "rendered": accuracy(probe, frames, unseen),
@@ -331,7 +338,7 @@ def main(
     torch.manual_seed(seed)
     teach(Probe(), Labelled.label, "images", data, runs / FILE, steps)
     torch.manual_seed(seed)
-    teach(CorridorProbe(), LabelledDrives.label, "corridor-images", data, runs / CORRIDOR_FILE, steps)
+    teach(CorridorProbe(), LabelledDrives.label, "corridor-images drives", data, runs / CORRIDOR_FILE, steps)
 
 
 if __name__ == "__main__":
