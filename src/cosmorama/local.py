@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+from cosmorama.engine.embeddings import EmbeddingCache, Reader
 from cosmorama.engine.engine import Engine
 from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.prepare import Frames, Preparer
@@ -56,11 +57,12 @@ class Model:
         request = request_of(prompt, image=image, video=video, **knobs)
         report = on_progress or (lambda progress: None)
         prepared = self.preparer(resolve(request, self.capabilities), self.capabilities)
-        rollout = Rollout(self.world, prepared)
+        reader = Reader(EmbeddingCache(self.world.encode_text))
+        rollout = Rollout(self.world, prepared, reader)
         while not rollout.done:
             report(rollout.advance())
         report(Progress("done"))
-        return Generation(rollout)
+        return Generation(rollout, reader)
 
     def generate_file(
         self, request: GenerationRequest, output: Path, *, on_progress: ProgressCallback | None = None
@@ -94,8 +96,8 @@ def load_model(name: str, adapters: dict[str, Path], threads: int | None, **opti
 class Generation:
     """A sampled clip. Frames are decoded each time they are asked for, so a long clip is never held in memory."""
 
-    def __init__(self, rollout: Rollout) -> None:
-        self._rollout = rollout
+    def __init__(self, rollout: Rollout, reader: Reader) -> None:
+        self._rollout, self._reader = rollout, reader
 
     @property
     def request(self) -> ResolvedRequest:
@@ -105,7 +107,7 @@ class Generation:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was fitted, replaced, converted or ignored."""
-        return (*self.request.warnings, *self._rollout.prepared.warnings)
+        return (*self._rollout.warnings, *self._reader.told(self.prompt))
 
     @property
     def prompt(self) -> str:

@@ -51,6 +51,10 @@ class Reader:
         self.counts = {"text_cache_hits": 0, "text_cache_misses": 0, "prompt_tokens": 0}
         self.notes: dict[str, str] = {}
 
+    def told(self, prompt: str) -> tuple[str, ...]:
+        """What whoever sent the prompt is to be told of how it was read."""
+        return (*self.warnings, *([self.notes[prompt]] if prompt in self.notes else []))
+
     def __call__(self, prompt: str) -> TextEmbedding:
         """The embedding of `prompt`."""
         self.counts["text_cache_hits" if prompt in self._cache else "text_cache_misses"] += 1

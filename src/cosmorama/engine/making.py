@@ -62,8 +62,8 @@ class Maker:
             with timed(job, before.stage) as spent:
                 progress = job.rollout.advance()
             # What held steps take says nothing about evaluated ones.
-            if progress.share is not None and not job.request.reuse:
-                done = progress.share - (before.share or 0.0)
+            done = (progress.share or 0.0) - (before.share or 0.0)
+            if done > 0 and not job.request.reuse:
                 self._estimator.denoised(job.request, job.request.steps * done, spent())
             self._report(job, progress)
             self._preview(job, job.rollout, progress)
@@ -131,7 +131,6 @@ class Maker:
         assert request.seed is not None
         assert job.reader is not None
         reader, prompt = job.reader, rollout.prepared.prompt
-        notes = filter(None, [reader.notes.get(prompt)])
         frames = self._guardrails.frames_check
         shown = [] if frames is None else [Decision(frames, "frames", "altered" if job.altered else "passed")]
         return Outcome(
@@ -145,7 +144,7 @@ class Maker:
             timings=dict(job.timings),
             action=rollout.actions,
             counts={"steps": rollout.index, "evaluations": rollout.evaluations} | reader.counts | self._decisions(job),
-            warnings=(*request.warnings, *rollout.prepared.warnings, *reader.warnings, *notes),
+            warnings=(*rollout.warnings, *reader.told(prompt)),
             checks=(*job.checks, *shown),
         )
 

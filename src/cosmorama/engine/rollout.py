@@ -114,6 +114,12 @@ class Rollout:
         return self._latents
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was fitted, replaced, converted, ignored or done twice of the request."""
+        notes = () if self._sampling is None else self._sampling.notes
+        return (*self.prepared.request.warnings, *self.prepared.warnings, *notes)
+
+    @property
     def sampling(self) -> Sampling:
         """What the model keeps of this request, once it has begun."""
         if self._sampling is None:

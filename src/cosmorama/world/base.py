@@ -101,6 +101,11 @@ class Sampling:
         """Whether what `step` returns is clean as far as it goes, and can be looked at on the way."""
         return False
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever sent the request is to be told of how it was sampled."""
+        return ()
+
     def initial(self) -> Tensor:
         """The latents at the first level, drawn from the request's seed. Called once, before `denoise`."""
         raise NotImplementedError
@@ -158,6 +163,10 @@ class Relayed(Sampling):
     def draws(self) -> bool:
         """See `Sampling`, as all below."""
         return self.inner.draws
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.inner.notes
 
     def initial(self) -> Tensor:
         return self.inner.initial()

@@ -184,6 +184,37 @@ def test_a_still_from_text_is_drawn_again_and_the_clip_goes_on_from_that(tiny_ch
     assert begin(world, frames=1).refined(latents) is latents
 
 
+@pytest.mark.parametrize("frames", [1, 17])
+def test_a_still_that_does_not_show_what_its_prompt_names_is_sampled_again(
+    tiny_checkpoint: Path, tmp_path: Path, frames: int
+) -> None:
+    world = blending(tiny_checkpoint, tmp_path / "still", still_first=True)
+    world.still_refiner, world.mover = tiny_still_refiner(), tiny_mover()  # whatever it is, it is seen as these two
+    named, other = "a red ball next to a green cube", "a red ball next to a blue cube"
+
+    def made(prompt: str, steps: int = 12) -> Rollout:
+        request = replace(PLAIN, prompt=prompt, frames=frames, steps=steps)
+        rollout = Rollout(world, PreparedRequest(request, prompt, None))
+        while not rollout.done:
+            before = rollout.progress.share or 0.0
+            rollout.advance()
+            assert frames == 1 or (rollout.progress.share or 0.0) >= before
+        return rollout
+
+    after = 0 if frames == 1 else 1
+    for prompt, steps, stills in ((named, 12, 1), (other, 12, 3), (other, 11, 1), ("a red dragon", 12, 1)):
+        rollout = made(prompt, steps)
+        assert len(rollout.chunks) == stills + after
+        assert rollout.index == rollout.progress.total == steps * (stills + after)
+        assert len(list(rollout.sampling.notes)) == (stills > 1)
+        assert sum(map(len, rollout.decode())) == frames
+    three, again = made(other), made(other)
+    assert all(map(torch.equal, three.chunks, again.chunks))
+    assert not torch.equal(three.chunks[0], three.chunks[1])
+    assert not torch.equal(three.chunks[1], three.chunks[2])
+    assert "twice" in three.sampling.notes[0]
+
+
 def drawn(sampling: Sampling, latents: Tensor) -> Tensor:
     """A chunk that is drawn step by step."""
     for index in range(sampling.schedule.steps):

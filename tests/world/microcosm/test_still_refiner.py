@@ -17,6 +17,7 @@ from cosmorama.world.microcosm.layout import (
     agreed,
     is_sure,
     meetings,
+    names,
     nearest_first,
     plan,
     rays_of,
@@ -85,6 +86,18 @@ def test_which_objects_there_are_a_prompt_decides_where_such_ones_are_seen() -> 
     one = said_of((9, -9), [BALL, BALL], {"red": [0.9, 0.9]})
     assert torch.equal(agreed(one, [red, blue]), one)
     assert is_sure(agreed(one, [NamedObject("ball")])).all()
+
+
+def test_whether_a_layout_is_of_what_a_prompt_names() -> None:
+    seen = Layout.heard(said_of((9, 9), [CUBE, BALL], {"red": [0.9, 0.1], "blue": [0.1, 0.9]}))
+    red, blue = NamedObject("cube", "red"), NamedObject("ball", "blue")
+    assert names(seen, [red, blue])
+    assert names(seen, [blue, NamedObject("cube")])
+    for wanted in ([red], [red, red], [red, NamedObject("ball", "red")], [NamedObject("ball", "red"), blue], []):
+        assert not names(seen, wanted)
+    alone = Layout.heard(said_of((-9, 9), [CUBE, BALL], {"blue": [0.1, 0.9]}))
+    assert names(alone, [blue])
+    assert not names(alone, [red, blue])
 
 
 def test_the_mirror_image_of_a_layout_is_seen_mirrored() -> None:

@@ -123,6 +123,17 @@ def agreed(said: Tensor, wanted: Sequence[NamedObject]) -> Tensor:
     return torch.cat([decided.flatten()[None], view], dim=1)
 
 
+def names(layout: Layout, wanted: Sequence[NamedObject]) -> bool:
+    """Whether a layout's objects are those that are wanted, of any color where none is said, and no others."""
+    kinds = layout.objects[0, layout.objects[0, :, 0] > 0, 1 + len(OBJECT) :].split(list(map(len, KINDS)), dim=-1)
+    shapes, colors = ([kind[index] for index in part.argmax(-1)] for kind, part in zip(KINDS, kinds, strict=True))
+    seen = list(zip(shapes, colors, strict=True))
+    return len(seen) == len(wanted) and any(
+        all(one.shape == shape and one.color in (None, color) for one, (shape, color) in zip(order, seen, strict=True))
+        for order in permutations(wanted)
+    )
+
+
 def plan(layout: Layout, rows: int, columns: int) -> Tensor:
     """What is where in pictures of so many rows and columns, [B, `PLAN_CHANNELS`, rows, columns].
 

@@ -26,7 +26,7 @@ from cosmorama.world.microcosm.autoencoder import VideoAutoencoder, averaged_dow
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE, CorridorSampling, StillSampling, steered
 from cosmorama.world.microcosm.finder import Finder
-from cosmorama.world.microcosm.layout import Layout
+from cosmorama.world.microcosm.layout import Layout, names
 from cosmorama.world.microcosm.mover import Mover
 from cosmorama.world.microcosm.moving import MovedSampling, followed, wanted
 from cosmorama.world.microcosm.still_refiner import Recognised, StillRefiner
@@ -37,6 +37,11 @@ Prediction = Literal["sample", "velocity", "blend"]
 GuidanceMap = tuple[tuple[float, float], ...]
 
 _FEW_WORDS = "this model knows a few words only"
+_STILLS, _SURE_STEPS = 3, 12
+"""How often a still from text is sampled at most until it shows what its prompt names, and from how many steps on: with
+fewer it is for want of steps."""
+_ANOTHER = 0.4
+"""How much of what was left to do another still is."""
 _DETERMINED = 4
 """Latent frames after given ones that `noise_onward` is for; over as many more the noise grows to its full strength."""
 
@@ -254,6 +259,7 @@ class CosmosFlowSampling(StillSampling):
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
         self._texts, self._from_text = world.read(inputs, read), inputs.frames is None
+        self._others = 0  # stills before this one
         self._held: Tensor | None = None
         self._wanted = wanted(inputs.prompt)
         self.scene: Recognised | None = None
@@ -267,8 +273,37 @@ class CosmosFlowSampling(StillSampling):
 
     def _noise(self, frames: int) -> Tensor:
         assert self._request.seed is not None
-        noise = initial_noise(self._shape(frames), self._request.seed) * self.schedule.sigmas[0]
+        shape = self._shape(frames)
+        noise = initial_noise((1 + self._others, *shape[1:]), self._request.seed)[-1:] * self.schedule.sigmas[0]
         return noise if self._known is None else noise * self._strengths(noise.shape[2])
+
+    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
+        """Nothing is. After the last step of a still it is known whether there has to be another."""
+        if self._wanted and self._request.frames == 1 and index == self.schedule.steps - 1:
+            self.refined(denoised)
+            stills = 1 + self._others + self.misses
+            self.shares = (1 / stills,) * stills
+        return None
+
+    @property
+    def misses(self) -> bool:
+        """Whether the still that was refined last does not show the objects that its prompt names, and another may."""
+        if not self._wanted or self._request.steps < _SURE_STEPS or self._others + 1 == _STILLS:
+            return False
+        if self._world.still_refiner is None or not self._from_text:
+            return False
+        return self.scene is None or not names(self.scene.layout, self._wanted)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Sampling`."""
+        again = "once" if self._others == 1 else "twice"
+        return (f"the still was sampled {again} more: it did not show what the prompt names",) if self._others else ()
+
+    def next_chunk(self, latents: Tensor) -> Tensor:
+        """Noise for another still."""
+        self._others += 1
+        return self.initial()
 
     def _strengths(self, frames: int) -> Tensor:
         """How strong the first noise of each latent frame is, `[T, 1, 1]`, of what goes on from given frames."""
@@ -359,6 +394,8 @@ class CosmosFlowSampling(StillSampling):
         """Frames in chunks, uint8 `[t, height, width, 3]`."""
         height, width, autoencoder = self._request.height, self._request.width, self._world.autoencoder
         assert isinstance(autoencoder, SmallAutoencoder)
+        if chunk + 1 < len(self.shares):  # there is a better one
+            return
         for frames in self.shown(latents):
             yield autoencoder.enlarge(frames)[:, :height, :width]
 
@@ -384,10 +421,25 @@ class StillFirstSampling(Relayed):
         still_share = 0.5 if world.mover is not None and wanted(inputs.prompt) else 1 / (1 + count)
         self.shares = still_share, 1 - still_share
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Sampling`."""
+        return self._still.notes
+
+    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
+        """Nothing is."""
+        return None
+
     @torch.inference_mode()
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """Where the whole clip begins, which goes on from the still as it would from a given image."""
+        """Where the whole clip begins, which goes on from the still as it would from a given image; or another still,
+        if this one does not show what the prompt names.
+        """
         latents, scene = self._still.refined(latents), self._still.scene
+        if self._still.misses:
+            *done, left = self.shares
+            self.shares = *done, left * _ANOTHER, left * (1 - _ANOTHER)
+            return self._still.next_chunk(latents)
         if scene is not None and self._world.mover is not None:
             inputs, read = self._inputs, self._read
             self.inner = self._world.moved(scene, scene.layout, scene.still, inputs, read, sampled=True)
@@ -400,7 +452,7 @@ class StillFirstSampling(Relayed):
 
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
         """Frames of the clip, which the still is the first of."""
-        return self.inner.decode(latents) if chunk else iter(())
+        return self.inner.decode(latents) if chunk + 1 == len(self.shares) else iter(())
 
 
 def as_input(frames: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class Shared(Relayed):
         inner = self.inner
         self.schedule, self.guidance_weight, self.shares = inner.schedule, inner.guidance_weight, inner.shares
 
+    def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
+        renoised = self.inner.renoise(denoised, index)
+        self._follow()  # there may be a chunk more
+        return renoised
+
     def next_chunk(self, latents: Tensor) -> Tensor:
         tell(self._followers, Do(self._number, "next_chunk", latents.cpu()))
         first = self.inner.next_chunk(latents)
