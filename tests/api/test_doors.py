@@ -58,6 +58,36 @@ def test_an_empty_key_from_the_command_line_or_code_does_so_too(
     assert "the server cannot start: api_keys" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"database_url": "postgresql://me:secret@127.0.0.1:9/x"}, r"127.0.0.1.*refused.*COSMORAMA_DATABASE_URL"),
+        ({"database_url": "sqlite:///{tmp}/text"}, r"not a database.*COSMORAMA_DATABASE_URL"),
+        ({"database_url": "mysql://me:secret@127.0.0.1/x"}, "database_url: 'mysql' is not accepted"),
+        ({"database_url": "sqlite:////proc/none/x"}, "/proc/none"),
+        ({"artifacts": "s4://clips/worlds"}, "s4.*COSMORAMA_ARTIFACTS"),
+        ({"state_dir": "{tmp}/text"}, "File exists.*text"),
+    ],
+    ids=["refused", "no database", "driver", "folder", "scheme", "state"],
+)
+def test_stores_that_cannot_be_used_are_told_of_in_a_sentence(
+    settings: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "text").write_text("neither a folder nor a database" * 100)
+    monkeypatch.setattr("cosmorama.logs.configure", lambda *_: None)
+    given = {name: value.format(tmp=tmp_path) for name, value in settings.items()}
+    with pytest.raises(SystemExit) as ended:
+        server_module.serve(Settings.model_validate({"role": "api", "port": 0, "state_dir": tmp_path} | given))
+    assert ended.value.code == server_module.STARTUP_FAILED
+    assert re.search(f"the server cannot start: .*{said}", caplog.text)
+    assert "Traceback" not in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_keys_are_what_stands_behind_the_colon(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path, api_keys=("alice: mine ", "yours")) as server:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cosmorama.engine.outcome import Outcome
 from cosmorama.errors import StoreUnavailableError
@@ -106,3 +109,46 @@ def test_state_that_is_kept_elsewhere_is_as_private(tmp_path: Path) -> None:
         assert shared.stat().st_mode & 0o077
     finally:
         os.umask(old)
+
+
+def test_a_store_that_can_be_written_is_known(artifacts: Artifacts) -> None:
+    for _ in range(2):
+        artifacts.probe()
+    assert list(artifacts.jobs()) == []
+
+
+def test_a_bucket_that_is_not_there_cannot_be_written_and_is_named_by_its_store(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    artifacts = Artifacts("s3://to-come/worlds")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError) as told:
+            artifacts.probe()
+        assert "bucket does not exist" in told.value.logged
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("to-come")
+    artifacts.probe()
+    fs.rm("to-come", recursive=True)  # and it may go again
+    with pytest.raises(StoreUnavailableError):
+        artifacts.probe()
+
+
+def test_what_can_be_read_alone_is_found_out_by_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    artifacts, allowed = Artifacts(f"memory://{tmp_path.name}"), True
+    write = MemoryFileSystem.pipe_file
+
+    def guarded(self: MemoryFileSystem, path: str, value: bytes, **options: Any) -> None:
+        if not allowed:
+            raise PermissionError("Access Denied")
+        write(self, path, value, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", guarded)
+    artifacts.probe()
+    allowed = False
+    with pytest.raises(StoreUnavailableError):
+        artifacts.put("inputs/job/image", b"picture")
+    with pytest.raises(StoreUnavailableError) as told:
+        artifacts.probe()
+    assert "Access Denied" in told.value.logged

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -536,6 +537,49 @@ def test_jobs_of_a_dead_server_are_taken_over(look: str | None, tmp_path: Path) 
     run(life)
 
 
+@pytest.mark.parametrize("becomes", ["adopted", "recorded, and the answer lost", "begun anew"])
+def test_a_clip_that_was_published_while_the_database_was_away_is_removed_only_if_nobody_has_it(
+    becomes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosmorama.jobs.worker.RECORD_RETRY_S", 0.02)
+    settings = settings_in(tmp_path, lease_s=60)
+
+    async def life() -> None:
+        async with running(settings) as (one, _), running(settings) as (two, second):
+            second.ready = False
+            finish, away = one._store.finish, True
+
+            async def finish_while_away(*arguments: Any) -> Job | None:
+                if away and becomes.startswith("recorded"):
+                    await finish(*arguments)
+                if away:
+                    raise StoreUnavailableError("the job store cannot be used now")
+                return await finish(*arguments)
+
+            monkeypatch.setattr(one._store, "finish", finish_while_away)
+            job = await one.submit(REQUEST, dialect="p")
+            while one._artifacts.published(job.id, 1) is None:
+                await asyncio.sleep(0.01)
+            if not becomes.startswith("recorded"):
+                if becomes == "begun anew":  # it was not published yet when the other server looked
+                    monkeypatch.setattr(two._artifacts, "published", lambda *_: None)
+                await in_thread(end_leases)(two._store)
+                await two._dispatcher._expire()
+                assert (await two.get(job.id)).state == ("queued" if becomes == "begun anew" else "succeeded")
+            away = False
+            while job.id in one._runner.running or one._runner._background:
+                await asyncio.sleep(0.01)
+            second.ready = True
+            two._dispatcher.wake()
+            ended = await two.wait(job.id)
+            assert ended.state == "succeeded"
+            assert await content(two, job.id)
+            attempts = [folder.name for folder in (tmp_path / "artifacts" / "results" / job.id).iterdir()]
+            assert attempts == [str(ended.attempts)]
+
+    run(life)
+
+
 def end_leases(store: Store) -> None:
     """Let a lease have passed since everything that was last heard of."""
     with store.database.write() as connection:
@@ -652,13 +696,45 @@ def test_a_store_that_cannot_be_written_loses_no_clip_and_begins_nothing(
     run(life)
 
 
+def test_an_artifact_store_that_does_not_answer_costs_nobody_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosmorama.jobs.loops.PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr("cosmorama.jobs.loops.PROBE_S", 0.1)
+    answers, beats, heartbeat = threading.Event(), list[str](), Store.heartbeat
+
+    async def counted(self: Store, server: str) -> Any:
+        beats.append(server)
+        return await heartbeat(self, server)
+
+    monkeypatch.setattr(Artifacts, "probe", lambda _: answers.wait(60))
+    monkeypatch.setattr(Store, "heartbeat", counted)
+
+    async def life() -> None:
+        async with running(settings_in(tmp_path, lease_s=1)) as (jobs, _):
+            while "does not answer" not in (jobs.away or ""):
+                await asyncio.sleep(0.01)
+            before = len(beats)
+            with pytest.raises(StoreUnavailableError, match="does not answer"):
+                await jobs.submit(REQUEST, dialect="p")
+            while len(beats) < before + 2:
+                await asyncio.sleep(0.01)
+            answers.set()
+            while jobs.away is not None:
+                await asyncio.sleep(0.01)
+            assert (await jobs.wait((await jobs.submit(REQUEST, dialect="p")).id)).state == "succeeded"
+
+    run(life)
+
+
 async def _stuck(jobs: Jobs) -> str | None:
-    """A job whose clip waits for the store, if one was accepted before the store was found to be full."""
+    """A job that waits for the store, or its clip does, if it was accepted before the store was found to be full."""
     try:
         job = await jobs.submit(REQUEST, dialect="p")
     except StoreUnavailableError:
         return None
-    while not any(each.stuck for each in jobs._runner.running.values()):
+    runner = jobs._runner
+    while not any(each.stuck for each in runner.running.values()) and (runner.running or runner.unwritable is None):
         await asyncio.sleep(0.01)
     return job.id
 

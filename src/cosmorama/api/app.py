@@ -16,8 +16,8 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import ClassVar
 
@@ -26,6 +26,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cosmorama import __version__, logs
@@ -48,7 +49,7 @@ from cosmorama.api.openapi import complete
 from cosmorama.api.services import Services
 from cosmorama.engine.pool import ModelPool
 from cosmorama.engine.supervisor import Supervisor
-from cosmorama.errors import CosmoramaError
+from cosmorama.errors import CosmoramaError, StoreUnavailableError
 from cosmorama.jobs.channel import Observers
 from cosmorama.jobs.fleet import RemotePool
 from cosmorama.jobs.service import Jobs
@@ -91,12 +92,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         observers = Observers(metrics) if tracing is None else Observers(metrics, tracing)
-        jobs = Jobs(settings, supervisor, observer=observers)
+        with _told(app):
+            jobs = Jobs(settings, supervisor, observer=observers)
         metrics.queued = lambda: jobs.queued
         app.state.services = services = Services(settings, supervisor, metrics, jobs)
         app.state.writers = writers = infer.Writers(settings)
         try:
-            await jobs.start()
+            with _told(app):
+                await jobs.start()
             supervisor.on_ready = _announced(supervisor, settings)
             await supervisor.start()
             yield
@@ -148,6 +151,31 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Trace)
     app.openapi = complete(app.openapi, keys=bool(settings.api_keys))  # type: ignore[method-assign]
     return app
+
+
+@contextmanager
+def _told(app: FastAPI) -> Iterator[None]:
+    """Note why the server cannot start, where an operator can mend it: `_in_a_sentence` tells of that alone."""
+    try:
+        yield
+    except (CosmoramaError, OSError) as error:
+        app.state.cannot_start = error.logged if isinstance(error, StoreUnavailableError) else str(error)
+        raise
+
+
+def _in_a_sentence(app: FastAPI) -> ASGIApp:
+    """The application; of a start that fails for a known reason the log has that reason instead of a traceback."""
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        async def shortened(message: Message) -> None:
+            why = getattr(app.state, "cannot_start", None)
+            if message["type"] == "lifespan.startup.failed" and why is not None:
+                message = {**message, "message": f"the server cannot start: {why}"}
+            await send(message)
+
+        await app(scope, receive, shortened if scope["type"] == "lifespan" else send)
+
+    return told
 
 
 def pool_of(settings: Settings) -> ModelPool:
@@ -309,7 +337,7 @@ def serve(settings: Settings) -> None:
     # Beside a thread that computes (a large body, a page), each step of the event loop waits for so long.
     sys.setswitchinterval(SWITCH_S)
     config = uvicorn.Config(
-        app,
+        _in_a_sentence(app),
         host=settings.host,
         port=settings.port,
         # The other parser that is used where it is installed lets headers grow without limit.

@@ -423,6 +423,12 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql(begin)
 
 
+def first_line(error: Exception) -> str:
+    """What a driver says of an error, without the statement and all that SQLAlchemy adds to it."""
+    cause = getattr(error, "orig", None) or error
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
@@ -430,7 +436,6 @@ def _translated() -> Iterator[None]:
     except (DataError, IntegrityError, ProgrammingError, NotSupportedError):
         raise  # a fault of ours, which does not get better by waiting
     except (DBAPIError, PoolTimeoutError) as error:
-        cause = getattr(error, "orig", None) or error
-        detail = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        detail = first_line(error)
         full = " (its disk is full)" if re.search("disk is full|No space left", detail) else ""
         raise StoreUnavailableError(f"the job store cannot be used now{full}; try again later", detail) from error

@@ -40,6 +40,8 @@ from cosmorama.request import MediaSource, ResolvedRequest
 PROBE_BYTES = 1 << 16
 """What must find room for the store to count as one that can be written."""
 _RECORD = "record.json"
+_MARKER = "writable"
+"""What was written to see that a remote store can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,12 @@ class Artifacts:
 
     def __init__(self, location: str | Path) -> None:
         try:
-            self._fs, self._root = url_to_fs(str(location))
+            # What is there changes by the hands of other servers too.
+            self._fs, self._root = url_to_fs(str(location), use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise StoreUnavailableError(f"the artifact store cannot be used: {error}") from error
+            raise StoreUnavailableError(f"the artifact store cannot be used: {error} (COSMORAMA_ARTIFACTS)") from error
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._writable = False
         if self._local and not Path(self._root).exists():
             with suppress(OSError):  # the first probe says so
                 make_private(Path(self._root))
@@ -91,6 +95,7 @@ class Artifacts:
             else:
                 self._fs.pipe_file(self._full(key), data)
         except Exception as error:
+            self._writable = False
             raise _unavailable(error) from error
 
     def read(self, key: str) -> bytes:
@@ -124,6 +129,7 @@ class Artifacts:
                 _move(file, self._folder_for(key), durable)
             size = (target or file).stat().st_size
         except Exception as error:
+            self._writable = False
             raise _unavailable(error) from error
         made = Published(key, size, media_type, replace(outcome, path=Path(outcome.path.name)))
         if durable:
@@ -166,14 +172,16 @@ class Artifacts:
             raise _unavailable(error) from error
 
     def probe(self) -> None:
-        """See whether the store can be written now; of a remote one, only that it answers.
+        """See whether the store can be written now; of a remote one that could be, only that it is still there.
 
         Raises:
             StoreUnavailableError: it cannot.
         """
         try:
             if not self._local:
-                self._fs.exists(self._root)
+                if not self._writable or not self._fs.exists(self._full(_MARKER)):
+                    self._fs.pipe_file(self._full(_MARKER), bytes(PROBE_BYTES))
+                self._writable = True
                 return
             root = Path(self._root)
             root.mkdir(parents=True, exist_ok=True)
@@ -181,6 +189,7 @@ class Artifacts:
                 file.write(bytes(PROBE_BYTES))
                 file.flush()
         except Exception as error:
+            self._writable = False
             raise _unavailable(error) from error
 
     def remove_attempt(self, job_id: str, attempt: int) -> None:

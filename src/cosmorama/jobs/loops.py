@@ -36,10 +36,12 @@ CLAIM_FROM = 128
 """So many jobs are named in one claim: the first of them that no other server takes at that moment is got."""
 PROBE_EVERY_S = 5.0
 """How often it is seen whether the artifact store can be written."""
+PROBE_S = 10.0
+"""After so long without an answer it cannot."""
 
 
 class Dispatcher:
-    """Keeps a server's claims alive and its worker busy: claiming, heartbeat and clearing, each in a loop of its own.
+    """Keeps a server's claims alive and its worker busy: claiming, heartbeat, clearing and more, each in a loop.
 
     Attributes:
         away: Why nothing can be accepted or begun, in words: the database or the artifact store cannot be used.
@@ -76,7 +78,8 @@ class Dispatcher:
         self._woken = asyncio.Event()
         self._told: dict[Claim, Progress] = {}
         self._unknown_files: set[str] = set()
-        self._refresh_at = self._probe_at = 0.0
+        self._refresh_at = 0.0
+        self._probing: asyncio.Future[StoreUnavailableError | None] | None = None
         self._beat_now = asyncio.Event()
         # A claim that is in the store and not yet in `runner.running` looks to the heartbeat like one that was lost,
         # and to who cancels the job like one of another server.
@@ -97,6 +100,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._loop(self._claim, self._woken, TICK_S))
             loops.create_task(self._loop(self._heartbeat, self._beat_now, min(TICK_S, lease_s / 4)))
+            loops.create_task(self._loop(self._probe, asyncio.Event(), PROBE_EVERY_S))
             loops.create_task(self._loop(self._expire, asyncio.Event(), lease_s / 5))
             loops.create_task(self._loop(self._clear, asyncio.Event(), CLEAR_EVERY_S))
 
@@ -135,20 +139,31 @@ class Dispatcher:
         except StoreUnavailableError as error:
             self.away = str(error)
             raise
-        runner, now = self._runner, time.monotonic()
-        if now >= self._probe_at:
-            self._probe_at = now + PROBE_EVERY_S
-            was = runner.unwritable
-            try:
-                await asyncio.to_thread(self._artifacts.probe)
-                runner.unwritable = None
-            except StoreUnavailableError as error:
-                if was is None:
-                    log.error("%s; nothing is accepted or begun until it can", error.logged)
-                runner.unwritable = str(error)
-            if was is not None and runner.unwritable is None:
-                self.wake()
-        self.away = runner.unwritable
+        self.away = self._runner.unwritable
+
+    async def _probe(self) -> None:
+        """See whether the artifact store can be written; apart from the heartbeat, since it may not answer for long."""
+        runner, was = self._runner, self._runner.unwritable
+        if self._probing is None:
+            self._probing = asyncio.ensure_future(asyncio.to_thread(self._unwritable))
+        await asyncio.wait({self._probing}, timeout=PROBE_S)
+        error: StoreUnavailableError | None = StoreUnavailableError(
+            "the artifact store does not answer; try again later"
+        )
+        if self._probing.done():
+            error, self._probing = self._probing.result(), None
+        runner.unwritable = None if error is None else str(error)
+        if error is not None and was is None:
+            log.error("%s; nothing is accepted or begun until it can", error.logged)
+        elif error is None and was is not None:
+            self.wake()
+
+    def _unwritable(self) -> StoreUnavailableError | None:
+        try:
+            self._artifacts.probe()
+        except StoreUnavailableError as error:
+            return error
+        return None
 
     async def _renew(self) -> None:
         runner = self._runner

@@ -11,6 +11,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Unpack
 
+from sqlalchemy.exc import DBAPIError
+
 from cosmorama.engine.pool import ModelPool
 from cosmorama.errors import (
     CancelledError,
@@ -24,7 +26,7 @@ from cosmorama.errors import (
     StoreUnavailableError,
 )
 from cosmorama.jobs.channel import Channels, JobEvent, Observer, Observers, number, status
-from cosmorama.jobs.database import Database
+from cosmorama.jobs.database import Database, first_line
 from cosmorama.jobs.files import Artifacts, Content, TempDir, discard, media_of, place_media, restore_media, take_media
 from cosmorama.jobs.fleet import Fleet
 from cosmorama.jobs.loops import Dispatcher
@@ -119,10 +121,16 @@ class Jobs:
         """Open the store, and begin to work on what is in it.
 
         Raises:
-            StoreUnavailableError: the database is not there, or another version made it.
+            StoreUnavailableError: the database is not there, lets us do nothing, or another version made it.
         """
-        await self._store.create()
-        await self._fleet.start()
+        try:
+            await self._store.create()
+            await self._fleet.start()
+        except (StoreUnavailableError, DBAPIError) as error:
+            why = error.detail if isinstance(error, StoreUnavailableError) else first_line(error)
+            raise StoreUnavailableError(
+                f"the job store cannot be used: {why or error} (COSMORAMA_DATABASE_URL says where it is)"
+            ) from error
         self._supervisor.on_ready = self._on_ready
         self._dispatcher.alone = self._is_alone
         self._spawn(self._dispatcher.run())

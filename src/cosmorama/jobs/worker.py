@@ -16,6 +16,7 @@ from cosmorama.errors import (
     CancelledError,
     CosmoramaError,
     DeadlineExceededError,
+    JobNotFoundError,
     NotReadyError,
     StorageFullError,
     StoreUnavailableError,
@@ -241,12 +242,26 @@ class Runner:
         else:
             ended = await self._persist(lambda: self._store.finish(claim, finish))
             if ended is None and finish.state == "succeeded":  # it was somebody else's by then
-                with suppress(StoreUnavailableError):
-                    await asyncio.to_thread(self._artifacts.remove_attempt, claim.job_id, claim.attempt)
+                self._later(self._remove_unless_kept(claim, finish.result_key))
         if ended is not None:
             self.ended(ended)
             log.info("%s after %.1f s", ended.state, (ended.finished_at or 0) - ended.created_at)
         return ended
+
+    async def _remove_unless_kept(self, claim: Claim, key: str | None) -> None:
+        """Remove a clip that was published under a claim that is lost, unless it is the job's now: whoever took the job
+        over has found it, or it was recorded and the answer was lost."""
+        with suppress(StoreUnavailableError):
+            try:
+                while (job := await self._persist(lambda: self._store.get(claim.job_id))).state == "running":
+                    if job.attempts != claim.attempt:
+                        break
+                    await asyncio.sleep(RECORD_RETRY_S)  # whoever took it over is about to decide
+                kept = job.result is not None and job.result.key == key
+            except JobNotFoundError:
+                kept = False
+            if not kept:
+                await asyncio.to_thread(self._artifacts.remove_attempt, claim.job_id, claim.attempt)
 
     async def _discard(self, name: str, clip: Path) -> None:
         """Remove the folder that a clip was made in, once the worker, which writes into it, has let go of it."""
