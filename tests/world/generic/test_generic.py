@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ from cosmorama.progress import Progress
 from cosmorama.request import GenerationRequest, ResolvedRequest
 from cosmorama.resolve import resolve
 from cosmorama.world.generic.load import load
-from cosmorama.world.generic.pipeline import GenericWorld
+from cosmorama.world.generic.pipeline import FRAME_RATES, GenericWorld
 from cosmorama.world.load.options import ON_CPU
 from cosmorama.world.registry import load_world
 from tests.world import generic_checkpoints
@@ -95,10 +96,14 @@ def test_a_clip_is_the_one_that_diffusers_makes_with_the_same_seed(name: str, re
     assert not np.array_equal(frames(ours), diffusers_frames(world, generator=torch.Generator().manual_seed(4)))
 
 
-@pytest.mark.parametrize("name", ["allegro", "cogvideox", "hunyuan", "mochi", "wan_2_2", "wan_ti2v"])
-def test_other_pipelines_make_the_clip_that_diffusers_makes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("allegro", 15), ("cogvideox", 8), ("hunyuan", 24), ("mochi", 30), ("wan_2_2", 16), ("wan_ti2v", 24)],
+)
+def test_other_pipelines_make_the_clip_that_diffusers_makes(name: str, rate: int, tmp_path: Path) -> None:
     folder = getattr(generic_checkpoints, f"save_{name}")(tmp_path / name)
     world: Any = load_world(str(folder), device="cpu")
+    assert resolve(GenerationRequest(prompt="a ball"), world.capabilities).fps == rate
     step = world.capabilities.frames.multiple
     own = {} if world.capabilities.negative_prompts else {"negative_prompt": ""}
     ours = rollout(world, frames=step + 1, height=64, **own)
@@ -235,6 +240,7 @@ def test_the_pipelines_nature_is_told(wan: GenericWorld, ltx: GenericWorld) -> N
     assert wan.capabilities.modes == ("text2world",)
     assert wan.capabilities.size_multiple == 16
     assert wan.capabilities.frames.multiple == 4
+    assert wan.capabilities.defaults.fps == 16
     assert wan.capabilities.default_solver == "unipc"
     assert ltx.capabilities.default_solver == "euler"
     assert (ltx.capabilities.defaults.frames, ltx.capabilities.defaults.fps) == (161, 25)
@@ -252,6 +258,16 @@ def test_what_a_request_leaves_open_is_what_the_pipelines_own_call_uses(
     own = inspect.signature(type(world.pipeline).__call__).parameters["guidance_scale"].default
     theirs = diffusers_frames(world, num_inference_steps=2, negative_prompt=None, guidance_scale=own)
     assert np.array_equal(frames(ours), theirs)
+
+
+def test_every_pipeline_that_is_served_has_a_rate_of_its_own() -> None:
+    named = tuple(start for starts in FRAME_RATES.values() for start in starts)
+    for name in dir(diffusers):
+        if not name.endswith("Pipeline") or name.startswith(("Cosmos", "Modular", "I2VGenXL")):
+            continue
+        takes = inspect.signature(getattr(diffusers, name).__call__).parameters
+        if {"prompt", "num_frames"} <= takes.keys():
+            assert {"fps", "frame_rate"} & takes.keys() or name.startswith(named), name
 
 
 def test_what_a_pipelines_call_has_no_word_for_is_not_offered() -> None:

@@ -32,6 +32,15 @@ MAX_FRAMES = 257
 """Offered where the pipeline's own default is less: pipelines state no limit, their training and the memory do."""
 _SOLVERS: dict[str, Solver] = {"UniPC": "unipc", "DPMSolver": "dpmpp_2m"}
 """What the scheduler of a checkpoint is called here, by the beginning of its name; any other counts as Euler."""
+FRAME_RATES = {
+    8: ("AnimateDiff", "CogVideoX", "ConsisID", "EasyAnimate", "PIA", "TextToVideoSD"),
+    15: ("Allegro",),
+    16: ("AnyFlow", "ChronoEdit", "Wan"),
+    30: ("HunyuanVideoFramepack", "Mochi"),
+    24: ("Helios", "Hunyuan", "Kandinsky5", "LucyEdit", "MotifVideo", "SkyReelsV2"),
+}
+"""Frames per second that models were trained on and their pipelines have no word for, by the beginnings of their names;
+the first that fits holds."""
 REQUIRED = inspect.Parameter.empty
 
 
@@ -175,12 +184,24 @@ def _capabilities(pipeline: Any, name: str) -> Capabilities:
             width=width,
             height=height,
             frames=frames or 49,
-            fps=takes.get("frame_rate") or takes.get("fps") or 16,
+            fps=_frame_rate(pipeline, takes),
             steps=takes.get("num_inference_steps") or 50,
             guidance_scale=(takes["guidance_scale"] or 5.0) if guided else 1.0,
             negative_prompt=takes.get("negative_prompt") or "",
         ),
     )
+
+
+def _frame_rate(pipeline: Any, takes: dict[str, Any]) -> float:
+    """The frames per second that a pipeline makes where nothing else is asked for."""
+    if stated := takes.get("frame_rate") or takes.get("fps"):
+        return float(stated)
+    config = getattr(pipeline, "config", {})
+    if config.get("expand_timesteps"):  # Wan 2.2 of 5B, whose autoencoder is another one, too
+        return 24
+    if getattr(getattr(denoiser_of(pipeline), "config", None), "patch_size_t", None) and "CogVideoX" in _name(pipeline):
+        return 16  # version 1.5
+    return next((rate for rate, names in FRAME_RATES.items() if _name(pipeline).startswith(names)), 16)
 
 
 def _modes(pipeline: Any, takes: dict[str, Any]) -> tuple[Mode, ...]:
