@@ -25,6 +25,12 @@ def model(tiny_checkpoint: Path):
     return cosmorama.load(str(tiny_checkpoint))
 
 
+def test_python_is_told_how_a_prompt_was_read(model) -> None:
+    told = model.generate("please show me a shiny red ball that glides left", **SMALL).warnings
+    assert any("read as 'A red ball rolls to the left.'" in one for one in told)
+    assert len(model.generate("a dragon", **SMALL).warnings) == 1
+
+
 def test_generate_gives_frames_a_seed_and_a_file(model, tmp_path: Path) -> None:
     seen: list[Progress] = []
     clip = model.generate("a red ball falls", on_progress=seen.append, **SMALL)
