@@ -169,6 +169,33 @@ def test_what_cannot_be_had_is_told(name: str, said: str, home: Path) -> None:
         offline(name, home)
 
 
+def test_a_copy_that_is_not_whole_is_told_by_what_is_missing(made: dict[str, dict[str, bytes]], home: Path) -> None:
+    name = "nvidia/Cosmos3-Nano"
+    publish(home, name, "main", made["cosmos3"])
+    kept = home / "models--nvidia--Cosmos3-Nano"
+    snapshot = kept / "snapshots" / commit_of(name, "main")
+    assert offline(f"cosmos3-nano@{commit_of(name, 'main')}", home).capabilities.family == "cosmos3"
+    # A newer one came in half; the older can still be asked for.
+    publish(home, name, "newer", {key: data for key, data in made["cosmos3"].items() if not key.startswith("vae")})
+    (kept / "refs" / "main").write_text(commit_of(name, "newer"))
+    with pytest.raises(ModelNotFoundError, match=r"not a complete checkpoint: missing vae/config\.json"):
+        offline("cosmos3-nano", home)
+    assert offline(f"cosmos3-nano@{commit_of(name, 'main')}", home).capabilities.family == "cosmos3"
+    for content in (b"", b"\xff\xfe", b"../../..", b"f" * 40):
+        (kept / "refs" / "main").write_bytes(content)
+        with pytest.raises(ModelNotFoundError, match="no copy of it"):
+            offline("cosmos3-nano", home)
+    (kept / "refs" / "main").write_text(commit_of(name, "main") + "\n")
+    for file, said in (
+        ("transformer/diffusion_pytorch_model.safetensors", r"missing transformer/\*\.safetensors"),
+        ("vae/config.json", r"vae/config\.json is a link to a file that is not there"),
+        ("model_index.json", r"not whole: .*model_index\.json is a link .* cosmorama models rm cosmos3-nano"),
+    ):
+        (snapshot / file).resolve().unlink()
+        with pytest.raises(ModelNotFoundError, match=said):
+            offline("cosmos3-nano", home)
+
+
 def test_names_mean_revisions() -> None:
     def address(name: str) -> str:
         found = source_of(name)
@@ -182,6 +209,7 @@ def test_names_mean_revisions() -> None:
     for page in (
         "https://huggingface.co/nvidia/Cosmos3-Nano",
         "https://hf.co/nvidia/Cosmos3-Nano/",
+        "huggingface.co/nvidia/Cosmos3-Nano",
         "hf://nvidia/Cosmos3-Nano/",
     ):
         assert address(page) == "nvidia/Cosmos3-Nano"

@@ -344,7 +344,7 @@ def _local(repository: str, revision: str | None, cache: Path | None) -> Path | 
     """The folder of a revision in the cache, whole or not."""
     kept = _kept(repository, cache)
     reference = kept / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision or ""
+    commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision or ""
     folder = kept / "snapshots" / commit
     return folder if commit and "/" not in commit and folder.is_dir() else None
 
@@ -352,6 +352,11 @@ def _local(repository: str, revision: str | None, cache: Path | None) -> Path | 
 def _composed(source: Source, base: Path, nets: Mapping[str, Path]) -> Path:
     """A folder of links to a checkpoint's parts, named after its repository."""
     indexes = [name for name in INDEXES if (base / name).is_file()]
+    if not indexes and (gone := next((base / name for name in INDEXES if (base / name).is_symlink()), None)):
+        raise ModelNotFoundError(
+            f"the copy of {source.name} here is not whole: {gone} is a link to a file that is not there; remove it "
+            f"with cosmorama models rm {source.name} and pull it again"
+        )
     if not indexes:
         names = [str(file.relative_to(base)) for file in base.rglob("*") if file.is_file()]
         raise ModelNotFoundError(_no_pipeline(source, source.revision, names))

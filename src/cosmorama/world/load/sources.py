@@ -104,7 +104,7 @@ SOURCES: tuple[Source, ...] = (
 )
 """The published checkpoints that have a short name here, each where diffusers finds it."""
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)")
-_PAGE = re.compile(r"(hf:/|https?://(www\.)?(huggingface\.co|hf\.co))/")
+_PAGE = re.compile(r"(hf:/|(https?://)?(www\.)?(huggingface\.co|hf\.co))/")
 """Before the id of a repository, where the address of its page is given."""
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
 
