@@ -17,6 +17,7 @@ from pydantic import AliasChoices
 from cosmorama.api.metrics import Metrics
 from cosmorama.engine.pool import ModelPool
 from cosmorama.settings import Settings, read_settings
+from cosmorama.world.load.sources import source_of
 from tests import needs
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -38,6 +39,30 @@ UPSTREAM: dict[str, Any] = {
         {"name": "NIM_MODEL_VARIANT", "value": "nano"},
         {"name": "NIM_PERF_PROFILE", "value": "latency"},
         {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+    ],
+}
+# As the vendor's charts have them: objects by name, a choice of init containers, and names without effect here.
+OBJECTS: dict[str, Any] = {
+    "extraVolumes": {"models": {"emptyDir": {}}, "certs": {"secret": {"secretName": "certs"}}},
+    "extraVolumeMounts": {"models": {"mountPath": "/models"}, "certs": {"mountPath": "/certs", "readOnly": True}},
+    "initContainers": {"ngcInit": {}, "extraInit": [{"name": "first", "image": "busybox:1"}]},
+    "persistence": {
+        "enabled": True,
+        "storageClass": "-",
+        "stsPersistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"},
+    },
+    "service": {"name": "worlds", "labels": {"team": "worlds"}, "openaiPort": 8000},
+    "model": {"labels": {"tier": "gpu"}, "ngcAPIKey": "nvapi"},
+    "livenessProbe": {"method": "http", "initialDelaySeconds": 15, "successThreshold": 1},
+    "metrics": {"enabled": True},
+    "multiNode": {"enabled": False, "workers": 1},
+    "fullnameOverride": "cosmos",
+    "ingress": {"enabled": True, "hosts": [{"host": "a.example", "paths": [{"path": "/", "serviceType": "openai"}]}]},
+    "env": [
+        {"name": "NIM_MODEL_VARIANT", "value": "super-i2v-4step"},
+        {"name": "NIM_LOG_LEVEL", "value": "DEBUG"},
+        {"name": "NIM_LOGGING_JSONL", "value": "0"},
+        {"name": "HF_TOKEN", "value": "hf"},
     ],
 }
 EVERYTHING: dict[str, Any] = SHARED | {
@@ -72,14 +97,19 @@ EVERYTHING: dict[str, Any] = SHARED | {
 }
 
 
-def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The manifests that Helm makes of the chart."""
+def texts(values: dict[str, Any]) -> dict[str, str]:
+    """What Helm makes of the chart's files."""
     helm = pytest.importorskip("helm_python", reason="pip install helm-python-sdk")
     with helm.Chart.load(CHART) as chart:
-        templates = chart.render(values, name="cosmos3", namespace="worlds")
+        found: dict[str, str] = chart.render(values, name="cosmos3", namespace="worlds")
+    return found
+
+
+def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The manifests that Helm makes of the chart."""
     return [
         manifest
-        for name, text in templates.items()
+        for name, text in texts(values).items()
         if name.endswith(".yaml")
         for manifest in yaml.safe_load_all(text)
         if manifest
@@ -108,14 +138,17 @@ def probed(workload: dict[str, Any]) -> set[str]:
     [
         {},
         UPSTREAM,
+        OBJECTS,
         EVERYTHING,
+        {"persistence": {"existingClaim": "models"}},
+        {"envFrom": [{"configMapRef": {"name": "settings"}}]},
         {"nfs": {"enabled": True, "server": "files", "path": "/models"}},
         {"hostPath": {"enabled": True, "path": "/models"}},
         {"persistence": {"enabled": True, "existingClaim": "models"}},
         SHARED | {"autoscaling": {"enabled": True, "metrics": [{"type": "External", "external": {
             "metric": {"name": "q"}, "target": {"type": "AverageValue", "averageValue": "2"}}}]}},
     ],
-    ids=["defaults", "upstream", "everything", "nfs", "hostPath", "existingClaim", "autoscaling"],
+    ids=["defaults", "upstream", "objects", "everything", "claim", "envFrom", "nfs", "hostPath", "existing", "scaled"],
 )  # fmt: skip
 def test_manifests_are_valid_kubernetes(values: dict[str, Any]) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate").validate
@@ -150,10 +183,72 @@ def test_a_values_file_of_the_container_carries_over() -> None:
         ({"model": {"name": "predict2.5-2b"}}, "predict2.5-2b"),
         ({"env": [{"name": "NIM_MODEL_PATH", "value": "hf://a/b"}]}, None),
         ({"env": [{"name": "COSMORAMA_MODELS", "value": "a=/a"}]}, None),
+        ({"envFrom": [{"configMapRef": {"name": "settings"}}]}, None),
+        *(
+            ({"env": [{"name": "NIM_MODEL_VARIANT", "value": variant}]}, f"cosmos3-{name}")
+            for variant, name in (
+                *((each, each) for each in ("edge", "nano", "super")),
+                *((f"super-t2i{end}", f"super-text2image{end}") for end in ("", "-4step")),
+                *((f"super-i2v{end}", f"super-image2video{end}") for end in ("", "-4step")),
+            )
+        ),
     ],
 )
 def test_which_model_is_served(values: dict[str, Any], model: str | None) -> None:
-    assert environment(one(rendered(values), "StatefulSet")).get("COSMORAMA_MODEL") == model
+    workload = one(rendered(values), "StatefulSet")
+    assert environment(workload).get("COSMORAMA_MODEL") == model
+    assert model in (None, "microcosm") or source_of(str(model)) is not None
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    assert container["resources"] == ({} if model == "microcosm" else {"limits": {"nvidia.com/gpu": 1}})
+
+
+def test_values_as_the_vendors_charts_have_them() -> None:
+    manifests = rendered(OBJECTS)
+    workload = one(manifests, "StatefulSet", "cosmos")
+    pod = workload["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {volume["name"] for volume in pod["volumes"]} >= {"models", "certs"}
+    assert {"name": "certs", "mountPath": "/certs", "readOnly": True} in container["volumeMounts"]
+    assert [each["name"] for each in pod["initContainers"]] == ["first"]
+    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Delete"}
+    assert workload["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == ""
+    assert workload["spec"]["template"]["metadata"]["labels"]["tier"] == "gpu"
+    assert one(manifests, "Service", "worlds")["metadata"]["labels"]["team"] == "worlds"
+    rule = one(manifests, "Ingress", "cosmos")["spec"]["rules"][0]["http"]["paths"][0]
+    assert rule["backend"]["service"]["name"] == "worlds"
+    assert container["livenessProbe"]["initialDelaySeconds"] == 15
+    told = environment(workload)
+    assert (told["NIM_LOG_LEVEL"], told["NIM_LOGGING_JSONL"], told["HF_TOKEN"]) == ("DEBUG", "0", "hf")
+    assert "COSMORAMA_LOG_FORMAT" not in told  # it would win
+
+
+def names_of(values: dict[str, Any], above: str = "") -> set[str]:
+    """The names of a file of values, `a.b` where they are in objects of which the chart knows every part."""
+    found = set()
+    for key, value in values.items():
+        name = above + key
+        if value and isinstance(value, dict) and not re.search("SecurityContext$|^fleet.api.resources$", name):
+            found |= names_of(value, f"{name}.")
+        else:
+            found.add(name)
+    return found
+
+
+def test_values_without_effect_are_told_of() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    numbers = ("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold")
+    probes = {f"{probe}Probe.{name}" for probe in ("startup", "liveness", "readiness") for name in numbers}
+    assert (CHART / "files" / "values.txt").read_text().split() == sorted(names_of(values) | probes)
+    for given, said in (
+        (EVERYTHING, None),
+        (UPSTREAM, None),
+        ({"podSecurityContext": {"supplementalGroups": [1]}, "resources": {"limits": {"cpu": 1}}}, None),
+        ({"replicacount": 4, "persistence": {"enable": True}}, "persistence.enable, replicacount"),
+        (OBJECTS, "livenessProbe.method, metrics.enabled, model.ngcAPIKey, multiNode, service.openaiPort"),
+    ):
+        notes = texts(given)["cosmorama/templates/NOTES.txt"]
+        found = re.search(r"no effect: (.*)\.", notes)
+        assert (found and found[1]) == said
 
 
 def test_a_fleet_answers_with_one_role_and_generates_with_the_other() -> None:
@@ -187,6 +282,20 @@ def test_a_fleet_answers_with_one_role_and_generates_with_the_other() -> None:
         ({"nfs": {"enabled": True}}, "nfs.server"),
         ({"nfs": {"enabled": True, "server": "a", "path": "/"}, "persistence": {"enabled": True}}, "enable one"),
         (SHARED | {"keda": {"enabled": True}, "autoscaling": {"enabled": True}}, "enable one"),
+        ({"nfs": {"enabled": True, "server": "a", "path": "/"}, "persistence": {"existingClaim": "x"}}, "enable one"),
+        *(
+            ({"env": [{"name": name, "value": value}]}, said)
+            for name, value, said in (
+                ("NIM_HTTP_API_PORT", "9000", "NIM_HTTP_API_PORT: set model.apiPort"),
+                ("COSMORAMA_PORT", "9000", "COSMORAMA_PORT: set model.apiPort"),
+                ("NIM_CACHE_PATH", "/x", "NIM_CACHE_PATH: set model.nimCache"),
+                ("NIM_MODEL_TYPE", "reasoner", "there is no reasoner"),
+                ("NIM_MODEL_VARIANT", "nano-droid", "nano-droid: known are edge, nano"),
+            )
+        ),
+        ({"image": {"repository": "nvcr.io/nim/nvidia/cosmos3"}}, "image.repository"),
+        ({"multiNode": {"enabled": True}}, "COSMORAMA_PARALLEL"),
+        ({"initContainers": {"ngcInit": {"imageName": "x"}}}, "initContainers.ngcInit"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], said: str) -> None:

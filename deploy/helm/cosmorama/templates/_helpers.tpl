@@ -1,5 +1,10 @@
 {{- define "cosmorama.fullname" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 63 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}{{ end }}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}{{ else if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 63 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{/* What clients reach. */}}
+{{- define "cosmorama.service" -}}
+{{ .Values.service.name | default (include "cosmorama.fullname" .) }}
 {{- end }}
 
 {{- define "cosmorama.labels" -}}
@@ -38,42 +43,81 @@ httpGet: {path: {{ $probe.path }}, port: http-api}
 {{- end }}
 {{- end }}
 
-{{- define "cosmorama.environment" -}}
-- {name: COSMORAMA_HOST, value: 0.0.0.0}
-- {name: COSMORAMA_PORT, value: {{ .Values.model.apiPort | quote }}}
-- {name: COSMORAMA_LOG_FORMAT, value: {{ ternary "json" "text" .Values.model.jsonLogging }}}
-- {name: NIM_LOG_LEVEL, value: {{ .Values.model.logLevel | quote }}}
-- {name: NIM_CACHE_PATH, value: {{ .Values.model.nimCache | quote }}}
-- {name: COSMORAMA_STATE_DIR, value: /var/lib/cosmorama}
-- {name: COSMORAMA_DRAIN_S, value: {{ .Values.drainSeconds | quote }}}
-{{- with .Values.artifacts.url }}
-- {name: COSMORAMA_ARTIFACTS, value: {{ . | quote }}}
-{{- end }}
-{{- with .Values.database.urlSecret }}
-- name: COSMORAMA_DATABASE_URL
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: COSMORAMA_DATABASE_URL}}
-{{- end }}
-{{- with .Values.apiKeys.secret }}
-- name: COSMORAMA_API_KEYS
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: COSMORAMA_API_KEYS}}
-{{- end }}
-{{- with .Values.model.ngcAPISecret }}
-- name: NGC_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: NGC_API_KEY, optional: true}}
-{{- end }}
-{{- with .Values.model.hfTokenSecret }}
-- name: HF_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: HF_TOKEN}}
-{{- end }}
+{{/* The names in `env`, each with its value as text, as JSON. */}}
+{{- define "cosmorama.given" -}}
 {{- $given := dict }}
-{{- range .Values.env }}{{ $_ := set $given .name (.value | default "") }}{{ end }}
-{{- if .Values.model.name }}
-- {name: COSMORAMA_MODEL, value: {{ .Values.model.name | quote }}}
-{{- else if not (or (hasKey $given "NIM_MODEL_PATH") (hasKey $given "COSMORAMA_MODEL") (hasKey $given "COSMORAMA_MODELS")) }}
-- {name: COSMORAMA_MODEL, value: {{ ternary (printf "cosmos3-%s" $given.NIM_MODEL_VARIANT) "microcosm" (hasKey $given "NIM_MODEL_VARIANT") | quote }}}
+{{- range .Values.env }}{{ $_ := set $given .name (.value | default "" | toString) }}{{ end }}
+{{- toJson $given }}
+{{- end }}
+
+{{/* The model's name: as it is set, else for the vendor's variant; nothing where `env` or `envFrom` have it. */}}
+{{- define "cosmorama.model" -}}
+{{- $given := include "cosmorama.given" . | fromJson }}
+{{- $variant := get $given "NIM_MODEL_VARIANT" }}
+{{- if .Values.model.name }}{{ .Values.model.name }}
+{{- else if or (hasKey $given "NIM_MODEL_PATH") (hasKey $given "COSMORAMA_MODEL") (hasKey $given "COSMORAMA_MODELS") }}
+{{- else if $variant }}cosmos3-{{ $variant | replace "t2i" "text2image" | replace "i2v" "image2video" }}
+{{- else if not .Values.envFrom }}microcosm
+{{- end }}
+{{- end }}
+
+{{- define "cosmorama.environment" -}}
+{{- $given := include "cosmorama.given" . | fromJson }}
+- {name: COSMORAMA_PORT, value: {{ .Values.model.apiPort | quote }}}
+- {name: NIM_CACHE_PATH, value: {{ .Values.model.nimCache | quote }}}
+{{- $ours := list
+  (list "COSMORAMA_HOST" "0.0.0.0")
+  (list "COSMORAMA_LOG_FORMAT" (ternary "json" "text" .Values.model.jsonLogging) "NIM_LOGGING_JSONL" "NIM_JSONL_LOGGING")
+  (list "NIM_LOG_LEVEL" .Values.model.logLevel "COSMORAMA_LOG_LEVEL")
+  (list "COSMORAMA_STATE_DIR" "/var/lib/cosmorama")
+  (list "COSMORAMA_DRAIN_S" .Values.drainSeconds)
+  (list "COSMORAMA_ARTIFACTS" .Values.artifacts.url)
+  (list "COSMORAMA_MODEL" (include "cosmorama.model" .)) }}
+{{- range $setting := $ours }}
+{{- $free := true }}{{/* `env` wins, by whichever of its names */}}
+{{- range without $setting (index $setting 1) }}{{ if hasKey $given . }}{{ $free = false }}{{ end }}{{ end }}
+{{- if and $free (index $setting 1) }}
+- {name: {{ index $setting 0 }}, value: {{ index $setting 1 | toString | quote }}}
+{{- end }}
+{{- end }}
+{{- $secrets := list
+  (list "COSMORAMA_DATABASE_URL" .Values.database.urlSecret false)
+  (list "COSMORAMA_API_KEYS" .Values.apiKeys.secret false)
+  (list "NGC_API_KEY" .Values.model.ngcAPISecret true)
+  (list "HF_TOKEN" .Values.model.hfTokenSecret false) }}
+{{- range $secrets }}
+{{- if and (index . 1) (not (hasKey $given (index . 0))) }}
+- name: {{ index . 0 }}
+  valueFrom: {secretKeyRef: {name: {{ index . 1 }}, key: {{ index . 0 }}{{ if index . 2 }}, optional: true{{ end }}}}
+{{- end }}
 {{- end }}
 {{- with .Values.env }}
 {{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* A list of things with names, which the vendor's charts also take as an object by name. */}}
+{{- define "cosmorama.named" -}}
+{{- if kindIs "map" . }}
+{{- range $name, $thing := . }}
+- {{ toYaml (merge (dict "name" $name) $thing) | nindent 2 | trim }}
+{{- end }}
+{{- else }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Which of some values nothing follows from: (list "" .Values known) */}}
+{{- define "cosmorama.ignored" -}}
+{{- $above := index . 0 }}
+{{- $known := index . 2 }}
+{{- range $key, $value := index . 1 }}
+{{- $name := printf "%s%s" $above $key }}
+{{- $beneath := printf "%s." $name }}
+{{- $parts := false }}
+{{- range $known }}{{ if hasPrefix $beneath . }}{{ $parts = true }}{{ end }}{{ end }}
+{{- if and $parts (kindIs "map" $value) }}{{ include "cosmorama.ignored" (list $beneath $value $known) }}
+{{- else if not (or $parts (has $name $known)) }}{{ $name }} {{ end }}
 {{- end }}
 {{- end }}
 
@@ -86,7 +130,7 @@ metadata:
   labels:
     {{- include "cosmorama.labels" . | nindent 4 }}
     app.kubernetes.io/component: {{ $role }}
-    {{- with .Values.podLabels }}{{ toYaml . | nindent 4 }}{{ end }}
+    {{- with merge (dict) .Values.podLabels .Values.model.labels }}{{ toYaml . | nindent 4 }}{{ end }}
   {{- with .Values.podAnnotations }}
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -120,7 +164,9 @@ spec:
   topologySpreadConstraints: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- end }}
-  {{- with .Values.initContainers }}
+  {{- $before := .Values.initContainers }}
+  {{- if kindIs "map" $before }}{{ $before = get $before "extraInit" }}{{ end }}
+  {{- with $before }}
   initContainers: {{- toYaml . | nindent 4 }}
   {{- end }}
   containers:
@@ -162,14 +208,15 @@ spec:
       {{- $ready := ternary (dict "path" .Values.livenessProbe.path) dict (eq $role "api") }}
       readinessProbe: {{- include "cosmorama.probe" (list (merge $ready .Values.readinessProbe)) | nindent 8 }}
       {{- end }}
-      resources: {{- toYaml (ternary .Values.fleet.api.resources .Values.resources (eq $role "api")) | nindent 8 }}
+      {{- $needed := ternary (dict) (dict "limits" (dict "nvidia.com/gpu" 1)) (eq (include "cosmorama.model" .) "microcosm") }}
+      resources: {{- toYaml (ternary .Values.fleet.api.resources (.Values.resources | default $needed) (eq $role "api")) | nindent 8 }}
       volumeMounts:
         - {name: state, mountPath: /var/lib/cosmorama}
         - {name: dshm, mountPath: /dev/shm}
         {{- if ne $role "api" }}
         - {name: model-store, mountPath: {{ .Values.model.nimCache }}}
         {{- end }}
-        {{- with .Values.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
+        {{- with .Values.extraVolumeMounts }}{{ include "cosmorama.named" . | trim | nindent 8 }}{{ end }}
   volumes:
     - {name: state, emptyDir: {}}
     - {name: dshm, emptyDir: {medium: Memory, sizeLimit: {{ .Values.sharedMemory.sizeLimit }}}}
@@ -180,7 +227,7 @@ spec:
     {{- else if .Values.hostPath.enabled }}
     - name: model-store
       hostPath: {path: {{ required "hostPath.path: which folder?" .Values.hostPath.path }}, type: DirectoryOrCreate}
-    {{- else if and .Values.persistence.enabled .Values.persistence.existingClaim }}
+    {{- else if .Values.persistence.existingClaim }}
     - name: model-store
       persistentVolumeClaim: {claimName: {{ .Values.persistence.existingClaim }}}
     {{- else if and .Values.persistence.enabled (not .Values.statefulSet.enabled) }}
@@ -190,21 +237,41 @@ spec:
     - {name: model-store, emptyDir: {}}
     {{- end }}
     {{- end }}
-    {{- with .Values.extraVolumes }}{{ toYaml . | nindent 4 }}{{ end }}
+    {{- with .Values.extraVolumes }}{{ include "cosmorama.named" . | trim | nindent 4 }}{{ end }}
 {{- end }}
 {{- end }}
 
 {{- define "cosmorama.checked" -}}
-{{- $stores := add (ternary 1 0 .Values.persistence.enabled) (ternary 1 0 .Values.nfs.enabled) (ternary 1 0 .Values.hostPath.enabled) }}
+{{- $kept := or .Values.persistence.enabled .Values.persistence.existingClaim }}
+{{- $stores := add (ternary 1 0 (not (not $kept))) (ternary 1 0 .Values.nfs.enabled) (ternary 1 0 .Values.hostPath.enabled) }}
 {{- if gt $stores 1 }}{{ fail "persistence, nfs, hostPath: enable one of them" }}{{ end }}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled }}{{ fail "autoscaling, keda: enable one of them" }}{{ end }}
+{{- $given := include "cosmorama.given" . | fromJson }}
+{{- range tuple "apiPort=COSMORAMA_PORT,NIM_HTTP_API_PORT,NIM_SERVER_PORT" "nimCache=COSMORAMA_CACHE_PATH,NIM_CACHE_PATH" }}
+{{- $value := splitList "=" . | first }}
+{{- range splitList "=" . | last | splitList "," }}
+{{- if hasKey $given . }}{{ fail (printf "env %s: set model.%s instead, which the chart needs to know too" . $value) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- if eq (get $given "NIM_MODEL_TYPE") "reasoner" }}{{ fail "env NIM_MODEL_TYPE: reasoner: there is no reasoner; only generator" }}{{ end }}
+{{- $variant := get $given "NIM_MODEL_VARIANT" }}
+{{- $model := include "cosmorama.model" . }}
+{{- $variants := list "edge" "nano" "super" "super-t2i" "super-i2v" "super-t2i-4step" "super-i2v-4step" }}
+{{- if and $variant (hasPrefix "cosmos3-" $model) (not .Values.model.name) (not (has $variant $variants)) }}
+{{- fail (printf "env NIM_MODEL_VARIANT: %s: known are %s; for another one set model.name" $variant (join ", " $variants)) }}
+{{- end }}
+{{- if contains "nvcr.io/nim/" .Values.image.repository }}
+{{- fail (printf "image.repository: %s: this chart starts Cosmorama's image, not the vendor's" .Values.image.repository) }}
+{{- end }}
+{{- with .Values.multiNode }}{{ if .enabled }}{{ fail "multiNode.enabled: a clip is made within one pod, on several GPUs with COSMORAMA_PARALLEL" }}{{ end }}{{ end }}
+{{- if and (kindIs "map" .Values.initContainers) .Values.initContainers.ngcInit }}
+{{- fail "initContainers.ngcInit: nothing is downloaded from NGC; a model comes from the hub or from a folder" }}
+{{- end }}
 {{- $several := or (gt (int .Values.replicaCount) 1) .Values.fleet.enabled .Values.autoscaling.enabled .Values.keda.enabled }}
-{{- $shared := dict }}
-{{- range .Values.env }}{{ $_ := set $shared .name true }}{{ end }}
-{{- if and $several (not .Values.database.urlSecret) (not (hasKey $shared "COSMORAMA_DATABASE_URL")) (not .Values.envFrom) }}
+{{- if and $several (not .Values.database.urlSecret) (not (hasKey $given "COSMORAMA_DATABASE_URL")) (not .Values.envFrom) }}
 {{- fail "database.urlSecret: several pods need a database that they share (a secret with COSMORAMA_DATABASE_URL)" }}
 {{- end }}
-{{- if and $several (not .Values.artifacts.url) (not (hasKey $shared "COSMORAMA_ARTIFACTS")) (not .Values.envFrom) }}
+{{- if and $several (not .Values.artifacts.url) (not (hasKey $given "COSMORAMA_ARTIFACTS")) (not .Values.envFrom) }}
 {{- fail "artifacts.url: several pods need a store of clips that they share, such as s3://bucket/prefix" }}
 {{- end }}
 {{- end }}
