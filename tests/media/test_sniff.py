@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,3 +77,28 @@ def test_kinds_that_need_a_closer_look(start: bytes, name: str) -> None:
 @given(st.binary(max_size=300) | st.binary(max_size=40).map(lambda rest: b"\x00\x00\x00\x20ftyp" + rest))
 def test_sniffing_never_fails(data: bytes) -> None:
     sniff(data)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\xff\x0a", "a JPEG XL picture"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+        (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+        (b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+        (b"8BPS\x00\x01", "a Photoshop document"),
+        (b"v/1\x01", "an OpenEXR picture"),
+        (b"\x00\x00\x00\x18ftypcrx ", "a camera's raw file"),
+        (b"II*\x00\x10\x00\x00\x00CR\x02\x00", "a camera's raw file"),
+        (HOSTILE["svg"], "an SVG drawing"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<svg>", "an SVG drawing"),
+        (b"\n <!DOCTYPE html><html>", "an HTML page"),
+        (HOSTILE["wav"], "a sound (WAV)"),
+        (HOSTILE["hls playlist"], "a playlist, not a clip"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the file itself"),
+    ],
+)
+def test_what_is_often_sent_and_not_read_is_refused_by_name(start: bytes, name: str) -> None:
+    for read in (read_image, partial(read_video, fps=24, frames=1)):
+        with pytest.raises(MediaError, match=f"is {re.escape(name)}"):
+            read(start + bytes(600), "image", width=32, height=32)

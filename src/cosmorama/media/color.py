@@ -44,6 +44,8 @@ _CHROMATICITIES: dict[int, Chromaticities] = {
     DCI_P3: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
     DISPLAY_P3: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.3127, 0.3290)),
 }
+ADOBE_RGB: Chromaticities = ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), (0.3127, 0.3290))
+ADOBE_RGB_POWER = 563 / 256
 _NAMES = {BT2020: "BT.2020", DCI_P3: "DCI-P3", DISPLAY_P3: "Display P3", PQ: "PQ", HLG: "HLG", _LINEAR: "linear light"}
 
 

@@ -10,8 +10,9 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from cosmorama.errors import MediaError
@@ -25,6 +26,7 @@ _SHORTEST_S = 0.02
 _DEFAULT_S = 0.1
 """What browsers show a frame for that asks for less than the shortest duration."""
 _USUAL_GAMMA = 0.45455
+_DNG_VERSION = 50706
 _VISIBLE = 3
 """Levels by which a conversion has to change a picture to be worth a word: most profiles are of sRGB itself."""
 
@@ -97,7 +99,8 @@ class AnimatedPicture:
         with _readable(self._field):
             picture = _open(self._data, self._name, self._field, self._limits)
         # The picture that an APNG shows where it does not move need not be part of what moves.
-        index = 1 if self._name == "PNG" and picture.info.get("default_image") else 0
+        index = first = 1 if self._name == "PNG" and picture.info.get("default_image") else 0
+        composed = self._apng() if self._name == "PNG" else None
         while True:
             with _readable(self._field):
                 try:
@@ -105,9 +108,19 @@ class AnimatedPicture:
                 except EOFError:
                     return
                 picture.load()
-            yield picture
+                shown = picture
+                if composed is not None:
+                    shown = Image.fromarray(next(composed).to_ndarray(format="rgba"))
+                    shown.info = {name: value for name, value in picture.info.items() if name != "transparency"}
+            yield shown
             index += 1
-            self._effort.check(index)
+            self._effort.check(index - first)
+
+    def _apng(self) -> Iterator[VideoFrame]:
+        """Its frames as FFmpeg composes them: Pillow lays half-transparent ones over each other wrongly."""
+        limit = {"max_pixels": str(self._limits.max_pixels)}
+        with av.open(io.BytesIO(self._data), format="apng", options=limit) as container:
+            yield from container.decode(video=0)
 
 
 def _open(data: bytes, name: str, field: str, limits: MediaLimits) -> Image.Image:
@@ -149,7 +162,10 @@ def _to_rgb(
     elif described is None and picture.info.get("srgb") is None:
         exponent = 1 / min(max(gamma, 0.1), 10) if gamma and abs(gamma - _USUAL_GAMMA) > 0.01 else None
         mixed = _chromaticities(picture)
-        if exponent or mixed:
+        if _is_adobe_rgb(picture):
+            words = "converted from Adobe RGB to sRGB"
+            shown = Image.fromarray(color.from_power(np.asarray(shown), color.ADOBE_RGB_POWER, color.ADOBE_RGB))
+        elif exponent or mixed:
             named = [f"a gamma of {gamma:g}"] if exponent else []
             words = f"converted from {' and '.join([*named, *(['other primaries'] if mixed else [])])} to sRGB"
             shown = Image.fromarray(color.from_power(np.asarray(shown), exponent, mixed))
@@ -186,6 +202,14 @@ def _chromaticities(picture: Image.Image) -> color.Chromaticities | None:
     return mixed if len(mixed) == 4 and color.are_others(mixed) else None
 
 
+def _is_adobe_rgb(picture: Image.Image) -> bool:
+    """Whether a camera says so by Exif's rules (DCF), which it does instead of a profile."""
+    exif = picture.getexif()
+    space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+    index = str(exif.get_ifd(ExifTags.IFD.Interop).get(1))
+    return space == 2 or (space == 0xFFFF and index.startswith("R03"))
+
+
 def _of_profile(picture: Image.Image, profile: bytes) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -207,6 +231,8 @@ def _check_tiff(data: bytes, field: str) -> None:
     file.seek(tags.next)
     tags.load(file)
     bits, kind, photometric = max(tags.get(258, (1,))), max(tags.get(339, (1,))), tags.get(262)
+    if _DNG_VERSION in tags or tags.get(254, 0) & 1:
+        raise MediaError(field, "is a camera's raw file, of which only its preview could be read; send JPEG or PNG")
     refused = {
         "CIE Lab": photometric in (8, 9, 10),
         f"{bits} bits per channel": bits not in (1, 2, 4, 8, 16, 32),

@@ -24,6 +24,36 @@ class Kind:
     name: str
 
 
+_UNREAD: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\x0a", "a JPEG XL picture"),
+    (4, b"JXL \r\n", "a JPEG XL picture"),
+    (4, b"jP  \r\n", "a JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"v/1\x01", "an OpenEXR picture"),
+    (0, b"#?R", "a Radiance HDR picture"),
+    (0, b"qoif", "a QOI picture"),
+    (0, b"\x00\x00\x01\x00", "an icon (ICO)"),
+    (0, b"DDS ", "a DDS texture"),
+    (0, b"II+\x00", "a BigTIFF picture"),
+    (0, b"MM\x00+", "a BigTIFF picture"),
+    (4, b"ftypcrx ", "a camera's raw file"),
+    (8, b"CR\x02\x00", "a camera's raw file"),
+    (0, b"FUJIFILMCCD-RAW", "a camera's raw file"),
+    (8, b"WAVE", "a sound (WAV)"),
+    (0, b"ID3", "a sound (MP3)"),
+    (0, b"\xff\xfb", "a sound (MP3)"),
+    (0, b"fLaC", "a sound (FLAC)"),
+    (0, b".RMF", "a RealMedia clip"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript document"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x1f\x8b", "compressed by gzip"),
+    (0, b"#EXTM3U", "a playlist, not a clip"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+)
+_UNREAD_TEXTS = ((b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<svg", "an SVG drawing"))
+"""What is often sent and not read, by its bytes at that place or its first tag, so that it can be called by name."""
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".mpg", ".mpeg")
 _PREFIXES: tuple[tuple[bytes, Kind], ...] = (
     (b"\x89PNG\r\n\x1a\n", Kind("picture", "PNG")),
@@ -99,12 +129,23 @@ def known_kind(data: bytes, field: str, *, picture: bool = False) -> Kind:
     Raises:
         MediaError: it is no picture or clip that can be read, or is a clip although it has to be a picture.
     """
+    if (unread := _unread(data)) is not None:
+        raise MediaError(field, f"is {unread}; send JPEG, PNG or WebP, or MP4 or WebM")
     kind = sniff(data)
     if picture and kind is not None and kind.what == "clip":
         raise MediaError(field, "is a video, not a picture; pass it where a video is taken")
     if kind is None:
         raise MediaError(field, "is not a picture or clip that can be read; send JPEG, PNG or WebP, or MP4 or WebM")
     return kind
+
+
+def _unread(data: bytes) -> str | None:
+    text = data[:1000].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    named = [what for at, start, what in _UNREAD if data.startswith(start, at)]
+    named += [
+        what for start, what in _UNREAD_TEXTS if text.startswith(start) or (text[:5] == b"<?xml" and start in text)
+    ]
+    return named[0] if named else None
 
 
 def _by_brand(data: bytes) -> Kind:
