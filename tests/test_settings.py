@@ -7,6 +7,7 @@ import os
 import runpy
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -171,3 +172,19 @@ def test_what_has_no_effect_is_told_safety_switches_loudest() -> None:
     assert "hunter2" not in texts
     off = notices(Settings(), {"NIM_ENABLE_SIGLIP_GUARDRAILS": "0"})
     assert [level for level, _ in off] == [logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"role": "worker"}, "COSMORAMA_DATABASE_URL is not set"),
+        ({"role": "api", "artifacts": "s3://clips"}, "COSMORAMA_DATABASE_URL is not set"),
+        ({"role": "api", "database_url": "postgresql:///x"}, "COSMORAMA_ARTIFACTS is not set"),
+        ({"role": "worker", "database_url": "postgresql:///x", "artifacts": "s3://clips"}, None),
+        ({}, None),
+    ],
+)
+def test_a_role_whose_stores_are_its_machines_own_says_so(settings: dict[str, Any], said: str | None) -> None:
+    told = [text for _, text in notices(Settings(**settings), {})]
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]

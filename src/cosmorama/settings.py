@@ -554,6 +554,15 @@ def notices(settings: Settings, environment: Mapping[str, str]) -> list[tuple[in
                 found.append((logging.WARNING, f"{name}{shown} has no effect: {why}"))
         elif name.startswith("COSMORAMA_") and not _SERVICE_LINK.fullmatch(name):
             found.append((logging.WARNING, f"{name} has no effect: there is no such setting{_meant(name, known)}"))
+    if settings.role in ("api", "worker") and (settings.database_url is None or settings.artifacts is None):
+        name, what = ("ARTIFACTS", "clips") if settings.database_url is not None else ("DATABASE_URL", "jobs")
+        found.append(
+            (
+                logging.WARNING,
+                f"COSMORAMA_{name} is not set: {what} are shared only with servers of this machine "
+                f"that have the same COSMORAMA_STATE_DIR, {settings.state_dir}",
+            )
+        )
     if environment.get("NIM_PRECISION", "").lower() == "fp8" and settings.dtype == "auto":
         found.append((logging.WARNING, "NIM_PRECISION=fp8: the type of the weights is the checkpoint's own"))
     return found

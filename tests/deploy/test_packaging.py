@@ -16,7 +16,7 @@ from pydantic import AliasChoices
 
 from cosmorama.api.metrics import Metrics
 from cosmorama.engine.pool import ModelPool
-from cosmorama.settings import Settings, read_settings
+from cosmorama.settings import WITHOUT_EFFECT, Settings, read_settings
 from cosmorama.world.load.sources import source_of
 from tests import needs
 
@@ -217,6 +217,8 @@ def test_values_as_the_vendors_charts_have_them() -> None:
     rule = one(manifests, "Ingress", "cosmos")["spec"]["rules"][0]["http"]["paths"][0]
     assert rule["backend"]["service"]["name"] == "worlds"
     assert container["livenessProbe"]["initialDelaySeconds"] == 15
+    # A server without keys answers under no other names than these, and those without a dot.
+    assert environment(workload)["COSMORAMA_ALLOWED_HOSTS"] == "worlds.worlds,worlds.worlds.svc,a.example"
     told = environment(workload)
     assert (told["NIM_LOG_LEVEL"], told["NIM_LOGGING_JSONL"], told["HF_TOKEN"]) == ("DEBUG", "0", "hf")
     assert "COSMORAMA_LOG_FORMAT" not in told  # it would win
@@ -310,7 +312,7 @@ def settings_named_in(text: str) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(p for p in DEPLOY.rglob("*") if p.is_file()), ids=lambda p: p.name)
 def test_every_setting_that_a_file_names_exists(path: Path) -> None:
-    known = {f"COSMORAMA_{name.upper()}" for name in Settings.model_fields}
+    known = {f"COSMORAMA_{name.upper()}" for name in Settings.model_fields} | set(WITHOUT_EFFECT)
     for field in Settings.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):
             known |= {str(choice) for choice in field.validation_alias.choices}
@@ -368,6 +370,15 @@ def test_composed_services_share_one_store() -> None:
     assert ours["worker-1"]["volumes"][0] != ours["worker-2"]["volumes"][0]  # each has a state folder of its own
     assert all(p.startswith("127.0.0.1:") for service in services.values() for p in service.get("ports", ()))
     assert all(service["cap_drop"] == ["ALL"] and service["read_only"] for service in ours.values())
+
+
+def test_composed_workers_have_a_gpu_each_where_it_is_wanted() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    more = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
+    assert more.keys() == {name for name, service in services.items() if "build" in service}  # one image for all
+    assert len({json.dumps(service["build"]) for service in more.values()}) == 1
+    reserved = [more[name]["deploy"]["resources"]["reservations"]["devices"] for name in ("worker-1", "worker-2")]
+    assert [each["device_ids"] for (each,) in reserved] == [["0"], ["1"]]
 
 
 @pytest.mark.parametrize("name", ["api", "worker-1", "worker-2"])

@@ -127,6 +127,7 @@ def test_who_generates_answers_health_and_metrics_only(roles: Roles) -> None:
     assert httpx.get(f"{roles.worker.url}/v1/health/ready", timeout=60).status_code == 200
     assert httpx.get(f"{roles.worker.url}/v1/metrics", timeout=60).status_code == 200
     assert httpx.post(f"{roles.worker.url}/v1/jobs", json=BODY, timeout=60).status_code == 404
+    assert httpx.get(roles.worker.url, timeout=60).status_code == 404  # the page would find nothing that it can ask
 
 
 def test_a_rolling_upgrade_loses_and_doubles_nothing(roles: Roles, tmp_path: Path) -> None:

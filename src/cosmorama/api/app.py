@@ -128,7 +128,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     parts = () if settings.role == "worker" else (infer, compatible, jobs_routes, videos, info)
     for router in (info.health_router, info.metrics_router, *(part.router for part in parts)):
         app.include_router(router)
-    mount(app, settings.studio_servers)
+    if settings.role != "worker":  # whose answers the page would need
+        mount(app, settings.studio_servers)
     add_error_handlers(app)
     # The last one added is the outermost.
     largest = body_limit(settings.max_input_bytes)

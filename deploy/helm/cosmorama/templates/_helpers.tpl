@@ -7,6 +7,16 @@
 {{ .Values.service.name | default (include "cosmorama.fullname" .) }}
 {{- end }}
 
+{{/* Names by which clients reach it: without API keys others are refused. */}}
+{{- define "cosmorama.hosts" -}}
+{{- $hosts := list }}
+{{- range tuple .Release.Namespace (printf "%s.svc" .Release.Namespace) }}
+{{- $hosts = append $hosts (printf "%s.%s" (include "cosmorama.service" $) .) }}
+{{- end }}
+{{- if .Values.ingress.enabled }}{{ range .Values.ingress.hosts }}{{ $hosts = append $hosts .host }}{{ end }}{{ end }}
+{{- join "," $hosts }}
+{{- end }}
+
 {{- define "cosmorama.labels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -72,6 +82,7 @@ httpGet: {path: {{ $probe.path }}, port: http-api}
   (list "COSMORAMA_STATE_DIR" "/var/lib/cosmorama")
   (list "COSMORAMA_DRAIN_S" .Values.drainSeconds)
   (list "COSMORAMA_ARTIFACTS" .Values.artifacts.url)
+  (list "COSMORAMA_ALLOWED_HOSTS" (include "cosmorama.hosts" .))
   (list "COSMORAMA_MODEL" (include "cosmorama.model" .)) }}
 {{- range $setting := $ours }}
 {{- $free := true }}{{/* `env` wins, by whichever of its names */}}
@@ -247,7 +258,7 @@ spec:
 {{- if gt $stores 1 }}{{ fail "persistence, nfs, hostPath: enable one of them" }}{{ end }}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled }}{{ fail "autoscaling, keda: enable one of them" }}{{ end }}
 {{- $given := include "cosmorama.given" . | fromJson }}
-{{- range tuple "apiPort=COSMORAMA_PORT,NIM_HTTP_API_PORT,NIM_SERVER_PORT" "nimCache=COSMORAMA_CACHE_PATH,NIM_CACHE_PATH" }}
+{{- range tuple "apiPort=COSMORAMA_PORT,NIM_HTTP_API_PORT" "nimCache=COSMORAMA_CACHE_PATH,NIM_CACHE_PATH" }}
 {{- $value := splitList "=" . | first }}
 {{- range splitList "=" . | last | splitList "," }}
 {{- if hasKey $given . }}{{ fail (printf "env %s: set model.%s instead, which the chart needs to know too" . $value) }}{{ end }}
