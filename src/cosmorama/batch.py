@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cosmorama import strictjson
 from cosmorama.client.client import AsyncClient
 from cosmorama.client.protocol import media_text, suffix_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
@@ -138,7 +139,7 @@ def _refuse_other_json(path: Path, text: str) -> None:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(strictjson.loads(text), dict)
     except ValueError:
         return False
 
@@ -371,7 +372,9 @@ _NO_MEDIA = _OF_JOBS | {"model", "user"}
 
 def _row(line: str, number: str, folder: Path, model: str | None) -> Row:
     try:
-        body = json.loads(line)
+        body = strictjson.loads(line)
+    except strictjson.RepeatedFieldError as error:
+        raise RowsError(str(error)) from None
     except ValueError as error:
         raise RowsError(f"this is not JSON: {error}") from None
     if not isinstance(body, dict):

@@ -85,8 +85,15 @@ class Services:
 
 
 async def services_of(request: Request) -> Services:
-    """The services of the application that serves `request`."""
+    """The services of the application that serves `request`, whose address says nothing in two ways.
+
+    Raises:
+        InvalidRequestError: a parameter has two values, of which one would be lost without a word.
+    """
     # Not awaiting anything; but FastAPI calls a plain function in another thread, at every request.
+    if request.scope["query_string"]:
+        for name in request.query_params:
+            _only(request.query_params.getlist(name), name)
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
@@ -151,8 +158,15 @@ def options_of(request: Request) -> JobOptions:
     Raises:
         InvalidRequestError: naming the header that is wrong.
     """
-    given = {name: request.headers.get(header) for name, header in OPTION_HEADERS.items()}
+    given = {name: _only(request.headers.getlist(header), header) for name, header in OPTION_HEADERS.items()}
     return job_options(given, names=OPTION_HEADERS, strict=False)
+
+
+def _only(values: list[str], name: str) -> str | None:
+    """The one value that was given under a name, if any."""
+    if len(set(values)) > 1:
+        raise InvalidRequestError(Problem(name, ", ".join(values), "one value"))
+    return values[0] if values else None
 
 
 def page_limit(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from cosmorama import strictjson
 from cosmorama.errors import CosmoramaError, InvalidRequestError, MediaError, Problem
 from cosmorama.media.sniff import known_kind
 from cosmorama.media.source import located, map_media, output_for
@@ -275,10 +275,10 @@ def action_of_file(path: Path) -> Action:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        given = json.loads(path.read_bytes())
+        given = strictjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        accepted = 'a JSON file with an object such as {"domain": 8, "steps": 16}'
-        raise InvalidRequestError(Problem("actions", f"{path} ({error})", accepted)) from None
+        accepted = f'a JSON file with an object such as {{"domain": 8, "steps": 16}} ({error})'
+        raise InvalidRequestError(Problem("actions", str(path), accepted)) from None
     if isinstance(given, dict) and isinstance(given.get("values"), list):
         given = {"steps": len(given["values"]), **given}
     known = [field.name for field in fields(Action)]

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from cosmorama import strictjson
 from cosmorama.api.errors import BodyError
 from cosmorama.errors import Problem
 
@@ -112,7 +113,7 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     """A JSON object from its text.
 
     Raises:
-        BodyError: it is not valid JSON, or not an object.
+        BodyError: it is not valid JSON, not an object, or has two values of one field.
     """
     # Counted before it is believed: an entry costs a thousand times its own size until it is refused.
     if body.count(b",") > MAX_COMMAS:
@@ -127,13 +128,24 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
         raise UnreadableJSONError(f"the body is not valid JSON{other}: {error}") from None
     if not isinstance(value, dict):
         raise BodyError("the body must be a JSON object")
-    _check_counts(value)
+    # Each text has two quotes. Of a field that came twice the last value is left, and its name is missing here.
+    if 2 * _check_counts(value) != _quotes(body):
+        try:
+            strictjson.loads(body)
+        except strictjson.RepeatedFieldError as error:
+            raise WireError(error.field, [str(error)]) from None
     return value
 
 
-def _check_counts(body: dict[str, Any]) -> None:
-    """Refuse what is nested too deep, or has more fields or values than any request."""
-    values, level, depth = 0, list[Any]([("", body)]), 0
+def _quotes(body: bytes | bytearray) -> int:
+    """How many texts begin or end in a body."""
+    escaped = body.replace(b"\\\\", b"").count(b'\\"') if b"\\" in body else 0
+    return body.count(b'"') - escaped
+
+
+def _check_counts(body: dict[str, Any]) -> int:
+    """Refuse what is nested too deep, or has more fields or values than any request; how many texts there are."""
+    values, texts, level, depth = 0, 0, list[Any]([("", body)]), 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
@@ -148,7 +160,10 @@ def _check_counts(body: dict[str, Any]) -> None:
                 raise BodyError(f"the body has more than {MAX_VALUES:,} values in all")
             named = node.items() if isinstance(node, dict) else enumerate(node)
             below.extend((where or str(name)[:80], each) for name, each in named if isinstance(each, (dict, list)))
+            texts += len(node) if isinstance(node, dict) else 0
+            texts += sum(isinstance(each, str) for each in (node.values() if isinstance(node, dict) else node))
         level = below
+    return texts
 
 
 def validate(
