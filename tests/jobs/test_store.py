@@ -23,8 +23,9 @@ from cosmorama.errors import (
     StoreUnavailableError,
     WorkerError,
 )
+from cosmorama.jobs.channel import number
 from cosmorama.jobs.database import Database
-from cosmorama.jobs.model import Job, JobError
+from cosmorama.jobs.model import Job, JobError, JobStatus
 from cosmorama.jobs.store import Claim, Delivery, Finish, Limits, Store, timed_id
 from cosmorama.progress import Progress
 from cosmorama.request import ResolvedRequest
@@ -414,12 +415,14 @@ def test_nobodys_webhooks_stand_before_everybody_elses(store: Blocking) -> None:
 
 
 def test_a_row_that_cannot_be_read_is_one_rows_trouble(store: Blocking) -> None:
-    accept(store, *(new(name) for name in ("a", "b", "c", "d", "good")))
+    accept(store, *(new(name) for name in ("a", "b", "c", "d", "e", "f", "good")))
     damage = {
         "a": {"request": '{"version":2,"request":{}}'},
         "b": {"request": store_row(store, "b").replace('"solver":null', '"solver":"heun"')},
         "c": {"request": "no json", "labels": "neither"},
         "d": {"priority": 99},
+        "e": {"stage": "later stage"},
+        "f": {"state": "later state"},
     }
     with store.database.write() as connection:
         for name, values in damage.items():
@@ -427,11 +430,16 @@ def test_a_row_that_cannot_be_read_is_one_rows_trouble(store: Blocking) -> None:
                 statement = sql(f"UPDATE cosmorama_jobs SET {column} = :text WHERE id = :id")
                 connection.execute(statement, {"text": text, "id": name})
     found, unreadable = store.unfinished({})
-    assert [job.id for job in found] == ["d", "good"]
+    assert [job.id for job in found] == ["d", "e", "good"]
     assert unreadable == ["a", "b", "c"]
-    assert [job.request for job in store.unfinished({"a": REQUEST})[0]] == [REQUEST] * 3
+    assert [job.request for job in store.unfinished({"a": REQUEST})[0]] == [REQUEST] * 4
     listed = {job.id: job for job in store.page(cursor=None, limit=10)[0]}
     assert listed["good"].readable
+    assert {name: (number(job) >= 0, JobStatus(**job.summary()).state) for name, job in listed.items()} == {
+        **dict.fromkeys("abcde", (True, "queued")),
+        "f": (True, "running"),
+        "good": (True, "queued"),
+    }
     assert listed["c"].summary()["request"] is None
     ended = store.end_unreadable(unreadable)
     assert {job.id: job.state for job in ended} == dict.fromkeys("abc", "failed")

@@ -39,7 +39,7 @@ from cosmorama.engine.outcome import Outcome
 from cosmorama.engine.scheduler import PRIORITIES, Priority
 from cosmorama.errors import JobConflictError, JobNotFoundError, QueueFullError
 from cosmorama.jobs.database import UNREADABLE, UNREADABLE_OUTCOME, Database, RequestDocument, in_thread, jobs
-from cosmorama.jobs.model import FINAL, Job, JobError, JobResult, State
+from cosmorama.jobs.model import FINAL, STATES, Job, JobError, JobResult, State
 from cosmorama.progress import Progress, Stage
 from cosmorama.request import ResolvedRequest
 
@@ -47,8 +47,8 @@ _OPEN = ("queued", "running")
 _CURSOR = re.compile(r"after_([0-9]{1,18})")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TIMED_ID = re.compile(r"job_([0-9a-f]{13})[0-9a-f]{16}")
-_PLAIN = ("id", "state", "dialect", "model", "owner", "created_at", "idempotency_key", "webhook_url")
-"""Columns that hold what the attributes of a job of the same name do, and do not change but for the state."""
+_PLAIN = ("id", "dialect", "model", "owner", "created_at", "idempotency_key", "webhook_url")
+"""Columns that hold what the attributes of a job of the same name do, and do not change."""
 
 
 def timed_id(created_at: float, chance: str) -> str:
@@ -69,12 +69,14 @@ def _packed(request: ResolvedRequest) -> str:
 def job_of(row: RowMapping) -> Job:
     """The job in a row, without what depends on other rows (queue position, ETA). What cannot be read is left out."""
     request, outcome = row["request"], row["outcome"]
-    readable = request is not None and outcome is not UNREADABLE_OUTCOME
+    known = row["state"] in STATES
+    readable = known and request is not None and outcome is not UNREADABLE_OUTCOME
     result = None
     if outcome is not None and outcome is not UNREADABLE_OUTCOME:
         result = JobResult(outcome, row["media_type"], row["result_bytes"], row["result_key"])
     return Job(
         **{name: row[name] for name in (*_PLAIN, "started_at", "finished_at", "deadline_at", "attempts", "error")},
+        state=row["state"] if known else "running",  # it is not for this release to say that it is over
         readable=readable,
         request=request or ResolvedRequest(),
         priority=_priority(row["priority"]),
@@ -240,6 +242,7 @@ class Store:
             JobConflictError: the idempotency key was used for another request.
         """
         values = {name: getattr(job, name) for name in _PLAIN} | {
+            "state": job.state,
             "priority": PRIORITIES.index(job.priority),
             "request": job.request,
             "labels": dict(job.metadata),
@@ -736,7 +739,8 @@ def _place(connection: Connection, cursor: str, owner: str | None) -> tuple[Colu
 
 
 def _progress(row: RowMapping) -> Progress:
-    return Progress(row["stage"], row["step"], row["total"], remaining_s=row["remaining_s"])
+    stage = row["stage"] if row["stage"] in get_args(Stage) else "prepare"  # of a release that has more of them
+    return Progress(stage, row["step"], row["total"], remaining_s=row["remaining_s"])
 
 
 def _reached(at: Any) -> int:
