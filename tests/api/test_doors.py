@@ -9,8 +9,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
+import uvicorn
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from cosmorama.api import app as server_module
@@ -460,10 +461,21 @@ def test_what_a_client_does_not_want_it_does_not_get(accept: str, kind: str, tmp
     run(test)
 
 
+@asynccontextmanager
+async def connections(app: Any) -> AsyncIterator[uvicorn.Server]:
+    """The server's own connections around an application."""
+    config = uvicorn.Config(app, port=0, log_config=None, http=server_module.BoundedConnection, lifespan="off")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server
+    server.should_exit = True
+    await task
+
+
 def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection whose request does not become complete is closed; one whose did is not."""
-    import uvicorn
-
     monkeypatch.setattr(server_module, "HEADERS_S", 0.5)
 
     async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -473,65 +485,85 @@ def test_headers_that_drip_end(monkeypatch: pytest.MonkeyPatch) -> None:
             await send({"type": "http.response.body", "body": b"hi"})
 
     async def test() -> None:
-        config = uvicorn.Config(hello, port=0, log_config=None, http=server_module.BoundedConnection, lifespan="off")
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
-        for _ in range(4):
-            writer.write(b"a")
-            await asyncio.sleep(0.2)
-        assert await asyncio.wait_for(reader.read(), 10) == b""
-        for body in (b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Slow: "):
+        async with connections(hello) as server:
+            port = server.servers[0].sockets[0].getsockname()[1]
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"DELETE / HTTP/1.1\r\nHost: a\r\n" + body)
-            answered = asyncio.ensure_future(reader.read())
-            for _ in range(40):  # the answer does not wait for them, and they do not go on for ever
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+            for _ in range(4):
                 writer.write(b"a")
-                if (await asyncio.wait((answered,), timeout=0.1))[0]:
-                    break
-            assert answered.done()
-            with suppress(ConnectionResetError):
-                assert (await answered).startswith(b"HTTP/1.1 200 ")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            assert [(await client.get("/")).text for _ in range(2)] == ["hi", "hi"]
-        # Who says nothing gives way to who comes later: of so many connections half may.
-        monkeypatch.setattr("resource.getrlimit", lambda _: (12, 12))
-        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            assert (await client.get("/")).text == "hi"
-        assert await asyncio.wait_for(silent[0][0].read(), 0.1) == b""
-        for _, writer in silent:
-            writer.close()
-        for wrong, why in (
-            (b"GET / HTTP/1.1\r\n\r\n", "Host"),
-            (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "Host"),
-            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "Content-Length"),
-            (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", "illegal"),
-            (b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 100_000, "Receive buffer too long"),
-            (b"\x16\x03\x01 a browser that means HTTPS", "illegal"),
-        ):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(wrong)
-            head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 400 "), wrong[:50]
-            error = json.loads(body)["error"]
-            assert (error["type"], error["code"], why in error["message"]) == ("invalid_request_error", 400, True), (
-                error
-            )
-        server.should_exit = True
-        await task
+                await asyncio.sleep(0.2)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            for body in (b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Slow: "):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"DELETE / HTTP/1.1\r\nHost: a\r\n" + body)
+                answered = asyncio.ensure_future(reader.read())
+                for _ in range(40):  # the answer does not wait for them, and they do not go on for ever
+                    writer.write(b"a")
+                    if (await asyncio.wait((answered,), timeout=0.1))[0]:
+                        break
+                assert answered.done()
+                with suppress(ConnectionResetError):
+                    assert (await answered).startswith(b"HTTP/1.1 200 ")
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                assert [(await client.get("/")).text for _ in range(2)] == ["hi", "hi"]
+            # Who says nothing gives way to who comes later: of so many connections half may.
+            monkeypatch.setattr("resource.getrlimit", lambda _: (12, 12))
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                assert (await client.get("/")).text == "hi"
+            assert await asyncio.wait_for(silent[0][0].read(), 0.1) == b""
+            for _, writer in silent:
+                writer.close()
+            for wrong, why in (
+                (b"GET / HTTP/1.1\r\n\r\n", "Host"),
+                (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "Host"),
+                (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "Content-Length"),
+                (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", "illegal"),
+                (b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 100_000, "Receive buffer too long"),
+                (b"\x16\x03\x01 a browser that means HTTPS", "illegal"),
+            ):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(wrong)
+                head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 400 "), wrong[:50]
+                error = json.loads(body)["error"]
+                assert (error["type"], error["code"], why in error["message"]) == (
+                    "invalid_request_error",
+                    400,
+                    True,
+                ), error
+
+    run(test)
+
+
+@pytest.mark.parametrize(("size", "pieces", "status"), [(1, 2000, 400), (300, 1000, 200), (20, 100, 200)])
+def test_a_body_in_many_small_pieces_does_not_keep_the_loop(size: int, pieces: int, status: int) -> None:
+    """What the system gives at once may hold forty thousand, each of which is work: the 129th is not looked behind."""
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        got = 0
+        while (message := await receive())["type"] == "http.request":
+            got += len(message["body"])
+            if not message["more_body"]:
+                told = b"%d" % got
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+                await send({"type": "http.response.body", "body": told.rjust(6)})
+                return
+
+    async def test() -> None:
+        async with connections(counting) as server:
+            reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+            head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head + b"%x\r\n%s\r\n" % (size, b"x" * size) * pieces + b"0\r\n\r\n")
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert (b"129 pieces" in body) if status == 400 else (int(body) == size * pieces)
 
     run(test)
 
 
 def test_who_reads_nothing_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether more is to be sent or the answer is over for the server; who reads slowly is served to the end."""
-    import uvicorn
-
     monkeypatch.setattr(server_module, "READ_S", 1.0)
     sizes = {"/large": 50_000_000, "/small": 8_000_000}
     ended = list[str]()
@@ -545,36 +577,30 @@ def test_who_reads_nothing_holds_no_connection(monkeypatch: pytest.MonkeyPatch) 
             ended.append(scope["path"])
 
     async def test() -> None:
-        config = uvicorn.Config(clip, port=0, log_config=None, http=server_module.BoundedConnection, lifespan="off")
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        address = server.servers[0].sockets[0].getsockname()
+        async with connections(clip) as server:
+            address = server.servers[0].sockets[0].getsockname()
 
-        async def ask(path: str) -> socket.socket:
-            asking = socket.socket()
-            asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            asking.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(asking, address)
-            asking.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
-            return asking
+            async def ask(path: str) -> socket.socket:
+                asking = socket.socket()
+                asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                asking.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(asking, address)
+                asking.send(b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+                return asking
 
-        silent = [await ask(path) for path in sizes]
-        slow = await ask("/small")
-        got, began = 0, time.monotonic()
-        while got < sizes["/small"]:
-            await asyncio.sleep(0.1 if time.monotonic() - began < 3 else 0)
-            with suppress(BlockingIOError):
-                got += len(slow.recv(1 << 16))
-        async with asyncio.timeout(20):
-            while len(server.server_state.connections) > 1:
-                await asyncio.sleep(0.05)
-        assert set(ended) == set(sizes)  # the application was told, and let go of its files
-        for each in (*silent, slow):
-            each.close()
-        server.should_exit = True
-        await task
+            silent = [await ask(path) for path in sizes]
+            slow = await ask("/small")
+            got, began = 0, time.monotonic()
+            while got < sizes["/small"]:
+                await asyncio.sleep(0.1 if time.monotonic() - began < 3 else 0)
+                with suppress(BlockingIOError):
+                    got += len(slow.recv(1 << 16))
+            async with asyncio.timeout(20):
+                while len(server.server_state.connections) > 1:
+                    await asyncio.sleep(0.05)
+            assert set(ended) == set(sizes)  # the application was told, and let go of its files
+            for each in (*silent, slow):
+                each.close()
 
     run(test)
 

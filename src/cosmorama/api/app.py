@@ -19,7 +19,7 @@ import termios
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h11
 import uvicorn
@@ -66,6 +66,11 @@ HEADERS_S = 20.0
 """Longest time that a client may take for the headers of a request."""
 READ_S = 60.0
 """Longest time in which a client may take nothing of its answer, however little it takes otherwise."""
+FREE_PIECES, PIECE_BYTES = 128, 256
+"""Pieces of a chunked body that may be of any size; of more, what they must have on average."""
+ACCEPTED_AT_ONCE = 16
+"""Connections that one turn of the event loop accepts. By itself it accepts one of each socket, and who is new would
+wait for as many turns as others connect again and again."""
 MAX_FILES = 1 << 16
 """Connections and files that a server may have open, where the system's own limit is not lower."""
 SWITCH_S = 0.001
@@ -204,6 +209,30 @@ def _announced(supervisor: ModelPool, settings: Settings) -> Callable[[], None]:
     return ready
 
 
+class _Bounded(h11.Connection):
+    """HTTP/1.1 whose bodies come in no more pieces than a program sends: each piece, however small, takes the event
+    loop some hundredths of a millisecond, and what the system gives at once may hold forty thousand."""
+
+    _pieces = _bytes = 0
+
+    def next_event(self) -> Any:
+        """The next part of a request.
+
+        Raises:
+            h11.RemoteProtocolError: it is none, or one piece too many.
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > FREE_PIECES and self._bytes < self._pieces * PIECE_BYTES:
+                said = f"{self._pieces} pieces of a body with {self._bytes} bytes in all"
+                raise h11.RemoteProtocolError(f"{said}; send at least {PIECE_BYTES} at a time, or a Content-Length")
+        return event
+
+
 class BoundedConnection(H11Protocol):
     """HTTP/1.1 whose clients have `HEADERS_S` for headers, however slowly they send them, and for the rest of a request
     that has its answer; have to read what they asked for; and are told in the usual envelope what is wrong with it."""
@@ -212,6 +241,10 @@ class BoundedConnection(H11Protocol):
     _reading: asyncio.TimerHandle | None = None
     _waiting: ClassVar[dict[BoundedConnection, None]] = {}
     """The connections whose headers are not there yet, the oldest first."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.conn = _Bounded(h11.SERVER)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -320,7 +353,7 @@ def serve(settings: Settings) -> None:
     Raises:
         SettingsError: the address cannot be listened on.
     """
-    _check_address(settings.host, settings.port)
+    listening = _listening(settings.host, settings.port)
     logs.configure(settings, "server")
     for level, text in notices(settings, os.environ):
         log.log(level, "%s", text)
@@ -328,6 +361,8 @@ def serve(settings: Settings) -> None:
         app = create_app(settings)
     except CosmoramaError as error:
         log.error("the server cannot start: %s", error)
+        for each in listening:
+            each.close()
         sys.exit(STARTUP_FAILED)
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 < files < MAX_FILES:  # the usual 1024 are fewer than may follow jobs
@@ -350,21 +385,27 @@ def serve(settings: Settings) -> None:
     )
     server = DrainingServer(config, app, settings.drain_s)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run([*listening, *(each.dup() for each in listening for _ in range(ACCEPTED_AT_ONCE - 1))])
     if not server.started:
         sys.exit(STARTUP_FAILED)
 
 
-def _check_address(host: str, port: int) -> None:
-    """Find out before a model is loaded for nothing."""
+def _listening(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of a host: it is found out before a model is loaded for nothing.
+
+    Raises:
+        SettingsError: one of them cannot be listened on.
+    """
+    found = list[socket.socket]()
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        for family, _, _, _, address in dict.fromkeys(
+            socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        ):
+            found.append(socket.create_server(address, family=family))
     except OSError as error:
         why = {
             errno.EADDRINUSE: "another program listens there; choose another port with --port or COSMORAMA_PORT",
             errno.EACCES: "this user may not; ports below 1024 are the system's",
         }.get(error.errno or 0, error.strerror or str(error))
         raise SettingsError(f"port {port} of {host} cannot be listened on: {why}") from None
+    return found

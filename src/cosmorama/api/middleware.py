@@ -293,8 +293,8 @@ class TakeTurns:
 
     A millisecond of work for each of four hundred that come together is most of a second for who comes after them,
     since the loop serves in the order of arrival. So requests begin in turns of their clients, however many connections
-    each of them has, and health and metrics wait for none. A place is kept until the answer begins or the request only
-    waits, and no longer than `TURN_S`.
+    each of them has, and checks of health wait only for others of the same client. A place is kept until the answer
+    begins or the request only waits, and no longer than `TURN_S`.
 
     Args:
         app: What is behind it.
@@ -303,32 +303,35 @@ class TakeTurns:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._places = asyncio.Semaphore(AT_ONCE)
-        self._clients: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._clients: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = WeakValueDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on in its turn."""
-        if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        held = list[asyncio.Semaphore]()
+        held, loop = list[asyncio.Semaphore](), asyncio.get_running_loop()
 
         def leave() -> None:
             while held:
-                held.pop().release()
+                # Not at once: of requests that wait for nothing, as many as have come would begin before the loop
+                # looks for others.
+                loop.call_soon(held.pop().release)
 
         async def leaving(message: Message) -> None:
             leave()
             await send(message)
 
         scope.setdefault("state", {}).setdefault("release", []).append(leave)
-        own = self._clients.setdefault(_client(scope), asyncio.Semaphore(PER_CLIENT))
+        health, client = scope["path"] in OPEN_PATHS, _client(scope)
+        own = self._clients.setdefault((client, health), asyncio.Semaphore(PER_CLIENT))
         late: asyncio.TimerHandle | None = None
         try:
             # They are given in the order in which they were asked for, and of a client only so many ask at a time.
-            for places in (own, self._places):
+            for places in (own,) if health else (own, self._places):
                 await places.acquire()
                 held.append(places)
-            late = asyncio.get_running_loop().call_later(TURN_S, leave)
+            late = loop.call_later(TURN_S, leave)
             await self._app(scope, receive, leaving)
         finally:
             leave()
