@@ -739,7 +739,8 @@ def _place(connection: Connection, cursor: str, owner: str | None) -> tuple[Colu
 
 
 def _progress(row: RowMapping) -> Progress:
-    stage = row["stage"] if row["stage"] in get_args(Stage) else "prepare"  # of a release that has more of them
+    # Of a release that has more stages: it is at something.
+    stage: Stage = row["stage"] if row["stage"] in get_args(Stage) else "prepare"
     return Progress(stage, row["step"], row["total"], remaining_s=row["remaining_s"])
 
 
