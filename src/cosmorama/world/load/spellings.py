@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.load.files import instead_of
+from cosmorama.world.load.layers import aliases_of
 from cosmorama.world.load.read import read_header, read_json, some
 
 _PREFIXES = re.compile(
@@ -39,52 +40,6 @@ _ROLES = (
     (re.compile(r"\.alpha$"), "alpha"),
     (re.compile(r"\.dora_scale$|\.lora_magnitude_vector(\.[^.]+)?(\.weight)?$"), "magnitude"),
 )
-_TO_COSMOS = (
-    ("transformer_blocks", "blocks"),
-    ("attn1", "self_attn"),
-    ("attn2", "cross_attn"),
-    ("to_q", "q_proj"),
-    ("to_k", "k_proj"),
-    ("to_v", "v_proj"),
-    ("to_out.0", "output_proj"),
-    ("ff.net.0.proj", "mlp.layer1"),
-    ("ff.net.2", "mlp.layer2"),
-    ("norm1.linear_1", "adaln_modulation_self_attn.1"),
-    ("norm1.linear_2", "adaln_modulation_self_attn.2"),
-    ("norm2.linear_1", "adaln_modulation_cross_attn.1"),
-    ("norm2.linear_2", "adaln_modulation_cross_attn.2"),
-    ("norm3.linear_1", "adaln_modulation_mlp.1"),
-    ("norm3.linear_2", "adaln_modulation_mlp.2"),
-    ("patch_embed.proj", "x_embedder.proj.1"),
-    ("time_embed.t_embedder", "t_embedder.1"),
-    ("norm_out.linear_1", "final_layer.adaln_modulation.1"),
-    ("norm_out.linear_2", "final_layer.adaln_modulation.2"),
-    ("proj_out", "final_layer.linear"),
-    ("crossattn_proj", "crossattn_proj.0"),
-)
-"""diffusers' names of a layer's parts, and those of NVIDIA's code for Predict2, Predict2.5 and Transfer2.5."""
-_TO_COSMOS_1 = (
-    (r"transformer_blocks\.(\d+)\.", r"blocks.block\1."),
-    (r"\.attn1\.(to_[qkv])$", r".blocks.0.block.attn.\1.0"),
-    (r"\.attn2\.(to_[qkv])$", r".blocks.1.block.attn.\1.0"),
-    (r"\.attn1\.", ".blocks.0.block.attn."),
-    (r"\.attn2\.", ".blocks.1.block.attn."),
-    (r"\.ff\.net\.0\.proj$", ".blocks.2.block.layer1"),
-    (r"\.ff\.net\.2$", ".blocks.2.block.layer2"),
-    *((rf"\.norm{n + 1}\.linear_(\d)$", rf".blocks.{n}.adaLN_modulation.\1") for n in range(3)),
-)
-"""The same for Predict1."""
-_TO_COSMOS_3 = (
-    ("to_q", "q_proj"),
-    ("to_k", "k_proj"),
-    ("to_v", "v_proj"),
-    ("to_out", "o_proj"),
-    ("add_q_proj", "q_proj_moe_gen"),
-    ("add_k_proj", "k_proj_moe_gen"),
-    ("add_v_proj", "v_proj_moe_gen"),
-    ("to_add_out", "o_proj_moe_gen"),
-)
-"""The same for Cosmos3."""
 _OTHER_KINDS = {
     "LoKr": r"\.lokr_",
     "LoHa": r"\.hada_",
@@ -140,13 +95,14 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
     file = _file(name, path)
     weights = _tensors(name, file)
     config = _config(file, alphas=any(key.endswith(".alpha") for key in weights))
-    found, paths, unknown = _sorted(weights, _aliases(layers))
-    if unknown and convert is not None:
+    found, paths, unknown = _sorted(weights, aliases_of(layers))
+    # A conversion drops what it does not know, and magnitudes.
+    if convert is not None and unknown and all(_role(key)[0] in ("down", "up", "alpha") for key in weights):
         try:
             converted = convert(dict(weights))
         except Exception:  # it knows other spellings, not this one  # noqa: BLE001
             converted = {}
-        again, renamed, left = _sorted(converted, _aliases(layers))
+        again, renamed, left = _sorted(converted, aliases_of(layers))
         if converted and not left:
             found, paths, unknown = again, renamed, left
             if pattern := next((key for key in ("alpha_pattern", "rank_pattern") if config.get(key)), None):
@@ -286,26 +242,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _aliases(layers: Shapes) -> dict[str, str]:
-    """Every name that a layer is known by, without prefixes."""
-    aliases: dict[str, str] = {}
-    for layer in layers:
-        first = layer
-        for pattern, other in _TO_COSMOS_1:
-            first = re.sub(pattern, other, first)
-        names = {layer, _respelt(layer, _TO_COSMOS), _respelt(layer, _TO_COSMOS_3), first}
-        names |= {name.removesuffix(".0") for name in names if name.endswith("to_out.0")}
-        for name in names:
-            aliases.setdefault(name, layer)
-            aliases.setdefault(name.replace(".", "_"), layer)
-    return aliases
-
-
-def _respelt(layer: str, table: tuple[tuple[str, str], ...]) -> str:
-    name = f".{layer}."
-    for ours, theirs in table:
-        name = name.replace(f".{ours}.", f".{theirs}.")
-    return name.strip(".")
+def _role(key: str) -> tuple[str, str]:
+    """What a weight is in its layer (empty: neither matrix, alpha nor magnitude), and the layer's name in the file."""
+    return next(((role, key[: match.start()]) for pattern, role in _ROLES if (match := pattern.search(key))), ("", ""))
 
 
 def _sorted(
@@ -316,13 +255,12 @@ def _sorted(
     paths: dict[str, str] = {}
     unknown = set()
     for key, tensor in weights.items():
-        role = next(((role, match) for pattern, role in _ROLES if (match := pattern.search(key))), None)
-        path = "" if role is None else key[: role[1].start()]
+        role, path = _role(key)
         layer = next((aliases[name] for name in _spellings(path) if name in aliases), None)
-        if role is None or layer is None or role[0] in found.get(layer, {}):
+        if not role or layer is None or role in found.get(layer, {}):
             unknown.add(key)
         else:
-            found.setdefault(layer, {})[role[0]] = tensor
+            found.setdefault(layer, {})[role] = tensor
             paths[layer] = path
     return found, paths, unknown
 
