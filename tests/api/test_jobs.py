@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -610,6 +610,31 @@ def test_three_hundred_followers_cost_one_serialisation_and_all_see_the_end(
             assert {task.result() for task in followers} == {"succeeded"}
             # Once for each step and each look, not for each of 300 followers.
             assert written < 600
+            assert server.jobs.watching == 0
+
+    run(test)
+
+
+def test_of_the_places_of_followers_one_key_has_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosmorama.jobs.service.MAX_WATCHERS", 5)
+
+    async def test() -> None:
+        async with serving(tmp_path, api_keys=("a:1", "b:2")) as server, AsyncExitStack() as open_now:
+            server.supervisor.gate.clear()
+            answers, followed = [], []
+            for key in "1112222":
+                headers = {"Authorization": f"Bearer {key}"}
+                job = (await server.client.post("/v1/jobs", json=BODY, headers=headers)).json()
+                events = server.client.stream("GET", f"/v1/jobs/{job['id']}/events", headers=headers)
+                answer = await open_now.enter_async_context(events)
+                answers.append(answer.status_code)
+                if answer.status_code == 200:
+                    followed.append(answer.aiter_lines())
+                    await anext(followed[-1])
+            assert answers == [200, 200, 429, 200, 200, 429, 429]
+            server.supervisor.gate.set()
+            for lines in followed:
+                assert "event: succeeded" in [line async for line in lines]
             assert server.jobs.watching == 0
 
     run(test)

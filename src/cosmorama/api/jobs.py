@@ -144,7 +144,7 @@ async def events(job_id: str, request: Request, services: ServicesOf) -> Respons
     if job.final and after >= number(job):
         return Response(status_code=204)
     if not job.final:
-        services.jobs.check_watchers()
+        services.jobs.check_watchers(job)
     return EventSourceResponse(_stream(services.jobs, job_id, after), headers=NO_BUFFERS)
 
 

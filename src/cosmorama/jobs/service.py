@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -64,9 +65,6 @@ class Jobs:
 
     `owner` None sees every job; otherwise those of that owner only.
 
-    Attributes:
-        watching: How many follow jobs here.
-
     Args:
         settings: Where jobs are kept, and their limits.
         supervisor: Who makes them.
@@ -110,7 +108,12 @@ class Jobs:
         if secret is not None:
             self._webhooks = Webhooks(self._store, secret.get_secret_value(), allow_private=settings.allow_private_urls)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.watching = 0
+        self._watchers: Counter[str] = Counter()
+
+    @property
+    def watching(self) -> int:
+        """How many follow jobs here."""
+        return self._watchers.total()
 
     @property
     def queued(self) -> int:
@@ -438,7 +441,7 @@ class Jobs:
         """What happens to the job, from its present state until its end, events after number `after` only.
 
         Raises:
-            NotReadyError: more follow jobs here than this server serves.
+            NotReadyError, QueueFullError: as `check_watchers`.
             JobNotFoundError: as `get`, at the first step of the iteration.
         """
         job = await self.get(job_id, owner=owner)
@@ -446,10 +449,10 @@ class Jobs:
             if number(job) > after:
                 yield status(job)
             return
-        self.check_watchers()
+        self.check_watchers(job)
         with self._channels.using(job_id) as channel:
             channel.previewing += 1
-            self.watching += 1
+            self._watchers[job.owner] += 1
             self._runner.show_previews(job_id)
             try:
                 while True:
@@ -470,17 +473,20 @@ class Jobs:
                     await channel.change(seen, POLL_S)
             finally:
                 channel.previewing -= 1
-                self.watching -= 1
+                self._watchers[job.owner] -= 1
                 self._runner.show_previews(job_id)
 
-    def check_watchers(self) -> None:
-        """Refuse one more who follows a job, if there are too many.
+    def check_watchers(self, job: Job) -> None:
+        """Refuse one more who follows a job, if there are too many, or too many with the key that it belongs to.
 
         Raises:
-            NotReadyError: there are.
+            NotReadyError, QueueFullError: there are.
         """
+        own, instead = self._watchers[job.owner], "ask for the job's state instead"
         if self.watching >= MAX_WATCHERS:
-            raise NotReadyError(f"{self.watching} clients follow jobs here already; ask for the job's state instead")
+            raise NotReadyError(f"{self.watching} clients follow jobs here already; {instead}")
+        if job.owner and own >= MAX_WATCHERS // 2:
+            raise QueueFullError(f"{own} clients with this key follow jobs here already; {instead}")
 
     def content(self, job: Job) -> Content:
         """The clip of a succeeded job.

@@ -94,3 +94,12 @@ def test_steps_under_another_name_do_not_make_a_transfer(body: dict[str, Any], n
 def test_two_values_of_one_field_are_a_mistake(body: dict[str, Any], said: str) -> None:
     with pytest.raises(CosmoramaError, match=said):
         choose(SHAPED, body, "predict1").read({"prompt": "a", **body}, Settings())
+
+
+@pytest.mark.parametrize("carrier", ["extra_params", "extra_body", "nvext", "video_params"])
+def test_what_is_called_like_no_field_is_not_kept_with_the_job(carrier: str) -> None:
+    openai = choose(DIALECTS, {}, "openai")
+    request = openai.read({"prompt": "a", "seed": None, carrier: {"x" * 100_000: 1, "fps": 24}}, Settings())
+    assert ("fps", f"{carrier}.fps") in request.names
+    assert sum(map(len, sum(request.names, ()))) < 5000
+    assert len(request.warnings[0]) < 200

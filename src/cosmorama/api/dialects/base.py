@@ -64,13 +64,18 @@ class Dialect:
         return {**written, **own, **self.more_names(body)}
 
 
+MAX_NAMES = 256
+"""Characters of a field's two names, this server's and its client's."""
 BY_INPUT = {"field=text2world": "prompt", "field=image2world": "image", "field=video2world": "video"}
 """Which fields make a body one of a mode, in the formats that have no name for modes."""
 
 
 def named(generation: GenerationRequest, names: Mapping[str, str]) -> GenerationRequest:
-    """The request with what its client calls its fields (`Dialect.names_of`), for what is found out later."""
-    own = dict(names)
+    """The request with what its client calls its fields (`Dialect.names_of`), for what is found out later.
+
+    Names as long as no field's are left out: they are a client's own, and are kept with the job.
+    """
+    own = {field: name for field, name in names.items() if len(field) + len(name) <= MAX_NAMES}
     for index, each in enumerate(generation.controls):
         if (name := names.get(f"controls.{each.kind}.source")) is not None:
             own[f"controls.{index}.source"] = name
