@@ -70,13 +70,31 @@ def test_cancelling_is_timed(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "key", "said"), [(None, "wrong", "401"), ("http://127.0.0.1:1", "secret", "ConnectError")]
+    ("plan", "key", "said"),
+    [
+        (Plan("infer", QUICK), "wrong", "401"),
+        (Plan("infer", QUICK, path="/nowhere"), "secret", "404"),
+        (Plan("infer", QUICK | {"steps": 99}), "secret", "422 .*: .*steps: 99 is not accepted"),
+        (Plan("jobs", {"prompt": "a", "seconds": "4"}), "secret", "seconds"),
+        (Plan("infer", QUICK, cancels=1), "secret", "no job to cancel"),
+    ],
 )
-def test_a_server_that_cannot_be_measured_is_told_at_once(
-    server: Running, url: str | None, key: str, said: str
+def test_a_server_that_cannot_be_measured_is_told_at_once_in_its_own_words(
+    server: Running, plan: Plan, key: str, said: str
 ) -> None:
     with pytest.raises(BenchError, match=said):
-        asyncio.run(measure(url or server.url, Plan("infer", QUICK), api_key=key))
+        asyncio.run(measure(server.url, plan, api_key=key))
+
+
+def test_a_server_that_is_not_there_is_told_at_once() -> None:
+    with pytest.raises(BenchError, match="ConnectError"):
+        asyncio.run(measure("http://127.0.0.1:1", Plan("infer", QUICK)))
+
+
+def test_another_path_is_measured(server: Running) -> None:
+    body = {"prompt": "a red ball", "size": "64x64", "seconds": "1"}
+    report = asyncio.run(measure(server.url, Plan("infer", body, requests=2, path="/v1/videos/sync"), api_key="secret"))
+    assert report["runs"][0]["completed"] == 2
 
 
 def test_the_command_prints_json_and_draws(server: Running, tmp_path: Path) -> None:
@@ -92,10 +110,18 @@ def test_the_command_prints_json_and_draws(server: Running, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [["--concurrency", "0"], ["--concurrency", "two"], ["--rate", "-1"], ["--rate", "nan"], ["--body", "/no"]],
+    [
+        "--concurrency 0",
+        "--concurrency two",
+        "--rate -1",
+        "--rate nan",
+        "--body /no",
+        "-o /no/a.json",
+        "--plot /no/a.png",
+    ],
 )
-def test_mistakes_are_one_sentence(options: list[str]) -> None:
-    done = CliRunner().invoke(app, ["bench", "http://127.0.0.1:1", *options])
+def test_mistakes_are_one_sentence(options: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "http://127.0.0.1:1", *options.split()])
     assert done.exit_code == 2
     assert len(done.stderr.splitlines()) == 1
 

@@ -13,7 +13,9 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +46,15 @@ _BEGUN = {"running", "in_progress", "processing"}
 
 
 class BenchError(CosmoramaError):
-    """The server cannot be measured."""
+    """The server cannot be measured, or a request failed.
+
+    Attributes:
+        said: The server's own words, where it had some.
+    """
+
+    def __init__(self, message: str, said: str = "") -> None:
+        self.said = said
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ class Plan:
         cancels: Jobs that are cancelled once they are at work, one after the other, after the runs.
         poll_s: Seconds between two looks at a job.
         timeout_s: After so long without an end a request counts as failed.
+        path: Where requests go to; None: the target's own.
     """
 
     target: Target
@@ -119,6 +130,8 @@ class Bench:
         self._http = httpx.AsyncClient(
             base_url=address_of(url), headers=headers, limits=limits, timeout=httpx.Timeout(plan.timeout_s, connect=10)
         )
+        self.said = ""
+        """What the server said of the first request that failed."""
         self._plan = plan
         self._sent = 0
         self._path = plan.path or {"infer": "/v1/infer", "jobs": "/v1/jobs", "videos": "/v1/videos"}[plan.target]
@@ -163,12 +176,10 @@ class Bench:
         """Seconds from the wish to cancel to the job's end, of jobs that are at work. None where none was asked for.
 
         Raises:
-            BenchError: the dialect cannot cancel, or jobs end before they can be cancelled.
+            BenchError: a job cannot be cancelled.
         """
         if not self._plan.cancels:
             return None
-        if self._plan.target == "infer":
-            raise BenchError("time to cancel: /v1/infer has no job to cancel; measure 'jobs' or 'videos'")
         seconds, early = [], 0
         for _ in range(self._plan.cancels):
             job = await self._submit()
@@ -203,6 +214,7 @@ class Bench:
             run.failures[type(error).__name__] += 1
         except BenchError as error:
             run.failures[str(error)] += 1
+            self.said = self.said or error.said
         else:
             run.latencies_s.append(time.perf_counter() - begun)
 
@@ -241,13 +253,12 @@ class Bench:
     def _checked(self, answer: httpx.Response) -> httpx.Response:
         if answer.is_success:
             return answer
-        kind = ""
-        try:
+        kind = said = ""
+        with suppress(ValueError, AttributeError):
             error = answer.json().get("error")
-            kind = f" {error.get('type') or error.get('code')}" if isinstance(error, dict) else ""
-        except (ValueError, AttributeError):
-            pass
-        raise BenchError(f"{answer.status_code}{kind}")
+            if isinstance(error, dict):
+                kind, said = f" {error.get('type') or error.get('code')}", str(error.get("message") or "")
+        raise BenchError(f"{answer.status_code}{kind}", said)
 
 
 async def measure(
@@ -273,12 +284,15 @@ async def measure(
         BenchError: the first request already fails: the server, the key or the body is not right.
     """
     started_at = time.time()
+    if plan.cancels and plan.target == "infer":
+        raise BenchError("time to cancel: /v1/infer has no job to cancel; measure 'jobs' or 'videos'")
     async with Bench(url, plan, api_key) as bench:
         for _ in range(max(warm_up, 0)):
             first = Run(1)
             await bench._measured(first)
             if first.failures:
-                raise BenchError(f"{url} answers the first request with {next(iter(first.failures))}")
+                said = f": {bench.said[:500]}" if bench.said else ""
+                raise BenchError(f"{url} answers the first request with {next(iter(first.failures))}{said}")
         runs: list[Awaitable[Run]] = [bench.closed(count, on_end) for count in concurrency]
         runs += [bench.open(rate, on_end) for rate in rates]
         done = [await run for run in runs]
@@ -308,19 +322,39 @@ def read_body(path: Path) -> JSON:
     return body
 
 
+def check_plot(path: Path) -> None:
+    """See whether `plot` could draw, before anything is measured.
+
+    Raises:
+        BenchError: matplotlib is not installed, or there is no such folder.
+    """
+    if find_spec("matplotlib") is None:
+        raise BenchError("a plot takes matplotlib: pip install '.[bench]'")
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """See whether a file could be written.
+
+    Raises:
+        BenchError: there is no such folder.
+    """
+    if not path.absolute().parent.is_dir():
+        raise BenchError(f"{path}: there is no folder {path.absolute().parent}")
+
+
 def plot(report: JSON, path: Path) -> None:
     """Draw latency and throughput of a report's runs.
 
     Raises:
         BenchError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
+    check_plot(path)
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise BenchError("a plot takes matplotlib: pip install '.[bench]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     runs = [run for run in report["runs"] if run["latency_s"]]
     names = [str(run["concurrency"]) if run["concurrency"] else f"{run['rate_per_s']:g}/s" for run in runs]
     places = range(len(runs))

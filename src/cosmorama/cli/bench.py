@@ -23,6 +23,9 @@ def bench(
     target: Annotated[
         Target, typer.Option(help="infer: POST /v1/infer; jobs: /v1/jobs; videos: /v1/videos of OpenAI's API.")
     ] = "infer",
+    path: Annotated[
+        str | None, typer.Option(help="Where requests go instead, to be answered in the target's way: /v1/videos/sync.")
+    ] = None,
     body: Annotated[
         Path | None, typer.Option(help="File with the JSON body of each request; the seed is added.")
     ] = None,
@@ -52,7 +55,12 @@ def bench(
             cancels=cancel,
             seed=seed,
             timeout_s=timeout_s,
+            path=path,
         )
+        if output:
+            benches.check_folder(output)
+        if plot:
+            benches.check_plot(plot)
     bar = Progress(console=Console(stderr=True))
     task = bar.add_task("requests", total=requests * (len(counts) + len(rates)) + cancel)
     with errors_for_people(), bar:
