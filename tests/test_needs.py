@@ -24,8 +24,7 @@ def test_that_runs():
 """
 
 
-@pytest.mark.parametrize(("wanted", "status"), [("", 0), ("all", 1)])
-@pytest.mark.parametrize("processes", ["0", "1"])
+@pytest.mark.parametrize(("wanted", "status", "processes"), [("", 0, "1"), ("all", 1, "0"), ("all", 1, "1")])
 def test_what_was_missing_is_listed_once_with_the_line_that_brings_it(
     tmp_path: Path, wanted: str, status: int, processes: str
 ) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from cosmorama.errors import CosmoramaError, MediaError
+from cosmorama.media.sniff import known_kind
 from cosmorama.media.write import read_metadata
 from cosmorama.text.captioning import PixelCaptioner
 from cosmorama.text.chat import ChatEndpoint, ChatError, chat, jpeg_data_url
@@ -220,6 +222,8 @@ def _asked(endpoint: ChatEndpoint, frames: Frames, prompt: str) -> tuple[dict[st
 
 
 def _read(file: Path) -> tuple[Frames, float]:
+    with file.open("rb") as opened:
+        known_kind(opened.read(4096), file.name)
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
@@ -229,8 +233,8 @@ def _read(file: Path) -> tuple[Frames, float]:
             frames = [_small(frame.to_ndarray(format="rgb24")) for _, frame in zip(
                 range(_MOST_FRAMES), container.decode(stream), strict=False
             )]  # fmt: skip
-    except (OSError, ValueError) as error:  # PyAV's own errors are both
-        raise MediaError(file.name, f"cannot be judged: {error}") from None
+    except FFmpegError as error:
+        raise MediaError(file.name, f"is damaged or cut off and cannot be decoded ({error.strerror})") from None
     if not frames:
         raise MediaError(file.name, "holds no pictures")
     return np.stack(frames), rate

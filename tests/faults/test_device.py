@@ -67,7 +67,7 @@ def test_another_worker_takes_over(
     code = INJECTION.format(file=str(fault), kind="CosmosFlowSampling")
     (tmp_path / "site" / "sitecustomize.py").write_text(code)
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    settings = {"PYTHONPATH": path, "COSMORAMA_HANG_S": "20", "COSMORAMA_MAX_ACTIVE": "2"}
+    settings = {"PYTHONPATH": path, "COSMORAMA_HANG_S": "10", "COSMORAMA_MAX_ACTIVE": "2"}
     with running_server(tiny_checkpoint, tmp_path / "server", **settings) as server:
         before = wait_for(server, submit(server, SHORT))
         assert before["state"] == "succeeded"

@@ -60,7 +60,8 @@ def play(
         path = file_to_write(output, force=force)
         if actions is None and not sys.stdin.isatty():
             raise OptionError(Problem("actions", None, "a file, where no terminal is"))
-        given = None if actions is None else action_of_file(actions)
+        with in_shell_words():
+            given = None if actions is None else action_of_file(actions)
         request = before_loading(GenerationRequest(prompt=prompt, image=image, seed=seed, width=640, height=352))
         import cosmorama
 
