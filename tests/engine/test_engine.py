@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import signal
 import threading
 import time
 import weakref
@@ -471,3 +473,25 @@ def test_the_file_says_what_it_was_made_with(engine: Engine, tmp_path: Path) -> 
     assert told == {
         "seed": "5", "steps": "3", "width": "960", "height": "704", "frames": "9", "fps": "24", "mode": "text2world"
     }  # fmt: skip
+
+
+def test_an_interrupt_while_frames_are_written_waits_for_them_and_leaves_nothing(
+    tiny_world: CosmosFlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that is closed while another thread is in it ends the process."""
+    engine, ended = Engine(tiny_world, max_active=1), threading.Event()
+    write = VideoWriter.write
+
+    def interrupted(writer: VideoWriter, frames: Any) -> None:
+        time.sleep(0.3)  # meanwhile the main thread has decoded what is next, and waits
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        write(writer, frames)
+        ended.set()
+
+    monkeypatch.setattr(VideoWriter, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.make(REQUEST, tmp_path / "clip.mp4")
+    engine.close()
+    assert ended.is_set()
+    assert list(tmp_path.iterdir()) == []

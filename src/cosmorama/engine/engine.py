@@ -171,10 +171,10 @@ class Engine:
 
     def close(self) -> None:
         """Give up what is in flight and release threads and half-written files."""
+        self._maker.close()  # first: a file that a thread writes to cannot be given up
         for job in (*self._waiting, *self._active):
             self._finish(job, CancelledError("the engine was closed"))
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._maker.close()
         if self._children is not None:
             self._children.close()
         self._tell.close()

@@ -58,8 +58,9 @@ class EngineJob:
 
     def join(self) -> None:
         """Wait until the frames handed over last are written, or raise what kept them from being."""
-        if self.writing is not None:
-            writing, self.writing = self.writing, None
+        if (writing := self.writing) is not None:
+            writing.exception()  # where the wait is interrupted, it stays known that somebody writes
+            self.writing = None
             writing.result()
 
 

@@ -48,8 +48,8 @@ class Maker:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def close(self) -> None:
-        """Let go of its thread, whatever that writes."""
-        self._writing.shutdown(wait=False)
+        """Let go of its thread, once that has written what it has."""
+        self._writing.shutdown(wait=True)
 
     def work(self, job: EngineJob, prepared: PreparedRequest) -> Outcome | None:
         """Do the next unit of work; what was made, once it is whole."""
