@@ -29,7 +29,7 @@ from microcosm.training.gain import fold
 from microcosm.training.loop import WEIGHTS
 from microcosm.training.world import TIMESTEP_SCALE
 
-VERSION = "0.11.0"
+VERSION = "0.12.0"
 FLOW_SHIFT = 4.0
 # (the API's guidance scale, weight of `cond - uncond`). At the API's default of 7: of 2, 3 and 4 the one at which the
 # probe found most shapes in 64 stills (88, 91, 89 %; the scenes are in no split and not those of `evaluate`).

@@ -172,6 +172,36 @@ def test_the_shipped_network_knows_outlines() -> None:
     assert energy[0] > 0.72 * energy[1]
 
 
+def test_the_shipped_network_lets_the_nearer_object_hide_the_other() -> None:
+    """Of objects that stand before each other, or nearly, pixels have the color of the one that is seen there."""
+    needs.osmesa()
+    refiner = load_component(StillRefiner, WEIGHTS / "still_refiner")
+    text_encoder = load_component(TextEncoder, WEIGHTS / "text_encoder")
+    alike = []
+    for shot in map(draw_shot, range(9_500_001, 9_502_000)):
+        if len(shot.bodies) < 2 or shot.size_px != SIZES[0]:
+            continue
+        first, late = (
+            Layout(*(torch.from_numpy(part[None]) for part in one))
+            for one in layouts_of(shot, [0.0, 1.5], mirrored=False)
+        )
+        one, other = late.objects[0]
+        if (one - other)[[1, 3]].norm() > 0.75 * (one + other)[4] or abs(one[1]) > 2:
+            continue
+        frames = to_input(np.stack(render(shot, [0.0, 1.5])))
+        with torch.inference_mode():
+            drawn = refiner.draw(frames[:1], late, text_encoder([caption_of(shot.scene)])[0][:, 0]).clamp(-1, 1)
+        ours, theirs = (
+            color_classes((some * 127.5 + 128).byte().permute(0, 2, 3, 1).numpy()) for some in (drawn, frames[1:])
+        )
+        alike.append(float((ours == theirs)[theirs >= 0].mean()))
+        assert not torch.equal(first.objects, late.objects)
+        if len(alike) == 8:
+            break
+    assert len(alike) == 8
+    assert np.mean(alike) > 0.82
+
+
 def test_later_layouts_follow_what_is_rendered() -> None:
     """A cube's pixels, after it was hit and turned, are those whose rays pass within it."""
     needs.osmesa()

@@ -160,6 +160,18 @@ def plan(layout: Layout, rows: int, columns: int) -> Tensor:
     return torch.stack([channel.expand(len(layout.view), rows, columns) for channel in channels], dim=1)
 
 
+def hidden(shown: Tensor, met: Tensor) -> Tensor:
+    """A plan in which of two objects, the nearer first, only the one that is seen is told of where rays meet one.
+
+    Args:
+        shown: The plan.
+        met: How much of each place meets each object, `[B, SLOTS, rows, columns]`.
+    """
+    near, far = met.split(1, dim=1)
+    view, first, shade, second, its_shade = shown.split([4, *[OBJECT_CHANNELS - 4, 4] * SLOTS], dim=1)
+    return torch.cat([view, first * (1 - far * (1 - near)), shade, second * (1 - near), its_shade], dim=1)
+
+
 def nearest_first(layout: Layout) -> Layout:
     """The same layouts, their objects in the order of how far from the camera they are."""
     eye = rays_of(layout.view, 1, 1)[0][:, 0]

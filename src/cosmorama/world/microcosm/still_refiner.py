@@ -28,6 +28,7 @@ from cosmorama.world.microcosm.layout import (
     VIEW,
     Layout,
     agreed,
+    hidden,
     is_sure,
     meetings,
     nearest_first,
@@ -148,14 +149,16 @@ class StillRefiner(Stored):
     def draw(self, frames: Tensor, layout: Layout, text: Tensor) -> Tensor:
         """Pictures [B, 3, h, w] of layouts, in the colors of `frames` and of the prompts; see `read`.
 
-        The U-Net draws cells; which side of an outline a pixel is on, small networks say of its own rays.
+        The U-Net draws cells; which side of an outline a pixel is on, small networks say of its own rays. All know the
+        nearer object as the first, since it hides the other.
         """
-        height, width = frames.shape[2:]
+        (height, width), layout = frames.shape[2:], nearest_first(layout)
         frames = F.pad(frames, (0, -width % CELL, 0, -height % CELL), mode="replicate")
         cells = F.pixel_unshuffle(frames, CELL)
-        drawn = self.paint(torch.cat([cells, plan(layout, *cells.shape[2:])], dim=1), self.mix(text))
+        inside, seen = self.outlines(layout, *frames.shape[2:])
+        shown = hidden(plan(layout, *cells.shape[2:]), F.avg_pool2d(seen[:, ::2, ..., 0].sigmoid(), CELL))
+        drawn = self.paint(torch.cat([cells, shown], dim=1), self.mix(text))
         drawn = F.pixel_shuffle(drawn.float(), CELL)
-        inside, seen = self.outlines(nearest_first(layout), *frames.shape[2:])
         some = inside.any(1)
         pixels, features = drawn.movedim(1, -1)[some], seen.movedim(1, -2)[some]
         color = self.finished(pixels, features)
