@@ -44,6 +44,7 @@ class Bench:
         model: What workers load.
         folder: For clips and logs.
         steps: Of each job: enough that it is seen at work.
+        jobs: Of `replicas`.
     """
 
     def __init__(self, url: str, model: str, folder: Path, steps: int, jobs: int) -> None:
@@ -71,6 +72,8 @@ class Bench:
             job: dict[str, Any] = client.call("GET", f"/v1/jobs/{job_id}")
             if job["state"] in states and job["attempts"] >= attempts:
                 return job
+            if job["finished_at"]:
+                raise RuntimeError(f"{job_id} ended too early, as {job['state']}: more --steps")
             time.sleep(0.02)
 
 
