@@ -156,7 +156,10 @@ def test_a_disk_that_is_full_loses_nothing(tiny_checkpoint: Path, tmp_path: Path
         _limit_files(server.process.pid, resource.RLIM_INFINITY)
         done = _wait_for(server, running)
         assert (done["state"], done["attempts"]) == ("succeeded", 1), done
-        again = _wait_for(server, httpx.post(url, json=body, timeout=60).json()["id"])
+        until = time.monotonic() + 10  # by when the store is known to be back
+        while (answer := httpx.post(url, json=body, timeout=60)).status_code == 503 and time.monotonic() < until:
+            time.sleep(0.2)
+        again = _wait_for(server, answer.json()["id"])
         clips = [httpx.get(f"{url}/{job_id}/content", timeout=60).content for job_id in (before, again["id"])]
         assert clips[0] == clips[1]
         assert len(httpx.get(url, timeout=60).json()["data"]) == 4

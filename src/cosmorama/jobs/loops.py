@@ -80,7 +80,7 @@ class Dispatcher:
         self._unknown_files: set[str] = set()
         self._refresh_at = 0.0
         self._probing: asyncio.Future[StoreUnavailableError | None] | None = None
-        self._beat_now = asyncio.Event()
+        self._beat_now, self._probe_now = asyncio.Event(), asyncio.Event()
         # A claim that is in the store and not yet in `runner.running` looks to the heartbeat like one that was lost,
         # and to who cancels the job like one of another server.
         self.claiming = asyncio.Lock()
@@ -100,7 +100,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._loop(self._claim, self._woken, TICK_S))
             loops.create_task(self._loop(self._heartbeat, self._beat_now, min(TICK_S, lease_s / 4)))
-            loops.create_task(self._loop(self._probe, asyncio.Event(), PROBE_EVERY_S))
+            loops.create_task(self._loop(self._probe, self._probe_now, PROBE_EVERY_S))
             loops.create_task(self._loop(self._expire, asyncio.Event(), lease_s / 5))
             loops.create_task(self._loop(self._clear, asyncio.Event(), CLEAR_EVERY_S))
 
@@ -153,6 +153,8 @@ class Dispatcher:
         if self._probing.done():
             error, self._probing = self._probing.result(), None
         runner.unwritable = None if error is None else str(error)
+        if error is not None:  # jobs are refused: it is found soon that they can be accepted again
+            asyncio.get_running_loop().call_later(TICK_S, self._probe_now.set)
         if error is not None and was is None:
             log.error("%s; nothing is accepted or begun until it can", error.logged)
         elif error is None and was is not None:
