@@ -365,8 +365,11 @@ class Clip:
                 metadata_errors="ignore",
                 io_open=_refuse_to_open,
             )
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            if not isinstance(error, FFmpegError):
+                raise
+            why = "asks for more memory than there is: its header is damaged, or it is too large"
+            raise MediaError(self._field, why) from error
         except Exception as error:  # FFmpegError, and what damaged files make PyAV raise
             raise MediaError(self._field, "is damaged or cut off: its header cannot be read") from error
         with container:
