@@ -312,13 +312,18 @@ def read_wide(kinds: Sequence[str], folder: Path, shards: slice) -> tuple[Frames
 
 
 def teach(
-    probe: nn.Module, label: Callable[[Frames, list[Any]], Pictures], kinds: str, data: Path, file: Path, steps: int
+    probe: nn.Module,
+    label: Callable[[Frames, list[Any]], Pictures],
+    kinds: Sequence[str],
+    data: Path,
+    file: Path,
+    steps: int,
 ) -> None:
     """Train a probe on twenty shards of each split, measure it on the last, rendered and decoded, and write it."""
     torch.set_num_threads(1)
     vae = VideoAutoencoder.from_pretrained(file.parent / "vae")
-    train(probe, label(*read_wide(kinds.split(), data, slice(-21, -1))), vae, steps)
-    unseen = label(*read_wide(kinds.split(), data, slice(-1, None)))
+    train(probe, label(*read_wide(kinds, data, slice(-21, -1))), vae, steps)
+    unseen = label(*read_wide(kinds, data, slice(-1, None)))
     frames = to_input(unseen.frames)
     figures = {
         "rendered": accuracy(probe, frames, unseen),
@@ -336,9 +341,9 @@ def main(
 ) -> None:
     """Train the probes and measure them on pictures they have not seen, rendered and decoded."""
     torch.manual_seed(seed)
-    teach(Probe(), Labelled.label, "images", data, runs / FILE, steps)
+    teach(Probe(), Labelled.label, ["images"], data, runs / FILE, steps)
     torch.manual_seed(seed)
-    teach(CorridorProbe(), LabelledDrives.label, "corridor-images drives", data, runs / CORRIDOR_FILE, steps)
+    teach(CorridorProbe(), LabelledDrives.label, ["corridor-images", "drives"], data, runs / CORRIDOR_FILE, steps)
 
 
 if __name__ == "__main__":

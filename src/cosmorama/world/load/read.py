@@ -125,7 +125,8 @@ def check_written(file: Path, tensors: Collection[Stored]) -> None:
     """
     with file.open("rb") as opened:
         size = opened.seek(0, os.SEEK_END)
-        pages = {size * number // _PAGES for number in range(_PAGES)} | {size - _PAGE} | set(_holes(opened, size))
+        pages = {size * number // _PAGES for number in range(_PAGES)} | {max(size - _PAGE, 0)}
+        pages |= set(_holes(opened, size))
         missing = end = 0
         for page in sorted(pages):
             if page < end:
@@ -149,10 +150,10 @@ def _holes(opened: BinaryIO, size: int) -> Iterator[int]:
 
 def _zeros_around(opened: BinaryIO, page: int, size: int) -> tuple[int, int]:
     """The first and the last byte (exclusive) of the zeros that a page is in; both the same where it is not zero."""
-    opened.seek(max(page, 0))
+    opened.seek(page)
     if any(opened.read(_PAGE)):
         return page, page
-    start = end = max(page, 0)
+    start = end = page
     while start > 0:
         before = max(start - _ZEROS, 0)
         opened.seek(before)

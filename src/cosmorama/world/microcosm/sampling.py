@@ -279,20 +279,22 @@ class CosmosFlowSampling(StillSampling):
 
     def renoise(self, denoised: Tensor, index: int) -> Tensor | None:
         """Nothing is. After the last step of a still it is known whether there has to be another."""
-        if self._wanted and self._request.frames == 1 and index == self.schedule.steps - 1:
+        if self._may_miss and self._request.frames == 1 and index == self.schedule.steps - 1:
             self.refined(denoised)
             stills = 1 + self._others + self.misses
             self.shares = (1 / stills,) * stills
         return None
 
     @property
+    def _may_miss(self) -> bool:
+        """Whether it can be known that the still does not show what its prompt names, and there may be another."""
+        known = self._wanted and self._from_text and self._world.still_refiner is not None
+        return bool(known) and self._request.steps >= _SURE_STEPS and self._others + 1 < _STILLS
+
+    @property
     def misses(self) -> bool:
         """Whether the still that was refined last does not show the objects that its prompt names, and another may."""
-        if not self._wanted or self._request.steps < _SURE_STEPS or self._others + 1 == _STILLS:
-            return False
-        if self._world.still_refiner is None or not self._from_text:
-            return False
-        return self.scene is None or not names(self.scene.layout, self._wanted)
+        return self._may_miss and (self.scene is None or not names(self.scene.layout, self._wanted))
 
     @property
     def notes(self) -> tuple[str, ...]:
