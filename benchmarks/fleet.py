@@ -1,7 +1,8 @@
 """What several servers on one database gain and cost, each against a goal.
 
-    replicas    equal jobs made by two replicas against one, a thread each: by the clock, and in processor time, on
-                which other load has less influence
+    replicas    equal jobs made by two replicas against one, each held on a core of its own (free to use both, one
+                replica writes its clips on the second core): by the clock, and in processor time, on which other
+                load has less influence
     takeover    from the kill of a worker to the beginning of its job on another one, beyond the lease
     events      how much later a step is told by another server than by the one that makes the job
     memory      of a server with the role api that has accepted jobs and shown them
@@ -83,6 +84,8 @@ def replicas(bench: Bench) -> Figures:
     for count in (1, 2):
         with bench.server("all", REPLICAS=str(count), MAX_ACTIVE="2", MAX_QUEUE="100") as server:
             bench.until(server, bench.submit(server), "succeeded")  # what is done once is not counted
+            for core, worker in enumerate(_workers(server.pid)):
+                _hold(worker, core)
             before = _computed_s(server.pid)
             begun = time.perf_counter()
             for job_id in [bench.submit(server, seed) for seed in range(bench.count)]:
@@ -162,14 +165,21 @@ def main() -> None:
         print(json.dumps(figures, indent=2))
 
 
+def _workers(pid: int) -> list[psutil.Process]:
+    """The processes below a server that hold a model."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+
+
+def _hold(worker: psutil.Process, core: int) -> None:
+    """Let a process and all of its threads run on one core only."""
+    for thread in worker.threads():
+        os.sched_setaffinity(thread.id, {core})
+
+
 def _computed_s(pid: int) -> dict[int, float]:
     """Processor time so far of each process below a server that holds a model."""
-    found = {}
-    for process in psutil.Process(pid).children():
-        if any("spawn_main" in word for word in process.cmdline()):
-            times = process.cpu_times()
-            found[process.pid] = times.user + times.system
-    return found
+    return {worker.pid: sum(worker.cpu_times()[:2]) for worker in _workers(pid)}
 
 
 def _active(server: Server) -> bool:
