@@ -23,7 +23,7 @@ from cosmorama.resolve import resolve
 from cosmorama.world.base import World
 from cosmorama.world.microcosm.driving import DRIVE, FPS
 from cosmorama.world.microcosm.loader import load_microcosm
-from cosmorama.world.microcosm.odometry import FOV_DEG
+from cosmorama.world.microcosm.odometry import FOV_DEG, HAZE_M
 from microcosm.evaluation.figures import Figure
 from microcosm.evaluation.probe import ANSWERS, CorridorProbe, classes
 from microcosm.scenes.corridor import render_depths
@@ -33,7 +33,10 @@ from microcosm.scenes.simulate import Frames, box_average
 from microcosm.scenes.steered import Steered, draw_steered
 from microcosm.training.autoencoder import to_uint8
 
-_BLURS_PX = (4, 2, 1)
+_BLURS_PX = (8, 4, 2, 1)
+_USUAL = np.array([accepted.high for accepted in DRIVE.ranges]) / FPS  # motions in a frame's time
+_DOUBT = 10.0  # grey levels: the error of one pixel that weighs as much as a usual motion does against none
+_FLAT_M = 0.03  # above the floor
 MINUTE = 60 * FPS + 1
 _FIRST_SEED = SPLITS["heldout"].first_seed + 100_000
 
@@ -49,7 +52,7 @@ def measure(
     spent_s = time.perf_counter() - began
     real = [one.frames() for one in held]
     ours, theirs = (np.concatenate(list(map(motions, clips, held))) for clips in (drawn, real))
-    wanted = np.concatenate([one.actions for one in held])
+    wanted = np.concatenate([one.motions for one in held])  # as far as there was room
     figures = []
     for index, name in enumerate(("speed", "turn")):
         made, real_ones, asked = (_smooth(some[:, index], clips) for some in (ours, theirs, wanted))
@@ -102,33 +105,66 @@ def drive(world: World, steered: Steered, given: Frames | None, *, last: bool = 
 def motions(clip: Frames, steered: Steered) -> NDArray[np.float64]:
     """Of every two frames of a clip [T, h, w, 3]: forward speed, m/s, turn, rad/s, and speed to the left, m/s."""
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) for frame in clip]
-    near = 1 / render_depths(steered.drive, steered.poses).astype(float)
-    return np.stack([_motion(*pair, one) for pair, one in zip(pairwise(grey), near, strict=False)]) * FPS
+    far = render_depths(steered.drive, steered.poses).astype(float)
+    eye_m, pitch = map(float, steered.views[0, 3:])
+    found = [_motion(*pair, one, eye_m, pitch) for pair, one in zip(pairwise(grey), far, strict=False)]
+    return np.stack(found) * FPS
 
 
-def _motion(before: NDArray[Any], after: NDArray[Any], near: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The motion (forward, m, turn, rad, left, m) that turns a grey frame [h, w] into the next, from coarse to fine."""
-    rows, columns = near.shape
+def _motion(
+    before: NDArray[Any], after: NDArray[Any], far: NDArray[np.float64], eye_m: float, pitch: float
+) -> NDArray[np.float64]:
+    """The motion (forward, m, turn, rad, left, m) that turns a grey frame [h, w] into the next, from coarse to fine.
+
+    Args:
+        before, after: The frames.
+        far: How far ahead of the camera each pixel of the first is, m.
+        eye_m: How high the camera is.
+        pitch: How far up the camera looks, rad.
+    """
+    rows, columns = far.shape
     focal = rows / 2 / np.tan(np.radians(FOV_DEG / 2))
     down, right = np.meshgrid(*((np.arange(n) - (n - 1) / 2) / focal for n in (rows, columns)), indexing="ij")
-    across = focal * np.stack([right * near, 1 + right**2, near], axis=-1)  # that a point moves by for each number
-    along = focal * np.stack([down * near, right * down, 0 * near], axis=-1)
-    row, column = np.mgrid[:rows, :columns]
-    motion = np.zeros(3)
+    level, rise = far * (np.cos(pitch) + down * np.sin(pitch)), far * (np.sin(pitch) - down * np.cos(pitch))
+
+    # Sky and floor have no pattern. Their shades are the haze's, which stay where they are in the picture.
+    tells = (far < HAZE_M[1]) & (rise > _FLAT_M - eye_m)
+
+    def seen_after(motion: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rows and columns at which each pixel of the first frame is in the next."""
+        forward, turn, left = motion
+        ahead, aside = _turned(level, far * right, turn / 2)
+        ahead, aside = _turned(ahead - forward, aside + left, turn / 2)
+        depth = np.maximum(ahead * np.cos(pitch) + rise * np.sin(pitch), 0.05)
+        below = (ahead * np.sin(pitch) - rise * np.cos(pitch)) / depth
+        return np.stack([below * focal + (rows - 1) / 2, aside / depth * focal + (columns - 1) / 2])
+
+    motion, doubt = np.zeros(3), np.diag(np.square(_DOUBT / _USUAL))
     for blur in _BLURS_PX:
         first, second = (cv2.GaussianBlur(frame, (0, 0), blur) for frame in (before, after))
         for _ in range(8):
-            to_right, to_below = [
-                (at + way @ motion).astype(np.float32) for at, way in ((column, across), (row, along))
-            ]
+            at = seen_after(motion)
+            moves = np.stack([(seen_after(motion + step) - at) / 1e-4 for step in 1e-4 * np.eye(3)], axis=-1)
+            to_below, to_right = at.astype(np.float32)
             there = cv2.remap(second, to_right, to_below, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            inside = (to_right >= 0) & (to_right < columns - 1) & (to_below >= 0) & (to_below < rows - 1)
-            steep_down, steep_right = np.gradient(there)
-            known = (steep_right[..., None] * across + steep_down[..., None] * along)[inside]
+            inside = tells & (to_right >= 0) & (to_right < columns - 1) & (to_below >= 0) & (to_below < rows - 1)
+            steep = np.stack(
+                [
+                    cv2.remap(some.astype(np.float32), to_right, to_below, cv2.INTER_LINEAR)
+                    for some in np.gradient(second)
+                ]
+            )
+            known = (steep[..., None] * moves).sum(0)[inside]
             off = (first - there)[inside]
             weights = 1 / (1 + np.square(off / (1.5 * np.median(np.abs(off)) + 0.01)))  # less of what moves otherwise
-            motion += np.linalg.solve((known.T * weights) @ known + 1e-3 * np.eye(3), (known.T * weights) @ off)
+            steps = np.linalg.solve((known.T * weights) @ known + doubt, (known.T * weights) @ off - doubt @ motion)
+            motion += steps
     return motion
+
+
+def _turned(ahead: NDArray[Any], aside: NDArray[Any], turn: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Points as somebody sees them who turned to the left."""
+    return ahead * np.cos(turn) - aside * np.sin(turn), aside * np.cos(turn) + ahead * np.sin(turn)
 
 
 def _smooth(motions: NDArray[Any], clips: int) -> NDArray[Any]:

@@ -68,6 +68,16 @@ class Steered:
         return np.array([(*pose, *mounted) for pose in self.poses], np.float32)
 
     @property
+    def motions(self) -> Actions:
+        """How the camera really moves, [T - 1, 3], like `actions`: less where something stops it."""
+        x, y, yaw = np.array(self.poses).T
+        along, across, turn = np.diff(y), -np.diff(x), np.diff(yaw)
+        heading = yaw[:-1] + turn / 2
+        forward = along * np.cos(heading) + across * np.sin(heading)
+        left = across * np.cos(heading) - along * np.sin(heading)
+        return np.stack([forward, turn, left], axis=1).astype(np.float32) * self.fps
+
+    @property
     def ahead(self) -> tuple[float, float, float]:
         """What stands in the way, for a `CorridorMap`."""
         there = self.scene.ahead is not None
