@@ -331,12 +331,13 @@ def test_an_adapters_own_scale_is_applied(adapted: AdaptedWorld, saved: Saved, t
         "kohya's weights": kohya(
             *(tmp_path / "both.safetensors", pairs, alphas), ss_network_dim="Dynamic", ss_network_alpha="9"
         ),
+        "negated": kohya(tmp_path / "negated.safetensors", pairs, {name: -alpha for name, alpha in alphas.items()}),
         "whole": kohya(tmp_path / "whole.safetensors", pairs, ss_network_dim="4", ss_network_alpha="None"),
         "unsaid": peft_folder(tmp_path / "unsaid", pairs),  # PEFT's 8
     }
     world = AdaptedWorld(load_world(str(saved[1]), dtype="float32"), files)
     for name in files:
-        expected = latents(adapted, Adapter("crayon", {"unsaid": 2.0, "whole": 1.0}.get(name, 0.5)))
+        expected = latents(adapted, Adapter("crayon", {"unsaid": 2.0, "whole": 1.0, "negated": -0.5}.get(name, 0.5)))
         close = (latents(world, Adapter(name)) - expected).norm() / expected.norm() < 1e-6
         assert close == (name != "pattern"), name
 

@@ -301,6 +301,23 @@ def edited_after(first: Change, change: Callable[[str, Tensor], Tensor]) -> Chan
     return both(first, edited(WEIGHTS, lambda found: {name: change(name, tensor) for name, tensor in found.items()}))
 
 
+def only(*begins: str, respell: Callable[[str], str] = str) -> Change:
+    """Of a text encoder the weights whose names begin so, respelt."""
+    return edited(TEXT, lambda found: {respell(name): t for name, t in found.items() if name.startswith(begins)})
+
+
+def inner_name(name: str) -> str:
+    """What a weight of a Qwen is called in it without its head."""
+    return name.replace("model.", "language_model.", 1) if name.startswith("model.") else name
+
+
+def language_half(folder: Path) -> None:
+    """As Qwen's class for text alone saves it."""
+    config = json.loads((folder / "text_encoder/config.json").read_text())["text_config"]
+    (folder / "text_encoder/config.json").write_text(json.dumps(config))
+    only("model.", respell=lambda name: name.removeprefix("model."))(folder)
+
+
 def untold(token: str) -> Change:
     """A tokenizer that calls a token something else."""
 
@@ -414,6 +431,22 @@ CASES: dict[str, tuple[str, Change, str]] = {
         written("tokenizer/chat_template.jinja", b"{% for %}"),
         "its chat template fails",
     ),
+    "a template that takes no system prompt": (
+        "predict2.5",
+        written(
+            "tokenizer/chat_template.jinja",
+            b"{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+        ),
+        "its chat template fails: no system",
+    ),
+    **{
+        f"a template that says the same of every prompt, {base}": (
+            base,
+            written(f"{part}/chat_template.jinja", b"hello"),
+            rf"{part} cannot be loaded: its chat template leaves the prompt out",
+        )
+        for base, part in (("predict2.5", "tokenizer"), ("cosmos3", "text_tokenizer"))
+    },
     "a mark before the index": ("predict2.5", marked("model_index.json"), SAME),
     "a mark before Wan's index": ("wan", marked("model_index.json"), SAME),
     "a mark before a config": ("predict2.5", marked("transformer/config.json"), SAME),
@@ -430,7 +463,16 @@ CASES: dict[str, tuple[str, Change, str]] = {
         dangling("tokenizer/tokenizer.json"),
         r"tokenizer\.json is a link to a file that",
     ),
-    "weights that are a link to nothing": ("ltx", dangling(WEIGHTS), r"missing transformer/\*\.safetensors"),
+    "weights that are a link to nothing": (
+        "ltx",
+        dangling(WEIGHTS),
+        r"missing transformer/\*\.s.*_model.s.*: a link to",
+    ),
+    "a shard that is a link to nothing": (
+        "cosmos3",
+        both(sharded(), dangling(f"transformer/{SHARD}")),
+        rf"missing transformer/{SHARD} \({SHARD}: a link to a file that is not there; download it again",
+    ),
     "a link to itself": (
         "predict2.5",
         both(removed("vae/config.json"), lambda folder: (folder / "vae/config.json").symlink_to("config.json")),
@@ -946,6 +988,15 @@ CASES: dict[str, tuple[str, Change, str]] = {
         edited(TEXT, lambda found: {**found, "decoder.final_layer_norm.weight": torch.zeros(4)}),
         SAME,
     ),
+    "a Qwen without the head that predicts text": ("predict2.5", only("model.", "visual."), SAME),
+    "a Qwen that sees nothing": ("predict2.5", only("model.", "lm_head."), SAME),
+    "a Qwen without its outermost name": ("predict2.5", only("model.", "visual.", respell=inner_name), SAME),
+    "a Qwen under its newer names": (
+        "predict2.5",
+        only("model.", "visual.", respell=lambda n: f"model.{inner_name(n)}"),
+        SAME,
+    ),
+    "the language half of a Qwen alone": ("predict2.5", language_half, SAME),
     "the head that predicts text": (
         "cosmos3",
         edited(WEIGHTS, lambda found: {**found, "audio_proj_in.weight": torch.zeros(4)}),
@@ -1007,7 +1058,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
                 "layers.0.mlp.up_proj.weight_scale": torch.ones(3, 2),
             },
         ),
-        r"weight_scale has the shape \[3, 2\]",
+        r"weight_scale has the shape \[3, 2\], which is not read: take the checkpoint in bfloat16",
     ),
     **{
         f"FP8 with scales of {value}": (
@@ -1025,6 +1076,26 @@ CASES: dict[str, tuple[str, Change, str]] = {
             "weight_scale must have numbers above 0",
         )
         for value in (0.0, -1.0, float("inf"), float("nan"))
+    },
+    **{
+        f"FP8 with a scale per row, as {method} {kind}": (
+            base,
+            both(
+                in_8_bits(rows=True),
+                configured(
+                    "transformer/config.json",
+                    quantization_config={
+                        "quant_method": method,
+                        "quant_algo" if method == "modelopt" else "format": kind,
+                    },
+                ),
+            ),
+            CLOSE,
+        )
+        for base, method, kind in (
+            ("cosmos3", "modelopt", "FP8_PER_CHANNEL_PER_TOKEN"),
+            ("predict2.5", "compressed-tensors", "float-quantized"),
+        )
     },
     "FP8 as ModelOpt exports it": (
         "cosmos3",

@@ -9,6 +9,7 @@ are clean latents at the start of the clip; actions are further tokens. Noise, l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Capabilities
 from cosmorama.world.cosmos3.capabilities import capabilities_of, policy_of
+from cosmorama.world.cosmos3.prompt import chat
 from cosmorama.world.cosmos3.sampling import VISION_START, Cosmos3Config, Cosmos3World
 from cosmorama.world.levels import check_distilled, check_unipc
 from cosmorama.world.load.checkpoint import (
@@ -66,7 +68,10 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
         patch_latent_dim=channels * patch**2,
     )
     check_fit(folder / "vae", autoencoder.vae.config, "Cosmos3's are", scale_factor_temporal=4)
-    tokenizer = load_tokenizer(folder / "text_tokenizer", chat=True, padded=False)
+    system_prompt = _switch(folder, index, "default_use_system_prompt", usual=True)
+    tokenizer = load_tokenizer(
+        folder / "text_tokenizer", chat=partial(chat, kind="video", system_prompt=system_prompt), padded=False
+    )
     check_vocabulary(folder / "text_tokenizer", tokenizer, transformer.config.vocab_size)
     for token in (tokenizer.eos_token or "eos_token", VISION_START):
         if token not in tokenizer.get_vocab():
@@ -79,7 +84,7 @@ def load(folder: Path, options: LoadOptions, pipeline: str = "") -> Cosmos3World
         Cosmos3Config(
             scheduler,
             native_levels=_switch(folder, index, "use_native_flow_schedule", usual=False),
-            system_prompt=_switch(folder, index, "default_use_system_prompt", usual=True),
+            system_prompt=system_prompt,
             release_text=options.offload == "release",
             distilled=distilled,
         ),

@@ -6,7 +6,8 @@ no others; which files they are is said in `files`, how they are read in `weight
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,6 +27,8 @@ from cosmorama.world.load.quantize import quantize_blocks
 from cosmorama.world.load.read import check_small, first_line, read_json, some
 from cosmorama.world.load.weights import Place, Weights, assign, bounded, check_names, unused
 
+_AROUND = {"Qwen2_5_VLTextModel": ("Qwen2_5_VLConfig", re.compile(r"(model\.)?(language_model\.)?(model\.)?"))}
+"""Networks that are read out of a larger one: its config, and what its files put before their names."""
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -70,14 +73,19 @@ def choose_kernels(module: Any, options: LoadOptions, place_of: Place) -> None:
 
 
 def load_tokenizer(
-    folder: Path, kind: Any = None, *, chat: bool = False, reader: Any = None, padded: bool = True
+    folder: Path,
+    kind: Any = None,
+    *,
+    chat: Callable[[Any, str], str] | None = None,
+    reader: Any = None,
+    padded: bool = True,
 ) -> Any:
     """The tokenizer of a checkpoint.
 
     Args:
         folder: Of the tokenizer.
         kind: Its class; None: what its files say.
-        chat: Whether prompts are written as a chat, so that it needs a template for one.
+        chat: How a prompt is written as a chat with it, which needs a template for one; None: it is not.
         reader: The network of transformers that reads its tokens.
         padded: Whether prompts are filled up to the same number of tokens.
 
@@ -114,7 +122,7 @@ def load_tokenizer(
             )
         tokenizer.chat_template = template
     if chat:
-        _try_template(folder, tokenizer)
+        _try_template(folder, lambda prompt: chat(tokenizer, prompt))
     return tokenizer
 
 
@@ -156,15 +164,15 @@ def check_vocabulary(folder: Path, tokenizer: Any, known: int) -> None:
         )
 
 
-def _try_template(folder: Path, tokenizer: Any) -> None:
-    """Refuse a template that takes neither a text nor a list with one in it: every prompt would fail."""
-    for content in ("a", [{"type": "text", "text": "a"}]):
-        try:
-            tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-            return
-        except Exception as error:  # whatever the template does  # noqa: BLE001
-            last = error
-    raise ModelNotFoundError(f"{folder} cannot be loaded: its chat template fails: {first_line(last)}")
+def _try_template(folder: Path, written: Callable[[str], str]) -> None:
+    """Refuse a template with which every prompt would fail, or give the same clip."""
+    prompt = "a red ball"
+    try:
+        chat = written(prompt)
+    except Exception as error:  # whatever the template does
+        raise ModelNotFoundError(f"{folder} cannot be loaded: its chat template fails: {first_line(error)}") from error
+    if prompt not in chat:
+        raise ModelNotFoundError(f"{folder} cannot be loaded: its chat template leaves the prompt out")
 
 
 def build(kind: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Any:
@@ -230,25 +238,39 @@ def _diffusers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
 
 
 def _transformers(kind: Any, weights: Weights, dtype: torch.dtype) -> Any:
-    name = weights.config.get("model_type", kind.config_class.model_type)
-    if name != kind.config_class.model_type:
+    import transformers
+
+    around, before = _AROUND.get(kind.__name__, ("", re.compile("")))
+    outer = getattr(transformers, around, kind.config_class)
+    name = weights.config.get("model_type", outer.model_type)
+    if name not in (outer.model_type, kind.config_class.model_type):
         raise ModelNotFoundError(
-            f"{weights.folder / 'config.json'} is that of a model of type {name}, not {kind.config_class.model_type}"
+            f"{weights.folder / 'config.json'} is that of a model of type {name}, not {outer.model_type}"
         )
+    read_as = outer if name == outer.model_type else kind.config_class
+
+    def config() -> Any:
+        made = read_as.from_dict(weights.config)
+        return made.get_text_config() if around else made
+
     with bounded(weights), torch.device("meta"):
-        kind(kind.config_class.from_dict(weights.config))
+        kind(config())
+
+    def used(name: str) -> bool:
+        return not unused(kind, name)
+
     with _quiet():
         # Names of older versions are translated there, and weights shared between layers are told from missing ones.
         module, found = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(weights.config),
-            state_dict=dict(weights.read()),
+            config=config(),
+            state_dict={before.sub("", found, count=1): tensor for found, tensor in weights.read(used)},
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
     missing = {str(name) for name in found.get("missing_keys", ())}
-    extra = {str(name) for name in found.get("unexpected_keys", ()) if not unused(kind, str(name))}
+    extra = {str(name) for name in found.get("unexpected_keys", ()) if used(str(name))}
     other = {str(entry if isinstance(entry, str) else entry[0]) for entry in found.get("mismatched_keys", ())}
     if other:
         raise ModelNotFoundError(f"{weights.folder} cannot be loaded: config.json makes {some(other)} another shape")

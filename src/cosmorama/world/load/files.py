@@ -83,14 +83,16 @@ def weight_files(folder: Path, variant: str | None = None) -> tuple[tuple[Path, 
     names = _names(folder)
     chosen = choose(names, _stems(folder), variant)
     if chosen is None:
-        raise ModelNotFoundError(f"{folder} has no weights{instead_of(names)}")
+        raise ModelNotFoundError(f"{folder} has no weights{_lost(folder) or instead_of(names)}")
     if chosen.endswith(".safetensors"):
         return (folder / chosen,), {}
     owners = {name: folder / shard for name, shard in shard_map(folder / chosen).items()}
     files = tuple(sorted(set(owners.values())))
     missing = [f"{folder.name}/{file.name}" for file in files if file.name not in names]
     if missing:
-        raise ModelNotFoundError(f"{folder.parent} is not a complete checkpoint: missing {some(missing)}")
+        raise ModelNotFoundError(
+            f"{folder.parent} is not a complete checkpoint: missing {some(missing)}{_lost(folder)}"
+        )
     return files, owners
 
 
@@ -209,7 +211,13 @@ def missing_of_part(folder: Path, part: str, variant: str | None) -> Iterator[st
     if "config.json" not in names:
         yield f"{part}/config.json"
     if choose(names, _stems(folder / part), variant) is None:
-        yield f"{part}/*.safetensors{instead_of(names)}"
+        yield f"{part}/*.safetensors{_lost(folder / part) or instead_of(names)}"
+
+
+def _lost(folder: Path) -> str:
+    """The weights of a part that are links into a cache which has not got them, or not whole."""
+    lost = sorted(file.name for file in folder.glob("[!.]*.safetensors") if file.is_symlink() and not file.exists())
+    return f" ({some(lost)}: a link to a file that is not there; download it again)" if lost else ""
 
 
 def instead_of(names: Collection[str]) -> str:

@@ -44,6 +44,8 @@ _UNUSED = {
     # The files may hold the whole of a translation model, of which only the encoder is asked for.
     "T5EncoderModel": re.compile(r"decoder\.|lm_head\."),
     "UMT5EncoderModel": re.compile(r"decoder\.|lm_head\."),
+    # Nothing is looked at, and no word is predicted.
+    "Qwen2_5_VLTextModel": re.compile(r"(model\.)?visual\.|lm_head\."),
 }
 """By the class of a module: names of tensors that its files may hold and that nothing here has a use for."""
 _OTHER_KINDS = {
@@ -56,7 +58,9 @@ _OTHER_KINDS = {
     "quanto or torchao": r"\.weight[.:]_\w+$",
 }
 """Of quantized weights that are not read: what they are, by the names of what lies beside or in the place of them."""
-_INSTEAD = "which is not read: take the checkpoint in bfloat16, or in FP8 of ModelOpt"
+_READ = ("modelopt FP8", "modelopt FP8_PER_CHANNEL_PER_TOKEN", "compressed-tensors float-quantized")
+"""What configs call weights in FP8 whose scales are one per matrix or one per row."""
+_INSTEAD = "which is not read: take the checkpoint in bfloat16, or in FP8 with a scale per matrix or row, as ModelOpt's"
 Place = Callable[[str], torch.device | str]
 
 
@@ -157,8 +161,7 @@ class Weights:
             scale = opened.get_tensor(scale_name).float()
         if scale.numel() != 1 and scale.shape not in ((len(numbers),), (len(numbers), 1)):
             raise ModelNotFoundError(
-                f"{self.folder} cannot be loaded: {scale_name} has the shape {list(scale.shape)}; one scale per matrix "
-                "or per row is read"
+                f"{self.folder} cannot be loaded: {scale_name} has the shape {list(scale.shape)}, {_INSTEAD}"
             )
         if not (scale.isfinite().all() and scale.min() >= 0 and scale.max() > 0):
             raise ModelNotFoundError(f"{self.folder} cannot be loaded: {scale_name} must have numbers above 0")
@@ -166,7 +169,7 @@ class Weights:
         return scaled.to(self.dtype)
 
     def _check_types(self, quantized: str | None) -> None:
-        if quantized not in (None, "modelopt FP8"):
+        if quantized not in (None, *_READ):
             raise ModelNotFoundError(
                 f"{self.folder / 'config.json'} has a quantization_config of {quantized}, {_INSTEAD}"
             )

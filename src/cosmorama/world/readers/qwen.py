@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cosmorama.world.base import TextEmbedding
 from cosmorama.world.load.checkpoint import load_module, load_tokenizer
-from cosmorama.world.load.offload import place
 from cosmorama.world.load.options import ON_CPU, LoadOptions
 
 ROWS = 512
@@ -18,7 +17,7 @@ _SYSTEM = "You are a helpful assistant who will provide prompts to an image gene
 
 
 class QwenReader:
-    """Reads prompts. Only the language half of the model is kept: nothing here sees, and no word is predicted."""
+    """Reads prompts. Only the language half of the model is loaded: nothing here sees, and no word is predicted."""
 
     def __init__(self, language_model: Any, tokenizer: Any, device: torch.device | str) -> None:
         self._model, self._tokenizer, self._device = language_model, tokenizer, device
@@ -30,12 +29,11 @@ class QwenReader:
         Raises:
             ModelNotFoundError: the weights do not fit the config.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration
+        from transformers import Qwen2_5_VLTextModel
 
-        cpu = LoadOptions(dtype=options.dtype, variant=options.variant)  # the other half of the model never leaves it
-        whole = load_module(Qwen2_5_VLForConditionalGeneration, folder / "text_encoder", cpu)
-        tokenizer = load_tokenizer(folder / "tokenizer", chat=True, reader=whole)
-        return cls(place(whole.model.language_model, options.device, options.offload), tokenizer, options.device)
+        model = load_module(Qwen2_5_VLTextModel, folder / "text_encoder", options)
+        tokenizer = load_tokenizer(folder / "tokenizer", chat=_written, reader=model)
+        return cls(model, tokenizer, options.device)
 
     @property
     def width(self) -> int:
@@ -46,19 +44,23 @@ class QwenReader:
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextEmbedding:
         """States `[1, 512, layers * hidden]` of a prompt's tokens, then of padding, which the denoiser reads too."""
-        chat = [
-            {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
-            {"role": "user", "content": [{"type": "text", "text": prompt}]},
-        ]
-        how = {"tokenize": True, "add_generation_prompt": False, "add_vision_id": False, "return_dict": True}
-        count = len(self._tokenizer.apply_chat_template(chat, **how)["input_ids"])
-        tokens = self._tokenizer.apply_chat_template(
-            chat, max_length=ROWS, truncation=True, padding="max_length", **how
-        )
+        count = len(_written(self._tokenizer, prompt, tokenize=True)["input_ids"])
+        how = {"max_length": ROWS, "truncation": True, "padding": "max_length"}
+        tokens = _written(self._tokenizer, prompt, tokenize=True, **how)
         ids = torch.tensor([tokens["input_ids"]], device=self._device)
         layers = self._model(ids, output_hidden_states=True, use_cache=False).hidden_states[1:]
         states = torch.cat([_normalized(states) for states in layers], dim=-1)
         return TextEmbedding(states, tokens=count, limit=ROWS)
+
+
+def _written(tokenizer: Any, prompt: str, *, tokenize: bool = False, **how: Any) -> Any:
+    """A prompt as the chat that the denoiser was trained with, or its tokens."""
+    chat = [
+        {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
+        {"role": "user", "content": [{"type": "text", "text": prompt}]},
+    ]
+    how = {"add_generation_prompt": False, "add_vision_id": False, "return_dict": tokenize, **how}
+    return tokenizer.apply_chat_template(chat, tokenize=tokenize, **how)
 
 
 def _normalized(states: Tensor) -> Tensor:
