@@ -94,3 +94,11 @@ def test_files_of_others_are_refused_in_a_sentence(tmp_path: Path) -> None:
             result = cosmorama(command, tmp_path / name)
             assert result.exit_code == 2, (name, result.output)
             assert result.output.startswith("cosmorama: ")
+
+
+def test_a_request_in_a_file_that_says_a_field_twice_is_refused(tmp_path: Path) -> None:
+    clip = tmp_path / "twice.mp4"
+    entries = {"model": "microcosm", "request": '{"prompt":"a","seed":1,"seed":2}'}
+    with VideoWriter(clip, width=64, height=64, fps=8, output=Output(), metadata=entries) as writer:
+        writer.write(np.zeros((2, 64, 64, 3), np.uint8))
+    assert "seed: has two values" in cosmorama("again", clip, "-o", tmp_path / "again.mp4").output

@@ -200,6 +200,8 @@ def test_a_line_that_holds_a_separator_is_made_once(tmp_path: Path) -> None:
         ('[{"prompt": "a"},\n {"prompt": "b"}]', "is a JSON array; a JSON object per line is needed"),
         ('{\n  "inference_type": "x",\n  "samples": []\n}', "is one JSON object over several lines"),
         ('"a text"', "line 1: this is no JSON object"),
+        ("", "holds no rows"),
+        ("\n \n", "holds no rows"),
     ],
 )
 def test_other_json_is_named_for_what_it_is(tmp_path: Path, text: str, said: str) -> None:

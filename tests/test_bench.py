@@ -135,7 +135,7 @@ def test_spread_of_known_numbers() -> None:
 
 
 def test_a_body_must_be_an_object(tmp_path: Path) -> None:
-    for text in ("[1]", "{"):
+    for text in ("[1]", "{", '{"seed":1,"seed":2}'):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(InvalidRequestError, match="JSON object"):
             read_body(tmp_path / "b.json")

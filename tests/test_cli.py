@@ -142,6 +142,40 @@ def test_mistakes_are_told_in_the_words_of_the_shell_before_a_model_is_loaded(tm
         assert "no-model" not in result.output
 
 
+def test_a_model_that_is_not_there_is_told_before_anything_large_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from cosmorama.cli import app\n"
+        "for words in sys.argv[1:]:\n"
+        "    result = CliRunner().invoke(app, words.split())\n"
+        "    print(result.exit_code, result.output.splitlines()[-1])\n"
+        "print(sorted({'torch', 'fastapi', 'diffusers'} & set(sys.modules)))\n"
+    )
+    serving = ("serve --model /nowhere", "worker --model ./nowhere", "serve --models a=microcosm,b=/no/where")
+    calls = [*serving, f"serve --model {tmp_path}", f"generate x -o {tmp_path}/x.mp4 --model /nowhere"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *calls], capture_output=True, text=True, timeout=60, check=True
+    )
+    *told, imported = run.stdout.splitlines()
+    assert all(line.startswith("2 cosmorama: ") for line in told), told
+    assert [("there is no model" in line) for line in told] == [True, True, True, False, True]
+    assert "is not a complete checkpoint" in told[3]
+    assert imported == "[]"
+
+
+@pytest.mark.parametrize("command", ["--help", "models list", "models show microcosm"])
+def test_a_reader_that_has_read_enough_is_no_error(command: str) -> None:
+    program = "from cosmorama.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert (run.wait(60), run.stderr.read()) == (0, "")
+
+
 def test_version_and_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cosmorama("--version").output.startswith("cosmorama 0.")
     assert "--show-completion" in cosmorama("--help").output
@@ -159,7 +193,7 @@ def test_doctor_has_a_line_for_everything_and_says_what_to_do(monkeypatch: pytes
     monkeypatch.setenv("COSMORAMA_SIZEPOLICY", "fit")
     result = cosmorama("doctor", "--model", str(tmp_path))
     assert result.exit_code == 1
-    assert "holds no safetensors" in result.output
+    assert f"{tmp_path} is not a complete checkpoint" in result.output
     assert "did you mean COSMORAMA_SIZE_POLICY?" in result.output
     assert "cannot be used" in result.output
     assert "hunter2" not in result.output

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 import cosmorama
 from cosmorama.cli import app
 from cosmorama.client import JobStatus
+from cosmorama.client.client import FIRST_PATIENCE_S, PATIENCE_S
 from cosmorama.client.protocol import attempts
 from cosmorama.errors import (
     AuthenticationError,
@@ -424,6 +425,29 @@ def test_what_cannot_get_better_is_told_at_once() -> None:
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_server_that_never_answered_is_given_up_sooner(
+    monkeypatch: pytest.MonkeyPatch, answered_before: bool
+) -> None:
+    assert (FIRST_PATIENCE_S, PATIENCE_S) == (5, 300)
+    monkeypatch.setattr("cosmorama.client.client.FIRST_PATIENCE_S", 0.1)
+    monkeypatch.setattr("cosmorama.client.client.PATIENCE_S", 0.8)
+    submissions = []
+
+    def dies(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=JOB)
+        submissions.append(request)
+        raise httpx.ConnectError("refused") from ConnectionRefusedError()
+
+    with cosmorama.Client("http://test", transport=httpx.MockTransport(dies)) as client:
+        if answered_before:
+            client.job("job_1")
+        with pytest.raises(ServerUnreachableError, match="is a server running there"):
+            client.submit("a ball")
+    assert len(submissions) == 1 + answered_before
+
+
 def test_a_host_that_is_not_known_just_now_and_a_refused_connection_are_waited_for() -> None:
     failures = [
         (httpx.ConnectError("unknown"), socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")),
@@ -481,7 +505,9 @@ def test_waiting_is_said_once_and_many_clients_do_not_come_back_together(caplog:
     for _ in range(8):
         waits.clear()
         with pytest.raises(ServerUnreachableError):
-            asyncio.run(attempts(httpx.URL("http://test"), 60).copy(sleep=wait, stop=stop_after_attempt(4))(fail))
+            asyncio.run(
+                attempts(httpx.URL("http://test"), lambda: 60).copy(sleep=wait, stop=stop_after_attempt(4))(fail)
+            )
         assert all(0.4 <= wait_s / 2**i <= 0.6 for i, wait_s in enumerate(waits))
         first.add(waits[0])
     assert len(first) == 8

@@ -98,6 +98,9 @@ def load(
     for library in _TALKATIVE:
         if (logger := logging.getLogger(library)).level == logging.NOTSET:
             logger.setLevel(logging.ERROR)
+    from cosmorama.world.registry import find
+
+    find(model)  # before anything large is imported
     os.environ.update(torch_environment(os.environ))
     from cosmorama.local import load_model
 

@@ -115,6 +115,8 @@ def read_rows(path: Path, model: str | None = None) -> list[Row]:
         if row.name in rows:
             problems.append(f"line {number}: another line has the id {row.name!r} too")
         rows[row.name] = row
+    if not rows and not problems:
+        raise RowsError(f'{path} holds no rows: a JSON object per line is needed, such as {{"prompt": "a red ball"}}')
     if problems:
         more = f"; and {len(problems) - 10} more lines" if len(problems) > 10 else ""
         raise RowsError("; ".join(problems[:10]) + more)

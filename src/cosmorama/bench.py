@@ -7,7 +7,6 @@ is over, to the first look that finds it over. So a job's latency is up to one `
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import statistics
 import time
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 import httpx
 
+from cosmorama import strictjson
 from cosmorama.client.protocol import address_of
 from cosmorama.errors import CosmoramaError, InvalidRequestError, Problem
 
@@ -314,7 +314,7 @@ def read_body(path: Path) -> JSON:
         OSError: it cannot be read.
     """
     try:
-        body = json.loads(path.read_bytes())
+        body = strictjson.loads(path.read_bytes())
     except ValueError as error:
         raise InvalidRequestError(Problem("body", str(path), f"a file with a JSON object: {error}")) from None
     if not isinstance(body, dict):

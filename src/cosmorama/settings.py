@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
-import json
 import logging
 import os
 import re
@@ -38,6 +37,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cosmorama import strictjson
 from cosmorama.errors import CosmoramaError
 from cosmorama.request import VAE_TILES
 from cosmorama.world.load.options import Compile, DType, Offload, Quantize
@@ -410,7 +410,9 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
+            return strictjson.loads(value)
+        except strictjson.RepeatedFieldError:
+            raise
         except ValueError:
             raise ValueError("it must be a JSON object") from None
 

@@ -55,6 +55,13 @@ def main() -> None:
     """Entry point of the `cosmorama` command. No error ends in a traceback, unless COSMORAMA_DEBUG is set."""
     try:
         app()
+        sys.stdout.flush()
+    except (SystemExit, BrokenPipeError) as ended:
+        if not isinstance(ended, BrokenPipeError) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        # Whoever reads has read enough, as head does; there is nowhere to flush the rest to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
         if os.environ.get("COSMORAMA_DEBUG"):
             raise

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cosmorama import strictjson
 from cosmorama.cli.options import (
     ForceOption,
     JsonOption,
@@ -128,7 +129,9 @@ def _metadata(file: Path) -> dict[str, str]:
 
 def _body(file: Path, text: str) -> dict[str, Any]:
     try:
-        body = json.loads(text)
+        body = strictjson.loads(text)
+    except strictjson.RepeatedFieldError as error:
+        raise InvalidRequestError(Problem("file", str(file), f"a request with each field once: {error}")) from None
     except ValueError:
         raise InvalidRequestError(Problem("file", str(file), "one whose request was short enough to be kept")) from None
     if not isinstance(body, dict):

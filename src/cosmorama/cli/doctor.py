@@ -29,27 +29,32 @@ def doctor(
 ) -> None:
     """Look at this machine and at the settings: each line is ok, or says what to do. Exit status 1 if something is."""
     lines: list[Line] = []
-    for check in (_python, _parts, _torch, _gpu, lambda: _model(model), _hub, _codecs, _settings):
-        try:
-            lines += check()
-        except Exception as error:  # whatever is broken here, the other lines are wanted  # noqa: BLE001
-            lines.append((getattr(check, "__name__", "model").strip("_"), False, f"{type(error).__name__}: {error}"))
+    marks = {
+        True: typer.style("ok  ", "green"),
+        None: typer.style("note", "yellow"),
+        False: typer.style("DO  ", "red"),
+    }
+    for name, ok, said in _lines(model):
+        lines.append((name, ok, said))
+        if not as_json:
+            typer.echo(f"{marks[ok]}  {name:<10} {said}")
     if as_json:
         import json
 
         typer.echo(
             json.dumps([{"check": name, "ok": ok is not False, "said": said} for name, ok, said in lines], indent=2)
         )
-    else:
-        marks = {
-            True: typer.style("ok  ", "green"),
-            None: typer.style("note", "yellow"),
-            False: typer.style("DO  ", "red"),
-        }
-        for name, ok, said in lines:
-            typer.echo(f"{marks[ok]}  {name:<10} {said}")
     if any(ok is False for _, ok, _ in lines):
         raise typer.Exit(1)
+
+
+def _lines(model: str | None) -> Iterator[Line]:
+    """Each as soon as it is known, those that take long last."""
+    for check in (_python, lambda: _model(model), _settings, _parts, _torch, _gpu, _codecs, _hub):
+        try:
+            yield from check()
+        except Exception as error:  # whatever is broken here, the other lines are wanted  # noqa: BLE001
+            yield getattr(check, "__name__", "model").strip("_"), False, f"{type(error).__name__}: {error}"
 
 
 def _python() -> Iterator[Line]:
@@ -113,13 +118,24 @@ def _gpu() -> Iterator[Line]:
 
 
 def _model(name: str | None) -> Iterator[Line]:
+    from cosmorama.errors import ModelNotFoundError
     from cosmorama.settings import read_settings
+    from cosmorama.world.registry import find
 
-    source = name or read_settings().model
-    folder = Path(source)
+    settings = read_settings()
+    for source in [name] if name else settings.models.values() or (settings.model,):
+        try:
+            found = find(source)
+        except ModelNotFoundError as error:
+            yield "model", False, str(error)
+        else:
+            yield from _found_model(source, found)
+
+
+def _found_model(source: str, folder: object) -> Iterator[Line]:
     if source == "microcosm":
         yield "model", True, "microcosm, which comes with the package"
-    elif folder.is_dir():
+    elif isinstance(folder, Path):
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         room = _memory()
         said = f"{folder}: weights of {_gb(size)}; this machine has {_gb(room)} of memory"

@@ -65,6 +65,8 @@ def errors_for_people() -> Iterator[None]:
     """A mistake is answered in one sentence and exit status 2, never with a traceback."""
     try:
         yield
+    except BrokenPipeError:  # whoever reads what is printed has read enough
+        raise
     except (CosmoramaError, OSError) as error:
         said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         typer.echo(f"cosmorama: {said}", err=True)

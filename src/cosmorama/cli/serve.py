@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from cosmorama.cli.options import errors_for_people, needs_serve
 from cosmorama.settings import Settings, read_settings
+from cosmorama.world.registry import find
 
 _MOST_USED = ("model", "models", "host", "port", "api_keys")
 _HIDDEN = ("upstream_request_timeout_us",)
@@ -72,6 +73,9 @@ def _command(doc: str, names: list[str], fixed: dict[str, Any]) -> Callable[...,
             values["api_keys"] = tuple(SecretStr(key) for key in values["api_keys"])
         with errors_for_people():
             settings = read_settings({**values, **fixed}, config)
+            if settings.role in ("all", "worker"):  # another machine may have what is not here
+                for name in settings.models.values() or (settings.model,):
+                    find(name)
             with needs_serve():
                 from cosmorama.api import app as server
             server.serve(settings)

@@ -52,6 +52,10 @@ T = TypeVar("T")
 
 LAST_WORD_S = 10.0
 """For how long a client that gives up tries to tell the server so."""
+PATIENCE_S = 300.0
+"""For how long a call to a server that is busy or restarting is made again."""
+FIRST_PATIENCE_S = 5.0
+"""The same of a server that has not answered at all yet: most likely its address is wrong, or nothing runs there."""
 
 
 class AsyncClient:
@@ -66,12 +70,12 @@ class AsyncClient:
         server: str | None = None,
         *,
         api_key: str | None = None,
-        patience_s: float = 300.0,
+        patience_s: float | None = None,
         timeout_s: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.http = httpx.AsyncClient(**client_arguments(server, api_key, timeout_s), transport=transport)
-        self.patience_s = patience_s
+        self.patience_s, self._answered = patience_s, False
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,13 +153,19 @@ class AsyncClient:
         async def answered() -> httpx.Response:
             with reaching(self.http.base_url):
                 response = await self.http.request(method, url, **arguments)
+            self._answered = True
             return checked(response)
 
         return await self.attempts(patience_s)(answered)
 
     def attempts(self, patience_s: float | None = None) -> AsyncRetrying:
         """The attempts at a call, as `protocol.attempts`; None: for as long as this client has patience."""
-        return attempts(self.http.base_url, self.patience_s if patience_s is None else patience_s)
+
+        def patience() -> float:
+            given = self.patience_s if patience_s is None else patience_s
+            return given if given is not None else PATIENCE_S if self._answered else FIRST_PATIENCE_S
+
+        return attempts(self.http.base_url, patience)
 
 
 class AsyncJobHandle:
@@ -344,8 +354,9 @@ class Client(_Front):
         server: Its address; None: what `COSMORAMA_SERVER` says, or port 8000 of this machine.
         api_key: Sent as a bearer token; None: what `COSMORAMA_API_KEY` says.
         patience_s: For how long a call that finds the server busy (429, 502, 503, 504), restarting or unreachable is
-            repeated. A submission carries an idempotency key, so that repeating it never makes work twice. What would
-            fail every time, such as a host that does not exist, is told at once.
+            repeated; None: 300, and 5 for a server that has never answered. A submission carries an idempotency key, so
+            that repeating it never makes work twice. What would fail every time, such as a host that does not exist, is
+            told at once.
         timeout_s: For one answer of the server to begin.
         transport: Another way to reach the server, for tests and proxies.
 
@@ -358,7 +369,7 @@ class Client(_Front):
         server: str | None = None,
         *,
         api_key: str | None = None,
-        patience_s: float = 300.0,
+        patience_s: float | None = None,
         timeout_s: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ import ssl
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -46,6 +46,8 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 BUSY = frozenset({429, 502, 503, 504})
 """Answers after which the same call may succeed."""
 LONGEST_WAIT_S = 60.0
+CONNECT_S = 10.0
+"""For a connection to be made: a host that is off never answers."""
 MEDIA_TYPES = {suffix: FILES[container][1] for suffix, container in CONTAINERS.items()}
 """What a file's name promises of its contents."""
 
@@ -152,12 +154,13 @@ def check_name(path: Path, media_type: str) -> None:
             )
 
 
-def attempts(server: httpx.URL, patience_s: float) -> AsyncRetrying:
+def attempts(server: httpx.URL, patience: Callable[[], float]) -> AsyncRetrying:
     """The attempts at a call, which end with the first that is answered, or with the error of the last.
 
     Another one is made where the server was busy or not found, and where it does not come too late. The server's
     `Retry-After` counts where it says one; otherwise the waits double from half a second on, a little longer or shorter
     by chance, so that many clients do not come back at the same moment. The first of them is told to the log.
+    Patience, in seconds, is asked for anew each time: a server that has answered deserves more.
     """
 
     def wait_s(state: RetryCallState) -> float:
@@ -168,9 +171,12 @@ def attempts(server: httpx.URL, patience_s: float) -> AsyncRetrying:
         error = state.outcome and state.outcome.exception()
         why = error if isinstance(error, ServerUnreachableError) else f"{server} answers {getattr(error, 'status', 0)}"
         if state.attempt_number == 1:
-            log.warning("%s: trying again for up to %g s", why, patience_s)
+            log.warning("%s: trying again for up to %g s", why, patience())
 
-    may, stop = retry_if_exception(_passes), stop_before_delay(patience_s)
+    def stop(state: RetryCallState) -> bool:
+        return stop_before_delay(patience())(state)
+
+    may = retry_if_exception(_passes)
     return AsyncRetrying(retry=may, wait=wait_s, stop=stop, before_sleep=tell, reraise=True)
 
 
@@ -235,12 +241,13 @@ def client_arguments(server: str | None, api_key: str | None, timeout_s: float) 
     key = api_key if api_key is not None else os.environ.get("COSMORAMA_API_KEY")
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    return {"base_url": address_of(server), "headers": headers, "timeout": timeout_s, "follow_redirects": True}
+    timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
+    return {"base_url": address_of(server), "headers": headers, "timeout": timeout, "follow_redirects": True}
 
 
 def unreachable(server: httpx.URL, failure: Exception | None) -> ServerUnreachableError:
     """The error of a server that did not answer."""
-    return ServerUnreachableError(f"{server} cannot be reached: {failure or 'no answer'}")
+    return ServerUnreachableError(f"{server} cannot be reached: {failure or 'no answer'}; is a server running there?")
 
 
 def request_with_output(

@@ -16,7 +16,7 @@ from cosmorama.world.load.files import INDEXES, PIPELINE, check_whole, has_weigh
 from cosmorama.world.load.hub import cached_bytes, from_hub
 from cosmorama.world.load.options import Choices, DType
 from cosmorama.world.load.read import read_json
-from cosmorama.world.load.sources import closest, source_of
+from cosmorama.world.load.sources import Source, closest, source_of
 
 if TYPE_CHECKING:
     import torch
@@ -134,10 +134,26 @@ _WITHOUT_BLOCKS = {"Cosmos3OmniModularPipeline": "Cosmos3OmniPipeline"}
 def _folder_of(
     name: str, cache: Path | None, *, download: bool, variant: str | None, controls: tuple[str, ...]
 ) -> Path:
-    folder = MICROCOSM.folder if name == MICROCOSM.name else Path(name).expanduser()
-    if isdir(folder):  # no error where the name is longer than names can be
+    found = find(name)
+    if isinstance(found, Path):
         if controls:
             raise ModelNotFoundError(f"controls is {controls}, but the folder {name!r} has its ControlNets in it")
+        return found
+    if found.address != name:
+        log.info("%s is %s", name, found.address)
+    return from_hub(found, cache, download=download, variant=variant, controls=controls)
+
+
+def find(name: str) -> Path | Source:
+    """The folder of a checkpoint that a name stands for, or what it means on the hub, where nobody is asked yet.
+
+    Raises:
+        ModelNotFoundError: it is neither, or the folder holds no model.
+    """
+    folder = MICROCOSM.folder if name == MICROCOSM.name else Path(name).expanduser()
+    if isdir(folder):  # no error where the name is longer than names can be
+        if not (folder / "world.json").exists():
+            _pipeline_of(folder)
         return folder
     if isfile(folder):
         raise ModelNotFoundError(f"{name!r} is a file: give the folder of a checkpoint, with a {PIPELINE} in it")
@@ -150,9 +166,7 @@ def _folder_of(
             f"there is no model {name[:200]!r}: give a checkpoint folder, owner/name on the Hugging Face hub, or a "
             f"name that cosmorama models lists, for example {', '.join(names)}"
         )
-    if source.address != name:
-        log.info("%s is %s", name, source.address)
-    return from_hub(source, cache, download=download, variant=variant, controls=controls)
+    return source
 
 
 def _what_it_is(folder: Path) -> str:

@@ -103,7 +103,7 @@ SOURCES: tuple[Source, ...] = (
     _cosmos3("cosmos3-super-image2video-4step", "Cosmos3-Super-Image2Video-4Step", "image to world in 4 steps", 130),
 )
 """The published checkpoints that have a short name here, each where diffusers finds it."""
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)")
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)")
 _PAGE = re.compile(r"(hf:/|(https?://)?(www\.)?(huggingface\.co|hf\.co))/")
 """Before the id of a repository, where the address of its page is given."""
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
