@@ -130,18 +130,18 @@ class _FormParser(MultiPartParser):
         super().on_headers_finished()
 
 
-Upload = tuple[str, bytes]
-"""The file of a form: the field's name, and what is in it."""
+Uploads = dict[str, bytes]
+"""What is in the files of a form, by the names of their fields."""
 
 
-async def read_form(request: Request, uploads: Collection[str], limit: int) -> tuple[dict[str, str], Upload | None]:
-    """The text fields of a multipart form and its file, whose name is one of `uploads`.
+async def read_form(request: Request, uploads: Collection[str], limit: int) -> tuple[dict[str, str], Uploads]:
+    """The text fields of a multipart form and its files, whose names are among `uploads`.
 
     A field of such a name that is no file stays among the texts.
 
     Raises:
         BodyError: status 413 for more than `limit` bytes, 422 for a damaged form, too many fields, two of
-            a name or another file.
+            a name, or another file.
     """
     body = await read_bytes(request, limit)
     reading = partial(_parsed_form, request.headers, body, uploads)
@@ -150,15 +150,15 @@ async def read_form(request: Request, uploads: Collection[str], limit: int) -> t
     return await off_loop(lambda: asyncio.run(reading()), len(body))
 
 
-async def _parsed_form(
-    headers: Headers, body: bytearray, uploads: Collection[str]
-) -> tuple[dict[str, str], Upload | None]:
+async def _parsed_form(headers: Headers, body: bytearray, uploads: Collection[str]) -> tuple[dict[str, str], Uploads]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield bytes(body)
         yield b""  # what tells the parser that the form ends here
 
     try:
-        parser = _FormParser(headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+        parser = _FormParser(
+            headers, stream(), max_files=len(uploads) + 1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        )
         # Files above this size would go to the disk; the body is in memory already.
         parser.spool_max_size = len(body)
         form = await parser.parse()
@@ -170,16 +170,16 @@ async def _parsed_form(
     except (KeyError, ValueError, AssertionError) as error:  # no boundary, header bytes that are no text
         raise BodyError(f"the form cannot be read: {error or type(error).__name__}") from None
     texts: dict[str, str] = {}
-    upload: Upload | None = None
+    found: Uploads = {}
     try:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 if texts.setdefault(name, value) != value:
                     raise BodyError(f"the form has two fields '{name[:64]}'; send one of them")
             elif name not in uploads:
-                raise BodyError(f"unknown file '{name}'; the one file of this form is called {' or '.join(uploads)}")
-            elif data := await value.read():  # empty: no file was chosen
-                upload = name, data
+                raise BodyError(f"unknown file '{name[:64]}'; a file of this form is called {' or '.join(uploads)}")
+            elif (data := await value.read()) and found.setdefault(name, data) != data:  # empty: no file was chosen
+                raise BodyError(f"the form has two files '{name}'; send one of them")
     finally:
         await form.close()
-    return texts, upload
+    return texts, found

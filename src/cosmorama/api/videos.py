@@ -16,6 +16,7 @@ from cosmorama.api.body import body_limit, json_body, off_loop, page_answer, rea
 from cosmorama.api.clips import CONTENT, Variant, content_answer
 from cosmorama.api.dialects import openai_videos
 from cosmorama.api.dialects.base import action_answer, named, wording
+from cosmorama.api.dialects.openai_extras import CONTROL
 from cosmorama.api.dialects.wire import WireError, validate
 from cosmorama.api.errors import BodyError
 from cosmorama.api.errors import answer as answer_to
@@ -190,8 +191,8 @@ async def source_of(
     fields, and the one or the other."""
     limit, upload = body_limit(services.settings.max_input_bytes), None
     if is_form(request):
-        fields, file = await read_form(request, ("video",), limit)
-        upload = None if file is None else file[1]
+        fields, files = await read_form(request, ("video",), limit)
+        upload = files.get("video")
         given: dict[str, Any] = {name: text for name, text in fields.items() if "[" not in name}
         named = given.pop("video", fields.get("video[id]"))
     else:
@@ -213,9 +214,13 @@ async def generation_of(request: Request, services: Services) -> GenerationReque
     settings = services.settings
     limit = body_limit(settings.max_input_bytes)
     if is_form(request):
-        fields, file = await read_form(request, openai_videos.UPLOADS, limit)
-        called, upload = file or ("input_reference", None)
-        form = replace(openai_videos.DIALECT, parse=partial(openai_videos.parse_form, upload=upload, called=called))
+        fields, files = await read_form(request, (*openai_videos.UPLOADS, CONTROL), limit)
+        control = files.pop(CONTROL, None)
+        if len(files) > 1:
+            raise BodyError(f"the form has the files {' and '.join(files)}, which are one field; send one of them")
+        called, upload = next(iter(files.items()), ("input_reference", None))
+        parse = partial(openai_videos.parse_form, upload=upload, called=called, control=control)
+        form = replace(openai_videos.DIALECT, parse=parse)
         # Some of the texts may be objects, which are parsed like bodies.
         given = {name: text for name, text in fields.items() if text not in ("", "null") or name == "prompt"}
         read = partial(form.read, given if upload is None else {called: "", **given}, settings)

@@ -208,6 +208,43 @@ def test_controls_among_the_extra_fields_are_followed(extra: dict[str, Any], kin
     )
 
 
+WSM = {"control_type": "wsm", "extra_params": '{"wsm": {"control_weight": 0.5}, "num_conditional_frames": 2}'}
+
+
+def test_a_second_file_is_the_control_that_its_type_names(mp4: bytes) -> None:
+    """As vLLM-Omni's clients upload one; in JSON it is a URL or base64."""
+    for upload in (None, mp4):
+        request = parse_form(OMNI | WSM, Settings(), upload, control=mp4)
+        (control,) = request.controls
+        assert (control.kind, control.weight, control.source) == ("wsm", 0.5, base64.b64encode(mp4).decode())
+        assert (request.video, request.conditioning_frames) == (upload, 2)
+    request = parse({"prompt": "a", "control_type": "edge", "control_reference": "AAAA"}, Settings())
+    assert [(control.kind, control.source) for control in request.controls] == [("edge", "AAAA")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "said"),
+    [
+        ({}, ("control_reference",), "control_type: null is not accepted; expected what control_reference is"),
+        ({"control_type": "pose"}, ("control_reference",), "control_type: 'pose' is not accepted"),
+        ({"control_type": "wsm"}, (), "control_reference: null is not accepted; expected the clip of control_type wsm"),
+        (
+            {"control_type": "wsm", "extra_params": '{"wsm": {"control_path": "http://a/b"}}'},
+            ("control_reference",),
+            "control_reference: 'beside extra_params.wsm' is not accepted; expected one of the two",
+        ),
+        ({}, ("input_reference", "video_reference"), "the form has the files input_reference and video_reference"),
+        ({}, ("video_noise_mask",), "unknown file 'video_noise_mask'; a file of this form is called input_reference"),
+    ],
+)
+def test_files_that_do_not_go_together_are_told(
+    server: httpx.Client, mp4: bytes, fields: dict[str, str], files: tuple[str, ...], said: str
+) -> None:
+    uploads = {name: (f"{name}.mp4", mp4, "video/mp4") for name in files} or {"user": (None, b"me")}
+    answer = server.post("/v1/videos", data=OMNI | {"extra_params": ""} | fields, files=uploads)
+    assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True), answer.text
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
@@ -518,6 +555,11 @@ def test_an_empty_file_is_none(server: httpx.Client) -> None:
         ({"video_path": "/a.mp4"}, "video_path", "files of this server are not read"),
         ({"response_format": "path"}, "response_format", "expected 'auto' or 'file'"),
         ({"seed": [1, 2]}, "seed", "seed: [1, 2]"),
+        ({"stream": True}, "stream", "stream: true is not accepted; expected no value: a video is one answer"),
+        ({"output_format": "webm"}, "output_format", "output_format: 'webm' is not accepted; expected 'auto', 'mp4'"),
+        ({"size": "640x480", "width": 96, "height": 64}, "size", "expected 96x64, as width and height say"),
+        ({"lora": {"local_path": "/adapters/x"}}, "lora", "lora: 'x' is not accepted; expected no adapter"),
+        ({"model_mode": "text2video"}, "model_mode", "POST /v1/infer reads the others"),
     ],
 )
 def test_refusals_name_what_the_client_wrote(

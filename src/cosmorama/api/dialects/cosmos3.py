@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request, Response
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from cosmorama import usual
 from cosmorama.api.dialects.base import Dialect, action_answer, clip_answer, fields_answer
@@ -73,12 +73,16 @@ _REFERENCE = {
 }
 """What `input_reference` holds."""
 MAX_STATE_CHARACTERS = 100_000
+Media = Annotated[
+    str | None, BeforeValidator(lambda value: None if isinstance(value, str) and value.isspace() else value)
+]
+"""A text of nothing but space is absent, as it is to the vendor's server."""
 
 
 class Cosmos3ControlParams(WireModel):
     """A control whose clip the client has."""
 
-    video: str | None = Field(None, description="URL, data URL or base64 of the control clip.")
+    video: Media = Field(None, description="URL, data URL or base64 of the control clip.")
     control_weight: float = Field(1.0, ge=0, description="Weights of more than 1 in sum are scaled to 1.")
 
 
@@ -144,7 +148,7 @@ class Cosmos3Body(DialectBody):
     model_mode: ModelMode
     prompt: str | None = text("What to show; required for text2image and text2video.")
     negative_prompt: str | None = text("What the picture should not be.")
-    input_reference: str | None = Field(None, description="URL, data URL or base64 of the picture or clip.")
+    input_reference: Media = Field(None, description="URL, data URL or base64 of the picture or clip.")
     seed: int | None = Field(None, ge=0, description="null draws one.")
     guidance_scale: float | None = Field(None, ge=1, le=7)
     num_inference_steps: int | None = Field(None, ge=1, le=100)

@@ -6,25 +6,21 @@ the official client sends with `extra_body`. Any size is made: at the model's ne
 
 from __future__ import annotations
 
+import base64
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from cosmorama import usual
 from cosmorama.api.dialects.base import BY_INPUT, Dialect, file_answer
 from cosmorama.api.dialects.cosmos3 import (
     ACTION_MODES,
     CONTROLS,
-    COSMOS3,
-    DERIVED,
     DRIVEN,
-    MAX_ACTIONS,
-    ActionParams,
-    Transfer,
     action_of,
     action_problems,
     drives,
@@ -32,6 +28,16 @@ from cosmorama.api.dialects.cosmos3 import (
     indexes_of,
     names_of_action,
     size_of_action,
+)
+from cosmorama.api.dialects.openai_extras import (
+    CONTROL,
+    Special,
+    VideoAction,
+    VideoTransfer,
+    chunk_of,
+    controlled,
+    names_of_transfer,
+    special_of,
 )
 from cosmorama.api.dialects.wire import (
     DialectBody,
@@ -46,7 +52,7 @@ from cosmorama.api.dialects.wire import (
 from cosmorama.api.errors import BodyError
 from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.fitting import FPS
-from cosmorama.media.sniff import is_clip_name, may_be_clip
+from cosmorama.media.sniff import may_be_clip
 from cosmorama.request import (
     MAX_INDEXES,
     MAX_SEED,
@@ -86,21 +92,13 @@ output_type use_resolution_template use_duration_template use_system_prompt shar
 """
 UNUSED = tuple(_NOT_USED.split())
 """What clients of other servers send and nothing here follows from."""
-_OF_CONTROLS = {
-    "control": "video",
-    "control_path": "video",
-    "weight": "control_weight",
-    "control_weight": "control_weight",
-}
-"""What those servers call what is in a control, to this server's names."""
-_BESIDE = ("control_hint", *_OF_CONTROLS, "preset_edge_threshold", "preset_blur_strength")
-"""What may stand beside a control instead of in it."""
 UPLOADS = ("input_reference", "image_reference", "video_reference")
 """What the file of a form may be called."""
 NO_CHARACTERS = "no value: no model here keeps a subject from clip to clip; send input_reference, or extend a video"
 _NOT_HERE = {
     "characters": NO_CHARACTERS,
     "video_path": "no value: files of this server are not read; send video_url or an upload",
+    "stream": "no value: a video is one answer; GET /v1/jobs/ID/events streams how far it is",
 }
 _BARE = ("video_url", "image_url")
 """What of a reference may stand without its object."""
@@ -125,58 +123,16 @@ class Lora(WireModel):
     """An adapter; some clients send a path, whose last part is then the name, and what only their server reads."""
 
     model_config = ConfigDict(extra="ignore")
-    aliases = {"lora_name": "name", "path": "name", "lora_path": "name", "lora_scale": "scale"}  # noqa: RUF012
+    aliases: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("lora_name", "adapter", "path", "lora_path", "local_path"), "name"),
+        "lora_scale": "scale",
+    }
 
     name: str = Field(description="Name of an adapter that the server has loaded.")
     scale: float = Field(1.0, ge=-100, le=100)
 
 
 AnyLora = Annotated[Lora | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
-
-
-class VideoAction(ActionParams):
-    """What clients of vLLM-Omni send among their extra fields for a robot's actions."""
-
-    action_mode: Literal["forward_dynamics", "policy", "inverse_dynamics"]
-
-
-class VideoTransfer(Transfer):
-    """The controls among the extra fields, as clients of vLLM-Omni, SGLang and TensorRT-LLM send them."""
-
-    max_frames: int | None = Field(None, description="As many as num_frames, with all of these clients.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_here(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Under this server's names; SGLang's clients name one control in `control_hint`, its fields beside it."""
-        found = {name: each for name, each in value.items() if name not in _BESIDE}
-        if (hint := value.get("control_hint")) is not None:
-            found.setdefault(hint, {name: value[name] for name in _BESIDE[1:] if name in value})
-        for name in CONTROLS:
-            params = found.get(name)
-            if isinstance(params, str):
-                found[name] = {"video": params}
-            elif isinstance(params, Mapping):
-                own = {_OF_CONTROLS.get(key, key): each for key, each in params.items()}
-                # A preset says how a control clip was made, where there is one.
-                found[name] = {
-                    key: own[key] for key in own if not (own.get("video") and str(key).startswith("preset_"))
-                }
-        return found
-
-    def problems(self, *, has_clip: bool) -> Iterator[Problem]:
-        """What is missing of them; whatever belongs to the loaded model is told later."""
-        for name, params in self.given.items():
-            if params.video and ":" not in params.video[:8] and is_clip_name(params.video):
-                accepted = "a URL, a data URL or base64: files of this server are not read"
-                yield Problem(f"{name}.video", params.video, accepted)
-            elif not params.video and (name not in DERIVED or not has_clip):
-                accepted = f"a clip of {name}" + (", or a clip in input_reference" if name in DERIVED else "")
-                yield Problem(f"{name}.video", None, accepted)
-
-
-_Special = tuple[str, VideoAction | VideoTransfer]
-"""What the client calls the object of extra fields that they are in, and the fields."""
 
 
 _CHOSEN = BeforeValidator(lambda value: None if value in ("", "auto") else value)
@@ -199,6 +155,7 @@ class VideoBody(DialectBody):
         "image_reference": "input_reference",
         "video_reference": "input_reference",
         "reference_url": "input_reference",
+        "output_format": "format",
     }
 
     prompt: str = Field(min_length=1, max_length=PROMPT_MAX_CHARACTERS)
@@ -254,21 +211,25 @@ class ExtendBody(VideoBody):
 
 def parse(body: dict[str, Any], settings: Settings) -> GenerationRequest:
     """A decoded JSON body to the request it describes."""
-    wire, warnings, special = _read(body, VideoBody)
+    wire, warnings, special = _read(controlled(body), VideoBody)
     return _to_request(wire, None, settings, warnings, special)
 
 
 def _read(
     body: Mapping[str, Any], model: type[VideoBody], *, strict: bool = True
-) -> tuple[VideoBody, list[str], _Special | None]:
+) -> tuple[VideoBody, list[str], Special | None]:
     given, warnings, special = _spread(body)
     return validate(given, model, names=_names(body), strict=strict), warnings, special
 
 
 def parse_form(
-    fields: Mapping[str, str], settings: Settings, upload: bytes | None = None, called: str = "input_reference"
+    fields: Mapping[str, str],
+    settings: Settings,
+    upload: bytes | None = None,
+    called: str = "input_reference",
+    control: bytes | None = None,
 ) -> GenerationRequest:
-    """The fields of a form, all of them texts, and an upload, one of `UPLOADS`, to the request they describe.
+    """The fields of a form, all of them texts, an upload, one of `UPLOADS`, and a control to the request they describe.
 
     Fields of an object come as `input_reference[image_url]`, or as the object's JSON. An empty text and "null" are
     fields that a form was not filled in with.
@@ -287,7 +248,11 @@ def parse_form(
                 parts[inner.removesuffix("]")] = text
         else:
             body[name] = _object(text, name) if outer in _OBJECTS else text
-    wire, warnings, special = _read(body, VideoBody, strict=False)
+    if control is not None:
+        if CONTROL in body:
+            raise InvalidRequestError(Problem(CONTROL, "an upload and a value", "one of the two"))
+        body[CONTROL] = base64.b64encode(control).decode()
+    wire, warnings, special = _read(controlled(body), VideoBody, strict=False)
     if upload is not None and wire.input_reference is not None:
         raise InvalidRequestError(Problem(called, "an upload and a value", "one of the two"))
     return _to_request(wire, None if upload is None else (called, upload), settings, warnings, special)
@@ -316,11 +281,11 @@ def _object(text: str, name: str = "the body") -> Any:
         raise WireError(name, [f"{name}: {str(error).replace('the body', 'it')}"]) from None
 
 
-def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Special | None]:
+def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], Special | None]:
     """The body with what stands in its objects of extra fields, what is not used of it, and its actions or controls."""
     given = {name: value for name, value in body.items() if value is not None and name not in _CARRIERS}
     for name, accepted in _NOT_HERE.items():
-        if (value := given.pop(name, None)) not in (None, []):
+        if (value := given.pop(name, None)) not in (None, [], False, "false"):
             raise InvalidRequestError(Problem(name, value, accepted))
     warnings = [f"{name} was not used" for name in UNUSED if given.pop(name, None) not in _AS_USUAL]
     if given.get("response_format") in ("b64_json", "url"):  # as for pictures; a video is fetched, or is the answer
@@ -338,12 +303,12 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Specia
         known: Collection[str] = ("width", "height", "num_frames", "fps")
         if carrier in _CARRIERS:
             known = {*VideoBody.model_fields, *VideoBody.aliases} - {*_OBJECTS}
-            model, own = _special_of(inner, carrier)
-            names = _names_of_transfer(inner, carrier) if model is VideoTransfer else {}
+            model, own = special_of(inner, carrier)
+            names = names_of_transfer(inner, carrier) if model is VideoTransfer else {}
             if model is not None and special is None:
                 fields = {name: inner[name] for name in own}
                 if model is VideoAction and fields.get("action_chunk_size") is None:
-                    fields["action_chunk_size"] = _chunk_of(inner, given, carrier)
+                    fields["action_chunk_size"] = chunk_of(inner, given, carrier)
                 special = carrier, validate(fields, model, f"{carrier}.", names)
             inner = {name: value for name, value in inner.items() if name not in own}
             if isinstance(inner.get("video"), str):
@@ -355,36 +320,6 @@ def _spread(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], _Specia
             elif value is not None:
                 warnings.append(f"{carrier}.{str(name)[:64]} was not used")
     return given, warnings[:_MOST_WARNINGS], special
-
-
-def _special_of(inner: Mapping[str, Any], carrier: str) -> tuple[type[VideoAction | VideoTransfer] | None, list[str]]:
-    """What extra fields are a robot's actions or the controls of a transfer, and as what they are read."""
-    model: type[VideoAction | VideoTransfer] | None = None
-    names: Collection[str] = ()
-    if (hint := inner.get("control_hint")) not in (None, *CONTROLS):
-        raise InvalidRequestError(Problem(f"{carrier}.control_hint", hint, f"one of {', '.join(CONTROLS)}"))
-    if "action_mode" in inner:
-        model, names = VideoAction, VideoAction.model_fields
-    elif hint or any(inner.get(name) not in (None, False) for name in CONTROLS):
-        model, names = VideoTransfer, (*VideoTransfer.model_fields, *(_BESIDE if hint else ()))
-    return model, [name for name in names if name in inner]
-
-
-def _chunk_of(inner: Mapping[str, Any], given: Mapping[str, Any], at: str) -> int | None:
-    """How many actions there are, where SGLang's clients only say it with their rows or with the frames."""
-    if isinstance(rows := inner.get("action"), list):
-        steps, problem = len(rows), Problem(f"{at}.action", f"{len(rows)} rows", f"4, 8, ... or {MAX_ACTIONS} rows")
-    else:
-        asked = {f"{at}.{name}": inner[name] for name in ("frames", "num_frames") if name in inner}
-        asked |= {name: given[name] for name in ("frames", "num_frames") if name in given}
-        called, frames = asked.popitem() if asked else ("", None)
-        if frames is None:
-            return None
-        problem = Problem(called, frames, f"one more than there are actions: 5, 9, ... or {MAX_ACTIONS + 1}")
-        steps = int(str(frames)) - 1 if re.fullmatch("[0-9]{1,6}", str(frames)) else 0
-    if steps % 4 or not 0 < steps <= MAX_ACTIONS:
-        raise InvalidRequestError(problem)
-    return steps
 
 
 def parse_extend(body: Mapping[str, Any], settings: Settings, *, form: bool) -> GenerationRequest:
@@ -404,7 +339,7 @@ def _to_request(
     upload: tuple[str, bytes] | None,
     settings: Settings,
     warnings: Sequence[str],
-    special: _Special | None = None,
+    special: Special | None = None,
 ) -> GenerationRequest:
     size = size_of(wire)
     called, media = upload or ("", _reference(wire.input_reference))
@@ -469,7 +404,10 @@ def _acted(request: GenerationRequest, wire: VideoBody, carrier: str, params: Vi
 def size_of(wire: VideoBody) -> Size:
     """The size that a body asks for, by its sides or by its text."""
     if wire.width is not None and wire.height is not None:
-        return Size(wire.width, wire.height)
+        sides = Size(wire.width, wire.height)
+        if wire.size is not None and size_from(wire.size) != sides:
+            raise InvalidRequestError(Problem("size", wire.size, f"{sides}, as width and height say, or no value"))
+        return sides
     if wire.width is not None or wire.height is not None:
         missing = "width" if wire.width is None else "height"
         raise InvalidRequestError(Problem(missing, None, "width and height, or neither"))
@@ -525,37 +463,21 @@ def _names(body: Mapping[str, Any]) -> Mapping[str, str]:
     for carrier in ("video_params", *_CARRIERS):
         inner = body.get(carrier)
         inner = _object(inner) if isinstance(inner, str) else inner
+        if carrier == "extra_params" and (kind := body.get("control_type")) in CONTROLS:
+            inner = {kind: {"control": ""}, **(inner if isinstance(inner, Mapping) else {})}
         if not isinstance(inner, Mapping):
             continue
-        model, own = _special_of(inner, carrier)
+        model, own = special_of(inner, carrier)
         if model is VideoAction:
             names |= {**names_of_action(inner, carrier), "mode": f"{carrier}.action_mode"}
         elif model is VideoTransfer:
-            names |= _names_of_transfer(inner, carrier)
+            names |= names_of_transfer(inner, carrier)
         rest = {VideoBody.aliases.get(name, name): name for name in inner if name not in own}  # "video" among them
         inside = {field: name for field, name in rest.items() if body.get(field) is None and body.get(name) is None}
         names |= {field: f"{carrier}.{name}" for field, name in inside.items()}
-    return names
-
-
-def _names_of_transfer(inner: Mapping[str, Any], at: str) -> dict[str, str]:
-    """What a client calls what belongs to controls, in the object that is called `at`."""
-    names = {
-        field: f"{at}.{name.partition('.')[2]}".rstrip(".")
-        for field, name in COSMOS3.wire_names.items()
-        if name.startswith("transfer")
-    }
-    names["controls=vis"] = "blur"
-    names["field=transfer"] = f"{at}.{', '.join(name for name in (*CONTROLS, 'control_hint') if name in inner)}"
-    for name, kind in CONTROLS.items():
-        inside = isinstance(inner.get(name), Mapping)
-        where, params = (f"{at}.{name}", inner[name]) if inside else (at, inner)
-        names[f"{name}.video"] = f"{at}.{name}.control"
-        for key in _OF_CONTROLS.keys() & params.keys():
-            own = _OF_CONTROLS[key]
-            names[f"{name}.{own}"] = names[f"controls.{kind}.{'source' if own == 'video' else 'weight'}"] = (
-                f"{where}.{key}"
-            )
+    if (kind := body.get("control_type")) in CONTROLS:
+        names |= dict.fromkeys((f"{kind}.video", f"controls.{CONTROLS[kind]}.source"), CONTROL)
+        names["field=transfer"] = "control_type"
     return names
 
 

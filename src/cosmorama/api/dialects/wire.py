@@ -289,6 +289,7 @@ def _unknown_field(location: tuple[int | str, ...], model: type[WireModel], writ
     if bodies and not parents and issubclass(model, DialectBody):
         owners = " or ".join(body.dialect for body in bodies)
         hint = f"{name} belongs to the dialect {owners}, and this body was read as {model.dialect}"
+        hint += " (POST /v1/infer reads the others)" if model.dialect.startswith("openai") else ""
         return f"unknown field '{where}'; {hint}"
     return f"unknown field '{where}'; known here: {', '.join(sorted(known))}"
 
