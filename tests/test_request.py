@@ -294,6 +294,8 @@ def test_what_does_not_go_together_is_refused_and_not_passed_over(change: dict[s
     [
         (EDGE | {"conditioning_indexes": (0, 3)}, "conditioning indexes were not used"),
         ({"guidance_scale": 1, "negative_prompt": "fog"}, "negative prompt was not used"),
+        ({"guidance_scale": 1, "guidance_rescale": 0.5}, "guidance rescale was not used"),
+        ({"guidance_scale": 1, "guidance_interval": (0.0, 0.9)}, "guidance interval was not used"),
         (
             {"task": "forward_dynamics", "action": Action(8, ((1.0, 1.0),) * 8, 4)} | IMAGE,
             "8 actions were given for 4 steps: those after the first 4 were not used",
@@ -308,6 +310,7 @@ def test_what_is_not_used_is_said(change: dict[str, object], said: str) -> None:
     resolved = resolve(replace(PLAIN, **change), ROBOT)
     assert any(said in warning for warning in resolved.warnings), resolved.warnings
     assert resolve(resolved, ROBOT) == resolved
+    assert not resolve(replace(PLAIN, guidance_scale=1), ROBOT).warnings
     chunks = replace(ROBOT, control_guidance=None, conditioning_frames=(1,))
     assert any(
         "a chunk repeats 1" in word for word in resolve(replace(PLAIN, **EDGE, conditioning_frames=2), chunks).warnings

@@ -257,9 +257,14 @@ def _filled(
     if fixed and request.conditioning_frames not in (None, *counts):
         warnings.append(f"conditioning frames were not used: a chunk repeats {_listed(counts)} of the one before")
         values["conditioning_frames"] = None
-    asked = request.negative_prompt and not isinstance(request, ResolvedRequest) and capabilities.negative_prompts
-    if asked and _in(values["guidance_scale"], _UNIT):
-        warnings.append("negative prompt was not used: a guidance scale of 1 or less switches guidance off")
+    if _in(values["guidance_scale"], _UNIT) and not isinstance(request, ResolvedRequest):
+        of_guidance = {
+            "negative prompt": request.negative_prompt and capabilities.negative_prompts,
+            "guidance interval": tuple(request.guidance_interval) != (0.0, 1.0),
+            "guidance rescale": request.guidance_rescale,
+        }
+        off = "a guidance scale of 1 or less switches guidance off"
+        warnings += [f"{name} was not used: {off}" for name, asked in of_guidance.items() if asked]
     for name in capabilities.ignores:
         if values.get(name) is not None:
             warnings.append(f"{name} was not used: {capabilities.model} has its own")
