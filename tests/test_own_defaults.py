@@ -16,6 +16,7 @@ import cosmorama
 from cosmorama.api.dialects import DIALECTS
 from cosmorama.cli import app
 from cosmorama.client.protocol import body_of, request_with_output
+from cosmorama.errors import InvalidRequestError
 from cosmorama.request import Action, Capabilities, Control, GenerationRequest
 from cosmorama.resolve import resolve
 from cosmorama.settings import Settings
@@ -106,6 +107,18 @@ def test_a_checkpoint_of_predict25_gives_93_frames_at_16_fps(
     with av.open(door(checkpoint, tmp_path)) as clip:
         [stream] = clip.streams.video
         assert (sum(1 for _ in clip.decode(stream)), stream.average_rate) == (93, 16)
+
+
+def test_a_checkpoint_of_fewer_positions_has_defaults_that_it_makes(checkpoint: Path, tmp_path: Path) -> None:
+    model = cosmorama.load(str(checkpoint), device="cpu")  # of 32 x 32 latents
+    with av.open(model.generate("a red ball", steps=1).save(tmp_path / "x.mp4")) as clip:
+        [stream] = clip.streams.video
+        assert (stream.frames, stream.average_rate, stream.width, stream.height) == (93, 16, 256, 128)
+    asked = GenerationRequest(prompt="a", width=1280, height=320, frames=5, steps=1, fit=True)
+    made = resolve(asked, model.capabilities)
+    assert (made.width, made.height, made.target and made.target.width) == (256, 64, 1280)
+    with pytest.raises(InvalidRequestError, match=r"size: '512x64' .* up to 256x256, with at most 921600 pixels"):
+        model.generate("a", width=512, height=64)
 
 
 def test_openais_four_seconds_are_at_the_models_rate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,9 @@ def makes(capabilities: Capabilities, size: Size) -> bool:
     multiple = capabilities.size_multiple
     if multiple is None or not (_is_int(size.width) and _is_int(size.height)):
         return False
-    sides = (size.width, size.height)
+    sides, most = (size.width, size.height), capabilities.max_sides
+    if most is not None and (size.width > most.width or size.height > most.height):
+        return False
     return all(side > 0 and side % multiple == 0 for side in sides) and math.prod(sides) <= capabilities.max_pixels
 
 
@@ -56,7 +58,9 @@ def nearest_size(capabilities: Capabilities, size: Size) -> Size:
     multiple = capabilities.size_multiple
     if multiple is None:
         return min(capabilities.sizes, key=lambda own: _distance(own, size))
-    scale = min(1.0, math.sqrt(capabilities.max_pixels / (size.width * size.height)))
+    most = capabilities.max_sides or size
+    scale = min(most.width / size.width, most.height / size.height, 1.0)
+    scale = min(scale, math.sqrt(capabilities.max_pixels / (size.width * size.height)))
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in (size.width, size.height))
     while width * height > capabilities.max_pixels and max(width, height) > multiple:  # rounding went up
         width, height = (width - multiple, height) if width >= height else (width, height - multiple)

@@ -194,6 +194,8 @@ class Capabilities:
     """Other sizes are made too if both sides are multiples of this; None: only `sizes`."""
     max_pixels: int = 1280 * 720
     """Width times height of the largest of those other sizes."""
+    max_sides: Size | None = None
+    """No side of those other sizes is longer than this one's; None: any that `max_pixels` lets pass."""
     flow_shift: Range | None = None
     """Accepted shifts of the noise schedule; None: the model's own only."""
     controls: tuple[ControlKind, ...] = ()

@@ -413,7 +413,11 @@ def _accepted_sizes(capabilities: Capabilities) -> str:
     listed = f"width x height, one of {_listed(capabilities.sizes)}"
     if capabilities.size_multiple is None:
         return listed
-    return f"{listed}, or multiples of {capabilities.size_multiple} with at most {capabilities.max_pixels} pixels"
+    most = capabilities.max_sides
+    within = "" if most is None else f"up to {most}, "
+    return (
+        f"{listed}, or multiples of {capabilities.size_multiple} {within}with at most {capabilities.max_pixels} pixels"
+    )
 
 
 def _prompt_problems(request: ResolvedRequest, capabilities: Capabilities) -> Iterator[Problem]:

@@ -84,3 +84,23 @@ CAPABILITIES: dict[str, tuple[str, Capabilities]] = {
     ),
 }
 """Which models are published so, and what a checkpoint takes that lacks nothing; with controls it has ControlNets."""
+
+
+def limited(taken: Capabilities, latents: int, most: Size) -> Capabilities:
+    """What of a family a checkpoint takes whose network has fewer positions, and its defaults with it.
+
+    Args:
+        taken: By the family.
+        latents: Latent frames that there are positions for; a clip in chunks may have any number.
+        most: The longest sides that there are positions for, in pixels.
+    """
+    frames, own, step = taken.frames, taken.defaults, taken.size_multiple or 1
+    if not taken.controls:
+        frames = replace(frames, maximum=min(frames.maximum, 1 + frames.multiple * (latents - 1)))
+    sizes = tuple(size for size in taken.sizes if size.width <= most.width and size.height <= most.height)
+    if not sizes:
+        part = min(most.width / own.width, most.height / own.height)
+        sizes = (Size(*(max(step, int(side * part) // step * step) for side in (own.width, own.height))),)
+    usual = Size(own.width, own.height) if Size(own.width, own.height) in sizes else sizes[0]
+    defaults = replace(own, width=usual.width, height=usual.height, frames=min(own.frames, frames.maximum))
+    return replace(taken, frames=frames, sizes=sizes, max_sides=most, defaults=defaults)

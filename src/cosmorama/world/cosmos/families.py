@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cosmorama.errors import ModelNotFoundError
-from cosmorama.world.cosmos.capabilities import CAPABILITIES, KINDS
+from cosmorama.request import Size
+from cosmorama.world.cosmos.capabilities import CAPABILITIES, KINDS, limited
 from cosmorama.world.cosmos.predict1 import Predict1Sampling
 from cosmorama.world.cosmos.predict2 import Predict2Sampling
 from cosmorama.world.cosmos.predict25 import Predict25Sampling, TransferSampling
-from cosmorama.world.cosmos.sampling import CosmosSampling, CosmosWorld
+from cosmorama.world.cosmos.sampling import CHUNK_FRAMES, CosmosSampling, CosmosWorld
 from cosmorama.world.levels import check_edm, check_karras, check_unipc
 from cosmorama.world.load.checkpoint import check_parts, load_module
 from cosmorama.world.load.config import check_fit, read_scheduler
@@ -80,9 +81,10 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
     own = {kind: nets[name] for name, kind in names.items()}
     by_kind = {kind: own.get(kind, own.get("")) for kind in KINDS}
     tokenizer = family.tokenizer.load(folder / "vae", options)
-    frames, most = capabilities.frames, tokenizer.latent_frames
-    if most is not None:
-        frames = replace(frames, maximum=min(frames.maximum, 1 + frames.multiple * (most - 1)))
+    latents, tall, wide = transformer.config.max_size
+    scale = 64 // tokenizer.latents_shape(1, 64, 64)[3]
+    latents = min(latents, tokenizer.latent_frames or latents)
+    limits = limited(capabilities, latents, Size(scale * wide, scale * tall))
     controls = tuple(kind for kind in KINDS if by_kind[kind] is not None)
     reader = family.reader.load(folder, options)
     _check_fit(
@@ -93,10 +95,11 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
         tokenizer,
         reader,
         scheduler,
-        with_tiles(replace(capabilities, model=folder.name, frames=frames, controls=controls), options),
+        with_tiles(replace(limits, model=folder.name, controls=controls), options),
         family.sampling,
         controlnets={kind: net for kind, net in by_kind.items() if net is not None},
         fps_modulation=options.fps_modulation or False,
+        chunk_frames=min(CHUNK_FRAMES, 1 + 4 * (latents - 1)),
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosmorama.errors import InvalidRequestError, Problem
 from cosmorama.request import Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import (
@@ -49,12 +48,13 @@ class CosmosWorld(World):
         *,
         controlnets: Mapping[str, nn.Module] | None = None,
         fps_modulation: bool = False,
+        chunk_frames: int = CHUNK_FRAMES,
     ) -> None:
         self.transformer, self.autoencoder, self.read_text = transformer, autoencoder, read_text
         self.scheduler, self.capabilities = scheduler, capabilities
         self.controlnets: dict[str, nn.Module] = dict(controlnets or {})
         self.fps_modulation = fps_modulation
-        self.chunk_frames = CHUNK_FRAMES
+        self.chunk_frames = chunk_frames
         # diffusers' own answer: that of where it runs, also while its weights wait elsewhere.
         self.device = transformer.device
         # Not that of all its parameters: learned positions stay in float32.
@@ -81,7 +81,7 @@ class CosmosWorld(World):
         """Read the prompts, and encode the conditioning frames of a request.
 
         Raises:
-            InvalidRequestError: the clip is larger than the model has positions for, or its controls cannot act.
+            InvalidRequestError: its controls cannot act.
         """
         return self._sampling(self, inputs, read)
 
@@ -108,7 +108,6 @@ class CosmosSampling(Sampling):
         self.guidance_weight = 1 + scale if scale > 1 else 1.0
         self.frames = self.frames_at_once()
         self.shape = self.autoencoder.latents_shape(self.frames, request.height, request.width)
-        self._check_size()
         self._texts = {False: read(inputs.prompt)}
         if self.guidance_weight != 1:
             self._texts[True] = read(request.negative_prompt)
@@ -184,13 +183,3 @@ class CosmosSampling(Sampling):
                 for network, part in zip(networks, states, strict=True)
             ]
         return self._contexts[negative]
-
-    def _check_size(self) -> None:
-        config = self.world.transformer.config
-        request, (_, _, frames, height, width) = self.request, self.shape
-        if height > config.max_size[1] or width > config.max_size[2]:
-            sides = (request.width * config.max_size[2] // width, request.height * config.max_size[1] // height)
-            size = f"{request.width}x{request.height}"
-            raise InvalidRequestError(Problem("size", size, f"at most {sides[0]} wide and {sides[1]} high"))
-        if frames > config.max_size[0]:
-            raise InvalidRequestError(Problem("frames", request.frames, f"at most {config.max_size[0]} latent frames"))
