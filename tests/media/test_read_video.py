@@ -331,6 +331,8 @@ WHOLE = {
     "flv": {"container": "flv", "codec": "flv"},
     "avi": {"container": "avi", "codec": "mpeg4"},
     "ogg": {"container": "ogg", "codec": "vp8"},
+    "asf": {"container": "asf", "codec": "wmv2"},
+    "yuv4mpegpipe": {"container": "yuv4mpegpipe", "codec": "rawvideo"},
     "fragmented mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}},
 }
 

@@ -165,8 +165,8 @@ def reach(data: bytes, demuxer: str) -> int:
 
     Only the outermost parts are walked (boxes, elements, chunks, tags, pages, packets), each of which says its length.
     """
-    walk = {"mov": _boxes, "matroska": _elements, "flv": _tags, "avi": _chunks, "ogg": _pages, "mpegts": _packets}
-    return walk[demuxer](data) if demuxer in walk else 0
+    walk = _WALKS.get(demuxer)
+    return 0 if walk is None else walk(data)
 
 
 def _boxes(data: bytes) -> int:
@@ -271,3 +271,33 @@ def _packets(data: bytes) -> int:
             cut = len(data) % step and data[last + start : last + start + 1] == b"\x47"
             return last + step if cut else 0
     return 0
+
+
+_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def _properties(data: bytes) -> int:
+    at = data.find(_FILE_PROPERTIES, 0, 1 << 16)
+    is_live = at < 0 or data[at + 88 : at + 89] not in (b"\0", b"\2")  # what a broadcast says of its length is nothing
+    return 0 if is_live else int.from_bytes(data[at + 40 : at + 48], "little")
+
+
+def _equal_frames(data: bytes) -> int:
+    first = data.find(b"FRAME")
+    step = data.find(b"FRAME", first + 5) - first
+    if first < 0 or step <= 0 or data[first + 2 * step : first + 2 * step + 5] not in (b"FRAME", b""):
+        return 0
+    last = first + (len(data) - first) // step * step
+    return last + step if data[last : last + 5] == b"FRAME" else 0
+
+
+_WALKS = {
+    "mov": _boxes,
+    "matroska": _elements,
+    "flv": _tags,
+    "avi": _chunks,
+    "ogg": _pages,
+    "mpegts": _packets,
+    "asf": _properties,
+    "yuv4mpegpipe": _equal_frames,
+}
