@@ -23,6 +23,7 @@ from cosmorama.text.reader import (
     PromptScene,
     Token,
     corridor_of,
+    filled,
     parse_corridor,
     parse_scene,
 )
@@ -68,6 +69,28 @@ def gist(prompt: str) -> str | None:
         case PromptCorridor(shelves, boxes, floor, light, speed, ahead), False:
             return language.corridor_sentence(shelves, boxes, floor, light, speed, ahead)
     return None
+
+
+def on_the_move(prompt: str) -> language.Scene | None:
+    """The objects of a prompt that stand still, or of which nothing is said, on the move, and all that it leaves open
+    chosen; None: it is not of objects.
+
+    Things that stand are in corridors, too. Two of one color are in no scene: the second one has another here.
+
+    Example:
+        >>> on_the_move("a red ball rests on the grass at night")
+        Scene(objects=(SceneObject(color='red', shape='ball'),), motion='roll', direction='right', floor='green', ...)
+    """
+    said = scene_in(prompt)
+    if said is None:
+        return None
+    motion = "roll" if said.motion in (None, "still") else said.motion
+    scene = filled(replace(said, motion=motion), prompt)
+    if len({thing.color for thing in scene.objects}) < len(scene.objects):
+        first, second = scene.objects
+        other = next(color for color in language.COLORS if color not in (first.color, scene.floor))
+        scene = replace(scene, objects=(first, replace(second, color=other)))
+    return scene
 
 
 @lru_cache(maxsize=64)
@@ -155,8 +178,6 @@ def _phrases(tokens: list[Token]) -> list[_Phrase]:
         if kind in "cmdfy" and not hits_floor:
             passive = kind == "m" and tokens[at + 1 : at + 2] == [("?", "by")]
             found.append(_Phrase(kind, value, passive=passive))
-        elif kind == "n" and value == "3" and follows in ("s", "p"):
-            found.append(_Phrase("n", value))
         at += 1
     return found
 
@@ -170,8 +191,8 @@ class _Reading:
 
     objects: list[NamedObject] = field(default_factory=list)
     spoken: list[int] = field(default_factory=list)
-    motions: list[tuple[Motion, int, bool, bool]] = field(default_factory=list)
-    """Each with how many objects had been spoken of, whether the last were several, and whether it is passive."""
+    motions: list[tuple[Motion, int, bool]] = field(default_factory=list)
+    """Each with how many objects had been spoken of, and whether it is passive. The first one counts."""
     said: dict[str, str] = field(default_factory=dict)
     several: bool = False
 
@@ -179,21 +200,19 @@ class _Reading:
         """Take in a phrase; False: it says what no scene can."""
         match phrase.kind:
             case "s" | "p":
-                return self._mention(phrase)
+                self._mention(phrase)
             case "c":
                 self._color(cast(Color, phrase.value))
             case "m":
                 motion = cast(Motion, phrase.value)
-                self.motions.append((motion, len(self.spoken), self.several, phrase.passive))
-            case "n":
-                return False
+                self.motions.append((motion, len(self.spoken), phrase.passive))
             case "d":
                 return self.said.setdefault("direction", phrase.value) == phrase.value
             case "f" | "y":
                 self.said.setdefault({"f": "floor", "y": "sky"}[phrase.kind], phrase.value)
         return True
 
-    def _mention(self, phrase: _Phrase) -> bool:
+    def _mention(self, phrase: _Phrase) -> None:
         named = NamedObject(cast(Shape, phrase.value), cast("Color | None", phrase.color))
         same = [
             index
@@ -205,11 +224,10 @@ class _Reading:
             if not self.several and self.objects[same[0]].color is None:
                 self.objects[same[0]] = named
             self.spoken += same if self.several else same[:1]
-            return True
-        new = range(len(self.objects), len(self.objects) + phrase.count)
-        self.objects += [named] * phrase.count
+            return
+        new = range(len(self.objects), min(len(self.objects) + phrase.count, MAX_OBJECTS))
+        self.objects += [named] * len(new)
         self.spoken += new
-        return len(self.objects) <= MAX_OBJECTS
 
     def _color(self, color: Color) -> None:
         """A color alone is that of the last object without one, or speaks of the one that has it."""
@@ -224,11 +242,9 @@ class _Reading:
         if not self.objects:
             return None
         moving = [motion for motion in self.motions if motion[0] != "still"]
-        kinds = {motion[0] for motion in moving}
-        if kinds == {"roll", "collide"}:
-            kinds = {"collide"}
-        if len(kinds) > 1 or (kinds and kinds != {"collide"} and any(several for *_, several, _ in moving)):
-            return None
+        kinds = [motion[0] for motion in moving]
+        if set(kinds) == {"roll", "collide"}:
+            kinds = ["collide"]
         direction = self.said.get("direction")
         moves = direction is not None and not self.motions
         motion: Motion = next(iter(kinds), "roll" if moves else "still")  # captions say what happens, if only that
@@ -237,7 +253,7 @@ class _Reading:
         if motion == "collide" and len(self.objects) == 1:  # what is hit by something unknown moves on
             motion = "roll"
         if moving:
-            _, before, _, passive = moving[0]
+            _, before, passive = moving[0]
             later = self.spoken[before:]
             first = later[0] if later and (passive or not before) else self.spoken[before - 1]
             self.objects.insert(0, self.objects.pop(first))

@@ -74,11 +74,10 @@ def written_out(prompt: str) -> str:
         >>> written_out("a crimson sphere glides left on the grass at night")
         'A red ball rolls to the left on a green floor under a dark night sky. The camera is static.'
     """
-    choose = _Choice(" ".join(prompt.lower().split()))
     if (scene := parse_scene(prompt)) is not None:
-        return language.canonical_caption(_filled(scene, choose))
+        return language.canonical_caption(filled(scene, prompt))
     if (drive := parse_corridor(prompt)) is not None:
-        return language.corridor_caption(_filled_corridor(drive, choose))
+        return language.corridor_caption(_filled_corridor(drive, _Choice.of(prompt)))
     return prompt
 
 
@@ -419,6 +418,10 @@ class _Choice:
 
     text: str
 
+    @classmethod
+    def of(cls, prompt: str) -> _Choice:
+        return cls(" ".join(prompt.lower().split()))
+
     def __call__(self, named: T | None, options: Sequence[T], what: str) -> T:
         if named is not None:
             return named
@@ -426,7 +429,9 @@ class _Choice:
         return options[int.from_bytes(digest[:8], "big") % len(options)]
 
 
-def _filled(named: PromptScene, choose: _Choice) -> Scene:
+def filled(named: PromptScene, prompt: str) -> Scene:
+    """What a prompt names, with what it leaves open chosen from its own words."""
+    choose = _Choice.of(prompt)
     taken: set[str | None] = {known.color for known in named.objects}
     floor = choose(named.floor, [floor for floor in language.FLOORS if floor not in taken], "floor")
     taken.add(floor)

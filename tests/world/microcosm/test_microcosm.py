@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -72,6 +73,28 @@ def test_every_knob_changes_the_frames(microcosm: Model) -> None:
     for i, clip in enumerate(clips):
         for other in clips[:i]:
             assert np.abs(clip.astype(np.int16) - other).mean() > 0.2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "colors"),
+    [
+        ("two objects: a green ball next to an orange cylinder", {"green": 1, "orange": 1}),
+        ("two red balls slide to the left", {"red": 2}),
+    ],
+)
+def test_objects_that_the_denoiser_takes_for_others_are_drawn_as_they_were_named(
+    microcosm: Model, prompt: str, colors: dict[str, int]
+) -> None:
+    """Things that stand beside orange ones were drawn as a corridor, two of one color as blobs."""
+    (frame,) = frames_of(microcosm.generate(prompt, seed=11, frames=1, steps=12))
+    hues, saturation, _ = np.moveaxis(cv2.cvtColor(frame, cv2.COLOR_RGB2HSV).astype(int), -1, 0)
+    between = {"red": (0, 16), "orange": (18, 27), "green": (55, 85)}
+    for color, count in colors.items():
+        low, high = between[color]
+        mask = (((hues + 10) % 180 >= low) & ((hues + 10) % 180 <= high) & (saturation > 170)).astype(np.uint8)
+        areas = cv2.connectedComponentsWithStats(cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((9, 9))))[2][1:, 4]
+        assert (areas > 2000).sum() == count, (color, areas)
+    assert frame[:8].std() < 30  # sky, and no shelves
 
 
 def test_the_first_frame_is_the_given_image_as_far_as_the_autoencoder_carries_it(microcosm: Model) -> None:

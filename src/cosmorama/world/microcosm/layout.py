@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmorama.text.language import COLORS, SHAPES
+from cosmorama.text.language import COLORS, SHAPES, Color
 from cosmorama.text.reader import NamedObject
 
 SLOTS = 2  # objects at most, from left to right
@@ -132,6 +132,14 @@ def names(layout: Layout, wanted: Sequence[NamedObject]) -> bool:
         all(one.shape == shape and one.color in (None, color) for one, (shape, color) in zip(order, seen, strict=True))
         for order in permutations(wanted)
     )
+
+
+def recolored(layout: Layout, color: Color, other: Color) -> Layout:
+    """A layout in which what has a color has another one."""
+    objects = layout.objects.clone()
+    colors = objects[..., -len(COLORS) :]
+    colors[colors.argmax(-1) == COLORS.index(color)] = F.one_hot(torch.tensor(COLORS.index(other)), len(COLORS)).float()
+    return Layout(objects, layout.view)
 
 
 def plan(layout: Layout, rows: int, columns: int) -> Tensor:

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from cosmorama.diffusion.schedule import Schedule, flow_schedule, karras_flow_schedule
 from cosmorama.diffusion.solvers import initial_noise
 from cosmorama.request import Capabilities, GenerationRequest, Size
-from cosmorama.text.gist import corridor_in, gist
+from cosmorama.text.gist import corridor_in, gist, on_the_move, understood
+from cosmorama.text.language import canonical_caption
+from cosmorama.text.reader import NamedObject
 from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, TextContext, cosmos_forward, positions_of, projected, text_context
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder, averaged_down
 from cosmorama.world.microcosm.drive_net import DriveNet
 from cosmorama.world.microcosm.driving import DRIVE, CorridorSampling, StillSampling, steered
 from cosmorama.world.microcosm.finder import Finder
-from cosmorama.world.microcosm.layout import Layout, names
+from cosmorama.world.microcosm.layout import Layout, names, recolored
 from cosmorama.world.microcosm.mover import Mover
 from cosmorama.world.microcosm.moving import MovedSampling, followed, wanted
 from cosmorama.world.microcosm.still_refiner import Recognised, StillRefiner
@@ -141,7 +143,12 @@ class FlowWorld(World):
         """Read one prompt; of free words what this world has pictures for, as its captions say it."""
         known = gist(prompt)
         states, mask = self._text_encoder([known or prompt])
-        note = self._text_encoder.unread(prompt) if known is None else f"the prompt was read as {known!r}: {_FEW_WORDS}"
+        if known is not None:
+            note: str | None = f"the prompt was read as {known!r}: {_FEW_WORDS}"
+        else:
+            note = self._text_encoder.unread(prompt)
+            if note is None and prompt.strip() and understood(prompt) is None:
+                note = f"the prompt was not read as a scene, its words were taken one by one: {_FEW_WORDS}"
         return TextEmbedding(states, mask, note=note)
 
     @torch.inference_mode()
@@ -258,14 +265,18 @@ class CosmosFlowSampling(StillSampling):
 
     def __init__(self, world: CosmosFlowWorld, inputs: Inputs, read: ReadText) -> None:
         self._world, self._request = world, inputs.request
+        self._prompt, self._read = inputs.prompt, read
         self._texts, self._from_text = world.read(inputs, read), inputs.frames is None
         self._others = 0  # stills before this one
         self._held: Tensor | None = None
-        self._wanted = wanted(inputs.prompt)
+        self._wanted = self._drawn_of = wanted(inputs.prompt)
         self.scene: Recognised | None = None
         self._positions: Positions | None = None
         self.go_on_from(None if inputs.frames is None else world.encode_frames(inputs.frames))
         self._contexts: dict[bool, TextContext] = {}
+        colors = [thing.color for thing in self._wanted if thing.color]
+        if self._may_miss and len(set(colors)) < len(colors):  # no scene has two of one color
+            self._tell_otherwise()
 
     def initial(self) -> Tensor:
         """Noise `[1, C, T, h, w]`."""
@@ -303,9 +314,17 @@ class CosmosFlowSampling(StillSampling):
         return (f"the still was sampled {again} more: it did not show what the prompt names",) if self._others else ()
 
     def next_chunk(self, latents: Tensor) -> Tensor:
-        """Noise for another still."""
+        """Noise for another still, told of the objects in other words. A clip moves them as its prompt says."""
         self._others += 1
+        self._tell_otherwise()
         return self.initial()
+
+    def _tell_otherwise(self) -> None:
+        """Have the objects drawn as they are seen most often; see `on_the_move`."""
+        if (scene := on_the_move(self._prompt)) is not None:
+            self._texts[False] = self._read(canonical_caption(scene))
+            self._contexts.pop(False, None)
+            self._drawn_of = tuple(NamedObject(thing.shape, thing.color) for thing in scene.objects)
 
     def _strengths(self, frames: int) -> Tensor:
         """How strong the first noise of each latent frame is, `[T, 1, 1]`, of what goes on from given frames."""
@@ -378,7 +397,13 @@ class CosmosFlowSampling(StillSampling):
             return latents
         assert isinstance(autoencoder, SmallAutoencoder)
         still = next(autoencoder.small_stream(latents, self._request.height, self._request.width))
-        self.scene = refiner.recognised(still, self._texts[False].states[:, 0], self._wanted)
+        text = self._texts[False].states[:, 0]
+        self.scene = refiner.recognised(still, text, self._drawn_of)
+        if self.scene is not None and names(self.scene.layout, self._drawn_of):
+            for had, other in zip(self._drawn_of, self._wanted, strict=True):
+                if had.color and other.color and had.color != other.color:  # two of one color, which are in no scene
+                    layout = recolored(self.scene.layout, had.color, other.color)
+                    self.scene = Recognised(refiner.draw(self.scene.still, layout, text).clamp(-1, 1), layout)
         return latents if self.scene is None else autoencoder.encode_small(self.scene.still[:, :, None])
 
     @torch.inference_mode()
