@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -43,6 +44,14 @@ def test_the_request_is_in_the_file_and_gives_the_same_bytes(
     assert again.exit_code == 0, again.output
     assert "the same bytes" in again.output
     assert (tmp_path / f"clip-again{suffix}").read_bytes() == file.read_bytes()
+    if suffix == ".zip":  # a still of /v1/images/generations is one frame of it
+        assert "a name ending in .zip" in cosmorama("again", file, "-o", tmp_path / "other.png").output
+        still = ["--frames", "1", "--model", tiny_checkpoint, "-o", tmp_path / "still.zip"]
+        assert cosmorama("generate", "a red ball", *SMALL, *still).exit_code == 0
+        with ZipFile(tmp_path / "still.zip") as frames:
+            (tmp_path / "still.png").write_bytes(frames.read("frame_00001.png"))
+        again = cosmorama("again", tmp_path / "still.png", "--model", tiny_checkpoint)
+        assert "still-again.png  the same bytes" in again.output, again.output
 
 
 def test_a_clip_that_python_saved_is_made_again_and_in_its_own_container(tiny_checkpoint: Path, tmp_path: Path) -> None:

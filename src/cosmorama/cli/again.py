@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from cosmorama.cli.options import (
 from cosmorama.cli.request import before_loading, in_shell_words
 from cosmorama.errors import InvalidRequestError, Problem
 
-FileArgument = Annotated[Path, typer.Argument(help="A clip: MP4, WebM, GIF, JPEG or ZIP.")]
+FileArgument = Annotated[Path, typer.Argument(help="A clip or still: MP4, WebM, GIF, JPEG, PNG or ZIP.")]
 
 
 def show(file: FileArgument, as_json: JsonOption = False) -> None:
@@ -59,7 +60,8 @@ def again(
 ) -> None:
     """Make the clip of a file again: the same bytes, with the same model and version."""
     with errors_for_people(), needs_serve():
-        from cosmorama.media.source import output_for
+        from cosmorama.media.source import output_for, suffix
+        from cosmorama.request import Output
 
         found = _metadata(file)
         if "request" not in found:
@@ -73,12 +75,19 @@ def again(
         usual = file.with_stem(f"{file.stem}-again").name
         path = file_to_write(output, force=force, default=usual)
         container = (body.get("output") or {}).get("container", "mp4")
-        if output_for(path, quality=7).container != container:
-            raise InvalidRequestError(Problem("--output", str(path), f"a name for {container}, which {file} is"))
+        is_still = container == "png" and not zipfile.is_zipfile(file)  # /v1/images/generations takes it out of its ZIP
+        end = ".png" if is_still else suffix(Output(container))
+        if (".png" if path.suffix.lower() == ".png" else suffix(output_for(path))) != end:
+            raise InvalidRequestError(Problem("--output", str(path), f"a name ending in {end}, as {file} is"))
+        made = path.with_name(f".{path.name}.zip") if is_still else path
         if server is not None:
-            asyncio.run(_on_server(body, path, server, api_key, model))
+            asyncio.run(_on_server(body, made, server, api_key, model))
         else:
-            _here(body, model or found["model"], path)
+            _here(body, model or found["model"], made)
+        if is_still:
+            with zipfile.ZipFile(made) as frames:
+                path.write_bytes(frames.read(frames.namelist()[0]))
+            made.unlink()
         same = path.read_bytes() == file.read_bytes()
         typer.echo(f"{path}  {'the same bytes' if same else 'other bytes: another model, version, machine or input'}")
 
