@@ -21,7 +21,7 @@ from cosmorama.diffusion.solvers import initial_noise
 from cosmorama.request import Capabilities, GenerationRequest, Size
 from cosmorama.text.gist import corridor_in, gist, on_the_move, understood
 from cosmorama.text.language import canonical_caption
-from cosmorama.text.reader import NamedObject
+from cosmorama.text.reader import NamedObject, written_out
 from cosmorama.world.base import Inputs, ReadText, Relayed, Sampling, TextEmbedding, World
 from cosmorama.world.cosmos.forward import Positions, TextContext, cosmos_forward, positions_of, projected, text_context
 from cosmorama.world.microcosm.autoencoder import VideoAutoencoder, averaged_down
@@ -140,9 +140,9 @@ class FlowWorld(World):
 
     @torch.inference_mode()
     def encode_text(self, prompt: str) -> TextEmbedding:
-        """Read one prompt; of free words what this world has pictures for, as its captions say it."""
+        """Read one prompt; of free words what this world has pictures for, written out as its captions are."""
         known = gist(prompt)
-        states, mask = self._text_encoder([known or prompt])
+        states, mask = self._text_encoder([written_out(known) if known else prompt])
         if known is not None:
             note: str | None = f"the prompt was read as {known!r}: {_FEW_WORDS}"
         else:
