@@ -85,12 +85,12 @@ def load_model(name: str, adapters: dict[str, Path], threads: int | None, **opti
     from cosmorama.world.registry import load_world
 
     use_threads(threads)
-    world = load_world(name, **options)
-    if adapters:
-        from cosmorama.world.load.adapters import AdaptedWorld
+    if not adapters:
+        return Model(load_world(name, **options))
+    from cosmorama.world.load.adapters import AdaptedWorld, check_adapters
 
-        world = AdaptedWorld(world, adapters)
-    return Model(world)
+    check_adapters(adapters)
+    return Model(AdaptedWorld(load_world(name, **options), adapters))
 
 
 class Generation:

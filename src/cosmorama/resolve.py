@@ -21,6 +21,7 @@ from cosmorama.request import (
     MAX_INDEXES,
     MAX_SEED,
     PROMPT_MAX_CHARACTERS,
+    SOLVERS,
     Action,
     ActionDomain,
     AdapterPreset,
@@ -97,7 +98,13 @@ def check(request: GenerationRequest) -> None:
     Raises:
         InvalidRequestError: naming every field that is wrong, its value and what is accepted.
     """
-    if problems := [*problems_of(request), *_missing_files(request)]:
+    problems = [*problems_of(request), *_missing_files(request)]
+    # A model says more of these, where there is one.
+    if request.solver not in (None, *SOLVERS):
+        problems.append(Problem("solver", request.solver, f"one of {_listed(SOLVERS)}"))
+    if request.conditioning_frames is not None and request.mode in ("text2world", "image2world"):
+        problems.append(Problem("conditioning_frames", request.conditioning_frames, "no value unless a video is given"))
+    if problems:
         raise InvalidRequestError(*problems)
 
 

@@ -19,8 +19,9 @@ from cosmorama.cli.options import (
     file_to_write,
     needs_serve,
 )
-from cosmorama.cli.request import in_shell_words, takes_a_request
+from cosmorama.cli.request import OptionError, in_shell_words, takes_a_request
 from cosmorama.client.bar import progress_bar
+from cosmorama.errors import Problem
 from cosmorama.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ def generate(
             result = _on_server(request, path, server, api_key, model, quiet=as_json)
         else:
             pairs = dict(_pair(text) for text in adapters or ())
+            if unknown := [adapter.name for adapter in request.adapters if adapter.name not in pairs]:
+                accepted = f"one of --load-adapter: {', '.join(pairs) or 'there is none'}"
+                raise OptionError(*(Problem("adapters", name, accepted) for name in unknown))
             loading: dict[str, Any] = {"dtype": dtype, "device": device, "offload": offload, "quantize": quantize}
             loading |= {"variant": variant, "adapters": pairs, "threads": threads}
             loading["controls"] = tuple(filter(None, (controls or "").replace(" ", "").split(",")))

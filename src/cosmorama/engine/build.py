@@ -96,6 +96,10 @@ def load_model(settings: Settings, rank: int = 0) -> World:
     Raises:
         CosmoramaError: it cannot be had, or does not fit.
     """
+    if settings.adapters:
+        from cosmorama.world.load.adapters import AdaptedWorld, check_adapters
+
+        check_adapters(settings.adapters)
     world = load_world(
         settings.model,
         dtype=None if settings.dtype == "auto" else settings.dtype,
@@ -111,11 +115,7 @@ def load_model(settings: Settings, rank: int = 0) -> World:
         cache=settings.cache_path,
         download=not settings.disable_model_download,
     )
-    if not settings.adapters:
-        return world
-    from cosmorama.world.load.adapters import AdaptedWorld
-
-    return AdaptedWorld(world, settings.adapters)
+    return AdaptedWorld(world, settings.adapters) if settings.adapters else world
 
 
 def _device(settings: Settings, rank: int) -> str | None:

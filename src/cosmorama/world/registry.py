@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def _folder_of(
         return found
     if found.address != name:
         log.info("%s is %s", name, found.address)
+    _check_packages(name)  # before it is downloaded
     return from_hub(found, cache, download=download, variant=variant, controls=controls)
 
 
@@ -207,15 +209,22 @@ def _pipeline_of(folder: Path) -> str:
 def _loader_of(folder: Path, variant: str | None) -> Callable[[Path, LoadOptions], World]:
     pipeline = _pipeline_of(folder)
     check_whole(folder, variant)  # before anything large is imported
-    try:
-        import accelerate  # noqa: F401 - diffusers loads with it
-        import transformers  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModelNotFoundError(f"{pipeline} needs {error.name}: pip install '.[cosmos]'") from error
+    _check_packages(pipeline)
     room = next((room for room, pipelines in _LOADERS.items() if pipeline in pipelines), None)
     module = importlib.import_module(f"cosmorama.world.{room}.families" if room else "cosmorama.world.generic.load")
     load: Callable[[Path, LoadOptions, str], World] = module.load
     return lambda folder, options: load(folder, options, pipeline)
+
+
+def _check_packages(what: str) -> None:
+    """Refuse a model without the packages that every pipeline of diffusers is loaded with.
+
+    Raises:
+        ModelNotFoundError: says how to install them.
+    """
+    for package in ("accelerate", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise ModelNotFoundError(f"{what} needs {package}: pip install '.[cosmos]'")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import cosmorama
 from cosmorama.engine.prepare import PreparedRequest
 from cosmorama.engine.rollout import Rollout
 from cosmorama.errors import InvalidRequestError, ModelNotFoundError
@@ -554,6 +555,8 @@ def test_damaged_adapters_are_told_by_their_file(plain_world: Any, saved: Saved,
         file.write_bytes(content)
         with pytest.raises(ModelNotFoundError, match=rf"adapter\.safetensors .*{said}"):
             AdaptedWorld(plain_world, {"a": file})
+        with pytest.raises(ModelNotFoundError, match=said):
+            cosmorama.load("microcosm", adapters={"a": file})
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "adapter_model.bin").touch()
     with pytest.raises(ModelNotFoundError, match=r"there is adapter_model\.bin, but pickles are not read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -167,6 +168,16 @@ def test_a_repository_of_pickles_is_told_with_what_to_type(made: dict[str, dict[
 def test_what_cannot_be_had_is_told(name: str, said: str, home: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=re.escape(said)):
         offline(name, home)
+
+
+@pytest.mark.parametrize("package", ["accelerate", "transformers"])
+def test_a_missing_package_is_told_before_anything_is_downloaded(
+    package: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else there(name))
+    with pytest.raises(ModelNotFoundError, match=rf"predict2\.5-2b needs {package}: pip install '\.\[cosmos\]'"):
+        load_world("predict2.5-2b", cache=home)
 
 
 def test_a_copy_that_is_not_whole_is_told_by_what_is_missing(made: dict[str, dict[str, bytes]], home: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from cosmorama.errors import ModelNotFoundError
 from cosmorama.request import Adapter, AdapterPreset, Capabilities
 from cosmorama.world.base import Inputs, ReadText, Sampling, TextEmbedding, World
-from cosmorama.world.load.read import first_line, read_json
-from cosmorama.world.load.spellings import Addition, Convert, read_adapter
+from cosmorama.world.load.read import first_line, read_header, read_json
+from cosmorama.world.load.spellings import Addition, Convert, file_of, read_adapter
 
 
 class AdaptedWorld(World):
@@ -96,6 +97,18 @@ class AdaptedWorld(World):
         return self.world.begin(inputs, self.world.encode_text if inputs.request.adapters else read)
 
 
+def check_adapters(adapters: Mapping[str, Path]) -> None:
+    """Find what is wrong with adapters whatever the model, so that none is loaded for them.
+
+    Raises:
+        ModelNotFoundError: one is none or is damaged, or the package that their layers are built with is missing.
+    """
+    if adapters and find_spec("peft") is None:
+        raise ModelNotFoundError("adapters need peft: pip install '.[cosmos]'")
+    for name, path in adapters.items():
+        read_header(file_of(name, path))
+
+
 def _preset(name: str, path: Path, capabilities: Capabilities) -> AdapterPreset | None:
     """What lies beside an adapter: `preset.json` in its folder, or `NAME.preset.json` beside `NAME.safetensors`.
 
@@ -154,10 +167,6 @@ def _load(world: World, model: Any, name: str, inner: str, additions: Mapping[st
     Returns:
         How many layers it acts on.
     """
-    try:
-        import peft  # noqa: F401 - diffusers builds the layers with it
-    except ModuleNotFoundError as error:
-        raise ModelNotFoundError("adapters need peft: pip install '.[cosmos]'") from error
     weights: dict[str, Tensor] = {}
     for layer, addition in additions.items():
         weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"] = addition.down, addition.up

@@ -92,7 +92,7 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
     Raises:
         ModelNotFoundError: the file is none, is damaged, or has weights that have no place in the network; names them.
     """
-    file = _file(name, path)
+    file = file_of(name, path)
     weights = _tensors(name, file)
     config = _config(file, alphas=any(key.endswith(".alpha") for key in weights))
     found, paths, unknown = _sorted(weights, aliases_of(layers))
@@ -142,7 +142,12 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
     return additions
 
 
-def _file(name: str, path: Path) -> Path:
+def file_of(name: str, path: Path) -> Path:
+    """The file of an adapter: the path itself, or the one that the folder holds.
+
+    Raises:
+        ModelNotFoundError: there is none, or several.
+    """
     if not path.exists():
         raise ModelNotFoundError(f"the adapter {name}: there is no {path}")
     usual = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
