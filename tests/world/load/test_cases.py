@@ -311,6 +311,23 @@ def inner_name(name: str) -> str:
     return name.replace("model.", "language_model.", 1) if name.startswith("model.") else name
 
 
+def in_text_config(**values: Any) -> Change:
+    def apply(folder: Path) -> None:
+        config = json.loads((folder / "text_encoder/config.json").read_text())
+        configured("text_encoder/config.json", text_config=config["text_config"] | values)(folder)
+
+    return apply
+
+
+def flat_config(folder: Path) -> None:
+    """As the models of the first Qwen2.5-VL have it: the language half's members beside those of the whole."""
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    inner = config.pop("text_config")
+    rope = inner.pop("rope_parameters")
+    old = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    (folder / "text_encoder/config.json").write_text(json.dumps(inner | old | config))
+
+
 def language_half(folder: Path) -> None:
     """As Qwen's class for text alone saves it."""
     config = json.loads((folder / "text_encoder/config.json").read_text())["text_config"]
@@ -995,6 +1012,17 @@ CASES: dict[str, tuple[str, Change, str]] = {
         "predict2.5",
         only("model.", "visual.", respell=lambda n: f"model.{inner_name(n)}"),
         SAME,
+    ),
+    "a Qwen's config without its halves": ("predict2.5", flat_config, SAME),
+    "a Qwen whose positions are for other heads": (
+        "predict2.5",
+        in_text_config(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
+        r"text_encoder/config\.json: mrope_section is \[16, 24, 24\]; it must sum to 8, half a head",
+    ),
+    "no positions": (
+        "predict2.5",
+        configured("transformer/config.json", max_size=[0, 0, 0]),
+        r"max_size is \[0, 0, 0\]; it must be at least \[1, 2, 2\]",
     ),
     "the language half of a Qwen alone": ("predict2.5", language_half, SAME),
     "the head that predicts text": (

@@ -84,6 +84,12 @@ def load(folder: Path, options: LoadOptions, pipeline: str) -> CosmosWorld:
     latents, tall, wide = transformer.config.max_size
     scale = 64 // tokenizer.latents_shape(1, 64, 64)[3]
     latents = min(latents, tokenizer.latent_frames or latents)
+    least = (capabilities.size_multiple or 1) // scale
+    if latents < 1 or min(tall, wide) < least:
+        raise ModelNotFoundError(
+            f"{folder / 'transformer/config.json'}: max_size is {list(transformer.config.max_size)}; it must be at "
+            f"least {[1, least, least]}"
+        )
     limits = limited(capabilities, latents, Size(scale * wide, scale * tall))
     controls = tuple(kind for kind in KINDS if by_kind[kind] is not None)
     reader = family.reader.load(folder, options)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosmorama.errors import ModelNotFoundError
 from cosmorama.world.base import TextEmbedding
 from cosmorama.world.load.checkpoint import load_module, load_tokenizer
 from cosmorama.world.load.options import ON_CPU, LoadOptions
@@ -32,6 +33,11 @@ class QwenReader:
         from transformers import Qwen2_5_VLTextModel
 
         model = load_module(Qwen2_5_VLTextModel, folder / "text_encoder", options)
+        half, parts = model.layers[0].self_attn.head_dim // 2, model.config.rope_parameters.get("mrope_section")
+        if not isinstance(parts, list) or sum(parts) != half:
+            raise ModelNotFoundError(
+                f"{folder / 'text_encoder/config.json'}: mrope_section is {parts}; it must sum to {half}, half a head"
+            )
         tokenizer = load_tokenizer(folder / "tokenizer", chat=_written, reader=model)
         return cls(model, tokenizer, options.device)
 
