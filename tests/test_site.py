@@ -105,13 +105,15 @@ def test_fields_on_the_left_of_the_map_from_other_servers_are_followed() -> None
     cells = {kind: set(re.findall(r"[`\"](\w+)[`\"]", row[1])) for kind, row in named.items()}
     chunks = set(re.findall(r"`(\w+)`", named["contr"][2])) - {"transfer"}
     assert len(chunks) == 4
-    for kind in sorted(cells["contr"] - {"extra_params", "control", "control_path", "control_hint"}):
+    carriers = {"extra_params", "control", "control_path", "control_hint", "control_reference", "control_type"}
+    for kind in sorted(cells["contr"] - carriers):
         for way in ("control", "control_path"):
             extra = {kind: {way: values[way]}, **dict.fromkeys(chunks, 1)}
             request = parse({"prompt": "a", "extra_params": extra}, Settings())
             assert (len(request.controls), request.control_guidance, request.warnings) == (1, 1.0, ()), extra
     hinted = parse({"prompt": "a", "extra_params": {"control_hint": "edge", "control_path": "https://a/b"}}, Settings())
-    assert [control.source for control in hinted.controls] == ["https://a/b"]
+    beside = parse({"prompt": "a", "control_reference": "https://a/b", "control_type": "edge"}, Settings())
+    assert [control.source for control in (*hinted.controls, *beside.controls)] == ["https://a/b"] * 2
     for name in cells["what"]:
         kept = parse({"prompt": "a", name: values[name]}, Settings())
         assert (kept.conditioning_indexes, kept.keep, kept.video) != (None, "first", None), name
