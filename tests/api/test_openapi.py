@@ -67,6 +67,7 @@ def test_the_description_is_whole(keys: tuple[SecretStr, ...], tmp_path: Path) -
     schemas = document["components"]["schemas"]
     text = json.dumps(document)
     assert not [ref for ref in text.split("#/components/schemas/")[1:] if ref.partition('"')[0] not in schemas]
+    assert "#/$defs/" not in text
     assert "HTTPValidationError" not in text
     assert set(openapi.ANSWERS) <= {(path, method) for path, each in document["paths"].items() for method in each}
     for path, operations in document["paths"].items():
@@ -77,6 +78,45 @@ def test_the_description_is_whole(keys: tuple[SecretStr, ...], tmp_path: Path) -
     assert ("securitySchemes" in document["components"]) == bool(keys)
     form = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["properties"]["input_reference"]["format"] == "binary"
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "no media type": {"content": b"x"},
+    "another media type": {"content": b"x", "headers": {"Content-Type": "text/csv"}},
+    "another encoding": {"json": {}, "headers": {"Content-Encoding": "br"}},
+    "no JSON": {"content": b"{", "headers": {"Content-Type": "application/json"}},
+    "a cut form": {"content": b"--x", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+    "an empty object": {"json": {}},
+    "a list": {"json": [1]},
+    "unknown fields": {
+        "json": {"promt": "a", "prompt": 1, "video_id": "none", "video": {"id": "none"}, "jobs": ["none"]}
+    },
+}
+
+
+def test_whatever_is_asked_the_status_of_the_answer_is_described(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as server:
+            client, document = server.client, (await server.client.get("/openapi.json")).json()
+            jobs = [(await client.post("/v1/jobs", json=BODY)).json()["id"] for _ in range(2)]
+            for job_id in jobs:
+                await server.jobs.wait(job_id)
+            await client.delete(f"/v1/jobs/{jobs[1]}")
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    if path.endswith("/events") or method == "delete":
+                        continue
+                    names = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"]
+                    queries: list[dict[str, str]] = [{}, *({name: odd} for name in names for odd in ("", "ø", "-1"))]
+                    for job_id in ("none", *jobs) if "{" in path else ("",):
+                        url = path.format(job_id=job_id, video_id=job_id, where="0", name=job_id)
+                        for sent in ODD.values() if method in ("post", "patch") else ({},):
+                            for query in queries:
+                                answer = await client.request(method, url, params=query, **sent)
+                                assert str(answer.status_code) in operation["responses"], (method, url, query, sent)
+
+    run(test)
 
 
 def test_the_documentation_opens_without_a_key_and_nothing_else_does(tmp_path: Path) -> None:

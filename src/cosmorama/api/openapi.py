@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
@@ -105,12 +106,16 @@ _REASONS = {
     "401": "The server wants one of its API keys.",
     "404": "There is no such job, video or model, or it is another key's.",
     "409": "The state of the job, or an earlier use of the Idempotency-Key, does not allow this.",
+    "default": "The job did not succeed: the answer that its client would have had.",
+    "410": "The clip was removed; the job still says what it was.",
     "413": "The body or the media in it is too large.",
+    "415": "The body's Content-Type or Content-Encoding is none that is read.",
     "422": "A field is wrong; the message names it, its value and what is accepted.",
     "429": "Too many jobs wait; `Retry-After` says when to come again.",
     "503": "No model is loaded, or the job store cannot be used now; `Retry-After` says when to come again.",
 }
 _OPENAIS = ("/v1/videos", "/v1/images", "/v1/actions", "/v1/models/")
+_OF_CLIPS = ("/content", "/answer", "/actions", "/thumbnail", "/remix", "/extend", "/extensions", "/edits", "/sheets")
 _OPEN = ("/v1/health/live", "/v1/health/ready", "/health")
 
 
@@ -144,10 +149,21 @@ def complete(openapi: Callable[[], dict[str, Any]], *, keys: bool) -> Callable[[
             document["security"] = [{"key": []}]
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
+                if "requestBody" in operation:
+                    operation["requestBody"] = _with_shared_schemas(operation["requestBody"], known)
                 _describe(path, method, operation, keys=keys)
         return document
 
     return completed
+
+
+def _with_shared_schemas(body: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """A request's body whose schemas' own definitions are among the document's, where references find them."""
+    moved: dict[str, Any] = json.loads(json.dumps(body).replace("#/$defs/", "#/components/schemas/"))
+    for content in moved.get("content", {}).values():
+        for name, definition in content["schema"].pop("$defs", {}).items():
+            known.setdefault(name, definition)
+    return moved
 
 
 def _offer_upload(document: dict[str, Any]) -> None:
@@ -175,9 +191,15 @@ def _describe(path: str, method: str, operation: dict[str, Any], *, keys: bool) 
     if "{" in path:
         statuses |= {"404", "409"}
     if method == "post":
-        statuses |= {"400", "413", "422", "429", "404"}
+        statuses |= {"400", "413", "415", "422", "429", "404"}
+    if "requestBody" in operation:
+        statuses |= {"400", "413", "415", "422"}
     if operation.get("parameters"):
-        statuses.add("422")
+        statuses |= {"422", "400"} if path.startswith(_OPENAIS) else {"422"}
+    if path.endswith(_OF_CLIPS):
+        statuses |= {"409", "410"}
+    if path.endswith("/answer"):
+        statuses.add("default")
     error = _schema(VideoError if path.startswith(_OPENAIS) else Error)
     for status in sorted(statuses):
         said = responses.get(status, {})
