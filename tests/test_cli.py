@@ -146,6 +146,16 @@ def test_mistakes_are_told_in_the_words_of_the_shell_before_a_model_is_loaded(tm
         assert "no-model" not in result.output
 
 
+def test_what_a_server_is_told_by_the_environment_holds_for_a_model_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSMORAMA_DTYPE", "int3")
+    monkeypatch.setenv("COSMORAMA_DEVICE", "auto:1")
+    result = cosmorama("generate", "a", "--model", str(tmp_path / "no-model"))
+    assert "dtype: 'int3' is not accepted; expected float32" in result.output
+    assert "device" not in result.output
+
+
 def test_a_model_that_is_not_there_is_told_before_anything_large_is_imported(tmp_path: Path) -> None:
     program = (
         "import sys\n"

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 HERE = "In this process"
 
 
+def _of_the_model(setting: str, says: str, **more: Any) -> Any:
+    """An option that is a server's setting, too: what one is told to set there holds here."""
+    return typer.Option(help=says, envvar=f"COSMORAMA_{setting.upper()}", rich_help_panel=HERE, **more)
+
+
 @takes_a_request
 def generate(
     request: GenerationRequest,
@@ -47,22 +52,14 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, without a progress bar.")] = False,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="Of the weights: float32, bfloat16 or float16.", show_default="as stored", rich_help_panel=HERE
-        ),
+        _of_the_model("dtype", "Of the weights: float32, bfloat16 or float16.", show_default="as stored"),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if any", rich_help_panel=HERE)
-    ] = None,
+    device: Annotated[str | None, _of_the_model("device", "cpu, cuda or cuda:N.", show_default="a GPU if any")] = None,
     offload: Annotated[
-        str, typer.Option(help="What waits in the CPU's memory: none, model, layer or release.", rich_help_panel=HERE)
+        str, _of_the_model("offload", "What waits in the CPU's memory: none, model, layer or release.")
     ] = "none",
-    quantize: Annotated[
-        str, typer.Option(help="What matrices are held as: none, int8 or float8.", rich_help_panel=HERE)
-    ] = "none",
-    variant: Annotated[
-        str | None, typer.Option(help="Which copy of the weights, for example fp16.", rich_help_panel=HERE)
-    ] = None,
+    quantize: Annotated[str, _of_the_model("quantize", "What matrices are held as: none, int8 or float8.")] = "none",
+    variant: Annotated[str | None, _of_the_model("variant", "Which copy of the weights, for example fp16.")] = None,
     controls: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +88,7 @@ def generate(
             if unknown := [adapter.name for adapter in request.adapters if adapter.name not in pairs]:
                 accepted = f"one of --load-adapter: {', '.join(pairs) or 'there is none'}"
                 raise OptionError(*(Problem("adapters", name, accepted) for name in unknown))
+            dtype, device = (None if (word or "").startswith("auto") else word for word in (dtype, device))
             loading: dict[str, Any] = {"dtype": dtype, "device": device, "offload": offload, "quantize": quantize}
             loading |= {"variant": variant, "adapters": pairs, "threads": threads}
             loading["controls"] = tuple(filter(None, (controls or "").replace(" ", "").split(",")))

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os.path import isdir, isfile, islink
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast, get_args
@@ -93,8 +93,13 @@ def load_world(
         if missing:
             raise ModelNotFoundError(f"{folder} is not a complete checkpoint: missing {', '.join(missing)}")
         from cosmorama.world.load.checkpoint import told_of
+        from cosmorama.world.load.options import ON_CPU
         from cosmorama.world.microcosm.loader import load_microcosm
 
+        asked = {"dtype": str(dtype or "float32").removeprefix("torch."), **choices}
+        usual = {**asdict(ON_CPU), "dtype": "float32"}
+        if unused := [f"{name} {value}" for name, value in asked.items() if value not in (None, usual[name])]:
+            log.warning("%s runs on the CPU, in float32, whole: %s not used", name_or_path, ", ".join(unused))
         with told_of(folder):
             return load_microcosm(folder)
     load = _loader_of(folder, variant)
@@ -122,7 +127,7 @@ def load_world(
 _A_GPU = "for one install its driver, and torch from the plain index (pip install torch)"
 _ON_A_CPU = (
     "%s WILL RUN ON THE CPU: torch %s sees no GPU. A clip of a Cosmos model takes hours or days there; "
-    f"{_A_GPU}. To have it so without this line: COSMORAMA_DEVICE=cpu"
+    f"{_A_GPU}. To have it so without this line: COSMORAMA_DEVICE=cpu, in Python device='cpu'"
 )
 _MICROCOSM_LAYOUT = ("world.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json")
 _DISTILLED = "Cosmos3DistilledModularPipeline"

@@ -124,6 +124,13 @@ def test_a_gpu_that_torch_does_not_see_is_told_before_anything_is_read(
         load_world(str(folder), device="gpu:x")
 
 
+def test_what_microcosm_does_not_take_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    load_world("microcosm", dtype=torch.float32, offload="none", variant=None)
+    assert not caplog.messages
+    load_world("microcosm", dtype="bfloat16", quantize="int8")
+    assert caplog.messages == ["microcosm runs on the CPU, in float32, whole: dtype bfloat16, quantize int8 not used"]
+
+
 def test_loading_says_nothing_of_its_own(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_world(str(folder), device="cpu")
     assert "Loading weights" not in capfd.readouterr().err
