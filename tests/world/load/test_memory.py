@@ -77,6 +77,10 @@ def test_what_cannot_fit_is_refused_before_it_is_read(
     assert available_bytes(CPU) > 0
     check_weights_fit(folder, LoadOptions())
     whole = sum(weight_bytes(part) for part in folder.iterdir() if part.is_dir())
+    encoder, world = folder / "text_encoder", load_world(str(folder), dtype="float32", device="cpu")
+    reader = layers_of(world.read_text)  # type: ignore[attr-defined]
+    assert weight_bytes(encoder) == sum(tensor.nbytes for tensor in reader.state_dict().values())
+    assert weight_bytes(encoder) < (encoder / "model.safetensors").stat().st_size * 0.9  # what sees and what speaks
     monkeypatch.setattr(fit, "available_bytes", lambda device: whole - 1)
     with pytest.raises(NotEnoughMemoryError, match="COSMORAMA_DTYPE=bfloat16"):
         check_weights_fit(folder, LoadOptions())

@@ -18,7 +18,7 @@ from cosmorama.world.load.files import has_weights, is_cosmos, parts_of, read_in
 from cosmorama.world.load.names import is_quantized_matrix, quantized_bytes, read_by_text
 from cosmorama.world.load.offload import waits
 from cosmorama.world.load.options import LoadOptions, Offload, Quantize
-from cosmorama.world.load.weights import Weights
+from cosmorama.world.load.weights import Weights, known_unused
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +68,16 @@ def bytes_of(
     quantize: Quantize = "none",
 ) -> int:
     """Bytes of the weights of a part, as they will be in memory; of those with wanted names."""
-    network = str(weights.config.get("_class_name")) if quantize != "none" else ""
-    kind = dtype or weights.dtype
+    network = str(weights.config.get("_class_name") or weights.config.get("architectures"))
+    if "Qwen2_5_VL" in network and is_cosmos(read_index(weights.folder.parent)):
+        network = "Qwen2_5_VLTextModel"  # the half that is read there
+    kind, quantized = dtype or weights.dtype, network if quantize != "none" else ""
     return sum(
         quantized_bytes(shape)
-        if is_quantized_matrix(network, name, shape := weights.shape(name))
+        if is_quantized_matrix(quantized, name, shape := weights.shape(name))
         else weights.nbytes(name, kind)
         for name in weights
-        if wanted(name)
+        if wanted(name) and not known_unused(network, name)
     )
 
 

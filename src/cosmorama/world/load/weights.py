@@ -204,11 +204,15 @@ class Weights:
             )
 
 
+def known_unused(kind: str, name: str) -> bool:
+    """Whether a tensor of this name is one that nothing here has a use for, by what a config says of its class."""
+    return any(known in kind and pattern.match(name) for known, pattern in _UNUSED.items())
+
+
 def unused(module: nn.Module | type, name: str) -> bool:
     """Whether a tensor of this name may be in a module's files without having a place in it."""
     kind = module if isinstance(module, type) else type(module)
-    known = _UNUSED.get(kind.__name__)
-    if known is not None and known.match(name):
+    if known_unused(kind.__name__, name):
         return True
     return any(re.search(pattern, name) for pattern in getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ())
 
