@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 import cosmorama
@@ -41,7 +42,9 @@ def test_sigterm_lets_what_runs_finish_and_keeps_what_waits(tiny_checkpoint: Pat
         server.wait_until(ACTIVE, 1)
         # Longer than what runs, so that it is not taken in beside it.
         waiting = client.submit(LONG)
-        server.process.send_signal(signal.SIGTERM)
+        # As supervisors do it that end a whole group.
+        for process in (*psutil.Process(server.process.pid).children(recursive=True), server.process):
+            process.send_signal(signal.SIGTERM)
         wait_until_drained(server, http)
         assert http.get("/v1/health/live").status_code == 200
         refused = http.post("/v1/infer", json={"prompt": "a ball"})
@@ -50,7 +53,10 @@ def test_sigterm_lets_what_runs_finish_and_keeps_what_waits(tiny_checkpoint: Pat
         assert int(refused.headers["retry-after"]) >= 1
         assert running.wait().state == "succeeded"
         assert server.process.wait(60) == 0
-        assert "1 jobs stay in the queue" in server.log.read_text()
+        said = server.log.read_text()
+        assert "1 jobs stay in the queue" in said
+        assert "died" not in said
+        assert "ERROR" not in said
     with running_server(tiny_checkpoint, tmp_path, **one) as server, cosmorama.Client(server.url) as client:
         assert client.job(running.id).status.state == "succeeded"
         assert len(client.job(running.id).clip().data) > 0

@@ -284,6 +284,7 @@ def test_a_fleet_answers_with_one_role_and_generates_with_the_other() -> None:
         ({"nfs": {"enabled": True}}, "nfs.server"),
         ({"nfs": {"enabled": True, "server": "a", "path": "/"}, "persistence": {"enabled": True}}, "enable one"),
         (SHARED | {"keda": {"enabled": True}, "autoscaling": {"enabled": True}}, "enable one"),
+        (SHARED | {"keda": {"enabled": True}}, "enable metrics.serviceMonitor"),
         ({"nfs": {"enabled": True, "server": "a", "path": "/"}, "persistence": {"existingClaim": "x"}}, "enable one"),
         *(
             ({"env": [{"name": name, "value": value}]}, said)

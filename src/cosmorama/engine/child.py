@@ -50,7 +50,8 @@ class Allowance:
 
 def main() -> None:
     """The process that the others are forked from: obeys orders from a socket, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker decides
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in _IMPORTED:
         importlib.import_module(name)

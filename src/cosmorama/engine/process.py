@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import multiprocessing
 import os
@@ -53,6 +54,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start the process; blocks for a moment."""
         self._process.start()
+        atexit.register(self.kill)  # multiprocessing would end it by a signal that it ignores, and wait for its end
         # With the parent's copy open, the pipe would not end when the child does.
         self._child_end.close()
         threading.Thread(target=self._read, name="worker-events", daemon=True).start()
@@ -77,6 +79,7 @@ class WorkerProcess:
             log.exception("the worker sent something that cannot be read")
             self._process.kill()
         self._process.join()
+        atexit.unregister(self.kill)
         self._commands.put(None)
         self._call(self._end, self._process.exitcode or 0)
 

@@ -130,8 +130,9 @@ Event = Ready | LoadFailed | Advanced | Previewed | Finished | Checked | Broken
 
 def main(connection: Connection, settings: Settings) -> None:
     """Load the model and serve until told to stop or the parent is gone. The target of the child process."""
-    # Ctrl-C reaches the whole process group; what happens to the worker then is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both may be sent to the whole process group; what happens to the worker then is the parent's decision.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # The model takes every core it gets; the process that answers clients goes first.
     os.nice(5)
     logs.configure(settings, "worker")

@@ -108,6 +108,7 @@ class Jobs:
         if secret is not None:
             self._webhooks = Webhooks(self._store, secret.get_secret_value(), allow_private=settings.allow_private_urls)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
         self._watchers: Counter[str] = Counter()
 
     @property
@@ -176,6 +177,7 @@ class Jobs:
 
         `close` is to be called after it: until then a worker may still write.
         """
+        self._stopped = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -544,7 +546,8 @@ class Jobs:
             self._webhooks.wake()
 
     def _on_ready(self) -> None:
-        self._spawn(self._learn())
+        if not self._stopped:  # a worker may be there at the very end
+            self._spawn(self._learn())
 
     async def _learn(self) -> None:
         """Before the first generation, expect what the last ones took."""

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -206,6 +207,8 @@ def _handler(model: _Model, token: str) -> type[BaseHTTPRequestHandler]:
 
 def main() -> None:
     """Serve the checkpoint of the first argument on the device of the second, until standard input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server decides
+        signal.signal(number, signal.SIG_IGN)
     folder, device = sys.argv[1:3]
     token = sys.stdin.readline().strip()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(_Model(Path(folder), device), token))

@@ -257,6 +257,9 @@ spec:
 {{- $stores := add (ternary 1 0 (not (not $kept))) (ternary 1 0 .Values.nfs.enabled) (ternary 1 0 .Values.hostPath.enabled) }}
 {{- if gt $stores 1 }}{{ fail "persistence, nfs, hostPath: enable one of them" }}{{ end }}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled }}{{ fail "autoscaling, keda: enable one of them" }}{{ end }}
+{{- if and .Values.keda.enabled (not .Values.metrics.serviceMonitor.enabled) }}
+{{- fail "keda.enabled: it asks Prometheus for the pods' metrics; enable metrics.serviceMonitor, which brings them there" }}
+{{- end }}
 {{- $given := include "cosmorama.given" . | fromJson }}
 {{- range tuple "apiPort=COSMORAMA_PORT,NIM_HTTP_API_PORT" "nimCache=COSMORAMA_CACHE_PATH,NIM_CACHE_PATH" }}
 {{- $value := splitList "=" . | first }}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -252,6 +253,8 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """The follower's program; its arguments are the number of its end of the pipe, and its parent's process id."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the worker decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(int(sys.argv[2]),), daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         follow(Connection(int(sys.argv[1])))
