@@ -174,6 +174,13 @@ def test_what_has_no_effect_is_told_safety_switches_loudest() -> None:
     assert [level for level, _ in off] == [logging.WARNING]
 
 
+def test_a_variant_that_chooses_no_weights_is_told_of() -> None:
+    (_, said), *others = notices(Settings(), {"NIM_MODEL_VARIANT": "nano"})
+    assert "COSMORAMA_MODEL=cosmos3-nano" in said
+    assert not others
+    assert not notices(Settings(model="cosmos3-nano"), {"NIM_MODEL_VARIANT": "nano"})
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

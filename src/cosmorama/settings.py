@@ -567,6 +567,15 @@ def notices(settings: Settings, environment: Mapping[str, str]) -> list[tuple[in
         )
     if environment.get("NIM_PRECISION", "").lower() == "fp8" and settings.dtype == "auto":
         found.append((logging.WARNING, "NIM_PRECISION=fp8: the type of the weights is the checkpoint's own"))
+    variant = environment.get("NIM_MODEL_VARIANT", "").strip()
+    if variant and not settings.models and settings.model == Settings.model_fields["model"].default:
+        found.append(
+            (
+                logging.WARNING,
+                f"NIM_MODEL_VARIANT={variant} chooses no weights: {settings.model} is served, and stands in for it; "
+                f"COSMORAMA_MODEL=cosmos3-{variant.lower()} serves the model",
+            )
+        )
     return found
 
 
