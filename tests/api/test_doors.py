@@ -448,6 +448,8 @@ def test_numbers_in_addresses_and_headers_are_plain_ones(number: str, tmp_path: 
         ("video/mp4;q=0.5", "video/mp4"),
         ("video/mp4, application/json", "application/json"),
         ("application/json;q=0, video/mp4", "video/mp4"),
+        ("application/json;q=0.5, video/mp4", "video/mp4"),
+        ("application/json, video/mp4;q=0.9", "application/json"),
     ],
 )
 def test_what_a_client_does_not_want_it_does_not_get(accept: str, kind: str, tmp_path: Path) -> None:

@@ -254,12 +254,10 @@ async def upsample(request: Request, services: ServicesOf) -> dict[str, Any]:
     if not given:
         raise InvalidRequestError(Problem("prompt", generation.prompt, "a text to write out"))
     prepared, model = await _prepared(request, replace(generation, prompt_upsampling=True), services)
-    return {
-        "prompt": given,
-        "upsampled_prompt": prepared.prompt,
-        "model": model,
-        "warnings": [*prepared.request.warnings, *prepared.warnings],
-    }
+    warnings = [*prepared.request.warnings, *prepared.warnings]
+    if prepared.prompt == given and not warnings:
+        warnings.append("nothing was added to the prompt: the model would read it as it stands")
+    return {"prompt": given, "upsampled_prompt": prepared.prompt, "model": model, "warnings": warnings}
 
 
 @router.post(

@@ -23,6 +23,9 @@ def test_a_prompt_is_written_out(painter: httpx.Client) -> None:
     assert scene.direction == "left"
     again = painter.post("/v1/upsample", json={"model_mode": "text2video", "prompt": "a red ball rolls left"})
     assert again.json()["upsampled_prompt"] == told["upsampled_prompt"]
+    strange = painter.post("/v1/upsample", json={"prompt": "quantum chromodynamics"}).raise_for_status().json()
+    assert strange["upsampled_prompt"] == strange["prompt"]
+    assert strange["warnings"] == ["nothing was added to the prompt: the model would read it as it stands"]
 
 
 def test_a_picture_and_a_clip_are_described(painter: httpx.Client, jpeg: bytes, mp4: bytes) -> None:

@@ -128,14 +128,17 @@ def choose(table: Sequence[Dialect], body: Mapping[str, Any], name: str | None) 
     raise InvalidRequestError(Problem("dialect", name, f"one of {names}"))
 
 
+_WEIGHT = re.compile(r"q=([01](\.[0-9]{0,3})?)")
+
+
 def clip_answer(
     request: Request, generation: GenerationRequest, outcome: Outcome, fields: Mapping[str, Any], *, name: str
 ) -> Response:
-    """The clip as base64 in the field `name` of a JSON object, or the file itself for who accepts that and not JSON.
+    """The clip as base64 in the field `name` of a JSON object, or the file itself for who would rather have that.
 
     Args:
-        request: Its `Accept` header decides: `video/mp4`, or any video (image for stills) without JSON, asks for the
-            file.
+        request: Its `Accept` header decides: `video/mp4`, or any video (image for stills), of more weight than JSON
+            asks for the file.
         generation: What was asked for.
         outcome: Its file is deleted once the answer is sent.
         fields: The other fields of the JSON object; warnings and checks come beside them where there are some.
@@ -144,7 +147,8 @@ def clip_answer(
     media_type = mime_type(generation.output)
     kind = "image/" if name == "b64_image" else "video/"
     accepted = _accepted(request.headers.get("accept", ""))
-    if any(each.startswith(kind) for each in accepted) and "application/json" not in accepted:
+    asked = max((weight for each, weight in accepted.items() if each.startswith(kind)), default=0)
+    if asked > accepted.get("application/json", 0):
         return ClipFile(outcome, media_type)
     return ClipJSON(name, outcome.path, {**fields, **_said(outcome)})
 
@@ -162,10 +166,11 @@ def _said(outcome: Outcome) -> dict[str, Any]:
     return said
 
 
-def _accepted(header: str) -> list[str]:
-    """The media types of an `Accept` header, but for those of quality 0, which are not wanted."""
+def _accepted(header: str) -> dict[str, float]:
+    """The media types of an `Accept` header with their weights, from 0 for what is not wanted to 1."""
     parts = [[word.strip().lower() for word in part.split(";")] for part in header.split(",")]
-    return [kind for kind, *rest in parts if not any(re.fullmatch(r"q=0(\.0*)?", word) for word in rest)]
+    weights = ((kind, [word[2:] for word in rest if _WEIGHT.fullmatch(word)]) for kind, *rest in parts)
+    return {kind: float(said[-1]) if said else 1.0 for kind, said in weights}
 
 
 def told_answer(request: Request, generation: GenerationRequest, outcome: Outcome) -> Response:
