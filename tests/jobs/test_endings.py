@@ -29,6 +29,7 @@ LONG: dict[str, Any] = {
     "frames": 65,
 }
 """Seconds of decoding and writing."""
+SHORT = LONG | {"frames": 33}
 NEIGHBOUR = LONG | {"frames": 9, "steps": 40}
 
 
@@ -120,13 +121,13 @@ async def hang_up(server: Server, container: str) -> None:
 
 async def deadline(server: Server, container: str) -> None:
     """How long a clip takes is found by making one; the next one's deadline is in the middle of its writing."""
-    job = await server.submit(container)
+    job = await server.submit(container, SHORT)
     await server.until(job, lambda job: job["stage"] == "decode" and job["step"] > 0)
     begun = time.monotonic()
     created = (await server.over(job))["created_at"]
     left_s = time.time() - created - (time.monotonic() - begun) / 2
     for _ in range(10):
-        job = await server.submit(container, **{"X-Cosmorama-Deadline-S": str(left_s)})
+        job = await server.submit(container, SHORT, **{"X-Cosmorama-Deadline-S": str(left_s)})
         ended = await server.over(job)
         if ended["stage"] == "decode":
             assert ended["state"] == "failed"
