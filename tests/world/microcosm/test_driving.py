@@ -159,6 +159,9 @@ def test_a_clip_of_the_corridor_is_driven_from_where_a_sampled_still_was_taken(s
     assert sum(rollout.sampling.shares) == pytest.approx(1)
     assert rollout.evaluations == 4  # of the still: two steps with guidance
     assert np.array_equal(clip, from_text(still_first)[1])
+    still, (frame,) = from_text(still_first, frames=1)
+    assert still.evaluations == 4
+    assert np.array_equal(clip[0], frame)
     assert not np.array_equal(clip[:1], from_text(still_first, seed=4, frames=9)[1][:1])
     assert not np.array_equal(clip[:1], from_text(still_first, guidance_scale=1, frames=9)[1][:1])
 
@@ -177,11 +180,11 @@ def test_the_newest_frame_of_a_drive_is_shown_on_the_way(world: CosmosFlowWorld)
         assert np.array_equal(shown, clip[frame])
 
 
-def test_of_another_form_or_of_objects_a_clip_is_sampled(still_first: CosmosFlowWorld) -> None:
+def test_what_is_of_another_form_or_of_objects_is_sampled(still_first: CosmosFlowWorld) -> None:
     for rollout, _ in (
         from_text(still_first, "a red ball falls", frames=9),
         from_text(still_first, frames=9, width=960),
-        from_text(still_first, frames=1),
+        from_text(still_first, frames=1, width=960),
     ):
         assert not isinstance(rollout.sampling, CorridorSampling)
 

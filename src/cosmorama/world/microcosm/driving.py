@@ -173,8 +173,8 @@ class StillSampling(Sampling):
 
 
 class CorridorSampling(Relayed):
-    """Text to a clip of the corridor. A still is sampled, and read off it is where in which corridor it was taken; what
-    stands in the way there the prompt says. Then that is driven through as fast as the prompt says.
+    """Text to the corridor. A still is sampled, and read off it is where in which corridor it was taken; what stands in
+    the way there the prompt says. That is drawn, and for a clip driven through as fast as the prompt says.
     """
 
     def __init__(
@@ -185,33 +185,41 @@ class CorridorSampling(Relayed):
         inputs: Inputs,
         read: ReadText,
     ) -> None:
+        assert isinstance(autoencoder, VideoAutoencoder)
         self.inner = self._still = still
         self.schedule, self.guidance_weight = still.schedule, still.guidance_weight
         self._driver, self._autoencoder, self._inputs, self._read = driver, autoencoder, inputs, read
         self._drive: DriveSampling | None = None
-        self.shares = (_STILL_SHARE, *((1 - _STILL_SHARE) * share for share in _shares(inputs.request.frames - 1)))
+        following = _shares(inputs.request.frames - 1)
+        self.shares = (_STILL_SHARE, *((1 - _STILL_SHARE) * share for share in following)) if following else (1.0,)
+
+    def _start(self, latents: Tensor) -> Driver:
+        """Where the sampled still was taken, drawn."""
+        request, prompt = self._inputs.request, self._inputs.prompt
+        (net, finder), said = self._driver, corridor_in(prompt)
+        assert request.seed is not None
+        assert said is not None  # it is what makes this one of the corridor
+        still = next(self._still.shown(latents)).float()
+        view, corridor = found(finder, still, kind_of(said.ahead), request.seed)
+        if bool(corridor.ahead[0, 0]) != (said.ahead is not None):  # the prompt knows better
+            place = imagined(prompt, request.seed)[1].ahead
+            corridor = replace(corridor, ahead=place + torch.tensor([0, 0, float(view[1])]) * place[:, :1])
+        return _drawn(net, self._read(prompt).states[:, 0].float(), view, corridor)
 
     @torch.inference_mode()
     def next_chunk(self, latents: Tensor) -> Tensor:
         """Begin to drive, or go on."""
         if self._drive is not None:
             return self._drive.next_chunk(latents)
-        request, prompt = self._inputs.request, self._inputs.prompt
+        request, said = self._inputs.request, corridor_in(self._inputs.prompt)
         assert request.seed is not None
-        (net, finder), said = self._driver, corridor_in(prompt)
-        assert said is not None  # it is what makes this a clip of the corridor
-        thing = said.ahead
-        still = next(self._still.shown(latents)).float()
-        view, corridor = found(finder, still, kind_of(thing), request.seed)
-        if bool(corridor.ahead[0, 0]) != (thing is not None):  # the prompt knows better
-            place = imagined(prompt, request.seed)[1].ahead
-            corridor = replace(corridor, ahead=place + torch.tensor([0, 0, float(view[1])]) * place[:, :1])
+        assert said is not None
+        start = self._start(latents)
         chance = float(torch.rand((), generator=torch.Generator().manual_seed(request.seed)))
         low, high = SPEED_M_S[said.speed or "slow"]
-        there, _, north = corridor.ahead[0].tolist()
-        room = north - float(view[1]) - STOP_M if there else math.inf
+        there, _, north = start.corridor.ahead[0].tolist()
+        room = north - float(start.view[1]) - STOP_M if there else math.inf
         actions = along(request.frames, request.fps, low + (high - low) * chance, room)
-        start = _drawn(net, self._read(prompt).states[:, 0].float(), view, corridor)
         self.inner = self._drive = DriveSampling(start, actions, request, self._autoencoder)
         self.schedule, self.guidance_weight = self._drive.schedule, 1.0
         return self._drive.initial()
@@ -222,9 +230,13 @@ class CorridorSampling(Relayed):
         assert self._drive is not None
         return self._drive.first
 
+    @torch.inference_mode()  # while it runs, and not while its caller does: clips may be decoded in turns
     def decode(self, latents: Tensor, chunk: int = 0) -> Iterator[Tensor]:
-        """Frames of the drive, whose first one stands for the still."""
-        return iter(()) if self._drive is None or chunk == 0 else self._drive.decode(latents, chunk - 1)
+        """The still as drawn, or the frames of the drive that it is the first of."""
+        if len(self.shares) == 1:
+            yield _enlarged(self._start(latents).frames[0, :1], self._autoencoder, self._inputs.request.height)
+        elif self._drive is not None and chunk > 0:
+            yield from self._drive.decode(latents, chunk - 1)
 
 
 def _shares(frames: int) -> tuple[float, ...]:
@@ -303,11 +315,14 @@ class DriveSampling(Sampling):
         yield self._shown(newest[:, :, None])
 
     def _shown(self, frames: Tensor) -> Tensor:
-        """Small frames `[1, 3, t, 88, 160]` at the size that was asked for, uint8 `[t, height, width, 3]`."""
-        height = self._request.height
-        large: Tensor = self._autoencoder.enlarge(frames[0].transpose(0, 1))
-        if large.shape[1] > height:  # in integers: the mean of strided floats takes six times as long
-            large = large.to(torch.int16)
-            large = large[:, 0::2] + large[:, 1::2]
-            large = ((large[:, :, 0::2] + large[:, :, 1::2] + 2) >> 2).to(torch.uint8)
-        return large
+        return _enlarged(frames[0].transpose(0, 1), self._autoencoder, self._request.height)
+
+
+def _enlarged(frames: Tensor, autoencoder: VideoAutoencoder, height: int) -> Tensor:
+    """Small frames `[t, 3, 88, 160]` at the height that was asked for, uint8 `[t, height, width, 3]`."""
+    large: Tensor = autoencoder.enlarge(frames)
+    if large.shape[1] > height:  # in integers: the mean of strided floats takes six times as long
+        large = large.to(torch.int16)
+        large = large[:, 0::2] + large[:, 1::2]
+        large = ((large[:, :, 0::2] + large[:, :, 1::2] + 2) >> 2).to(torch.uint8)
+    return large

@@ -220,16 +220,17 @@ class CosmosFlowWorld(FlowWorld):
     def begin_clip(self, inputs: Inputs, read: ReadText) -> Sampling:
         """See `FlowWorld`."""
         request = inputs.request
-        if request.frames == 1:
-            return CosmosFlowSampling(self, inputs, read)
         if inputs.frames is not None:
-            return self._from_given(inputs, read) or CosmosFlowSampling(self, inputs, read)
+            moved = self._from_given(inputs, read) if request.frames > 1 else None
+            return moved or CosmosFlowSampling(self, inputs, read)
+        still = CosmosFlowSampling(self, replace(inputs, request=replace(request, frames=1)), read)
+        wide = Size(request.width, request.height) in DRIVE.sizes
+        if self.driver and wide and self.config.still_first and corridor_in(inputs.prompt):
+            return CorridorSampling(still, self.driver, self.autoencoder, inputs, read)
+        if request.frames == 1:
+            return still
         if not self.config.still_first:
             return CosmosFlowSampling(self, inputs, read)
-        wide = Size(request.width, request.height) in DRIVE.sizes
-        still = CosmosFlowSampling(self, replace(inputs, request=replace(request, frames=1)), read)
-        if self.driver and wide and corridor_in(inputs.prompt):
-            return CorridorSampling(still, self.driver, self.autoencoder, inputs, read)
         return StillFirstSampling(self, still, inputs, read)
 
     @torch.inference_mode()
