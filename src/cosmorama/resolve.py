@@ -99,11 +99,8 @@ def check(request: GenerationRequest) -> None:
         InvalidRequestError: naming every field that is wrong, its value and what is accepted.
     """
     problems = [*problems_of(request), *_missing_files(request)]
-    # A model says more of these, where there is one.
     if request.solver not in (None, *SOLVERS):
         problems.append(Problem("solver", request.solver, f"one of {_listed(SOLVERS)}"))
-    if request.conditioning_frames is not None and request.mode in ("text2world", "image2world"):
-        problems.append(Problem("conditioning_frames", request.conditioning_frames, "no value unless a video is given"))
     if problems:
         raise InvalidRequestError(*problems)
 

@@ -25,7 +25,7 @@ _SHARED: dict[str, Any] = {
     "mlp_ratio": 2.0,
     "text_embed_dim": 32,
     "adaln_lora_dim": 4,
-    "max_size": (16, 32, 32),
+    "max_size": (24, 32, 32),
     "patch_size": (1, 2, 2),
     "rope_scale": (1.0, 3.0, 3.0),
     "extra_pos_embed_type": None,
