@@ -65,6 +65,7 @@ def test_prompts_as_people_type_them_are_read(prompts: list[Stranger], least: fl
         ("two red balls roll to the left", "A red ball rolls to the left next to a red ball."),
         ("five balls bounce", "A ball falls and bounces next to a ball."),
         ("a shiny ball falls and then rolls away", "A ball falls and bounces."),
+        ("a red ball rolls left, then right", "A red ball rolls to the left."),
     ],
 )
 def test_what_is_left_of_free_words(prompt: str, known: str) -> None:

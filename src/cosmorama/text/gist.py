@@ -109,7 +109,9 @@ def _partly(prompt: str) -> PromptScene | PromptCorridor | None:
     if _denied(tokens):
         return None
     reading = _Reading()
-    return reading.scene() if all(map(reading.take, _phrases(tokens))) else None
+    for phrase in _phrases(tokens):
+        reading.take(phrase)
+    return reading.scene()
 
 
 def _noun(tokens: list[Token], at: int) -> Token:
@@ -196,8 +198,8 @@ class _Reading:
     said: dict[str, str] = field(default_factory=dict)
     several: bool = False
 
-    def take(self, phrase: _Phrase) -> bool:
-        """Take in a phrase; False: it says what no scene can."""
+    def take(self, phrase: _Phrase) -> None:
+        """Take in a phrase. Of what a scene has one of the first counts."""
         match phrase.kind:
             case "s" | "p":
                 self._mention(phrase)
@@ -207,10 +209,9 @@ class _Reading:
                 motion = cast(Motion, phrase.value)
                 self.motions.append((motion, len(self.spoken), phrase.passive))
             case "d":
-                return self.said.setdefault("direction", phrase.value) == phrase.value
+                self.said.setdefault("direction", phrase.value)
             case "f" | "y":
                 self.said.setdefault({"f": "floor", "y": "sky"}[phrase.kind], phrase.value)
-        return True
 
     def _mention(self, phrase: _Phrase) -> None:
         named = NamedObject(cast(Shape, phrase.value), cast("Color | None", phrase.color))

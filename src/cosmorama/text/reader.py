@@ -257,7 +257,7 @@ def _scene_table() -> Iterator[tuple[str, str, str]]:
         yield "F", floor, rf"(?:floor|ground|surface)\W+(?:is |should be |of |in )?{floor}(?! (?:{things})\b)"
     yield "M", "still", "static|stationary|no motion(?! blur)|not moving|nothing (?:moves|happens)"
     yield "M", "fall", "dropped|drop test|free fall|released"
-    yield "M", "roll", "pushed"
+    yield "M", "roll", "pushed|thrown|tossed|kicked"
     yield "M", "collide", "touches|meets|taps|nudges|kicks|rams|knocks?|struck|impacts?|collision|contact"
     yield "n", "2", "two|2|both|a pair of|a couple of"
     yield "1", "1", "single|1"
