@@ -430,7 +430,7 @@ def test_a_server_that_never_answered_is_given_up_sooner(
     monkeypatch: pytest.MonkeyPatch, answered_before: bool
 ) -> None:
     assert (FIRST_PATIENCE_S, PATIENCE_S) == (5, 300)
-    monkeypatch.setattr("cosmorama.client.client.FIRST_PATIENCE_S", 0.1)
+    monkeypatch.setattr("cosmorama.client.client.FIRST_PATIENCE_S", 0.1)  # less than the first wait
     monkeypatch.setattr("cosmorama.client.client.PATIENCE_S", 0.8)
     submissions = []
 
@@ -438,14 +438,19 @@ def test_a_server_that_never_answered_is_given_up_sooner(
         if request.method == "GET":
             return httpx.Response(200, json=JOB)
         submissions.append(request)
-        raise httpx.ConnectError("refused") from ConnectionRefusedError()
+        raise httpx.ConnectError("") from ConnectionRefusedError()
 
     with cosmorama.Client("http://test", transport=httpx.MockTransport(dies)) as client:
         if answered_before:
             client.job("job_1")
         with pytest.raises(ServerUnreachableError, match="is a server running there"):
             client.submit("a ball")
-    assert len(submissions) == 1 + answered_before
+        assert len(submissions) == 1 + answered_before
+        monkeypatch.setattr("cosmorama.client.client.FIRST_PATIENCE_S", 0.8)
+        submissions.clear()
+        with pytest.raises(ServerUnreachableError, match="http://test cannot be reached: no answer;"):
+            client.submit("another")  # nobody was there: it does not wait once more
+        assert len(submissions) == 1 + answered_before
 
 
 def test_a_host_that_is_not_known_just_now_and_a_refused_connection_are_waited_for() -> None:

@@ -42,7 +42,7 @@ from cosmorama.client.protocol import (
     submit_arguments,
     unreachable,
 )
-from cosmorama.errors import CosmoramaError
+from cosmorama.errors import CosmoramaError, ServerUnreachableError
 from cosmorama.jobs.model import JobOptions, JobStatus, State
 from cosmorama.media.source import Picture
 from cosmorama.request import Capabilities, GenerationRequest, Knobs, MediaSource
@@ -55,7 +55,8 @@ LAST_WORD_S = 10.0
 PATIENCE_S = 300.0
 """For how long a call to a server that is busy or restarting is made again."""
 FIRST_PATIENCE_S = 5.0
-"""The same of a server that has not answered at all yet: most likely its address is wrong, or nothing runs there."""
+"""The same of a server that has not answered at all yet: most likely its address is wrong, or nothing runs there. Of
+many calls to it the first that is given up has waited for all of them."""
 
 
 class AsyncClient:
@@ -75,7 +76,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.http = httpx.AsyncClient(**client_arguments(server, api_key, timeout_s), transport=transport)
-        self.patience_s, self._answered = patience_s, False
+        self.patience_s, self._answered, self._missed = patience_s, False, False
 
     async def __aenter__(self) -> Self:
         return self
@@ -156,14 +157,20 @@ class AsyncClient:
             self._answered = True
             return checked(response)
 
-        return await self.attempts(patience_s)(answered)
+        try:
+            return await self.attempts(patience_s)(answered)
+        except ServerUnreachableError:
+            self._missed = True
+            raise
 
     def attempts(self, patience_s: float | None = None) -> AsyncRetrying:
         """The attempts at a call, as `protocol.attempts`; None: for as long as this client has patience."""
 
         def patience() -> float:
             given = self.patience_s if patience_s is None else patience_s
-            return given if given is not None else PATIENCE_S if self._answered else FIRST_PATIENCE_S
+            if given is not None:
+                return given
+            return PATIENCE_S if self._answered else 0.0 if self._missed else FIRST_PATIENCE_S
 
         return attempts(self.http.base_url, patience)
 

@@ -247,7 +247,9 @@ def client_arguments(server: str | None, api_key: str | None, timeout_s: float) 
 
 def unreachable(server: httpx.URL, failure: Exception | None) -> ServerUnreachableError:
     """The error of a server that did not answer."""
-    return ServerUnreachableError(f"{server} cannot be reached: {failure or 'no answer'}; is a server running there?")
+    return ServerUnreachableError(
+        f"{server} cannot be reached: {str(failure or '') or 'no answer'}; is a server running there?"
+    )
 
 
 def request_with_output(
