@@ -21,6 +21,7 @@ from cosmorama.errors import InvalidRequestError
 from cosmorama.jobs import webhooks
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.service import Jobs
+from cosmorama.media import fetch
 from cosmorama.settings import Settings
 from tests.jobs.fake import REQUEST, FakeSupervisor, pool_of
 
@@ -234,9 +235,15 @@ def test_private_addresses_are_not_connected_to(
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", noting)
     monkeypatch.setattr(webhooks, "RETRIES_S", ())
+    leads_to = {"one.example": ["127.0.0.1"], "two.example": ["8.8.8.8", "169.254.169.254"]}
+
+    async def resolved(host: str, port: int) -> list[str]:
+        return leads_to[host]
+
+    monkeypatch.setattr(fetch, "_resolved", resolved)
 
     async def test(jobs: Jobs, supervisor: FakeSupervisor) -> None:
-        hosts = ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0.0.0.0", "169.254.169.254")
+        hosts = ("one.example", "two.example")
         for job in await asyncio.gather(*(finished(jobs, f"http://{host}:{port}/") for host in hosts)):
             await settled(jobs, job)
         told = [record.getMessage() for record in caplog.records if "webhook" in record.getMessage()]
@@ -274,3 +281,17 @@ def test_what_can_never_be_delivered_to_is_refused_at_once(tmp_path: Path) -> No
         assert (await jobs.list()).jobs == ()
 
     with_jobs(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "LOCALHOST", "a.localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1"),
+        *("127.1", "0", "0.0.0.0", "169.254.169.254", "100.64.0.1", "10.0.0.1", "[fd00::1]", "[64:ff9b::7f00:1]"),
+        "[2002:7f00:1::]",
+    ],
+)
+def test_an_address_that_is_not_public_is_refused_at_once(host: str) -> None:
+    webhooks.check_url(f"http://{host}:8000/", allow_private=True)
+    with pytest.raises(InvalidRequestError, match=r"webhook_url.*public internet"):
+        webhooks.check_url(f"http://{host}:8000/", allow_private=False)

@@ -226,7 +226,7 @@ class Jobs:
         if (url := options.get("webhook_url")) is not None:
             if self._webhooks is None:
                 raise InvalidRequestError(Problem("webhook_url", url, "none: this server has no webhook secret"))
-            check_url(url)
+            check_url(url, allow_private=self._settings.allow_private_urls)
         job, blobs, told = await self._prepared(request, dialect, owner, attached, options)
         accepted = await self._accepted(job, blobs, told, options.get("deadline_s"))
         if accepted != job.id:

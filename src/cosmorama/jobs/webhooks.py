@@ -22,7 +22,7 @@ from standardwebhooks import Webhook
 from cosmorama.errors import InvalidRequestError, JobNotFoundError, MediaError, Problem, StoreUnavailableError
 from cosmorama.jobs.model import Job
 from cosmorama.jobs.store import Delivery, Store
-from cosmorama.media.fetch import RefusedAddressError, guarded, parse_url
+from cosmorama.media.fetch import RefusedAddressError, guarded, host_of, is_private_literal, parse_url
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,17 @@ AT_ONCE, PER_HOST, PER_OWNER = 64, 2, 8
 _GONE = 410
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, *, allow_private: bool) -> None:
     """Refuse what can never be delivered to.
 
     Raises:
-        InvalidRequestError: not an http(s) URL, or one with a user name or a password.
+        InvalidRequestError: not an http(s) URL, one with a user name or a password, or an address that is not on the
+            public internet where private ones are not allowed.
     """
     try:
-        parse_url(url, "webhook_url")
+        host = host_of(parse_url(url, "webhook_url"))
+        if not allow_private and is_private_literal(host):
+            raise MediaError("webhook_url", "leads to an address that is not on the public internet")
     except MediaError as error:
         accepted = f"an http(s) URL without a password (it {error.message})"
         raise InvalidRequestError(Problem("webhook_url", url, accepted)) from None

@@ -96,6 +96,17 @@ def is_public(address: str) -> bool:
     return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
 
 
+def is_private_literal(host: str) -> bool:
+    """Whether a host is localhost, or an address that is not public, in any notation that systems take."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = host if _is_address(host) else socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:  # a name
+        return False
+    return not is_public(address)
+
+
 @dataclass(frozen=True, slots=True)
 class GuardedBackend(httpcore.AsyncNetworkBackend):
     """A network backend that resolves, checks and connects in one place.
