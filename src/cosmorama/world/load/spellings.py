@@ -93,6 +93,10 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
         ModelNotFoundError: the file is none, is damaged, or has weights that have no place in the network; names them.
     """
     file = file_of(name, path)
+
+    def refused(why: str) -> ModelNotFoundError:
+        return ModelNotFoundError(f"the adapter {name} ({file.name}){why}")
+
     weights = _tensors(name, file)
     config = _config(file, alphas=any(key.endswith(".alpha") for key in weights))
     found, paths, unknown = _sorted(weights, aliases_of(layers))
@@ -106,39 +110,26 @@ def read_adapter(name: str, path: Path, layers: Shapes, convert: Convert | None 
         if converted and not left:
             found, paths, unknown = again, renamed, left
             if pattern := next((key for key in ("alpha_pattern", "rank_pattern") if config.get(key)), None):
-                raise ModelNotFoundError(
-                    f"the adapter {name} ({file.name}): its {pattern} is in names of another code than diffusers': "
-                    "save it with diffusers"
-                )
+                raise refused(f": its {pattern} is in names of another code than diffusers': save it with diffusers")
     if unknown:
         for kind, pattern in _OTHER_KINDS.items():
             if any(re.search(pattern, key) for key in unknown):
-                raise ModelNotFoundError(
-                    f"the adapter {name} ({file.name}) is {kind} ({some(unknown)}): only LoRA and DoRA are applied"
-                )
-        count = (
-            f"{len(unknown)} of its {len(weights)} weights have no place in" if found else "none of its weights fits"
-        )
-        raise ModelNotFoundError(f"the adapter {name} ({file.name}): {count} this model: {some(unknown)}")
+                raise refused(f" is {kind} ({some(unknown)}): only LoRA and DoRA are applied")
+        some_fit = f"{len(unknown)} of its {len(weights)} weights have no place in"
+        raise refused(f": {some_fit if found else 'none of its weights fits'} this model: {some(unknown)}")
     additions = {
         layer: _addition(name, layer, parts, layers[layer], _own(config, (layer, *_spellings(paths[layer]))))
         for layer, parts in found.items()
     }
     if not additions:
-        raise ModelNotFoundError(f"the adapter {name} ({file.name}) has no weights")
+        raise refused(" has no weights")
     if not any(each.magnitude is not None or (each.up.any() and each.down.any()) for each in additions.values()):
-        raise ModelNotFoundError(
-            f"the adapter {name} ({file.name}) adds nothing: its matrices or its alpha are zero, as before a training"
-        )
+        raise refused(" adds nothing: its matrices or its alpha are zero, as before a training")
     plain = [layer for layer, addition in additions.items() if addition.magnitude is None]
     if plain and config.get("use_dora"):
-        raise ModelNotFoundError(
-            f"the adapter {name} ({file.name}) says use_dora, but has no magnitude for {some(plain)}"
-        )
+        raise refused(f" says use_dora, but has no magnitude for {some(plain)}")
     if plain and len(plain) < len(additions):
-        raise ModelNotFoundError(
-            f"the adapter {name} ({file.name}): some layers have a magnitude (DoRA), but not {some(plain)}"
-        )
+        raise refused(f": some layers have a magnitude (DoRA), but not {some(plain)}")
     return additions
 
 
