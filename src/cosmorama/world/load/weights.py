@@ -144,6 +144,9 @@ class Weights:
             except (SafetensorError, OSError) as error:
                 raise damaged(file, str(error)) from error
 
+    def _refused(self, why: str) -> ModelNotFoundError:
+        return ModelNotFoundError(f"{self.folder} cannot be loaded: {why}")
+
     def _as_float(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.dtype.is_floating_point:
             return tensor
@@ -151,20 +154,17 @@ class Weights:
         if name not in self._scales:
             # A plain copy of trained weights in 8 bits comes nowhere near the end of the type.
             if numbers.abs().max() >= torch.finfo(tensor.dtype).max:
-                raise ModelNotFoundError(
-                    f"{self.folder} cannot be loaded: {name} is in 8 bits and fills their whole range, but the scale "
-                    "that belongs to it is missing"
+                raise self._refused(
+                    f"{name} is in 8 bits and fills their whole range, but the scale that belongs to it is missing"
                 )
             return numbers.to(self.dtype)
         scale_name = self._scales[name]
         with safe_open(self.stored[scale_name].file, framework="pt") as opened:
             scale = opened.get_tensor(scale_name).float()
         if scale.numel() != 1 and scale.shape not in ((len(numbers),), (len(numbers), 1)):
-            raise ModelNotFoundError(
-                f"{self.folder} cannot be loaded: {scale_name} has the shape {list(scale.shape)}, {_INSTEAD}"
-            )
+            raise self._refused(f"{scale_name} has the shape {list(scale.shape)}, {_INSTEAD}")
         if not (scale.isfinite().all() and scale.min() >= 0 and scale.max() > 0):
-            raise ModelNotFoundError(f"{self.folder} cannot be loaded: {scale_name} must have numbers above 0")
+            raise self._refused(f"{scale_name} must have numbers above 0")
         scaled: Tensor = numbers * scale.reshape(-1, *[1] * (numbers.ndim - 1))
         return scaled.to(self.dtype)
 
@@ -176,26 +176,18 @@ class Weights:
         for name in self.stored:
             for kind, pattern in _OTHER_KINDS.items():
                 if re.search(pattern, name):
-                    raise ModelNotFoundError(
-                        f"{self.folder} cannot be loaded: its weights are quantized as {kind} by {some([name])}, "
-                        f"{_INSTEAD}"
-                    )
+                    raise self._refused(f"its weights are quantized as {kind} by {some([name])}, {_INSTEAD}")
         for name, stored in self.stored.items():
             owner, _, last = name.rpartition(".")
             if last in ("weight", "bias") and stored.dtype not in FLOATS | FLOAT8:
-                raise ModelNotFoundError(
-                    f"{self.folder} cannot be loaded: {name} is stored as {stored.dtype}, which is not read as a weight"
-                )
+                raise self._refused(f"{name} is stored as {stored.dtype}, which is not read as a weight")
             if quantized and stored.dtype in FLOAT8 and name not in self._scales:
-                raise ModelNotFoundError(f"{self.folder} cannot be loaded: {name} is in FP8, but has no weight_scale")
+                raise self._refused(f"{name} is in FP8, but has no weight_scale")
             if name in self._scales and (scale := self.stored[self._scales[name]]).dtype not in FLOATS:
-                raise ModelNotFoundError(
-                    f"{self.folder} cannot be loaded: {self._scales[name]} is stored as {scale.dtype}, which is not "
-                    "read as a scale"
-                )
+                raise self._refused(f"{self._scales[name]} is stored as {scale.dtype}, which is not read as a scale")
             if name in self._scales and stored.dtype not in FLOAT8:
-                raise ModelNotFoundError(
-                    f"{self.folder} cannot be loaded: {name} is stored as {stored.dtype}, but has "
+                raise self._refused(
+                    f"{name} is stored as {stored.dtype}, but has "
                     f"{self._scales[name].removeprefix(owner + '.')} beside it"
                 )
         if quantized and not self._scales:
