@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -36,7 +37,9 @@ async def version() -> dict[str, str]:
 async def license_() -> dict[str, Any]:
     """The licence of the server, with its text where the installation has it."""
     name, files = metadata.metadata("cosmorama")["License-Expression"], metadata.files("cosmorama") or ()
-    text = next((file.read_text() for file in files if file.name == "LICENSE"), None)
+    # What a build left beside the sources lists what is not there.
+    places = [Path(str(file.locate())) for file in files if file.name == "LICENSE"]
+    text = next((place.read_text() for place in places if place.is_file()), None)
     return {"name": name, "type": "file", "content": text}
 
 
