@@ -31,10 +31,15 @@ def test_the_request_is_in_the_file_and_gives_the_same_bytes(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / f"clip{suffix}"
     knobs = ["--guidance-interval", "0.1", "0.9", "--guidance-rescale", "0.37", "--solver", "unipc", "--upsample"]
+    knobs.append("--sidecar")
     small = SMALL if suffix != ".jpg" else [*SMALL, "--frames", "1"]
     made = cosmorama("generate", "a red ball", "--model", tiny_checkpoint, "-o", file, *small, *knobs)
     assert made.exit_code == 0, made.output
     shown = json.loads(cosmorama("show", file, "--json").stdout)
+    assert json.loads((tmp_path / f"clip{suffix}.json").read_text()) == shown
+    file.rename(tmp_path / f"moved{suffix}")
+    assert f"clip{suffix}.json is there already" in cosmorama("generate", "a", "-o", file, "--sidecar").output
+    (tmp_path / f"moved{suffix}").rename(file)
     assert shown["model"] == "tiny"
     assert shown["software"].startswith("cosmorama 0.")
     assert shown["request"]["seed"] == 3

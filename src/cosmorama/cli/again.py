@@ -30,14 +30,21 @@ FileArgument = Annotated[Path, typer.Argument(help="A clip or still: MP4, WebM, 
 def show(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show what a clip was made with: its request, model and version, which are in the file."""
     with errors_for_people():
-        found = _metadata(file)
-        request = found.pop("request", None)
         if as_json:
-            typer.echo(json.dumps({**found, "request": None if request is None else _body(file, request)}, indent=2))
+            typer.echo(as_document(file))
             return
+        found = _metadata(file)
+        found.pop("request", None)
         width = max(map(len, found))
         for name, value in found.items():
             typer.echo(f"{name:<{width}}  {value}")
+
+
+def as_document(file: Path) -> str:
+    """What is in a file of how it was made, as JSON."""
+    found: dict[str, Any] = {**_metadata(file)}
+    request = found.pop("request", None)
+    return json.dumps({**found, "request": None if request is None else _body(file, request)}, indent=2)
 
 
 def again(

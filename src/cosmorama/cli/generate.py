@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cosmorama.cli.again import as_document
 from cosmorama.cli.options import (
     ForceOption,
     KeyOption,
@@ -50,6 +51,9 @@ def generate(
     server: MaybeServerOption = None,
     api_key: KeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, without a progress bar.")] = False,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="Also write what the file says of how it was made to OUTPUT.json.")
+    ] = False,
     dtype: Annotated[
         str | None,
         _of_the_model("dtype", "Of the weights: float32, bfloat16 or float16.", show_default="as stored"),
@@ -81,6 +85,7 @@ def generate(
     """Generate one clip, in this process or on a server (--server, COSMORAMA_SERVER)."""
     with errors_for_people():
         path = file_to_write(output, force=force)
+        beside = _sidecar(path, force=force) if sidecar else None
         if server is not None:
             result = _on_server(request, path, server, api_key, model, quiet=as_json)
         else:
@@ -95,6 +100,8 @@ def generate(
             with needs_serve():
                 outcome = _here(model or "microcosm", loading, request, path, quiet=as_json)
             result = {**asdict(outcome), "path": str(path)}
+        if beside is not None:
+            beside.write_text(as_document(path) + "\n")
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -102,12 +109,18 @@ def generate(
         typer.echo(f"{path}  seed {result['seed']}  ({spent})")
         typer.echo(f"prompt: {result['prompt']}")
         if result["action"] is not None:
-            beside = path.with_suffix(".actions.json")
+            actions = path.with_suffix(".actions.json")
             domain = {} if request.action is None else {"domain": request.action.domain}
-            beside.write_text(json.dumps(domain | {"values": result["action"]}) + "\n")
-            typer.echo(f"actions: {beside}")
+            actions.write_text(json.dumps(domain | {"values": result["action"]}) + "\n")
+            typer.echo(f"actions: {actions}")
         for warning in result["warnings"]:
             typer.echo(f"warning: {warning}", err=True)
+
+
+def _sidecar(path: Path, *, force: bool) -> Path:
+    with needs_serve():  # what reads it out of the file; to be told before the clip is made
+        import cosmorama.media.write  # noqa: F401
+    return file_to_write(path.with_name(f"{path.name}.json"), force=force)
 
 
 def _here(model: str, loading: dict[str, Any], request: GenerationRequest, path: Path, *, quiet: bool) -> Outcome:
