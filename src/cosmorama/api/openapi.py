@@ -115,7 +115,7 @@ _REASONS = {
     "503": "No model is loaded, or the job store cannot be used now; `Retry-After` says when to come again.",
 }
 _OPENAIS = ("/v1/videos", "/v1/images", "/v1/actions", "/v1/models/")
-_OF_CLIPS = ("/content", "/answer", "/actions", "/thumbnail", "/remix", "/extend", "/extensions", "/edits", "/sheets")
+_OF_CLIPS = ("/content", "/answer", "/actions", "/remix", "/extend", "/extensions", "/edits", "/sheets")
 _OPEN = ("/v1/health/live", "/v1/health/ready", "/health")
 
 
@@ -191,8 +191,8 @@ def _describe(path: str, method: str, operation: dict[str, Any], *, keys: bool) 
     if "{" in path:
         statuses |= {"404", "409"}
     if method == "post":
-        statuses |= {"400", "413", "415", "422", "429", "404"}
-    if "requestBody" in operation:
+        statuses |= {"404", "429"}
+    if method == "post" or "requestBody" in operation:
         statuses |= {"400", "413", "415", "422"}
     if operation.get("parameters"):
         statuses |= {"422", "400"} if path.startswith(_OPENAIS) else {"422"}

@@ -223,15 +223,13 @@ class CosmosFlowWorld(FlowWorld):
         if inputs.frames is not None:
             moved = self._from_given(inputs, read) if request.frames > 1 else None
             return moved or CosmosFlowSampling(self, inputs, read)
-        still = CosmosFlowSampling(self, replace(inputs, request=replace(request, frames=1)), read)
-        wide = Size(request.width, request.height) in DRIVE.sizes
-        if self.driver and wide and self.config.still_first and corridor_in(inputs.prompt):
-            return CorridorSampling(still, self.driver, self.autoencoder, inputs, read)
-        if request.frames == 1:
-            return still
         if not self.config.still_first:
             return CosmosFlowSampling(self, inputs, read)
-        return StillFirstSampling(self, still, inputs, read)
+        still = CosmosFlowSampling(self, replace(inputs, request=replace(request, frames=1)), read)
+        wide = Size(request.width, request.height) in DRIVE.sizes
+        if self.driver and wide and corridor_in(inputs.prompt):
+            return CorridorSampling(still, self.driver, self.autoencoder, inputs, read)
+        return still if request.frames == 1 else StillFirstSampling(self, still, inputs, read)
 
     @torch.inference_mode()
     def _from_given(self, inputs: Inputs, read: ReadText) -> MovedSampling | None:
